@@ -1,0 +1,17 @@
+"""What chip says when it will not, or cannot, go on."""
+
+
+class ChipError(Exception):
+    """One line for the user: what is wrong, where, and the mend."""
+
+    exit_code = 1
+
+
+class InputError(ChipError):
+    """The request, the records or the checkpoint cannot be used as they are. Nothing has been written."""
+
+    exit_code = 2
+
+
+class RunError(ChipError):
+    """The run itself failed: a NaN, a factorisation, a read-back that differs. No output is left."""
