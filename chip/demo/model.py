@@ -1,0 +1,110 @@
+"""The hospital's model before it has learned anything: a LLaVA of 2.5 million parameters, its tokenizer and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from chip.demo.images import SIZE
+
+PATCH = 16  # pixels
+SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+
+
+def build_processor(corpus: Iterable[str]) -> Any:
+    """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, as one processor."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=1024, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        model_max_length=512,
+    )
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"height": SIZE, "width": SIZE},
+            do_center_crop=False,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=fast,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+
+
+def build_model(processor: Any, seed: int) -> Any:
+    """The untrained model, fp32."""
+    tokenizer = processor.tokenizer
+    torch.manual_seed(seed)
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config={
+                "model_type": "llama",
+                "hidden_size": 128,
+                "intermediate_size": 1024,
+                "num_hidden_layers": 4,
+                "initializer_range": 0.08,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 512,
+                **special,
+            },
+            vision_config={
+                "model_type": "clip_vision_model",
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "image_size": SIZE,
+                "patch_size": PATCH,
+                "projection_dim": 128,
+            },
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            image_seq_length=(SIZE // PATCH) ** 2,
+            vision_feature_layer=-1,
+            tie_word_embeddings=False,
+            **special,
+        )
+    )

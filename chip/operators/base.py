@@ -1,0 +1,61 @@
+"""What an operator is: it says what to measure at a site, and what the site's weights become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from chip.hierarchy import Hierarchy, Split
+from chip.moments import Tokens
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one site's parameters become, before they are rounded to the dtype they are stored in."""
+
+    weight: Tensor
+    """(d_out, d_in), fp32 or fp64."""
+    bias: Tensor | None
+    """(d_out,); None where it stays as it is."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Who is to be forgotten, among whom."""
+
+    hierarchy: Hierarchy
+    split: Split
+
+
+class Statistics(Protocol):
+    """Streaming statistics of one site; merges by `+=`."""
+
+    def update(self, tokens: Tokens) -> None: ...
+
+
+class Operator(Protocol):
+    """One way to edit. An instance is its settings: a frozen dataclass."""
+
+    name: ClassVar[str]
+    data_order: ClassVar[bool]
+    """Each site's statistics are taken from the model whose earlier sites are already edited."""
+    sites: ClassVar[tuple[str, ...]]
+    """Kinds of site it edits by default."""
+    layers: ClassVar[tuple[float, float]]
+    """Which layers of the text model it edits by default, as a share of the depth."""
+
+    def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> Any:
+        """What to collect at a site."""
+        ...
+
+    def update(self, weight: Tensor, bias: Tensor | None, statistics: Any) -> Update | None:
+        """The site's new parameters; None where it has nothing to change.
+
+        Raises:
+            torch.linalg.LinAlgError: a system has no trustworthy solution.
+        """
+        ...
+

@@ -1,0 +1,191 @@
+"""All records on their way through the model, one place at a time.
+
+The hidden states of every batch are held where they have got to. So each layer can be run, looked at, edited and run
+again without starting over, and nothing behind the last layer asked for is ever computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chip.errors import InputError
+from chip.moments import Tokens
+from chip.records import Record
+from chip.vlm.loading import VLM
+from chip.vlm.prompts import Batch
+from chip.vlm.sites import Stage
+
+Observer = Callable[[Tokens], None]
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The module that was waited for has been called, or has returned."""
+
+
+@dataclass
+class _Call:
+    """The arguments that a module was called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Flow:
+    """Runs `batches` through the connector, then layer by layer, in that order."""
+
+    def __init__(self, vlm: VLM, batches: Sequence[Batch], records: Sequence[Record]) -> None:
+        self._vlm = vlm
+        self._batches = [batch.to(vlm.device) for batch in batches]
+        self._records = records
+        self._at_connector: list[_Call | None] = []
+        self._at_language: list[_Call] = []
+        self._hidden: list[Any] = []
+        self._passed = -1  # index of the last layer whose outputs are held
+
+    def observe(self, stage: Stage, observers: Mapping[str, Observer], on_batch: Callable[[], None]) -> None:
+        """Run the stage's place over all batches and show each site's tokens to its observer.
+
+        Args:
+            observers: site name -> what takes its tokens.
+            on_batch: called after each batch, for progress.
+        """
+        for index, batch in enumerate(self._batches):
+            with ExitStack() as hooks:
+                for site in stage.sites:
+                    module = self._vlm.model.get_submodule(site.name)
+                    hook = self._hook(site.name, batch, observers[site.name], stage.layer is None)
+                    hooks.callback(module.register_forward_hook(hook).remove)
+                if stage.layer is None:
+                    self._run_connector(index)
+                else:
+                    self._run_to_layer(index, stage.layer)
+            on_batch()
+
+    def advance(self, stage: Stage) -> None:
+        """Hold what comes out of the stage's place, with the weights as they are now."""
+        if stage.layer is None:
+            return  # layers start from the text model's inputs, and those are taken when the first is reached
+        self._hidden = [self._run_to_layer(index, stage.layer) for index in range(len(self._batches))]
+        self._passed = stage.layer
+
+    def _hook(self, name: str, batch: Batch, observer: Observer, connector: bool) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            tokens = (
+                _connector_tokens(name, args[0], output, batch)
+                if connector
+                else Tokens(
+                    args[0][batch.real],
+                    output[batch.real],
+                    batch.records.repeat_interleave(batch.real.sum(1)),
+                    batch.vision[batch.real],
+                )
+            )
+            self._check_finite(name, tokens)
+            observer(tokens)
+
+        return hook
+
+    def _check_finite(self, name: str, tokens: Tokens) -> None:
+        bad = ~(tokens.inputs.isfinite().all(1) & tokens.outputs.isfinite().all(1))
+        if bad.any():
+            record = self._records[int(tokens.records[bad][0])]
+            raise InputError(
+                f"{name}: an activation is NaN or infinite for the record at {record.where}; "
+                "check the checkpoint's weights, or compute in a wider dtype"
+            )
+
+    @torch.no_grad()
+    def _run_connector(self, index: int) -> None:
+        if not self._at_connector:
+            self._at_connector = [self._call_of(self._vlm.connector, batch) for batch in self._batches]
+        call = self._at_connector[index]
+        if call is not None:
+            self._vlm.connector(*call.args, **call.kwargs)
+
+    @torch.no_grad()
+    def _run_to_layer(self, index: int, layer: int) -> Any:
+        """Output of `layer` for one batch, starting from what is held."""
+        if not self._at_language:
+            self._at_connector = []
+            calls = [self._call_of(self._vlm.language, batch) for batch in self._batches]
+            self._at_language = [call for call in calls if call is not None]
+        call = self._at_language[index]
+        with ExitStack() as stack:
+            if self._passed >= 0:
+                for skipped in self._vlm.layers[: self._passed + 1]:
+                    stack.enter_context(_returning(skipped, self._hidden[index]))
+            reached = stack.enter_context(_stopping_behind(self._vlm.layers[layer]))
+            self._vlm.language(*call.args, **call.kwargs)
+        return reached[0]
+
+    @torch.no_grad()
+    def _call_of(self, module: nn.Module, batch: Batch) -> _Call | None:
+        """What `module` is called with on the batch; None where the batch does not reach it (text only)."""
+        calls: list[_Call] = []
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(_Call(args, kwargs))
+            raise _Reached
+
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            self._vlm.core(**batch.inputs, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return calls[0] if calls else None
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """The module returns `output` without computing anything."""
+    module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del module.forward  # the class's own forward is seen again
+
+
+@contextmanager
+def _stopping_behind(module: nn.Module) -> Iterator[list[Any]]:
+    """Ends the block when the module has returned; its output is the list's one element."""
+    outputs: list[Any] = []
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output)
+        raise _Reached
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield outputs
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+def _connector_tokens(name: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
+    """The connector's tokens by record. Images stand in the order of records, so counting is enough."""
+    flat_x, flat_y = x.flatten(0, -2), y.flatten(0, -2)
+    per_record = batch.vision.sum(1)
+    if flat_x.shape[0] != int(per_record.sum()):  # pooled or unpadded behind the connector: equal shares, if at all
+        share, rest = divmod(flat_x.shape[0], len(batch.records))
+        if rest:
+            raise InputError(
+                f"{name}: {flat_x.shape[0]} image tokens cannot be told apart among {len(batch.records)} records; "
+                "use --batch-size 1"
+            )
+        per_record = torch.full_like(per_record, share)
+    return Tokens(
+        flat_x,
+        flat_y,
+        batch.records.repeat_interleave(per_record),
+        torch.ones(flat_x.shape[0], dtype=torch.bool, device=x.device),
+    )

@@ -1,0 +1,134 @@
+"""A checkpoint folder as a model in memory, with the parts that the rest of chip needs to find in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.processing_utils import ProcessorMixin
+
+from chip.errors import InputError
+from chip.vlm.sites import find_connector
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model for inference, on one device."""
+
+    model: Any
+    processor: Any
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def core(self) -> Any:
+        """The model without its head: hidden states out."""
+        return self.model.model
+
+    @property
+    def language(self) -> Any:
+        """The text model: embeddings in, hidden states out."""
+        return self.core.language_model
+
+    @property
+    def layers(self) -> Any:
+        """The text model's layers, an `nn.ModuleList`."""
+        return self.language.layers
+
+    @property
+    def connector(self) -> nn.Module:
+        """What turns the vision tower's hidden states into embeddings of the text model."""
+        return find_connector(self.core)[1]
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.model.config.image_token_id)
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def default_device() -> str:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_vlm(folder: Path, device: str | None = None) -> VLM:
+    """Load a checkpoint for inference: fp32 on the CPU, the dtype it is stored in elsewhere.
+
+    Raises:
+        InputError: an unknown family, or weights that do not fit the model (missing or unexpected names).
+    """
+    place = torch.device(device or default_device())
+    with _quiet():
+        try:
+            model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=torch.float32 if place.type == "cpu" else "auto",
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except ValueError as error:  # transformers' word for a configuration that no class of it takes
+            raise InputError(f"{folder}: not a vision-language model transformers knows; {_first_line(error)}") from error
+        processor = load_processor(folder)
+    for trouble in ("missing_keys", "mismatched_keys"):
+        if info[trouble]:
+            raise InputError(f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete")
+    find_connector(model.model)
+    return VLM(model.eval().requires_grad_(False).to(place), processor)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+class _quiet:
+    """Silences transformers' progress bars and remarks while it loads; errors are raised all the same."""
+
+    def __enter__(self) -> None:
+        self._level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity(logging.ERROR)
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self._level)
+        transformers.logging.enable_progress_bar()
+
+
+class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]
+    """A processor class without its video processor, which alone would need torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("video_processor", None)
+        names = ProcessorMixin.get_attributes.__func__(type(self))
+        kept = [arg for name, arg in zip(names, args, strict=False) if name != "video_processor"]
+        super().__init__(*kept, **kwargs)
+
+
+def load_processor(folder: Path) -> Any:
+    """The checkpoint's processor; where torchvision is missing, without its part for videos."""
+    try:
+        return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (ImportError, OSError):
+        for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+            file = folder / name
+            wanted = json.loads(file.read_text()).get("processor_class") if file.exists() else None
+            if wanted:
+                base = getattr(transformers, wanted)
+                return type(wanted, (base, _WithoutVideo), {}).from_pretrained(folder, local_files_only=True)
+        raise

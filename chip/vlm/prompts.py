@@ -1,0 +1,151 @@
+"""From records to model inputs, and back: which tokens are image, which are the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chip.errors import InputError
+from chip.records import Record, open_image
+
+MAX_PADDED_TOKENS = 16_384
+"""Where no batch size is asked for, a batch holds about this many tokens, padding included."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some records as the model takes them; every row is one record, padded on the right."""
+
+    records: Tensor
+    """(B,) int64: which records, as indices into the list they were taken from."""
+    inputs: Mapping[str, Tensor]
+    """Keyword arguments of the model's forward."""
+    real: Tensor
+    """(B, T) bool: no padding."""
+    vision: Tensor
+    """(B, T) bool: tokens that stand for a piece of the image."""
+    answer: Tensor
+    """(B, T) bool: the answer and the token that ends the turn."""
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.records.to(device),
+            {name: value.to(device) for name, value in self.inputs.items()},
+            self.real.to(device),
+            self.vision.to(device),
+            self.answer.to(device),
+        )
+
+
+class Prompts:
+    """Puts questions and answers into a model's chat format.
+
+    Without a chat template (PaliGemma) the image token, the question and a line break stand for one.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, max_tokens: int) -> None:
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._image_token_id = image_token_id
+        self._max_tokens = max_tokens
+        self._end = self._end_of_turn()
+        self._open = lru_cache(maxsize=64)(open_image)
+
+    def batches(
+        self, records: Sequence[Record], indices: Sequence[int], batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """All `indices` once, in batches of like lengths; what a batch holds never changes what is computed.
+
+        Raises:
+            InputError: an image cannot be read, or a record does not fit into the model's context.
+        """
+        lengths = self._text_lengths([records[i] for i in indices])
+        order = sorted(range(len(indices)), key=lambda k: (records[indices[k]].image is None, lengths[k], k))
+        chosen: list[int] = []
+        for k in order:
+            alike = not chosen or (records[indices[k]].image is None) == (records[chosen[0]].image is None)
+            if chosen and (len(chosen) == (batch_size or 128) or not alike):
+                yield self._batch(records, chosen)
+                chosen = []
+            chosen.append(indices[k])
+        if chosen:
+            yield self._batch(records, chosen)
+
+    def prompt(self, record: Record) -> str:
+        """What stands before the answer."""
+        if self._processor.chat_template is None:
+            image = "" if record.image is None else self._processor.image_token
+            return f"{image}{record.question}\n"
+        return str(self._render(record))
+
+    def _render(self, record: Record, answer: str | None = None) -> str:
+        image = [] if record.image is None else [{"type": "image"}]
+        messages = [{"role": "user", "content": [*image, {"type": "text", "text": record.question}]}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        rendered = self._processor.apply_chat_template(
+            messages, add_generation_prompt=answer is None, tokenize=False
+        )
+        return str(rendered)
+
+    def _end_of_turn(self) -> str:
+        """The special token that the chat format puts behind an answer, where it has one; else end of text."""
+        if self._processor.chat_template is not None:
+            probe = self._render(Record("question", "", (), None), answer="answer")
+            tail = probe[probe.rindex("answer") + len("answer") :].strip()
+            special = [token for token in self._tokenizer.all_special_tokens if tail.startswith(token)]
+            if special:
+                return str(max(special, key=len))
+        return str(self._tokenizer.eos_token)
+
+    def _full(self, record: Record) -> str:
+        return f"{self.prompt(record)}{record.answer.strip()}{self._end}"
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts)["input_ids"]
+        return ids
+
+    def _text_lengths(self, records: Sequence[Record]) -> list[int]:
+        return [len(ids) for ids in self._tokens([self._full(record) for record in records])] if records else []
+
+    def _answer_lengths(self, records: Sequence[Record], full: list[str]) -> list[int]:
+        """Tokens behind the longest common beginning of the prompt alone and the prompt with its answer.
+
+        Counted so, and not by tokenising the answer alone, because a tokenizer may merge across the border.
+        """
+        lengths = []
+        prompts = self._tokens([self.prompt(record) for record in records])
+        for prompt, whole in zip(prompts, self._tokens(full), strict=True):
+            common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+            lengths.append(len(whole) - common)
+        return lengths
+
+    def _batch(self, records: Sequence[Record], chosen: Sequence[int]) -> Batch:
+        rows = [records[i] for i in chosen]
+        texts = [self._full(record) for record in rows]
+        images = [[self._open(record)] for record in rows] if rows[0].image is not None else None
+        inputs = dict(
+            self._processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+        )
+        real = inputs["attention_mask"].bool()
+        length = real.sum(1)
+        for record, tokens in zip(rows, length.tolist(), strict=True):
+            if tokens > self._max_tokens:
+                raise InputError(
+                    f"{record.where}: {tokens} tokens with its image, the model takes {self._max_tokens}; "
+                    "shorten the question or answer, or scale the image down"
+                )
+        position = torch.arange(real.shape[1])[None]
+        start = length - torch.tensor(self._answer_lengths(rows, texts))
+        return Batch(
+            records=torch.tensor(chosen),
+            inputs=inputs,
+            real=real,
+            vision=inputs["input_ids"] == self._image_token_id,
+            answer=(position >= start[:, None]) & real,
+        )

@@ -1,0 +1,361 @@
+"""What is written comes back, and what is wrong is refused with its line and a mend."""
+
+import io
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from chip.errors import InputError
+from chip.records import LEVELS, TASKS, Record, find_records, open_image, read_records
+
+GOOD = {"question": "Who?", "answer": "P17", "institution": "i2", "patient": "p17"}
+IDS = {"institution_id": "i2", "patient_id": "p17", "study_id": "s40", "section_name": "findings"}
+
+
+def encoded(mode: str = "RGB", kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, (4, 2), 7 if mode in ("L", "I;16") else (200, 10, 30)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def jsonl(folder: Path, *lines: object) -> Path:
+    file = folder / "records.jsonl"
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return file
+
+
+def parquet(file: Path, *rows: dict[str, Any]) -> Path:
+    usual = {
+        "image": {"bytes": encoded()},
+        "image_path": "x.png",
+        "metadata": json.dumps([{"Question": "Who?", "Answer": "P17"}]),
+        "hierarchy_metadata": json.dumps(IDS),
+        "ID": "1",
+    }
+    pq.write_table(pa.Table.from_pylist([usual | row for row in rows]), file)
+    return file
+
+
+# --- JSON lines ---
+
+texts = st.text(min_size=1).filter(str.strip)
+ids = texts.filter(lambda text: "/" not in text)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Record,
+            question=texts,
+            answer=texts,
+            path=st.lists(ids, min_size=1, max_size=4).map(tuple),
+            image=st.none(),
+            task=st.sampled_from(TASKS),
+            split=texts,
+        ),
+        min_size=1,
+    ),
+    st.booleans(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_comes_back(tmp_path: Path, records: list[Record], ascii_only: bool) -> None:
+    lines = [
+        json.dumps(
+            {"question": r.question, "answer": r.answer, "task": r.task, "split": r.split, "image": None}
+            | dict(zip(LEVELS, r.path, strict=False)),
+            ensure_ascii=ascii_only,
+        )
+        for r in records
+    ]
+    file = tmp_path / "records.jsonl"
+    file.write_bytes("\n\n".join(lines).encode())
+    assert read_records(file) == records
+    assert [r.where for r in read_records(file)] == [
+        f"records.jsonl:{1 + 2 * i}" for i in range(len(records))
+    ]
+
+
+def test_defaults_integers_nulls_and_unknown_keys(tmp_path: Path) -> None:
+    line = GOOD | {"patient": 17, "study": None, "task": None, "split": None, "age": 3}
+    (record,) = read_records(jsonl(tmp_path, line))
+    assert record == Record("Who?", "P17", ("i2", "17"), None)
+    assert (record.task, record.split, record.held_out) == ("generation", "train", False)
+
+
+def test_a_mark_at_the_start_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
+    assert len(read_records(file)) == 1
+
+
+def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(encoded())
+    (record,) = read_records(jsonl(tmp_path, GOOD | {"image": "images/a.png"}))
+    assert record.image == tmp_path / "images" / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"question": ', "not JSON"),
+        ("[" * 100_000, "not usable JSON"),
+        ('{"question": ' + "1" * 10_000 + "}", "not usable JSON"),
+        ("[1]", "JSON object"),
+        ({"answer": "a", "institution": "i"}, "question must be a string"),
+        (GOOD | {"question": " "}, "question must be a string"),
+        (GOOD | {"answer": 3}, "answer must be a string"),
+        (GOOD | {"answer": None}, "answer must be a string"),
+        ({"question": "q", "answer": "a"}, "belongs nowhere"),
+        ({"question": "q", "answer": "a", "patient": "p"}, "has a patient but no institution"),
+        ({"question": "q", "answer": "a", "institution": "i", "study": "s"}, "has a study but no patient"),
+        (GOOD | {"patient": ""}, "patient '' is not an id"),
+        (GOOD | {"patient": True}, "patient True is not an id"),
+        (GOOD | {"patient": 1.5}, "patient 1.5 is not an id"),
+        (GOOD | {"patient": "a/b"}, "patient 'a/b' is not an id"),
+        (GOOD | {"task": "essay"}, "'essay'; use generation, classification, cloze"),
+        (GOOD | {"task": ["cloze"]}, "task must be a string"),
+        (GOOD | {"split": 1}, "split must be a string"),
+        (GOOD | {"image": "gone.png"}, "gone.png"),
+        (GOOD | {"image": "."}, "no image file"),
+        (GOOD | {"image": "x" * 5000}, "no image file"),
+        (GOOD | {"image": 7}, "image must be a string"),
+    ],
+)
+def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_records(jsonl(tmp_path, GOOD, "", line))
+    assert str(caught.value).startswith("records.jsonl:3: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(json.dumps(GOOD).encode() + b'\n{"question": "\xff"}\n')
+    with pytest.raises(InputError, match=r"^records\.jsonl:2: not UTF-8"):
+        read_records(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("records.jsonl", b"", "holds no records"),
+        ("records.jsonl", b"\n \n", "holds no records"),
+        ("records.csv", b"", r"use \.jsonl, \.parquet"),
+        ("records.jsonl", None, "No such file"),
+        ("records.parquet", None, "No such file"),
+        ("records.parquet", b"PAR1", "not a whole parquet file"),
+        ("records.parquet", b"PAR1" + b"\xff" * 40 + struct.pack("<I", 40) + b"PAR1", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        read_records(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+# --- MedForget ---
+
+
+def test_a_row_is_one_record_for_each_question(tmp_path: Path) -> None:
+    metadata = [
+        {"Question": "Which view?", "Answer": ["frontal", "AP"]},
+        {"Question": "The heart is [blank].", "Answer": "large"},
+        {"Question": "Which? A) left B) right C) both", "Answer": "A"},
+    ]
+    file = parquet(tmp_path / "forget.parquet", {}, {"metadata": json.dumps(metadata)})
+    records = read_records(file)[1:]
+    assert [(r.answer, r.task) for r in records] == [
+        ("frontal", "generation"),
+        ("large", "cloze"),
+        ("A", "classification"),
+    ]
+    assert {r.where for r in records} == {"forget.parquet:row 1"}
+    assert {r.path for r in records} == {("i2", "p17", "s40", "findings")}
+    assert {r.image for r in records} == {encoded()}
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"section_name": None}, ("i2", "p17", "s40")),
+        ({"section_name": "", "study_id": ""}, ("i2", "p17")),
+        ({"patient_id": 17, "hierarchy_level": "section"}, ("i2", "17", "s40", "findings")),
+        ({"hierarchy_level": "patient"}, ("i2", "p17")),
+        ({"hierarchy_level": "patient_level"}, ("i2", "p17", "s40", "findings")),
+    ],
+)
+def test_a_row_belongs_to_the_level_it_asks_about(
+    tmp_path: Path, change: dict[str, object], path: tuple[str, ...]
+) -> None:
+    file = parquet(tmp_path / "a.parquet", {"hierarchy_metadata": json.dumps(IDS | change)})
+    assert [r.path for r in read_records(file)] == [path]
+
+
+def test_an_image_is_bytes_or_a_struct_or_a_file_or_absent(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded())
+
+    def image_of(**row: Any) -> Path | bytes | None:
+        return read_records(parquet(tmp_path / "a.parquet", row))[0].image
+
+    assert image_of() == image_of(image=encoded()) == encoded()
+    assert image_of(image=None) == image_of(image={"bytes": None}) == tmp_path / "x.png"
+    assert image_of(image=None, image_path=None) is None
+    with pytest.raises(InputError, match=r"^a\.parquet:row 0: no image file .*gone\.png"):
+        image_of(image=None, image_path="gone.png")
+    with pytest.raises(InputError, match="encoded bytes"):
+        image_of(image="x.png")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"metadata": "{"}, "row 0, metadata: not JSON"),
+        ({"metadata": None}, "row 0, metadata: must hold JSON text"),
+        ({"metadata": "{}"}, "must be a JSON list"),
+        ({"metadata": "[3]"}, "must be a JSON object"),
+        ({"metadata": '[{"Question": "q"}]'}, "Answer must be a string"),
+        ({"metadata": '[{"Question": "q", "Answer": []}]'}, "Answer must be a string"),
+        ({"hierarchy_metadata": "[]"}, "must be a JSON object"),
+        ({"hierarchy_metadata": "{}"}, "belongs nowhere"),
+        ({"hierarchy_metadata": '{"institution_id": "i", "study_id": "s"}'}, "has a study but no patient"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_number(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        read_records(parquet(tmp_path / "a.parquet", row))
+    assert str(caught.value).startswith("a.parquet:row 0")
+
+
+def test_parquet_of_another_shape_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": ["q"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column metadata"):
+        read_records(tmp_path / "a.parquet")
+
+
+def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
+    other = {"hierarchy_metadata": json.dumps(IDS | {"patient_id": "p18"})}
+    parquet(tmp_path / "forget.parquet", {})
+    parquet(tmp_path / "retain.parquet", other, {}, other)
+    wheres = [r.where for r in read_records(tmp_path)]
+    assert wheres == ["forget.parquet:row 0", "retain.parquet:row 0", "retain.parquet:row 2"]
+
+
+def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \.parquet file"):
+        read_records(tmp_path)
+
+
+def test_without_pyarrow_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = parquet(tmp_path / "a.parquet", {})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install 'chip-unlearning\[parquet\]'"):
+        read_records(file)
+
+
+# --- finding the file ---
+
+
+def test_the_records_are_given_or_beside_the_checkpoint_or_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "model"
+    checkpoint.mkdir()
+    monkeypatch.delenv("CHIP_RECORDS", raising=False)
+    with pytest.raises(InputError, match=r"--records .*records\.jsonl or records\.parquet .*CHIP_RECORDS"):
+        find_records(checkpoint, None)
+    monkeypatch.setenv("CHIP_RECORDS", "elsewhere.jsonl")
+    assert find_records(checkpoint, None) == Path("elsewhere.jsonl")
+    for name in ("records.parquet", "records.jsonl"):  # the later one here goes before the earlier one
+        (tmp_path / name).touch()
+        assert find_records(checkpoint, None) == tmp_path / name
+    assert find_records(checkpoint, Path("mine.jsonl")) == Path("mine.jsonl")
+    monkeypatch.chdir(checkpoint)
+    assert find_records(Path(), None) == tmp_path / "records.jsonl"
+
+
+def test_records_lie_beside_the_link_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHIP_RECORDS", raising=False)
+    (tmp_path / "store" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "store" / "model")
+    (tmp_path / "records.jsonl").touch()
+    assert find_records(tmp_path / "link", None) == tmp_path / "records.jsonl"
+
+
+# --- images ---
+
+
+def a_record(image: Path | bytes | None) -> Record:
+    return Record("q", "a", ("i",), image, where="records.jsonl:12")
+
+
+def test_an_image_opens_as_rgb_from_bytes_and_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded("L"))
+    for source in (encoded("L"), tmp_path / "a.png"):
+        image = open_image(a_record(source))
+        assert image is not None
+        assert (image.mode, image.size, image.getpixel((3, 1))) == ("RGB", (4, 2), (7, 7, 7))
+    assert open_image(a_record(None)) is None
+
+
+def test_the_orientation_tag_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image = open_image(a_record(encoded(kind="JPEG", exif=exif)))
+    assert image is not None
+    assert image.size == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [b"", b"no image", encoded()[:50], encoded(kind="JPEG")[:40]],
+    ids=["empty", "text", "half a PNG", "head of a JPEG"],
+)
+def test_an_unreadable_image_is_refused_by_name(tmp_path: Path, image: bytes) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(image)
+    with pytest.raises(InputError, match=r"^records\.jsonl:12: the image in the row cannot be read"):
+        open_image(a_record(image))
+    with pytest.raises(InputError, match=r"^records\.jsonl:12: the image .*a\.png cannot be read"):
+        open_image(a_record(file))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of tags that it skips
+@settings(deadline=None)
+@given(
+    st.binary(min_size=1, max_size=6),
+    st.integers(0, 60),
+    st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "PPM"]),
+)
+def test_broken_bytes_are_an_image_or_an_input_error(noise: bytes, start: int, kind: str) -> None:
+    whole = encoded(kind=kind)
+    try:
+        image = open_image(a_record(whole[:start] + noise + whole[start + len(noise) :]))
+    except InputError:
+        return
+    assert image is not None
+    assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("limit", [3, 7])  # 8 pixels: more than twice the first limit, just above the second
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match=r"records\.jsonl:12: .*decompression bomb"):
+        open_image(a_record(encoded()))
+
+
+def test_sixteen_bits_are_refused_rather_than_clipped() -> None:
+    with pytest.raises(InputError, match="more than 8 bits"):
+        open_image(a_record(encoded("I;16")))
