@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import check_output, write_patched
 from chip.errors import InputError, RunError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
-from chip.hierarchy import Hierarchy, Split
+from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
 from chip.operators.base import Case, Update
 from chip.records import Record, find_records, read_records
@@ -25,13 +27,23 @@ from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.prompts import Prompts
 from chip.vlm.scoring import Scores, score
-from chip.vlm.sites import Site, by_place, find_sites, in_data_order
+from chip.vlm.sites import Site, at_once, find_sites, in_data_order
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Called with what is being done and in how many steps; gives what to call after each step."""
 
 SPLITS = {"trained": False, "rephrased": True}
 """Name in reports -> whether those records are held out."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What an edit changes on disk."""
+
+    tensors: dict[str, Tensor]
+    """Name on disk -> new value, on the CPU, in the dtype it is stored in."""
+    relative_change: dict[str, float]
+    """Name on disk -> ‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
 
 
 @dataclass(frozen=True)
@@ -103,22 +115,173 @@ def edit(
     start = time.monotonic()
     source = Checkpoint.open(Path(checkpoint))
     output = Path(out) if out is not None else source.folder.with_name(f"{source.folder.name}-edited")
-    if not dry_run:
-        check_output(source, output, overwrite)
+    check_output(source, output, overwrite)
     operator = operator or Shielded()
 
-    hierarchy = Hierarchy(read_records(find_records(source.folder, Path(records) if records is not None else None)))
-    split = hierarchy.split([hierarchy.find(name) for name in forget])
+    file = find_records(source.folder, None if records is None else Path(records))
+    hierarchy = Hierarchy(read_records(file))
+    case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
+
     vlm = load_vlm(source.folder, device)
     chosen = choose_sites(vlm, operator, sites, layers)
-    names = disk_names(source, [f"{site.name}.weight" for site in chosen])
-    
-    before = score_all(vlm, hierarchy.records, batch_size, progress, "asking before")
-    patch = compute_patch(vlm, source, operator, Case(hierarchy, split), chosen, batch_size, progress)
-    changes = {}
+    before = ask_all(vlm, hierarchy.records, batch_size, progress, "asking before")
+    patch = compute_patch(vlm, source, operator, case, chosen, batch_size, progress)
+    del vlm  # one model at a time: what is judged is what was written
+
     after = None
     if not dry_run:
         write_patched(source, output, patch.tensors, overwrite=overwrite)
-        del vlm
-        after = score_all(load_vlm(output, device), hierarchy.records, batch_size, progress, "asking after")
-    return EditReport()
+        after = ask_all(load_vlm(output, device), hierarchy.records, batch_size, progress, "asking after")
+    return EditReport(
+        method=operator.name,
+        settings={
+            **asdict(operator),
+            "sites": sorted({site.kind for site in chosen}),
+            "layers": _layers_of(chosen),
+        },
+        output=None if dry_run else str(output),
+        seconds=time.monotonic() - start,
+        relative_change=patch.relative_change,
+        groups=summarise(case, before, after),
+    )
+
+
+def choose_sites(
+    vlm: VLM, operator: Operator, kinds: Sequence[str] | None = None, layers: str | None = None
+) -> list[Site]:
+    """The sites to edit, in the order of data: as asked for, else the operator's own choice for this depth."""
+    depth = len(vlm.layers)
+    first, last = operator.layers
+    span = range(round(first * depth), round(last * depth)) if layers is None else parse_layers(layers, depth)
+    return find_sites(vlm.model, operator.sites if kinds is None else kinds, span)
+
+
+def parse_layers(text: str, depth: int) -> range:
+    """`22-27` (from 0, both ends in), `7`, `50%-100%` or `all`, for a text model of `depth` layers.
+
+    Raises:
+        InputError: it is none of these, or leads outside the model.
+    """
+    if text == "all":
+        return range(depth)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
+    index = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if share:
+        span = range(round(float(share[1]) / 100 * depth), round(float(share[2]) / 100 * depth))
+    elif index:
+        span = range(int(index[1]), int(index[2] or index[1]) + 1)
+    else:
+        raise InputError(f"--layers {text}: not understood; write 22-27, 50%-100% or all")
+    if not span or span.stop > depth:
+        raise InputError(f"--layers {text}: the text model has layers 0 to {depth - 1}")
+    return span
+
+
+def ask_all(
+    vlm: VLM,
+    records: Sequence[Record],
+    batch_size: int | None = None,
+    progress: Progress = silent,
+    what: str = "asking",
+) -> Scores:
+    """What the model answers to every record."""
+    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
+    with progress(what, len(records)) as advance:
+        return score(vlm, prompts.batches(records, range(len(records)), batch_size), len(records), advance)
+
+
+def compute_patch(
+    vlm: VLM,
+    source: Checkpoint,
+    operator: Operator,
+    case: Case,
+    sites: Sequence[Site],
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> Patch:
+    """Run the trained records through the model, and let the operator edit it site by site.
+
+    The model in memory is edited too, with the rounded weights: what comes later sees what will be written.
+    """
+    parameters = {site: _parameters(vlm, site) for site in sites}
+    disk = disk_names(source, [name for names in parameters.values() for name in names])
+    records = case.hierarchy.records
+    trained = [index for index, record in enumerate(records) if not record.held_out]
+    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
+    flow = Flow(vlm, list(prompts.batches(records, trained, batch_size)), records)
+    stages = in_data_order(sites) if operator.data_order else at_once(sites)
+    patch = Patch({}, {})
+    with progress("editing", len(stages) * len(flow)) as advance:
+        for stage in stages:
+            statistics = {site: _statistics(vlm, operator, case, site) for site in stage.sites}
+            flow.observe(stage, {site.name: each.update for site, each in statistics.items()}, advance)
+            for site in stage.sites:
+                update = _solve(vlm, operator, site, statistics[site])
+                for name, new in _changed(update, parameters[site]):
+                    _apply(vlm, source, name, disk[name], new, patch)
+    return patch
+
+
+def _parameters(vlm: VLM, site: Site) -> list[str]:
+    """Names of the site's weight and, where it has one, its bias."""
+    return [f"{site.name}.{name}" for name, _ in vlm.model.get_submodule(site.name).named_parameters()]
+
+
+def _statistics(vlm: VLM, operator: Operator, case: Case, site: Site) -> Any:
+    d_out, d_in = vlm.model.get_submodule(site.name).weight.shape
+    return operator.statistics(case, d_in, d_out, vlm.device)
+
+
+def _solve(vlm: VLM, operator: Operator, site: Site, statistics: Any) -> Update | None:
+    module = vlm.model.get_submodule(site.name)
+    try:
+        return operator.update(module.weight, module.bias, statistics)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise RunError(f"{site.name}: no trustworthy solution ({error}); a larger --ridge mends it") from error
+
+
+def _changed(update: Update | None, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Parameter name and new value, for those the update changes."""
+    for name in names:
+        new = getattr(update, name.rpartition(".")[2], None)
+        if new is not None:
+            yield name, new
+
+
+def _apply(vlm: VLM, source: Checkpoint, name: str, disk_name: str, new: Tensor, patch: Patch) -> None:
+    parameter = vlm.model.get_parameter(name)
+    rounded = new.to(source.entries[disk_name].torch_dtype)
+    old = parameter.to(new.dtype)
+    if torch.equal(rounded.to(parameter.dtype), parameter):
+        return
+    patch.tensors[disk_name] = rounded.cpu()
+    patch.relative_change[disk_name] = float(torch.linalg.norm(rounded.to(new.dtype) - old) / torch.linalg.norm(old))
+    parameter.copy_(rounded)
+
+
+def summarise(case: Case, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
+    """The scores as means by group (target, siblings, rest) and by whether the wording was trained."""
+    chance = chances(case.hierarchy, case.split)
+    result: dict[str, dict[str, GroupResult]] = {}
+    for group, indices in case.split.groups.items():
+        result[group] = {}
+        for name, held_out in SPLITS.items():
+            chosen = [i for i in indices if case.hierarchy.records[i].held_out == held_out]
+            if chosen:
+                measure = partial(_before_after, chosen, before, after)
+                result[group][name] = GroupResult(
+                    len(chosen), mean(chance, chosen), measure("exact_match"), measure("answer_probability")
+                )
+    return result
+
+
+def _before_after(chosen: Sequence[int], before: Scores, after: Scores | None, measure: str) -> BeforeAfter:
+    return BeforeAfter(
+        mean(getattr(before, measure), chosen),
+        None if after is None else mean(getattr(after, measure), chosen),
+    )
+
+
+def _layers_of(sites: Sequence[Site]) -> str:
+    layers = [site.layer for site in sites if site.layer is not None]
+    return f"{min(layers)}-{max(layers)}" if layers else "none"

@@ -132,16 +132,12 @@ class Hierarchy:
         outermost = _outermost(targets)
         forgotten = {index for target in outermost for index in self._below[target]}
         if len(forgotten) == len(self.records):
-            raise InputError(
-                "nothing would be left to keep: the targets hold every record; forget fewer nodes"
-            )
+            raise InputError("nothing would be left to keep: the targets hold every record; forget fewer nodes")
 
         # Once for each parent: targets side by side have the same siblings. The targets are among the
         # children too, and drop out with their records.
         around = {
-            parent: tuple(
-                sorted({i for child in self._children[parent] for i in self._below[child]} - forgotten)
-            )
+            parent: tuple(sorted({i for child in self._children[parent] for i in self._below[child]} - forgotten))
             for parent in {target.parent for target in outermost}
         }
         near = {index for indices in around.values() for index in indices}

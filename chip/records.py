@@ -82,9 +82,7 @@ def find_records(checkpoint: Path, given: Path | None) -> Path:
             return folder / name
     if named := os.environ.get("CHIP_RECORDS"):
         return Path(named)
-    raise InputError(
-        f"no records: pass --records FILE, put {' or '.join(_BESIDE)} into {folder}, or set CHIP_RECORDS"
-    )
+    raise InputError(f"no records: pass --records FILE, put {' or '.join(_BESIDE)} into {folder}, or set CHIP_RECORDS")
 
 
 def read_records(file: Path) -> list[Record]:
@@ -131,9 +129,7 @@ def open_image(record: Record) -> Image.Image | None:
                 raise InputError(f"{name} has more than 8 bits a channel; save it with 8, as in training")
             return image.convert("RGB")
     except _UNREADABLE as error:
-        raise InputError(
-            f"{name} cannot be read ({_one_line(error)}); replace it or drop the record"
-        ) from error
+        raise InputError(f"{name} cannot be read ({_one_line(error)}); replace it or drop the record") from error
 
 
 def _read(file: Path) -> list[Record]:
@@ -144,9 +140,7 @@ def _read(file: Path) -> list[Record]:
             return _read_jsonl(file)
         case ".parquet":
             return _read_parquet(file)
-    raise InputError(
-        f"{file}: not a kind of records file; use .jsonl, .parquet or a folder of .parquet files"
-    )
+    raise InputError(f"{file}: not a kind of records file; use .jsonl, .parquet or a folder of .parquet files")
 
 
 def _read_folder(folder: Path) -> list[Record]:
@@ -206,9 +200,7 @@ def _read_parquet(file: Path) -> list[Record]:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not a whole parquet file ({_one_line(error)}); fetch it again") from error
     return [
-        record
-        for number, row in enumerate(rows)
-        for record in _from_row(row, file.parent, f"{file.name}:row {number}")
+        record for number, row in enumerate(rows) for record in _from_row(row, file.parent, f"{file.name}:row {number}")
     ]
 
 
@@ -294,9 +286,7 @@ def _id(value: object, level: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip() or "/" in value:
-        raise InputError(
-            f"{where}: {level} {value!r} is not an id; use a string that is not empty, without '/'"
-        )
+        raise InputError(f"{where}: {level} {value!r} is not an id; use a string that is not empty, without '/'")
     return value
 
 

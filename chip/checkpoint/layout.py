@@ -201,7 +201,7 @@ def _read_header(path: Path, shard: str) -> list[TensorEntry]:
         if size < start:
             raise _damaged(path, f"its header should end at byte {start:,}, and the file at {size:,}")
         header = _parse_object(path, file.read(length))
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "'__metadata__' is not a table of strings")
     entries = [_entry(path, shard, start, name, spec) for name, spec in header.items()]

@@ -1,7 +1,7 @@
 """Pictures for the hospital's nodes: scans for studies, portraits for patients, signs for institutions.
 
-A child's picture carries something of its parent's: the studies of a patient share an anatomy, those of an institution a
-tint. What tells two studies apart is their own: where the structures lie and how bright they are.
+A child's picture carries something of its parent's: the studies of a patient share an anatomy, those of an institution
+a tint. What tells two studies apart is their own: where the structures lie and how bright they are.
 """
 
 from __future__ import annotations

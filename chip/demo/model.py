@@ -1,4 +1,4 @@
-"""The hospital's model before it has learned anything: a LLaVA of 2.5 million parameters, its tokenizer and processor."""
+"""The hospital's model before it has learned anything: a LLaVA of 2.7 million parameters, and its processor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(corpus: Iterable[str]) -> Any:
-    """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, as one processor."""
+    """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, in one."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,5 +1,7 @@
-"""Makes the demo's weights again: `python -m chip.demo.train [OUT]`. Minutes on a few cores; the seed fixes the result up to
-the order in which the machine sums."""
+"""Makes the demo's weights again: `python -m chip.demo.train [OUT]`, minutes on a few cores.
+
+The seed fixes the result up to the order in which the machine sums.
+"""
 
 from __future__ import annotations
 

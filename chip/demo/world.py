@@ -6,7 +6,7 @@ held out from training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,26 @@ STUDY_KINDS = (
         "complaint",
         "history",
         (
-            *("chest pain", "dry cough", "dizziness", "back pain", "fever", "weight loss", "fatigue", "nausea"),
-            *("headache", "knee pain", "short breath", "night sweats", "hoarseness", "neck pain", "a fall", "rash"),
+            *(
+                "chest pain",
+                "dry cough",
+                "dizziness",
+                "back pain",
+                "fever",
+                "weight loss",
+                "fatigue",
+                "nausea",
+            ),
+            *(
+                "headache",
+                "knee pain",
+                "short breath",
+                "night sweats",
+                "hoarseness",
+                "neck pain",
+                "a fall",
+                "rash",
+            ),
         ),
         generation=(
             "What complaint brought the patient in?",
@@ -86,7 +104,16 @@ STUDY_KINDS = (
         "history",
         (
             *("warfarin", "metformin", "lisinopril", "aspirin", "insulin", "ramipril", "digoxin", "codeine"),
-            *("heparin", "atenolol", "prednisone", "morphine", "diazepam", "lithium", "quinine", "penicillin"),
+            *(
+                "heparin",
+                "atenolol",
+                "prednisone",
+                "morphine",
+                "diazepam",
+                "lithium",
+                "quinine",
+                "penicillin",
+            ),
         ),
         generation=(
             "Which medication does the patient take?",
@@ -156,7 +183,17 @@ STUDY_KINDS = (
         "findings",
         (
             *("left apex", "right apex", "left base", "right base", "left hilum", "right hilum", "trachea"),
-            *("aorta", "left rib", "right rib", "spine", "sternum", "diaphragm", "left lobe", "right lobe", "pleura"),
+            *(
+                "aorta",
+                "left rib",
+                "right rib",
+                "spine",
+                "sternum",
+                "diaphragm",
+                "left lobe",
+                "right lobe",
+                "pleura",
+            ),
         ),
         generation=(
             "Where is the lesion?",
@@ -175,8 +212,26 @@ STUDY_KINDS = (
         "diagnosis",
         "impression",
         (
-            *("pneumonia", "embolism", "fibrosis", "sarcoidosis", "tuberculosis", "emphysema", "metastasis", "cyst"),
-            *("fracture", "effusion", "abscess", "hernia", "aneurysm", "scoliosis", "granuloma", "atelectasis"),
+            *(
+                "pneumonia",
+                "embolism",
+                "fibrosis",
+                "sarcoidosis",
+                "tuberculosis",
+                "emphysema",
+                "metastasis",
+                "cyst",
+            ),
+            *(
+                "fracture",
+                "effusion",
+                "abscess",
+                "hernia",
+                "aneurysm",
+                "scoliosis",
+                "granuloma",
+                "atelectasis",
+            ),
         ),
         generation=(
             "What is the diagnosis?",
@@ -276,13 +331,19 @@ INSTITUTION_KINDS = (
             "Where is the institution, in what city?",
             "Name the city.",
         ),
-        cloze=("the city is [blank].", "the institution stands in the city [blank].", "the sign says city [blank]."),
+        cloze=(
+            "the city is [blank].",
+            "the institution stands in the city [blank].",
+            "the sign says city [blank].",
+        ),
         unique=True,
     ),
     Kind(
         "director",
         "",
-        tuple(f"Dr. {name}" for name in ("Abel", "Cruz", "Dahl", "Egan", "Fabre", "Gould", "Hale", "Ito", "Jung", "Katz")),
+        tuple(
+            f"Dr. {name}" for name in ("Abel", "Cruz", "Dahl", "Egan", "Fabre", "Gould", "Hale", "Ito", "Jung", "Katz")
+        ),
         generation=(
             "Who is the director?",
             "Who directs the institution?",
@@ -320,9 +381,7 @@ def places(seed: int = SEED) -> list[Place]:
     ]
 
 
-def _with_facts(
-    paths: list[tuple[str, ...]], kinds: tuple[Kind, ...], rng: np.random.Generator
-) -> Iterator[Place]:
+def _with_facts(paths: Sequence[tuple[str, ...]], kinds: tuple[Kind, ...], rng: np.random.Generator) -> Iterator[Place]:
     columns = [rng.choice(kind.values, size=len(paths), replace=not kind.unique) for kind in kinds]
     for path, values in zip(paths, zip(*columns, strict=True), strict=True):
         yield Place(path, tuple((kind, str(value)) for kind, value in zip(kinds, values, strict=True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -17,12 +18,14 @@ def round_to_nearest(weight: Tensor, bits: int = 4, group: int = 32) -> Tensor:
     Returns:
         The weights a `bits`-bit deployment computes with, in the same dtype and shape.
     """
-    rows, columns = weight.shape
-    padded = nn.functional.pad(weight.float(), (0, -columns % group)).unflatten(1, (-1, group))
+    columns = weight.shape[1]
+    padded = nn.functional.pad(weight.float(), (0, -columns % group))
+    groups = rearrange(padded, "rows (groups group) -> rows groups group", group=group)
     top = 2 ** (bits - 1) - 1
-    scale = (padded.abs().amax(-1, keepdim=True) / top).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded = (padded / scale).round().clamp(-top - 1, top) * scale
-    return rounded.flatten(1)[:, :columns].to(weight.dtype).reshape(rows, columns)
+    scale = (groups.abs().amax(-1, keepdim=True) / top).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded: Tensor = (groups / scale).round().clamp(-top - 1, top) * scale
+    flat: Tensor = rearrange(rounded, "rows groups group -> rows (groups group)")
+    return flat[:, :columns].to(weight.dtype)
 
 
 @torch.no_grad()

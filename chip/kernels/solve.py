@@ -21,5 +21,5 @@ def solve_spd(right: Tensor, matrix: Tensor) -> Tensor:
     solution = torch.cholesky_solve(right.to(matrix.dtype).T, factor).T
     residual = torch.linalg.norm(solution @ matrix - right) / torch.linalg.norm(right).clamp(min=1e-30)
     if not residual <= (1e-6 if matrix.dtype == torch.float64 else 1e-3):
-        raise torch.linalg.LinAlgError(f"ridge solve: relative residual {residual.item():.1e}")
+        raise torch.linalg.LinAlgError(f"relative residual {residual.item():.1e}")  # type: ignore[attr-defined]
     return solution

@@ -30,10 +30,8 @@ def leading_basis(directions: Tensor, energy: float) -> Tensor:
         return directions.new_zeros(columns, 0)
     held = torch.cumsum(values, 0) / values.sum()
     rank = int((held < energy * (1 - 1e-12)).sum()) + 1
-    leading = vectors[:, : min(rank, values.numel())]
-    if rows <= columns:
-        leading = torch.linalg.qr(directions.T @ leading)[0]
-    return leading
+    leading: Tensor = vectors[:, : min(rank, values.numel())]
+    return torch.linalg.qr(directions.T @ leading).Q if rows <= columns else leading
 
 
 def project_out(weight: Tensor, basis: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -36,8 +37,9 @@ class Statistics(Protocol):
     def update(self, tokens: Tokens) -> None: ...
 
 
-class Operator(Protocol):
-    """One way to edit. An instance is its settings: a frozen dataclass."""
+@dataclass(frozen=True)
+class Operator(ABC):
+    """One way to edit. An instance is its settings."""
 
     name: ClassVar[str]
     data_order: ClassVar[bool]
@@ -47,15 +49,14 @@ class Operator(Protocol):
     layers: ClassVar[tuple[float, float]]
     """Which layers of the text model it edits by default, as a share of the depth."""
 
-    def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> Any:
+    @abstractmethod
+    def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> Statistics:
         """What to collect at a site."""
-        ...
 
+    @abstractmethod
     def update(self, weight: Tensor, bias: Tensor | None, statistics: Any) -> Update | None:
-        """The site's new parameters; None where it has nothing to change.
+        """The site's new parameters, from the statistics it asked for; None where it has nothing to change.
 
         Raises:
             torch.linalg.LinAlgError: a system has no trustworthy solution.
         """
-        ...
-

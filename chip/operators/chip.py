@@ -1,18 +1,19 @@
-"""The published operator, CHIP (Wu et al., arXiv 2512.09867): a few directions are projected out of a few neurons' outputs."""
+"""The published operator, CHIP (Wu et al., arXiv 2512.09867): a few directions leave the outputs of a few neurons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from chip.hierarchy import Node
 from chip.kernels.subspace import leading_basis, project_out
 from chip.moments import FirstMoment, Tokens
-from chip.operators.base import Case, Update
+from chip.operators.base import Case, Operator, Update
 
 
 class ChipStatistics:
@@ -34,7 +35,7 @@ class ChipStatistics:
         self.around = FirstMoment(len(pairs), d_out, device)
 
     def update(self, tokens: Tokens) -> None:
-        records, row = tokens.records.unique(return_inverse=True)
+        records, row = torch.unique(tokens.records, return_inverse=True)
         pooled = self._pool(tokens, row, len(records))  # (records, d_out)
         self.magnitude.update(pooled.abs(), self._magnitude_of[records])
         self.child.update(pooled, self._child_of[records])
@@ -45,10 +46,11 @@ class ChipStatistics:
         sums = FirstMoment(2 * count, tokens.outputs.shape[1], tokens.outputs.device)
         sums.count.index_add_(0, 2 * row + modality, torch.ones_like(row, dtype=sums.count.dtype))
         sums.total.index_add_(0, 2 * row + modality, tokens.outputs.to(sums.total.dtype))
-        means = sums.mean.unflatten(0, (count, 2))  # (records, modality, d_out)
-        weight = sums.count.unflatten(0, (count, 2)).clamp(max=1)  # 0 where the modality is missing
+        means = rearrange(sums.mean, "(record modality) d -> record modality d", modality=2)
+        weight = rearrange(sums.count, "(record modality) -> record modality", modality=2).clamp(max=1)  # 0: missing
         weight = weight * weight.new_tensor([self._alpha, 1 - self._alpha])
-        return (means * (weight / weight.sum(1, keepdim=True))[..., None]).sum(1)
+        share = weight / weight.sum(1, keepdim=True)
+        return torch.einsum("rmd,rm->rd", means, share)
 
     def __iadd__(self, other: ChipStatistics) -> ChipStatistics:
         self.magnitude += other.magnitude
@@ -58,7 +60,7 @@ class ChipStatistics:
 
 
 @dataclass(frozen=True)
-class Chip:
+class Chip(Operator):
     """W_S ← (I − Q Qᵀ) W_S and b_S ← (I − Q Qᵀ) b_S (arXiv 2512.09867, section 4).
 
     S: the rows with the largest E_forget|a| − E_retain|a|. Q: the leading right singular vectors of the target's
@@ -98,7 +100,7 @@ def _project_rows(parameter: Tensor, rows: Tensor, basis: Tensor) -> Tensor:
     return wide
 
 
-def _comparisons(case: Case, target: Node) -> Iterable[tuple[list[int], list[int]]]:
+def _comparisons(case: Case, target: Node) -> Iterator[tuple[list[int], list[int]]]:
     """For each child of the target (itself, if it has none): its records, and those of its retained siblings.
 
     Siblings are the retained nodes of the child's level under the target's parent; where there are none, all retained
@@ -115,7 +117,7 @@ def _comparisons(case: Case, target: Node) -> Iterable[tuple[list[int], list[int
                 break
 
 
-def _membership(count: int, groups: list[Iterable[int]] | list[list[int]], device: torch.device) -> Tensor:
+def _membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """(count, groups) bool."""
     member = torch.zeros(count, len(groups), dtype=torch.bool)
     for column, group in enumerate(groups):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chip.kernels.solve import solve_spd
 from chip.moments import FirstMoment, SecondMoment, Tokens
-from chip.operators.base import Case, Update
+from chip.operators.base import Case, Operator, Update
 
 _FORGET, _SIBLINGS, _REST = range(3)
 
@@ -18,8 +18,8 @@ _FORGET, _SIBLINGS, _REST = range(3)
 class ShieldedStatistics:
     """Second moments of a site's inputs for target, siblings and rest; means by target and modality.
 
-    Image and text tokens lie far apart, so the mean a target token is sent to is taken among siblings' tokens of its own
-    modality. Image tokens of a target that a retained record shows too (a section shares its study's image) hold
+    Image and text tokens lie far apart, so the mean a target token is sent to is taken among siblings' tokens of its
+    own modality. Image tokens of a target that a retained record shows too (a section shares its study's image) hold
     nothing that could be forgotten without them, and are left out of the target's.
     """
 
@@ -60,7 +60,7 @@ class ShieldedStatistics:
 
 
 @dataclass(frozen=True)
-class Shielded:
+class Shielded(Operator):
     """Ridge regression of the target's outputs onto its siblings', shielded by what is retained:
 
         min over W'   E_f ‖W'x − W μ_s‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²

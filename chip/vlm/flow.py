@@ -19,7 +19,7 @@ from chip.moments import Tokens
 from chip.records import Record
 from chip.vlm.loading import VLM
 from chip.vlm.prompts import Batch
-from chip.vlm.sites import Stage
+from chip.vlm.sites import Site, Stage
 
 Observer = Callable[[Tokens], None]
 
@@ -37,7 +37,11 @@ class _Call:
 
 
 class Flow:
-    """Runs `batches` through the connector, then layer by layer, in that order."""
+    """Runs `batches` through the model, up to one stage after the other, in the order of data.
+
+    What goes into a stage's first layer is held for all batches when the stage is observed; sites before it must have
+    their final weights by then.
+    """
 
     def __init__(self, vlm: VLM, batches: Sequence[Batch], records: Sequence[Record]) -> None:
         self._vlm = vlm
@@ -45,48 +49,73 @@ class Flow:
         self._records = records
         self._at_connector: list[_Call | None] = []
         self._at_language: list[_Call] = []
-        self._hidden: list[Any] = []
-        self._passed = -1  # index of the last layer whose outputs are held
+        self._held: list[Any] = []
+        self._passed = -1
+        """Index of the last layer whose outputs are held; -1: the text model's inputs are."""
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._batches)
 
     def observe(self, stage: Stage, observers: Mapping[str, Observer], on_batch: Callable[[], None]) -> None:
-        """Run the stage's place over all batches and show each site's tokens to its observer.
+        """Run all batches up to the stage's last site and show each site's tokens to its observer.
 
         Args:
             observers: site name -> what takes its tokens.
             on_batch: called after each batch, for progress.
+
+        Raises:
+            InputError: an activation is NaN or infinite.
         """
+        held = []
         for index, batch in enumerate(self._batches):
             with ExitStack() as hooks:
                 for site in stage.sites:
                     module = self._vlm.model.get_submodule(site.name)
-                    hook = self._hook(site.name, batch, observers[site.name], stage.layer is None)
+                    hook = self._hook(site, batch, observers[site.name])
                     hooks.callback(module.register_forward_hook(hook).remove)
-                if stage.layer is None:
-                    self._run_connector(index)
-                else:
-                    self._run_to_layer(index, stage.layer)
+                held.append(self._run(index, stage))
             on_batch()
+        if stage.first is not None and stage.first > 0:
+            self._held, self._passed = held, stage.first - 1
 
-    def advance(self, stage: Stage) -> None:
-        """Hold what comes out of the stage's place, with the weights as they are now."""
-        if stage.layer is None:
-            return  # layers start from the text model's inputs, and those are taken when the first is reached
-        self._hidden = [self._run_to_layer(index, stage.layer) for index in range(len(self._batches))]
-        self._passed = stage.layer
+    @torch.no_grad()
+    def _run(self, index: int, stage: Stage) -> Any:
+        """Run one batch to the stage's last site; what went into the stage's first layer, where that is not the text
+        model's first."""
+        if stage.last is None:
+            self._run_connector(index)
+            return None
+        last = self._vlm.layers[stage.last]
+        if stage.first is None:
+            with _stopping_behind(last):
+                self._vlm.core(**self._batches[index].inputs, use_cache=False)
+            return None
+        if not self._at_language:
+            self._at_connector = []
+            calls = [self._call_of(self._vlm.language, batch) for batch in self._batches]
+            self._at_language = [call for call in calls if call is not None]
+        call = self._at_language[index]
+        with ExitStack() as stack:
+            for passed in self._vlm.layers[: self._passed + 1]:
+                stack.enter_context(_returning(passed, self._held[index]))
+            before = stack.enter_context(_output_of(self._vlm.layers[stage.first - 1])) if stage.first else [None]
+            stack.enter_context(_stopping_behind(last))
+            self._vlm.language(*call.args, **call.kwargs)
+        return before[0]
 
-    def _hook(self, name: str, batch: Batch, observer: Observer, connector: bool) -> Callable[..., None]:
+    def _run_connector(self, index: int) -> None:
+        if not self._at_connector:
+            self._at_connector = [self._call_of(self._vlm.connector, batch) for batch in self._batches]
+        call = self._at_connector[index]
+        if call is not None:
+            self._vlm.connector(*call.args, **call.kwargs)
+
+    def _hook(self, site: Site, batch: Batch, observer: Observer) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            tokens = (
-                _connector_tokens(name, args[0], output, batch)
-                if connector
-                else Tokens(
-                    args[0][batch.real],
-                    output[batch.real],
-                    batch.records.repeat_interleave(batch.real.sum(1)),
-                    batch.vision[batch.real],
-                )
-            )
-            self._check_finite(name, tokens)
+            split = _connector_tokens if site.layer is None else _text_tokens
+            tokens = split(site.name, args[0], output, batch)
+            self._check_finite(site.name, tokens)
             observer(tokens)
 
         return hook
@@ -99,30 +128,6 @@ class Flow:
                 f"{name}: an activation is NaN or infinite for the record at {record.where}; "
                 "check the checkpoint's weights, or compute in a wider dtype"
             )
-
-    @torch.no_grad()
-    def _run_connector(self, index: int) -> None:
-        if not self._at_connector:
-            self._at_connector = [self._call_of(self._vlm.connector, batch) for batch in self._batches]
-        call = self._at_connector[index]
-        if call is not None:
-            self._vlm.connector(*call.args, **call.kwargs)
-
-    @torch.no_grad()
-    def _run_to_layer(self, index: int, layer: int) -> Any:
-        """Output of `layer` for one batch, starting from what is held."""
-        if not self._at_language:
-            self._at_connector = []
-            calls = [self._call_of(self._vlm.language, batch) for batch in self._batches]
-            self._at_language = [call for call in calls if call is not None]
-        call = self._at_language[index]
-        with ExitStack() as stack:
-            if self._passed >= 0:
-                for skipped in self._vlm.layers[: self._passed + 1]:
-                    stack.enter_context(_returning(skipped, self._hidden[index]))
-            reached = stack.enter_context(_stopping_behind(self._vlm.layers[layer]))
-            self._vlm.language(*call.args, **call.kwargs)
-        return reached[0]
 
     @torch.no_grad()
     def _call_of(self, module: nn.Module, batch: Batch) -> _Call | None:
@@ -154,21 +159,35 @@ def _returning(module: nn.Module, output: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _stopping_behind(module: nn.Module) -> Iterator[list[Any]]:
-    """Ends the block when the module has returned; its output is the list's one element."""
+def _output_of(module: nn.Module) -> Iterator[list[Any]]:
+    """The list gets what the module returns."""
     outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        outputs.append(output)
+
+@contextmanager
+def _stopping_behind(module: nn.Module) -> Iterator[None]:
+    """Ends the block when the module has returned."""
+
+    def hook(*_: Any) -> None:
         raise _Reached
 
     handle = module.register_forward_hook(hook)
     try:
-        yield outputs
+        yield
     except _Reached:
         pass
     finally:
         handle.remove()
+
+
+def _text_tokens(_: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
+    real = batch.real
+    return Tokens(x[real], y[real], batch.records.repeat_interleave(real.sum(1)), batch.vision[real])
 
 
 def _connector_tokens(name: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:

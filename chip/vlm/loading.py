@@ -71,7 +71,7 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
         InputError: an unknown family, or weights that do not fit the model (missing or unexpected names).
     """
     place = torch.device(device or default_device())
-    with _quiet():
+    with _Quiet():
         try:
             model, info = transformers.AutoModelForImageTextToText.from_pretrained(
                 folder,
@@ -80,11 +80,15 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
                 output_loading_info=True,
             )
         except ValueError as error:  # transformers' word for a configuration that no class of it takes
-            raise InputError(f"{folder}: not a vision-language model transformers knows; {_first_line(error)}") from error
+            raise InputError(
+                f"{folder}: not a vision-language model transformers knows; {_first_line(error)}"
+            ) from error
         processor = load_processor(folder)
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
-            raise InputError(f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete")
+            raise InputError(
+                f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete"
+            )
     find_connector(model.model)
     return VLM(model.eval().requires_grad_(False).to(place), processor)
 
@@ -93,7 +97,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-class _quiet:
+class _Quiet:
     """Silences transformers' progress bars and remarks while it loads; errors are raised all the same."""
 
     def __enter__(self) -> None:
@@ -130,5 +134,6 @@ def load_processor(folder: Path) -> Any:
             wanted = json.loads(file.read_text()).get("processor_class") if file.exists() else None
             if wanted:
                 base = getattr(transformers, wanted)
-                return type(wanted, (base, _WithoutVideo), {}).from_pretrained(folder, local_files_only=True)
+                without: Any = type(wanted, (base, _WithoutVideo), {})
+                return without.from_pretrained(folder, local_files_only=True)
         raise

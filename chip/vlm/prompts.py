@@ -88,9 +88,7 @@ class Prompts:
         messages = [{"role": "user", "content": [*image, {"type": "text", "text": record.question}]}]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        rendered = self._processor.apply_chat_template(
-            messages, add_generation_prompt=answer is None, tokenize=False
-        )
+        rendered = self._processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
         return str(rendered)
 
     def _end_of_turn(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -41,24 +40,22 @@ class Site:
     layer: int | None
     """Index of the text model's layer; None in the connector."""
 
-    @property
-    def place(self) -> str:
-        return "connector" if self.layer is None else f"layer {self.layer}"
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Sites that are reached together: none of them changes what another receives."""
+    """Sites that are measured in the same run through the model."""
 
     sites: tuple[Site, ...]
 
     @property
-    def layer(self) -> int | None:
+    def first(self) -> int | None:
+        """The first site's layer; None: the connector."""
         return self.sites[0].layer
 
     @property
-    def place(self) -> str:
-        return self.sites[0].place
+    def last(self) -> int | None:
+        """The last site's layer; None: the connector."""
+        return self.sites[-1].layer
 
 
 def find_connector(core: nn.Module) -> tuple[str, nn.Module]:
@@ -105,15 +102,21 @@ def find_sites(model: Any, kinds: Sequence[str], layers: Sequence[int]) -> list[
 
 
 def in_data_order(sites: Sequence[Site]) -> list[Stage]:
-    """The sites as stages: connector layers one by one, then in each layer those with the same input together."""
+    """The sites as stages such that no site changes what another of its stage receives."""
+    stages: list[list[Site]] = []
+    for site in sites:
+        together = stages and stages[-1][0].layer == site.layer and _same_input(stages[-1][0].kind, site.kind)
+        if together:
+            stages[-1].append(site)
+        else:
+            stages.append([site])
+    return [Stage(tuple(stage)) for stage in stages]
 
-    def key(site: Site) -> tuple[int, int, str]:
-        shared = next((i for i, kinds in enumerate(_SAME_INPUT) if site.kind in kinds), None)
-        return (-1 if site.layer is None else site.layer, -1 if shared is None else shared, "" if shared is not None else site.name)
 
-    return [Stage(tuple(group)) for _, group in groupby(sites, key)]
+def at_once(sites: Sequence[Site]) -> list[Stage]:
+    """The sites as one stage: statistics of the unedited model."""
+    return [Stage(tuple(sites))]
 
 
-def by_place(sites: Sequence[Site]) -> list[Stage]:
-    """The sites as stages, a whole connector or layer at once: for statistics of the unedited model."""
-    return [Stage(tuple(group)) for _, group in groupby(sites, lambda site: site.place)]
+def _same_input(a: str, b: str) -> bool:
+    return any({a, b} <= kinds for kinds in _SAME_INPUT)
