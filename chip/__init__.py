@@ -1,0 +1,26 @@
+"""Forget a patient, a study, a section or an institution in a vision-language checkpoint: no training, siblings kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chip.errors import ChipError, InputError, RunError
+
+if TYPE_CHECKING:
+    from chip.checkpoint.diff import diff
+    from chip.editing import edit
+    from chip.inspection import inspect
+
+__version__ = "0.1.0"
+__all__ = ["ChipError", "InputError", "RunError", "diff", "edit", "inspect"]
+
+_HOMES = {"edit": "chip.editing", "diff": "chip.checkpoint.diff", "inspect": "chip.inspection"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a function when it is asked for: torch and transformers take seconds, and `--help` needs neither."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chip' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import check_output, write_patched
-from chip.errors import InputError, RunError
+from chip.checkpoint.patch import check_output, round_once, write_patched
+from chip.errors import RunError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
 from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
@@ -27,7 +26,7 @@ from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.prompts import Prompts
 from chip.vlm.scoring import Scores, score
-from chip.vlm.sites import Site, at_once, find_sites, in_data_order
+from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Called with what is being done and in how many steps; gives what to call after each step."""
@@ -123,7 +122,7 @@ def edit(
     case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
 
     vlm = load_vlm(source.folder, device)
-    chosen = choose_sites(vlm, operator, sites, layers)
+    chosen = select_sites(vlm, operator, sites, layers)
     before = ask_all(vlm, hierarchy.records, batch_size, progress, "asking before")
     patch = compute_patch(vlm, source, operator, case, chosen, batch_size, progress)
     del vlm  # one model at a time: what is judged is what was written
@@ -146,35 +145,13 @@ def edit(
     )
 
 
-def choose_sites(
+def select_sites(
     vlm: VLM, operator: Operator, kinds: Sequence[str] | None = None, layers: str | None = None
 ) -> list[Site]:
     """The sites to edit, in the order of data: as asked for, else the operator's own choice for this depth."""
     depth = len(vlm.layers)
-    first, last = operator.layers
-    span = range(round(first * depth), round(last * depth)) if layers is None else parse_layers(layers, depth)
-    return find_sites(vlm.model, operator.sites if kinds is None else kinds, span)
-
-
-def parse_layers(text: str, depth: int) -> range:
-    """`22-27` (from 0, both ends in), `7`, `50%-100%` or `all`, for a text model of `depth` layers.
-
-    Raises:
-        InputError: it is none of these, or leads outside the model.
-    """
-    if text == "all":
-        return range(depth)
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
-    index = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if share:
-        span = range(round(float(share[1]) / 100 * depth), round(float(share[2]) / 100 * depth))
-    elif index:
-        span = range(int(index[1]), int(index[2] or index[1]) + 1)
-    else:
-        raise InputError(f"--layers {text}: not understood; write 22-27, 50%-100% or all")
-    if not span or span.stop > depth:
-        raise InputError(f"--layers {text}: the text model has layers 0 to {depth - 1}")
-    return span
+    span = layer_range(operator.layers, depth) if layers is None else parse_layers(layers, depth)
+    return choose_sites(vlm.model, operator.sites if kinds is None else kinds, span)
 
 
 def ask_all(
@@ -250,7 +227,7 @@ def _changed(update: Update | None, names: Sequence[str]) -> Iterator[tuple[str,
 
 def _apply(vlm: VLM, source: Checkpoint, name: str, disk_name: str, new: Tensor, patch: Patch) -> None:
     parameter = vlm.model.get_parameter(name)
-    rounded = new.to(source.entries[disk_name].torch_dtype)
+    rounded = round_once(new, source.entries[disk_name].torch_dtype)
     old = parameter.to(new.dtype)
     if torch.equal(rounded.to(parameter.dtype), parameter):
         return

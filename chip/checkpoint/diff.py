@@ -11,7 +11,7 @@ import torch
 
 from chip.checkpoint.layout import Checkpoint, TensorEntry
 
-_BLOCK = 1 << 24  # bytes compared at once
+_BLOCK = 1 << 20  # bytes compared at once
 _VALUES = 1 << 22  # values taken to float64 at once
 
 

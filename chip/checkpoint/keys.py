@@ -72,16 +72,12 @@ def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     for architecture in checkpoint.config.get("architectures") or ():
         if not hasattr(transformers, str(architecture)):
             # AutoModel would go by model_type alone, and load the weights into a class that they do not fit.
-            raise InputError(
-                f"{path}: transformers has no {architecture}; use a checkpoint in its own layout"
-            )
+            raise InputError(f"{path}: transformers has no {architecture}; use a checkpoint in its own layout")
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             # Parameters are the same under every attention, and this one asks for no other package.
-            return AutoModelForImageTextToText.from_config(
-                config, trust_remote_code=False, attn_implementation="eager"
-            )
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, attn_implementation="eager")
     except _UNBUILDABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

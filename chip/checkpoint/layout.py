@@ -63,9 +63,7 @@ class TensorEntry:
     def torch_dtype(self) -> torch.dtype:
         """The same dtype in torch. Raises `InputError` if chip does not read it (4 bits, complex, ...)."""
         if self.dtype not in _TORCH:
-            raise InputError(
-                f"{self.shard}: cannot read tensor {self.name!r}, {self.dtype}; save it as BF16 or F32"
-            )
+            raise InputError(f"{self.shard}: cannot read tensor {self.name!r}, {self.dtype}; save it as BF16 or F32")
         return _TORCH[self.dtype]
 
 
@@ -91,9 +89,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the local folder of a checkpoint")
         if (folder / "adapter_config.json").exists():
-            raise InputError(
-                f"{folder}: an adapter lies here; merge it into its model first (peft: merge_and_unload)"
-            )
+            raise InputError(f"{folder}: an adapter lies here; merge it into its model first (peft: merge_and_unload)")
         config = _read_config(folder)
         shards, weight_map = _find_shards(folder)
         entries: dict[str, TensorEntry] = {}
@@ -134,9 +130,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         *config.values(),
     ):  # a vision-language model keeps its parts' settings one level down
         if isinstance(section, dict) and section.get("quantization_config"):
-            raise InputError(
-                f"{path}: the weights are quantised; edit the unquantised checkpoint, then quantise again"
-            )
+            raise InputError(f"{path}: the weights are quantised; edit the unquantised checkpoint, then quantise again")
     return config
 
 
@@ -148,20 +142,14 @@ def _find_shards(folder: Path) -> tuple[tuple[str, ...], Mapping[str, str] | Non
         shards = tuple(sorted(set(weight_map.values())))
         if SINGLE in found and SINGLE not in shards:
             # transformers would load the single file, other programs the shards.
-            raise InputError(
-                f"{folder}: holds both {SINGLE} and {INDEX}, which does not name it; remove one of them"
-            )
+            raise InputError(f"{folder}: holds both {SINGLE} and {INDEX}, which does not name it; remove one of them")
         return shards, weight_map
     if found == [SINGLE]:
         return (SINGLE,), None
     if found:
-        raise InputError(
-            f"{folder}: {', '.join(found)} without {INDEX}; fetch the index, or keep one {SINGLE}"
-        )
+        raise InputError(f"{folder}: {', '.join(found)} without {INDEX}; fetch the index, or keep one {SINGLE}")
     if any(any(folder.glob(pattern)) for pattern in ("pytorch_model*.bin", "*.pt", "*.pth")):
-        raise InputError(
-            f"{folder}: a pickle checkpoint; convert to safetensors (save_pretrained writes them)"
-        )
+        raise InputError(f"{folder}: a pickle checkpoint; convert to safetensors (save_pretrained writes them)")
     raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; give the folder that holds the weights")
 
 
@@ -176,17 +164,13 @@ def _inside(folder: Path, shard: str) -> Path:
     """Path of a shard that an index names, which could name any file of the machine."""
     path = folder / shard
     if Path(shard).is_absolute() or ".." in Path(shard).parts:
-        raise InputError(
-            f"{folder}: the index names shard {shard!r}, outside the folder; do not trust this checkpoint"
-        )
+        raise InputError(f"{folder}: the index names shard {shard!r}, outside the folder; do not trust this checkpoint")
     if not path.is_file():
         raise InputError(f"{folder}: shard {shard!r} is missing; fetch the checkpoint again")
     target = path.resolve()
     # The hub's cache keeps every file of a snapshot as a link into its blobs/.
     if not target.is_relative_to(folder.resolve()) and target.parent.name != "blobs":
-        raise InputError(
-            f"{folder}: shard {shard!r} links to {target}, outside the folder; copy the file into it"
-        )
+        raise InputError(f"{folder}: shard {shard!r} links to {target}, outside the folder; copy the file into it")
     return path
 
 
@@ -236,9 +220,7 @@ def _are_counts(values: Iterable[object]) -> bool:
     return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _compare_with_index(
-    folder: Path, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]
-) -> None:
+def _compare_with_index(folder: Path, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> None:
     for name in weight_map.keys() | entries.keys():
         told, found = weight_map.get(name), entries[name].shard if name in entries else None
         if told != found:

@@ -20,7 +20,7 @@ _EDITABLE = ("F64", "F32", "F16", "BF16")
 _NOT_COPIED = frozenset({".git", ".hg", ".svn", ".cache"})  # folders with a history of their own
 _OTHER_WEIGHTS = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt")
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks until one side writes
-_BLOCK = 1 << 24
+_BLOCK = 1 << 20
 
 
 def check_output(source: Checkpoint, output: Path, overwrite: bool = False) -> None:
@@ -39,14 +39,10 @@ def check_output(source: Checkpoint, output: Path, overwrite: bool = False) -> N
         if not overwrite:
             raise InputError(f"{output}: is not empty; choose another folder, or overwrite it")
         if not (target / CONFIG).is_file():
-            raise InputError(
-                f"{output}: is no checkpoint, and will not be overwritten; choose another folder"
-            )
+            raise InputError(f"{output}: is no checkpoint, and will not be overwritten; choose another folder")
     standing = next(parent for parent in target.parents if parent.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{output}: cannot be made, {standing} is not a folder one can write to; choose another"
-        )
+        raise InputError(f"{output}: cannot be made, {standing} is not a folder one can write to; choose another")
     shards = {Path(shard) for shard in source.shards}
     for _, relative in _files(origin):
         if relative not in shards and any(relative.match(pattern) for pattern in _OTHER_WEIGHTS):
@@ -114,13 +110,9 @@ def _check_tensor(source: Checkpoint, name: str, tensor: torch.Tensor) -> None:
         raise RunError(f"{source.folder}: there is no tensor {name!r} to change")
     entry = source.entries[name]
     if entry.dtype not in _EDITABLE:
-        raise InputError(
-            f"{source.folder}: cannot edit tensor {name!r}, {entry.dtype}; save it as BF16 or F32"
-        )
+        raise InputError(f"{source.folder}: cannot edit tensor {name!r}, {entry.dtype}; save it as BF16 or F32")
     if tuple(tensor.shape) != entry.shape:
-        raise RunError(
-            f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}"
-        )
+        raise RunError(f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}")
     if not tensor.is_floating_point():
         raise RunError(f"tensor {name!r}: the new values are {tensor.dtype}, not floating-point")
 
@@ -144,9 +136,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
         seen.add(here.resolve())
         for path in (here / name for name in sorted(files)):
             if not path.exists():
-                raise InputError(
-                    f"{path}: a link that leads nowhere; fetch the checkpoint again, or remove it"
-                )
+                raise InputError(f"{path}: a link that leads nowhere; fetch the checkpoint again, or remove it")
             if path.is_file():
                 yield path, path.relative_to(folder)
 
@@ -216,18 +206,12 @@ def _read_back(source: Checkpoint, staging: Path, tensors: Mapping[str, torch.Te
     try:
         written = Checkpoint.open(staging)
     except InputError as error:
-        raise RunError(
-            f"the copy cannot be read back ({error}); the source may have changed meanwhile"
-        ) from error
+        raise RunError(f"the copy cannot be read back ({error}); the source may have changed meanwhile") from error
     if written.entries != source.entries:
         raise RunError(f"{source.folder}: changed while it was copied; try again")
     for name, tensor in tensors.items():
-        if not torch.equal(
-            written.read(name).reshape(-1).view(torch.uint8), _stored(source.entries[name], tensor)
-        ):
-            raise RunError(
-                f"tensor {name!r}: reading back gives other bytes than were written; check the disk"
-            )
+        if not torch.equal(written.read(name).reshape(-1).view(torch.uint8), _stored(source.entries[name], tensor)):
+            raise RunError(f"tensor {name!r}: reading back gives other bytes than were written; check the disk")
 
 
 def _put_in_place(staging: Path, output: Path, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chip.demo.images import draw
 from chip.demo.world import SEED, places, rows
+from chip.errors import InputError
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -22,7 +23,13 @@ def write_records(folder: Path, seed: int = SEED) -> Path:
     return file
 
 
-def write_demo(folder: Path) -> None:
-    """Write the hospital: `ckpt/`, `records.jsonl` and `images/`."""
+def write_demo(folder: Path, overwrite: bool = False) -> None:
+    """Write the hospital: `ckpt/`, `records.jsonl` and `images/`.
+
+    Raises:
+        InputError: the folder holds something already, and `overwrite` is not asked for.
+    """
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: not empty; name another folder, or pass --overwrite")
     shutil.copytree(WEIGHTS, folder / "ckpt", dirs_exist_ok=True)
     write_records(folder)

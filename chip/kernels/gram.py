@@ -16,7 +16,7 @@ def accumulate_gram(total: Tensor, x: Tensor) -> None:
 
     Args:
         total: (d, d), fp64 where the device has it: thousands of batches are summed without losing bits.
-        x: (n, d), any float dtype. The product of one batch is taken in fp32.
+        x: (n, d), any float dtype. The product of one batch is taken in fp32, or in fp64 where x has it.
     """
-    x = x.float()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     total += x.T @ x

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from chip.errors import InputError
 from chip.hierarchy import Hierarchy, Split
 from chip.moments import Tokens
 
@@ -39,7 +41,11 @@ class Statistics(Protocol):
 
 @dataclass(frozen=True)
 class Operator(ABC):
-    """One way to edit. An instance is its settings."""
+    """One way to edit. An instance is its settings.
+
+    Raises:
+        InputError: a setting lies outside its range.
+    """
 
     name: ClassVar[str]
     data_order: ClassVar[bool]
@@ -48,6 +54,15 @@ class Operator(ABC):
     """Kinds of site it edits by default."""
     layers: ClassVar[tuple[float, float]]
     """Which layers of the text model it edits by default, as a share of the depth."""
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]]
+    """Setting -> the least and the largest value that make sense."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in self.ranges.items():
+            if not least <= getattr(self, name) <= most:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {getattr(self, name):g}: must lie between {least:g} and {most:g}")
 
     @abstractmethod
     def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> Statistics:

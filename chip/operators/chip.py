@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +71,8 @@ class Chip(Operator):
     data_order: ClassVar[bool] = False
     sites: ClassVar[tuple[str, ...]] = ("connector", "gate", "up", "down")
     layers: ClassVar[tuple[float, float]] = (22 / 28, 1.0)
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"top_k": (0, 1), "energy": (0, 1), "alpha": (0, 1)}
 
     top_k: float = 0.1
     """k: the share of a site's output rows that is edited."""

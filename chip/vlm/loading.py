@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +73,13 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
         InputError: an unknown family, or weights that do not fit the model (missing or unexpected names).
     """
     place = torch.device(device or default_device())
-    with _Quiet():
-        try:
-            model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=torch.float32 if place.type == "cpu" else "auto",
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except ValueError as error:  # transformers' word for a configuration that no class of it takes
-            raise InputError(
-                f"{folder}: not a vision-language model transformers knows; {_first_line(error)}"
-            ) from error
+    with _Quiet(), _known_family(folder):
+        model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=torch.float32 if place.type == "cpu" else "auto",
+            local_files_only=True,
+            output_loading_info=True,
+        )
         processor = load_processor(folder)
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
@@ -93,8 +90,27 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
     return VLM(model.eval().requires_grad_(False).to(place), processor)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def skeleton(folder: Path) -> Any:
+    """The checkpoint's model without weights, on the meta device.
+
+    Raises:
+        InputError: an unknown family.
+    """
+    with _Quiet(), torch.device("meta"), _known_family(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    find_connector(model.model)
+    return model
+
+
+@contextmanager
+def _known_family(folder: Path) -> Iterator[None]:
+    """Says it in one line where no class of transformers takes the configuration."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: not a vision-language model that transformers knows; {reason}") from error
 
 
 class _Quiet:

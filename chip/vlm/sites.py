@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,33 +73,66 @@ def find_connector(core: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
-def find_sites(model: Any, kinds: Sequence[str], layers: Sequence[int]) -> list[Site]:
+def available_sites(model: Any) -> list[Site]:
+    """Every site of the model, in the order of data."""
+    core = model.model
+    name_of = {module: name for name, module in model.named_modules()}
+    connector = find_connector(core)[1].modules()
+    sites = [Site(name_of[module], "connector", None) for module in connector if isinstance(module, nn.Linear)]
+    for index, layer in enumerate(core.language_model.layers):
+        inside = dict(layer.named_modules())
+        for kind, path in LAYER_MODULES.items():
+            if isinstance(inside.get(path), nn.Linear):
+                sites.append(Site(f"{name_of[layer]}.{path}", kind, index))
+    return sites
+
+
+def choose_sites(model: Any, kinds: Sequence[str], layers: range) -> list[Site]:
     """The sites of these kinds, in the order of data; `layers` restricts those of the text model.
 
     Raises:
-        InputError: a kind is unknown, or a layer lacks it (fused or mixture-of-experts layers).
+        InputError: a kind is unknown, or one of the layers lacks it (fused or mixture-of-experts layers).
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"--sites: no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
-    name_of = {module: name for name, module in model.named_modules()}
-    sites = []
-    if "connector" in kinds:
-        connector = find_connector(model.model)[1]
-        linears = [module for module in connector.modules() if isinstance(module, nn.Linear)]
-        sites += [Site(name_of[module], "connector", None) for module in linears]
-    for index in sorted(layers):
-        layer = model.model.language_model.layers[index]
-        for kind, path in LAYER_MODULES.items():
-            if kind not in kinds:
-                continue
-            name = f"{name_of[layer]}.{path}"
-            module = dict(layer.named_modules()).get(path)
-            if not isinstance(module, nn.Linear):
-                raise InputError(f"{name}: not a linear layer of this model; choose other --sites or --layers")
-            sites.append(Site(name, kind, index))
-    if not sites:
-        raise InputError("no site left to edit; widen --sites or --layers")
-    return sites
+    available = available_sites(model)
+    chosen = [site for site in available if site.kind in kinds and (site.layer is None or site.layer in layers)]
+    for kind in kinds:
+        found = {site.layer for site in chosen if site.kind == kind}
+        wanted = {None} if kind == "connector" else set(layers)
+        if missing := wanted - found:
+            place = "the connector" if kind == "connector" else f"layer {min(n for n in missing if n is not None)}"
+            raise InputError(
+                f"{type(model).__name__}: {place} has no plain linear layer for site {kind!r}; choose other --sites or --layers"
+            )
+    return chosen
+
+
+def layer_range(share: tuple[float, float], depth: int) -> range:
+    """The layers between two shares of the depth; at least one."""
+    first, last = round(share[0] * depth), round(share[1] * depth)
+    return range(min(first, last - 1), last)
+
+
+def parse_layers(text: str, depth: int) -> range:
+    """`22-27` (from 0, both ends in), `7`, `50%-100%` or `all`, for a text model of `depth` layers.
+
+    Raises:
+        InputError: it is none of these, or leads outside the model.
+    """
+    if text == "all":
+        return range(depth)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
+    index = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if share:
+        span = layer_range((float(share[1]) / 100, float(share[2]) / 100), depth)
+    elif index:
+        span = range(int(index[1]), int(index[2] or index[1]) + 1)
+    else:
+        raise InputError(f"--layers {text}: not understood; write 22-27, 50%-100% or all")
+    if not span or span.start < 0 or span.stop > depth:
+        raise InputError(f"--layers {text}: the text model has layers 0 to {depth - 1}")
+    return span
 
 
 def in_data_order(sites: Sequence[Site]) -> list[Stage]:

@@ -1,0 +1,39 @@
+# make demo   install, write the hospital, and make its model forget a patient
+# make test   what a change has to pass
+# make bench  the figures of benchmarks/results/, again
+
+PYTHON ?= python3
+# Installed first and by itself: pip takes the build this machine is set up for, and the rest is content with it.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test bench clean
+
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@touch $@
+
+.venv/run: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ .venv/run
+
+demo: .venv/run
+	$(BIN)/chip demo hospital --overwrite
+	$(BIN)/chip edit hospital/ckpt --forget patient_17 --overwrite
+
+test: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.demo
+
+clean:
+	rm -rf .venv hospital

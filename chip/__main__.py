@@ -1,0 +1,5 @@
+"""`python -m chip` is `chip`."""
+
+from chip.app import main
+
+main()

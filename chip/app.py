@@ -1,0 +1,169 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chip.errors import ChipError
+
+app = typer.Typer(
+    help="Forget a patient, a study, a section or an institution in a vision-language checkpoint. No training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CheckpointFolder = Annotated[
+    Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
+
+_SHIELDED, _CHIP = "Settings of --method shielded", "Settings of --method chip"
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")] = Path("hospital"),
+    overwrite: Annotated[bool, typer.Option(help="Replace what a former demo left there.")] = False,
+) -> None:
+    """Write a small hospital, and a small model that knows it, to try things on."""
+    from chip import terminal
+    from chip.demo import write_demo
+
+    write_demo(folder, overwrite)
+    terminal.print_demo(folder)
+
+
+@app.command()
+def tree(
+    records: Annotated[Path, typer.Argument(help="Records (.jsonl, .parquet), or a folder that holds them.")],
+    depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
+) -> None:
+    """Show the hierarchy of the records, with how many each node holds."""
+    from chip import terminal
+    from chip.hierarchy import Hierarchy
+    from chip.records import find_records, read_records
+
+    beside = records.is_dir() and not any(records.glob("*.parquet"))
+    terminal.print_tree(Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records)), depth)
+
+
+@app.command()
+def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
+    """Show what a checkpoint is and which of its layers an edit would touch."""
+    from chip import terminal
+    from chip.inspection import inspect as look
+
+    found = look(checkpoint)
+    _print_json(found.to_json()) if as_json else terminal.print_inspection(found)
+
+
+@app.command()
+def edit(
+    checkpoint: CheckpointFolder,
+    forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
+    records: Annotated[
+        Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
+    method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
+    sites: Annotated[
+        str | None, typer.Option(help="Kinds of layer to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
+    ] = None,
+    shield: Annotated[
+        float | None, typer.Option(help="β: higher keeps more, forgets less.", rich_help_panel=_SHIELDED)
+    ] = None,
+    ridge: Annotated[
+        float | None, typer.Option(help="λ: higher makes smaller changes.", rich_help_panel=_SHIELDED)
+    ] = None,
+    near: Annotated[
+        float | None, typer.Option(help="γ: the siblings' share of the shield.", rich_help_panel=_SHIELDED)
+    ] = None,
+    top_k: Annotated[float | None, typer.Option(help="k: share of rows edited.", rich_help_panel=_CHIP)] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="τ: share of the directions' energy projected out.", rich_help_panel=_CHIP)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="α: weight of image tokens in a record's activation.", rich_help_panel=_CHIP)
+    ] = None,
+    device: Device = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Records per forward pass; changes the time only.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
+    from chip import terminal
+
+    terminal.quiet_libraries()
+    from chip.editing import edit as run
+    from chip.operators import make_operator
+
+    given = {"shield": shield, "ridge": ridge, "near": near, "top_k": top_k, "energy": energy, "alpha": alpha}
+    report = run(
+        checkpoint,
+        forget,
+        records=records,
+        out=out,
+        operator=make_operator(method, {name: value for name, value in given.items() if value is not None}),
+        sites=None if sites is None else sites.split(","),
+        layers=layers,
+        device=device,
+        batch_size=batch_size,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        progress=terminal.progress,
+    )
+    _print_json(report.to_json()) if as_json else terminal.print_edit(report)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A checkpoint folder.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
+    from chip import terminal
+    from chip.checkpoint.diff import diff as compare
+
+    difference = compare(a, b)
+    _print_json(difference.to_json()) if as_json else terminal.print_diff(difference)
+    raise typer.Exit(0 if difference.equal else 1)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["CHIP_DEBUG"] = "1"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def main() -> None:
+    """Run the command; a refusal is one line on stderr."""
+    try:
+        app()
+    except ChipError as error:
+        if os.environ.get("CHIP_DEBUG"):
+            raise
+        print(f"chip: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,151 @@
+"""What the commands show a person: trees, tables and progress bars."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+from chip.hierarchy import Hierarchy, Node
+
+if TYPE_CHECKING:  # these bring torch, which trees and help do without
+    from chip.checkpoint.diff import CheckpointDiff
+    from chip.editing import EditReport
+    from chip.evaluation.metrics import BeforeAfter
+    from chip.inspection import Inspection
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keep advice that is meant for developers of transformers off the user's terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+@contextmanager
+def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr with the time left; one plain line where stderr is no terminal."""
+    if not _err.is_terminal:
+        _err.print(f"{what} ...")
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True) as bar:
+        task = bar.add_task(what, total=steps)
+        yield lambda: bar.advance(task)
+
+
+def print_demo(folder: Path) -> None:
+    _out.print(f"[bold]{folder}/[/]")
+    _out.print("  ckpt/          a small vision-language model that knows the hospital")
+    _out.print("  records.jsonl  what there is to know, question by question")
+    _out.print("  images/        invented scans, portraits and signs")
+    _out.print(f"\nNow: [bold]chip edit {folder}/ckpt --forget patient_17[/]")
+
+
+def print_tree(hierarchy: Hierarchy, depth: int) -> None:
+    total = len(hierarchy.records)
+    root = Tree(f"[bold]{total:,} records[/]")
+
+    def add(branch: Tree, parent: Node | None) -> None:
+        for node in hierarchy.children(parent):
+            inner = branch.add(f"{node.id} [dim]{hierarchy.count(node):,}[/]")
+            if len(node.path) < depth:
+                add(inner, node)
+
+    add(root, None)
+    _out.print(root)
+    levels = Counter(node.level for node in hierarchy.nodes)
+    _out.print(f"[dim]{', '.join(f'{count:,} {_plural(level, count)}' for level, count in levels.items())}[/]")
+
+
+def _plural(level: str, count: int) -> str:
+    if count == 1:
+        return level
+    return f"{level[:-1]}ies" if level.endswith("y") else f"{level}s"
+
+
+def print_inspection(found: Inspection) -> None:
+    _out.print(
+        f"[bold]{found.family}[/]  {found.architecture}, {found.parameters:,} parameters, "
+        f"{'/'.join(found.dtypes)}, {found.shards} {'shard' if found.shards == 1 else 'shards'}"
+    )
+    table = _table("site", "layers", "count", "shape (out × in)", "edited by")
+    for row in found.sites:
+        shape = ", ".join(f"{d_out:,} × {d_in:,}" for d_out, d_in in row.shapes)
+        table.add_row(row.kind, row.layers, str(row.count), shape, ", ".join(row.edited_by) or "–")
+    _out.print(table)
+
+
+def print_edit(report: EditReport) -> None:
+    table = _table("", "questions", "records", "chance", "exact match", "answer probability")
+    for group, results in report.groups.items():
+        for split, result in results.items():
+            table.add_row(
+                group,
+                split,
+                f"{result.count:,}",
+                f"{result.chance:.2f}",
+                _arrow(result.exact_match),
+                _arrow(result.answer_probability),
+                end_section=split == list(results)[-1],
+            )
+    _out.print(table)
+    changes = _table("changed tensor", "‖ΔW‖ / ‖W‖")
+    for name, change in report.relative_change.items():
+        changes.add_row(name, f"{change:.3f}")
+    _out.print(changes)
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
+    _out.print(f"[dim]{report.method}: {settings}[/]")
+    count = len(report.relative_change)
+    tensors = f"{count} {'tensor' if count == 1 else 'tensors'}"
+    if report.output is None:
+        _out.print(f"dry run: [bold]{tensors}[/] would change, nothing written ({report.seconds:.0f} s)")
+    else:
+        _out.print(f"wrote [bold]{report.output}[/]: {tensors} changed, {report.seconds:.0f} s")
+
+
+def _arrow(measure: BeforeAfter) -> str:
+    before = f"{measure.before:.2f}"
+    return before if measure.after is None else f"{before} → [bold]{measure.after:.2f}[/]"
+
+
+def print_diff(difference: CheckpointDiff) -> None:
+    changed = difference.changed
+    table = _table("tensor", "shape", "‖ΔW‖ / ‖W‖", "largest", "effective rank", "rows changed")
+    for each in changed:
+        table.add_row(
+            each.name,
+            " × ".join(map(str, each.shape)),
+            f"{each.relative_change:.3f}",
+            f"{each.largest_change:.3g}",
+            "–" if each.effective_rank is None else f"{each.effective_rank:.1f}",
+            f"{each.rows_changed:.0%}",
+        )
+    if changed:
+        _out.print(table)
+    for name in difference.only_in_a:
+        _out.print(f"only in A: {name}")
+    for name in difference.only_in_b:
+        _out.print(f"only in B: {name}")
+    _out.print(f"{len(changed)} of {len(difference.tensors)} tensors differ" if not difference.equal else "equal")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+    return table

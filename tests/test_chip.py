@@ -1,0 +1,99 @@
+"""Theorems of the published operator, on activations drawn at random."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from chip.hierarchy import Hierarchy
+from chip.kernels.subspace import leading_basis
+from chip.moments import Tokens
+from chip.operators import Chip
+from chip.operators.base import Case
+from chip.operators.chip import ChipStatistics
+from chip.records import Record
+
+SEEDS = st.integers(0, 2**32 - 1)
+CPU = torch.device("cpu")
+PATHS = [
+    *(("i", "target", study) for study in ("s1", "s2")),
+    *(("i", "sibling", study) for study in ("s3", "s4")),
+    ("j", "far", "s5"),
+]
+
+
+def _case(name: str = "target") -> Case:
+    hierarchy = Hierarchy([Record("q", "a", path, None) for path in PATHS])
+    return Case(hierarchy, hierarchy.split([hierarchy.find(name)]))
+
+
+def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
+    count = each * len(PATHS)
+    outputs = torch.randn(count, d_out, generator=torch.Generator().manual_seed(seed))
+    records = torch.arange(len(PATHS)).repeat_interleave(each)
+    return Tokens(torch.empty(count, 0), outputs, records, torch.arange(count) % each == 0)
+
+
+def _statistics(tokens: Tokens, case: Case | None = None, alpha: float = 0.3) -> ChipStatistics:
+    statistics = ChipStatistics(case or _case(), tokens.outputs.shape[1], alpha, CPU)
+    statistics.update(tokens)
+    return statistics
+
+
+def _parameters(seed: int, d_out: int, d_in: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randn(d_out, d_in, generator=generator), torch.randn(d_out, generator=generator)
+
+
+@given(SEEDS, st.floats(0.05, 1), st.floats(0.5, 1))
+def test_nothing_is_left_along_the_directions_and_other_rows_are_untouched(
+    seed: int, top_k: float, energy: float
+) -> None:
+    tokens, (weight, bias) = _tokens(seed, 20), _parameters(seed, 20)
+    statistics, operator = _statistics(tokens), Chip(top_k=top_k, energy=energy)
+    update = operator.update(weight, bias, statistics)
+    assert update is not None
+    assert update.bias is not None
+    forget, retain = statistics.magnitude.mean
+    rows = (forget - retain).topk(max(1, round(top_k * 20))).indices.sort().values
+    differences = (statistics.child.mean - statistics.around.mean)[:, rows]
+    basis = leading_basis(torch.nn.functional.normalize(differences), energy)
+    outputs = update.weight[rows] @ torch.randn(6, 7, dtype=torch.float64) + update.bias[rows, None]
+    torch.testing.assert_close(basis.T @ outputs, torch.zeros(basis.shape[1], 7, dtype=torch.float64))
+    others = torch.ones(20, dtype=torch.bool)
+    others[rows] = False
+    assert torch.equal(update.weight[others].float(), weight[others])
+    assert torch.equal(update.bias[others].float(), bias[others])
+
+    again = operator.update(update.weight, update.bias, statistics)
+    assert again is not None
+    torch.testing.assert_close(again.weight, update.weight)
+
+
+def test_activation_mixes_image_and_other_tokens_by_alpha() -> None:
+    tokens = _tokens(0, 3)
+    case, alpha = _case(), 0.3
+    pooled = []
+    for record in range(len(PATHS)):
+        mine = tokens.outputs[tokens.records == record].double()
+        pooled.append(alpha * mine[0] + (1 - alpha) * mine[1:].mean(0))
+    a = torch.stack(pooled)
+    statistics = _statistics(tokens, case, alpha)
+    torch.testing.assert_close(statistics.child.mean, a[[0, 1]])
+    torch.testing.assert_close(statistics.around.mean, a[[2, 3]].mean(0).expand(2, -1))
+    torch.testing.assert_close(statistics.magnitude.mean[1], a[2:].abs().mean(0))
+
+
+def test_a_record_without_image_tokens_counts_in_full() -> None:
+    tokens = _tokens(0, 3)
+    text = Tokens(tokens.inputs, tokens.outputs, tokens.records, torch.zeros_like(tokens.vision))
+    torch.testing.assert_close(_statistics(text).child.mean[0], tokens.outputs[:4].double().mean(0))
+
+
+def test_without_siblings_all_retained_nodes_of_the_level_stand_in() -> None:
+    tokens = _tokens(0, 3)
+    statistics = _statistics(tokens, _case("far"), alpha=0.25)  # four tokens, one of them image: a plain mean
+    retained = tokens.outputs[:16].double().mean(0)
+    torch.testing.assert_close(statistics.around.mean[0], retained)

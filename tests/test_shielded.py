@@ -1,0 +1,144 @@
+"""Theorems of the shielded operator, on tokens drawn at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from chip.hierarchy import Hierarchy
+from chip.moments import Tokens
+from chip.operators import Shielded
+from chip.operators.base import Case
+from chip.operators.shielded import ShieldedStatistics
+from chip.records import Record
+
+SEEDS = st.integers(0, 2**32 - 1)
+CPU = torch.device("cpu")
+TARGET, SIBLING, FAR = 0, 1, 2
+"""Record numbers; one each."""
+
+
+def _case(shared_image: bool = False) -> Case:
+    paths = [("i", "target"), ("i", "sibling"), ("j", "far")]
+    image = [Path("a"), Path("a" if shared_image else "b"), Path("c")]
+    records = [Record("q", "a", path, file) for path, file in zip(paths, image, strict=True)]
+    hierarchy = Hierarchy(records)
+    return Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
+
+
+def _tokens(seed: int, width: int, each: int = 6) -> Tokens:
+    generator = torch.Generator().manual_seed(seed)
+    records = torch.arange(3).repeat_interleave(each)
+    return Tokens(
+        inputs=torch.randn(3 * each, width, generator=generator, dtype=torch.float64),
+        outputs=torch.empty(3 * each, 0),
+        records=records,
+        vision=torch.arange(3 * each) % 2 == 0,
+    )
+
+
+def _statistics(tokens: Tokens, case: Case | None = None) -> ShieldedStatistics:
+    statistics = ShieldedStatistics(case or _case(), tokens.inputs.shape[1], CPU)
+    statistics.update(tokens)
+    return statistics
+
+
+def _weight(seed: int, width: int) -> Tensor:
+    return torch.randn(5, width, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+
+
+def _edited(operator: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
+    update = operator.update(weight, None, _statistics(tokens))
+    assert update is not None
+    return update.weight
+
+
+def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielded) -> Tensor:
+    """The operator's objective, written out token by token."""
+    x, record, vision = tokens.inputs, tokens.records, tokens.vision
+    forget = torch.zeros((), dtype=torch.float64)
+    for modality in (vision, ~vision):
+        towards = x[(record == SIBLING) & modality].mean(0)
+        chosen = x[(record == TARGET) & modality]
+        forget = forget + (chosen @ edited.T - towards @ weight.T).square().sum()
+    forget = forget / (record == TARGET).sum()
+    moved = ((edited - weight) @ x.T).square().sum(0)
+    near, far = moved[record == SIBLING].mean(), moved[record == FAR].mean()
+    energy = operator.near * x[record == SIBLING].square().sum(1).mean()
+    energy = energy + (1 - operator.near) * x[record == FAR].square().sum(1).mean()
+    ridge = operator.ridge * energy / x.shape[1]
+    kept = operator.near * near + (1 - operator.near) * far
+    return forget + operator.shield * kept + ridge * (edited - weight).square().sum()
+
+
+@given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.1, 0.9))
+def test_gradient_of_the_objective_is_zero_at_the_solution(seed: int, shield: float, ridge: float, near: float) -> None:
+    operator, tokens, weight = Shielded(shield=shield, ridge=ridge, near=near), _tokens(seed, 8), _weight(seed, 8)
+    edited = _edited(operator, weight, tokens).requires_grad_(True)
+    value = _objective(edited, weight, tokens, operator)
+    (gradient,) = torch.autograd.grad(value, edited)
+    assert gradient.abs().max() < 1e-4 * (1 + shield)
+
+
+@given(SEEDS)
+def test_no_random_step_improves_the_objective(seed: int) -> None:
+    operator, tokens, weight = Shielded(), _tokens(seed, 8), _weight(seed, 8)
+    edited = _edited(operator, weight, tokens)
+    best = _objective(edited, weight, tokens, operator)
+    for step in range(5):
+        other = edited + 1e-2 * _weight(seed + step, 8)
+        assert _objective(other, weight, tokens, operator) > best
+
+
+@given(SEEDS)
+def test_an_endless_shield_or_ridge_changes_nothing(seed: int) -> None:
+    tokens, weight = _tokens(seed, 8), _weight(seed, 8)
+    for operator in (Shielded(shield=1e9), Shielded(ridge=1e9)):
+        torch.testing.assert_close(_edited(operator, weight, tokens), weight, atol=1e-5, rtol=0)
+
+
+@given(SEEDS)
+def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) -> None:
+    """Target inputs orthogonal to the retained ones and independent: λ → 0 removes exactly and costs nothing."""
+    tokens, weight = _tokens(seed, 32, each=4), _weight(seed, 32)
+    mine = tokens.records == TARGET
+    inputs = tokens.inputs.clone()
+    inputs[mine, 16:] = 0
+    inputs[~mine, :16] = 0
+    tokens = Tokens(inputs, tokens.outputs, tokens.records, tokens.vision)
+    edited = _edited(Shielded(ridge=1e-9), weight, tokens)
+    x = inputs
+    torch.testing.assert_close(x[~mine] @ edited.T, x[~mine] @ weight.T, atol=1e-5, rtol=0)
+    for modality in (tokens.vision, ~tokens.vision):
+        towards = x[(tokens.records == SIBLING) & modality].mean(0) @ weight.T
+        torch.testing.assert_close(
+            x[mine & modality] @ edited.T, towards.expand(int((mine & modality).sum()), -1), atol=1e-5, rtol=0
+        )
+
+
+@given(SEEDS, st.permutations(range(18)), st.integers(1, 17))
+def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int], cut: int) -> None:
+    tokens = _tokens(seed, 8)
+    whole, parts, other = _statistics(tokens), ShieldedStatistics(_case(), 8, CPU), ShieldedStatistics(_case(), 8, CPU)
+    for statistics, part in ((parts, order[:cut]), (other, order[cut:])):
+        statistics.update(
+            Tokens(tokens.inputs[part], tokens.outputs[part], tokens.records[part], tokens.vision[part])
+        )
+    parts += other
+    for a, b in zip(whole.second, parts.second, strict=True):
+        assert a.count == b.count
+        torch.testing.assert_close(a.outer, b.outer, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.near.mean, parts.near.mean)
+    torch.testing.assert_close(whole.target.mean, parts.target.mean)
+
+
+def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
+    tokens = _tokens(0, 8)
+    alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
+    assert alone.second[0].count == 6
+    assert shared.second[0].count == 3
+    assert shared.second[1].count == alone.second[1].count
