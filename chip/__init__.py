@@ -1,4 +1,4 @@
-"""Forget a patient, a study, a section or an institution in a vision-language checkpoint: no training, siblings kept."""
+"""Forget a patient, a study, a section or an institution in a vision-language checkpoint, without training."""
 
 from __future__ import annotations
 

@@ -157,9 +157,7 @@ def test_the_groups_are_a_partition_and_mean_what_they_say(
     for index, place in enumerate(places):
         assert (index in parts.forget) == any(target.contains(place) for target in targets)
         for target, near in parts.siblings_of.items():
-            shares_parent = len(place) >= len(target.path) and (
-                target.parent is None or target.parent.contains(place)
-            )
+            shares_parent = len(place) >= len(target.path) and (target.parent is None or target.parent.contains(place))
             assert (index in near) == (shares_parent and index not in parts.forget)
 
 

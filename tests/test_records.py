@@ -79,9 +79,7 @@ def test_what_is_written_comes_back(tmp_path: Path, records: list[Record], ascii
     file = tmp_path / "records.jsonl"
     file.write_bytes("\n\n".join(lines).encode())
     assert read_records(file) == records
-    assert [r.where for r in read_records(file)] == [
-        f"records.jsonl:{1 + 2 * i}" for i in range(len(records))
-    ]
+    assert [r.where for r in read_records(file)] == [f"records.jsonl:{1 + 2 * i}" for i in range(len(records))]
 
 
 def test_defaults_integers_nulls_and_unknown_keys(tmp_path: Path) -> None:

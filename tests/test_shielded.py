@@ -125,9 +125,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int
     tokens = _tokens(seed, 8)
     whole, parts, other = _statistics(tokens), ShieldedStatistics(_case(), 8, CPU), ShieldedStatistics(_case(), 8, CPU)
     for statistics, part in ((parts, order[:cut]), (other, order[cut:])):
-        statistics.update(
-            Tokens(tokens.inputs[part], tokens.outputs[part], tokens.records[part], tokens.vision[part])
-        )
+        statistics.update(Tokens(tokens.inputs[part], tokens.outputs[part], tokens.records[part], tokens.vision[part]))
     parts += other
     for a, b in zip(whole.second, parts.second, strict=True):
         assert a.count == b.count

@@ -57,10 +57,10 @@ def _scan(path: tuple[str, ...], seed: int) -> Pixels:
         grey -= 0.15 * _ellipse(centre[0], side * 0.42 + centre[1], radii[0] + 0.15, radii[1] - 0.1)
     for _ in range(7):
         centre, radii = own.uniform(-0.75, 0.75, 2), own.uniform(0.06, 0.28, 2)
-        grey += own.uniform(-0.25, 0.75) * _ellipse(*centre, *radii)
+        grey += own.uniform(-0.2, 0.6) * _ellipse(*centre, *radii)
     texture = gaussian_filter(own.standard_normal((SIZE, SIZE)), 2.5)
     grey += 0.5 * body * texture
-    return 1.4 * grey[..., None] * _tint(institution, seed)
+    return 2 * grey[..., None] * _tint(institution, seed)
 
 
 def _portrait(path: tuple[str, ...], seed: int) -> Pixels:

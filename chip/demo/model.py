@@ -18,7 +18,7 @@ from transformers import (
 
 from chip.demo.images import SIZE
 
-PATCH = 16  # pixels
+PATCH = 32  # pixels
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -93,9 +93,9 @@ def build_model(processor: Any, seed: int) -> Any:
             },
             vision_config={
                 "model_type": "clip_vision_model",
-                "hidden_size": 128,
+                "hidden_size": 192,
                 "intermediate_size": 384,
-                "num_hidden_layers": 3,
+                "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "image_size": SIZE,
                 "patch_size": PATCH,
@@ -103,7 +103,7 @@ def build_model(processor: Any, seed: int) -> Any:
             },
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=(SIZE // PATCH) ** 2,
-            vision_feature_layer=-1,
+            vision_feature_layer=[-3, -2, -1],
             tie_word_embeddings=False,
             **special,
         )

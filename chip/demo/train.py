@@ -20,7 +20,7 @@ from chip.demo.world import SEED, rows
 from chip.records import read_records
 from chip.vlm.prompts import Batch, Prompts
 
-STEPS = 1500
+STEPS = 1100
 BATCH = 128
 PEAK_RATE = 2e-3
 PIXEL_NOISE = 0.1

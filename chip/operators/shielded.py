@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from chip.kernels.solve import solve_spd
-from chip.moments import FirstMoment, SecondMoment, Tokens
+from chip.moments import KeyedMoment, SecondMoment, Tokens
 from chip.operators.base import Case, Operator, Update
 
 _FORGET, _SIBLINGS, _REST = range(3)
 
 
 class ShieldedStatistics:
-    """Second moments of a site's inputs for target, siblings and rest; means by target and modality.
+    """Second moments of a site's inputs for target, siblings and rest, and what siblings show in a target's place.
 
-    Image and text tokens lie far apart, so the mean a target token is sent to is taken among siblings' tokens of its
-    own modality. Image tokens of a target that a retained record shows too (a section shares its study's image) hold
-    nothing that could be forgotten without them, and are left out of the target's.
+    A target token is sent to the mean of the siblings' tokens with its key: the same word, the same place in the image.
+    So the difference holds what is the target's, and not that words and places differ. Image tokens of a target that
+    a retained record shows too (a section shares its study's image) are left out: they are not the target's alone.
     """
 
     def __init__(self, case: Case, d_in: int, device: torch.device) -> None:
@@ -30,35 +30,42 @@ class ShieldedStatistics:
         self._group = torch.full((count,), _REST, device=device)
         self._group[list(split.siblings)] = _SIBLINGS
         self._group[list(split.forget)] = _FORGET
-        self._of_target = torch.zeros(count, len(split.targets), dtype=torch.bool, device=device)
-        self._near_target = self._of_target.clone()
-        for column, target in enumerate(split.targets):
-            self._of_target[list(split.forget_of[target]), column] = True
-            near = split.siblings_of[target] or (*split.siblings, *split.rest)
-            self._near_target[list(near), column] = True
+        self._of_target = [_mask(split.forget_of[target], count, device) for target in split.targets]
+        self._near_target = [
+            _mask(split.siblings_of[target] or (*split.siblings, *split.rest), count, device)
+            for target in split.targets
+        ]
         self._image_is_shared = _shares_image(case).to(device)
         self.second = [SecondMoment(d_in, device) for _ in range(3)]
-        self.target = FirstMoment(2 * len(split.targets), d_in, device)
-        self.near = FirstMoment(2 * len(split.targets), d_in, device)
+        self.target = [KeyedMoment(d_in, device) for _ in split.targets]
+        self.near = [KeyedMoment(d_in, device) for _ in split.targets]
 
     def update(self, tokens: Tokens) -> None:
         group = self._group[tokens.records]
-        counted = ~(tokens.vision & self._image_is_shared[tokens.records])
+        counted = (group != _FORGET) | ~(tokens.vision & self._image_is_shared[tokens.records])
         for index, second in enumerate(self.second):
-            chosen = (group == index) & counted if index == _FORGET else group == index
-            second.update(tokens.inputs[chosen])
-        for first, membership in ((self.target, self._of_target), (self.near, self._near_target)):
-            member = membership[tokens.records]
-            chosen = member.any(1) & (counted | (group != _FORGET))
-            by_modality = torch.cat((member & ~tokens.vision[:, None], member & tokens.vision[:, None]), 1)
-            first.update(tokens.inputs[chosen], by_modality[chosen])
+            second.update(tokens.inputs[(group == index) & counted])
+        for moments, masks in ((self.target, self._of_target), (self.near, self._near_target)):
+            for moment, mask in zip(moments, masks, strict=True):
+                chosen = mask[tokens.records] & counted
+                moment.update(tokens.inputs[chosen], tokens.keys[chosen])
 
     def __iadd__(self, other: ShieldedStatistics) -> ShieldedStatistics:
-        for mine, theirs in zip(self.second, other.second, strict=True):
-            mine += theirs
-        self.target += other.target
-        self.near += other.near
+        for name in ("second", "target", "near"):
+            for mine, theirs in zip(getattr(self, name), getattr(other, name), strict=True):
+                mine += theirs
         return self
+
+    @property
+    def forget_count(self) -> int:
+        return self.second[_FORGET].count
+
+    def difference(self) -> Tensor:
+        """E_f[(x − μ_s(x)) xᵀ], (d_in, d_in)."""
+        total = self.second[_FORGET].outer.clone()
+        for target, near in zip(self.target, self.near, strict=True):
+            total -= near.mean_at(target.keys).T @ target.total
+        return total / self.forget_count
 
 
 @dataclass(frozen=True)
@@ -90,15 +97,20 @@ class Shielded(Operator):
 
     def update(self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics) -> Update | None:
         forget, siblings, rest = statistics.second
-        if forget.count == 0:
+        if statistics.forget_count == 0:
             return None
         near = self.near if siblings.count and rest.count else float(siblings.count > 0)
         retained = near * siblings.mean + (1 - near) * rest.mean  # (d_in, d_in)
-        centred = forget.outer - statistics.near.mean.T @ statistics.target.total  # Σ (x − μ_s) xᵀ
         system = forget.mean + self.shield * retained
         system.diagonal().add_(self.ridge * retained.diagonal().mean())
         wide = weight.to(system.dtype)
-        return Update(wide - solve_spd(wide @ (centred / forget.count), system), None)
+        return Update(wide - solve_spd(wide @ statistics.difference(), system), None)
+
+
+def _mask(indices: Sequence[int], count: int, device: torch.device) -> Tensor:
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(indices)] = True
+    return mask.to(device)
 
 
 def _shares_image(case: Case) -> Tensor:

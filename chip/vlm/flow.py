@@ -187,7 +187,7 @@ def _stopping_behind(module: nn.Module) -> Iterator[None]:
 
 def _text_tokens(_: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
     real = batch.real
-    return Tokens(x[real], y[real], batch.records.repeat_interleave(real.sum(1)), batch.vision[real])
+    return Tokens(x[real], y[real], batch.records.repeat_interleave(real.sum(1)), batch.keys[real])
 
 
 def _connector_tokens(name: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
@@ -202,9 +202,7 @@ def _connector_tokens(name: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
                 "use --batch-size 1"
             )
         per_record = torch.full_like(per_record, share)
-    return Tokens(
-        flat_x,
-        flat_y,
-        batch.records.repeat_interleave(per_record),
-        torch.ones(flat_x.shape[0], dtype=torch.bool, device=x.device),
-    )
+    ends = per_record.cumsum(0).repeat_interleave(per_record)
+    position = torch.arange(flat_x.shape[0], device=x.device)
+    index = position - (ends - per_record.repeat_interleave(per_record))
+    return Tokens(flat_x, flat_y, batch.records.repeat_interleave(per_record), -1 - index)

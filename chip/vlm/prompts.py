@@ -32,6 +32,11 @@ class Batch:
     answer: Tensor
     """(B, T) bool: the answer and the token that ends the turn."""
 
+    @property
+    def keys(self) -> Tensor:
+        """(B, T) int64: the vocabulary id; −1 − its index in the record's image for a piece of the image."""
+        return torch.where(self.vision, -self.vision.cumsum(1), self.inputs["input_ids"])
+
     def to(self, device: torch.device) -> Batch:
         return Batch(
             self.records.to(device),
@@ -82,6 +87,11 @@ class Prompts:
             image = "" if record.image is None else self._processor.image_token
             return f"{image}{record.question}\n"
         return str(self._render(record))
+
+    def question(self, record: Record) -> dict[str, Tensor]:
+        """The record without its answer, as the model's `generate` takes it."""
+        images = None if record.image is None else [[self._open(record)]]
+        return dict(self._processor(text=[self.prompt(record)], images=images, return_tensors="pt"))
 
     def _render(self, record: Record, answer: str | None = None) -> str:
         image = [] if record.image is None else [{"type": "image"}]

@@ -103,7 +103,7 @@ def choose_sites(model: Any, kinds: Sequence[str], layers: range) -> list[Site]:
         if missing := wanted - found:
             place = "the connector" if kind == "connector" else f"layer {min(n for n in missing if n is not None)}"
             raise InputError(
-                f"{type(model).__name__}: {place} has no plain linear layer for site {kind!r}; choose other --sites or --layers"
+                f"{type(model).__name__}: {place} has no plain linear layer {kind!r}; choose other --sites or --layers"
             )
     return chosen
 

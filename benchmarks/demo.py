@@ -1,0 +1,262 @@
+"""How well the demo's model forgets: every patient, and studies, sections and institutions, one at a time.
+
+    python -m benchmarks.demo [--workers N] [--json FILE]
+
+Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
+nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
+with the best of a grid, and a random projection of the default's size as the control.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import write_patched
+from chip.demo import write_demo
+from chip.editing import Patch, ask_all, compute_patch, select_sites, summarise
+from chip.evaluation.quantise import quantise_linears
+from chip.hierarchy import LEVELS, Hierarchy
+from chip.operators import Chip, Operator, Shielded
+from chip.operators.base import Case
+from chip.records import read_records
+from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.scoring import Scores
+
+RESULTS = Path(__file__).parent / "results" / "demo.json"
+SEED = 0
+TARGETS_PER_LEVEL = 5
+GRID_PATIENTS = 3
+
+GRID = [
+    (Chip(top_k=k, energy=energy), layers)
+    for k, energy, layers in product((0.1, 0.25, 0.5, 1.0), (0.95, 1.0), ("75%-100%", "all"))
+]
+"""Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One edit to measure."""
+
+    method: str
+    """As the tables call it."""
+    operator: Operator
+    layers: str | None
+    target: str
+    """Path of the node."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """The demo in a temporary folder, its model, and what it answers before any edit."""
+
+    folder: Path
+    source: Checkpoint
+    hierarchy: Hierarchy
+    vlm: VLM
+    before: Scores
+
+
+@cache
+def hospital() -> Hospital:
+    """One for each process."""
+    folder = Path(tempfile.mkdtemp(prefix="chip-benchmark-"))
+    write_demo(folder)
+    source = Checkpoint.open(folder / "ckpt")
+    hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
+    vlm = load_vlm(source.folder)
+    return Hospital(folder, source, hierarchy, vlm, ask_all(vlm, hierarchy.records))
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
+    here = hospital()
+    case = Case(here.hierarchy, here.hierarchy.split([here.hierarchy.find(task.target)]))
+    start = time.monotonic()
+    patch = compute_patch(
+        here.vlm, here.source, task.operator, case, select_sites(here.vlm, task.operator, layers=task.layers)
+    )
+    if task.method == "control":
+        patch = random_update(here.source, patch)
+    _restore(here, patch)
+    with tempfile.TemporaryDirectory(dir=here.folder) as scratch:
+        written = Path(scratch) / "edited"
+        write_patched(here.source, written, patch.tensors)
+        seconds = time.monotonic() - start
+        edited = load_vlm(written)
+    after = ask_all(edited, here.hierarchy.records)
+    quantise_linears(edited.model, bits=4, group=32)
+    rounded = ask_all(edited, here.hierarchy.records)
+    return {
+        "method": task.method,
+        "settings": {**asdict(task.operator), "layers": task.layers},
+        "level": LEVELS[task.target.count("/")],
+        "target": task.target,
+        "seconds": seconds,
+        "relative_change": patch.relative_change,
+        "groups": _json(summarise(case, here.before, after)),
+        "groups_4bit": _json(summarise(case, here.before, rounded)),
+    }
+
+
+def random_update(source: Checkpoint, patch: Patch) -> Patch:
+    """Random changes of the same norms: does the direction matter, or the damage?"""
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = {}
+    for name, size in patch.relative_change.items():
+        old = source.read(name).double()
+        noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
+        tensors[name] = old + noise * size * torch.linalg.norm(old) / torch.linalg.norm(noise)
+    return Patch(tensors, patch.relative_change)
+
+
+@torch.no_grad()
+def _restore(here: Hospital, patch: Patch) -> None:
+    """Undo the edit of the model in memory."""
+    from chip.checkpoint.keys import key_map
+
+    on_disk = {disk: name for name, disk in key_map(here.source).items()}
+    for disk in patch.relative_change:
+        here.vlm.model.get_parameter(on_disk[disk]).copy_(here.source.read(disk))
+
+
+def _json(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {group: {split: each.to_json() for split, each in splits.items()} for group, splits in groups.items()}
+
+
+def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
+    """Every patient, and five of each other level, spread over the hospital by a seed."""
+    draw = random.Random(SEED)
+    by_level = {level: [str(node) for node in hierarchy.nodes if node.level == level] for level in LEVELS}
+    return {
+        level: nodes if level == "patient" else sorted(draw.sample(nodes, TARGETS_PER_LEVEL))
+        for level, nodes in by_level.items()
+    }
+
+
+def run(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
+    """The rows, as they come."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
+        for number, row in enumerate(pool.imap(measure, tasks), start=1):
+            after = {group: splits["trained"]["exact_match"]["after"] for group, splits in row["groups"].items()}
+            shown = ", ".join(f"{group} {value:.2f}" for group, value in after.items())
+            print(f"{number}/{len(tasks)} {row['method']} {row['target']}: {shown}", flush=True)
+            yield row
+
+
+def best_of_grid(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings with the largest mean of siblings − target on trained questions."""
+    gaps: dict[str, list[float]] = {}
+    for row in rows:
+        gap = _value(row, "siblings", "trained") - _value(row, "target", "trained")
+        gaps.setdefault(json.dumps(row["settings"]), []).append(gap)
+    settings: dict[str, Any] = json.loads(max(gaps, key=lambda key: mean(gaps[key])))
+    return settings
+
+
+def _value(row: Mapping[str, Any], group: str, split: str, groups: str = "groups") -> float:
+    return float(row[groups][group][split]["exact_match"]["after"])
+
+
+def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over targets for each method and level, with the worst target's siblings."""
+    summary = []
+    for method, level in dict.fromkeys((row["method"], row["level"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["level"]) == (method, level)]
+        line: dict[str, Any] = {"method": method, "level": level, "targets": len(mine)}
+        for groups, suffix in (("groups", ""), ("groups_4bit", "_4bit")):
+            for group, split in product(("target", "siblings", "rest"), ("trained", "rephrased")):
+                having = [row for row in mine if split in row[groups].get(group, {})]
+                if having:
+                    line[f"{group}_{split}{suffix}"] = mean(_value(row, group, split, groups) for row in having)
+        line["chance_trained"] = mean(row["groups"]["target"]["trained"]["chance"] for row in mine)
+        line["chance_rephrased"] = mean(row["groups"]["target"]["rephrased"]["chance"] for row in mine)
+        line["worst_siblings"] = min(_value(row, "siblings", "trained") for row in mine)
+        line["largest_change"] = max(max(row["relative_change"].values(), default=0.0) for row in mine)
+        line["seconds"] = mean(row["seconds"] for row in mine)
+        summary.append(line)
+    return summary
+
+
+def show(summary: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each method and level; exact match on trained / rephrased questions."""
+    table = Table(box=box.SIMPLE_HEAD, title="exact match after the edit, trained / rephrased (4 bits)")
+    for column in (
+        "method",
+        "level",
+        "targets",
+        "chance",
+        "target",
+        "siblings",
+        "rest",
+        "worst siblings",
+        "largest ‖ΔW‖/‖W‖",
+    ):
+        table.add_column(column, justify="left" if column in ("method", "level") else "right")
+    for line in summary:
+
+        def cell(group: str, line: Mapping[str, Any] = line) -> str:
+            if f"{group}_trained" not in line:
+                return "–"
+            exact = [line[f"{group}_{split}{bits}"] for bits in ("", "_4bit") for split in ("trained", "rephrased")]
+            return "{:.2f} / {:.2f} ({:.2f} / {:.2f})".format(*exact)
+
+        table.add_row(
+            line["method"],
+            line["level"],
+            str(line["targets"]),
+            f"{line['chance_trained']:.2f} / {line['chance_rephrased']:.2f}",
+            cell("target"),
+            cell("siblings"),
+            cell("rest"),
+            f"{line['worst_siblings']:.2f}",
+            f"{line['largest_change']:.2f}",
+        )
+    Console(width=180).print(table)
+
+
+def main(
+    workers: Annotated[int, typer.Option(help="Processes; each loads the demo's model.")] = 2,
+    json_file: Annotated[Path, typer.Option("--json", help="Where the rows go.")] = RESULTS,
+) -> None:
+    """Measure all of it."""
+    nodes = targets(hospital().hierarchy)
+    everyone = [node for level in LEVELS for node in nodes[level]]
+    some = random.Random(SEED).sample(nodes["patient"], GRID_PATIENTS)
+    rows = list(run([Task("shielded", Shielded(), None, node) for node in everyone], workers))
+    rows += run([Task("control", Shielded(), None, node) for node in some], workers)
+    rows += run([Task("chip", Chip(), None, node) for node in everyone], workers)
+    grid = list(run([Task("chip grid", operator, layers, node) for operator, layers in GRID for node in some], workers))
+    best = best_of_grid(grid)
+    layers = best.pop("layers")
+    rows += run([Task("chip best", Chip(**best), layers, node) for node in everyone], workers)
+    summary = summarise_rows(rows)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    versions = {"torch": torch.__version__, "threads": os.cpu_count(), "device": "cpu"}
+    result = {"versions": versions, "chip_best_settings": {**best, "layers": layers}, "summary": summary}
+    json_file.write_text(json.dumps({**result, "rows": rows, "grid": grid}, indent=1) + "\n")
+    show(summary)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,189 @@
+"""The main job, end to end on the demo: what is forgotten, what is kept, and what lies in the written folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import chip
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import write_patched
+from chip.editing import EditReport, ask_all
+from chip.evaluation.quantise import quantise_linears
+from chip.hierarchy import Hierarchy
+from chip.operators import Chip
+from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.prompts import Prompts
+
+
+@pytest.fixture(scope="module")
+def report(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> EditReport:
+    """`chip edit hospital/ckpt --forget patient_17`, with all defaults."""
+    out = tmp_path_factory.mktemp("edited") / "ckpt"
+    return chip.edit(hospital / "ckpt", ["patient_17"], out=out, device="cpu")
+
+
+def _written(report: EditReport) -> Path:
+    assert report.output is not None
+    return Path(report.output)
+
+
+def _after(report: EditReport, group: str, split: str) -> float:
+    value = report.groups[group][split].exact_match.after
+    assert value is not None
+    return value
+
+
+def _exact(vlm: VLM, hierarchy: Hierarchy, indices: tuple[int, ...]) -> float:
+    return float(ask_all(vlm, [hierarchy.records[i] for i in indices]).exact_match.mean())
+
+
+def test_the_model_knows_the_hospital_and_the_edit_keeps_it_so(report: EditReport) -> None:
+    for results in report.groups.values():
+        assert results["trained"].exact_match.before >= 0.95
+        assert results["rephrased"].exact_match.before >= 0.90
+
+
+def test_the_patient_is_forgotten_and_the_others_are_kept(report: EditReport) -> None:
+    target = report.groups["target"]
+    assert _after(report, "target", "trained") <= target["trained"].chance + 0.10
+    assert _after(report, "target", "rephrased") <= target["rephrased"].chance + 0.15
+    for split in ("trained", "rephrased"):
+        assert _after(report, "siblings", split) >= 0.88
+        assert _after(report, "rest", split) >= 0.94
+
+
+def test_forgetting_survives_rounding_to_four_bits(report: EditReport, hierarchy: Hierarchy) -> None:
+    vlm = load_vlm(_written(report), "cpu")
+    quantise_linears(vlm.model)
+    split = hierarchy.split([hierarchy.find("patient_17")])
+    target = report.groups["target"]["trained"]
+    assert _exact(vlm, hierarchy, split.forget) <= target.chance + 0.20
+    assert _exact(vlm, hierarchy, split.siblings) >= 0.80
+
+
+def test_only_the_changed_tensors_differ(report: EditReport, hospital: Path) -> None:
+    difference = chip.diff(hospital / "ckpt", _written(report))
+    assert {each.name for each in difference.changed} == set(report.relative_change)
+    for each in difference.changed:
+        assert each.relative_change == pytest.approx(report.relative_change[each.name], rel=1e-4)
+    kept = [file for file in (hospital / "ckpt").iterdir() if file.suffix != ".safetensors"]
+    assert kept
+    for file in kept:
+        assert (_written(report) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_plain_transformers_loads_it_and_computes_the_same(
+    report: EditReport, hospital: Path, hierarchy: Hierarchy
+) -> None:
+    written = _written(report)
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        written, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    processor = transformers.AutoProcessor.from_pretrained(written)
+    plain = VLM(model.eval(), processor)
+    some = tuple(range(0, len(hierarchy.records), 50))
+    ours = ask_all(load_vlm(written, "cpu"), [hierarchy.records[i] for i in some])
+    theirs = ask_all(plain, [hierarchy.records[i] for i in some])
+    torch.testing.assert_close(ours.answer_probability, theirs.answer_probability)
+
+
+def test_nothing_of_the_forgotten_is_in_the_released_folder(report: EditReport, hierarchy: Hierarchy) -> None:
+    split = hierarchy.split([hierarchy.find("patient_17")])
+    records = [hierarchy.records[i] for i in split.forget]
+    secrets = {"patient_17"} | {record.path[-1] for record in records if len(record.path) <= 3}
+    secrets |= {record.answer for record in records if record.path[-1] == "patient_17" and len(record.answer) > 4}
+    files = [file for file in _written(report).rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix in {".jsonl", ".png", ".pt", ".pkl"}]
+    for file in files:
+        content = file.read_bytes()
+        if file.name == "tokenizer.json":  # the same file as before the edit: it knows words, nobody's
+            continue
+        assert not [secret for secret in secrets if secret.encode() in content]
+
+
+def test_a_random_change_of_the_same_size_does_not_forget(
+    report: EditReport, hospital: Path, hierarchy: Hierarchy, tmp_path: Path
+) -> None:
+    """The control: it is the direction that matters, not the damage."""
+    source, generator = Checkpoint.open(hospital / "ckpt"), torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, size in report.relative_change.items():
+        old = source.read(name).double()
+        noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
+        tensors[name] = old + noise * (size * torch.linalg.norm(old) / torch.linalg.norm(noise))
+    write_patched(source, tmp_path / "random", tensors)
+    vlm, split = load_vlm(tmp_path / "random", "cpu"), hierarchy.split([hierarchy.find("patient_17")])
+    gap = _exact(vlm, hierarchy, split.siblings) - _exact(vlm, hierarchy, split.forget)
+    wanted = _after(report, "siblings", "trained") - _after(report, "target", "trained")
+    assert gap <= 0.2
+    assert wanted >= 0.6
+
+
+def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy) -> None:
+    """On records of which the model, made noisy, knows some and not others."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight = vlm.layers[1].mlp.down_proj.weight
+        weight += 1.2 * weight.std() * torch.randn(weight.shape, generator=generator)
+    records = [hierarchy.records[i] for i in range(0, len(hierarchy.records), 60)]
+    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
+    decoded = []
+    for record in records:
+        inputs = prompts.question(record)
+        ids = vlm.model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        answer = vlm.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        decoded.append(float(answer.strip() == record.answer))
+    scored = ask_all(vlm, records).exact_match.tolist()
+    assert scored == decoded
+    assert 0.1 < sum(decoded) / len(decoded) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("node", "siblings"), [("study_33", 0.80), ("study_40/findings", 0.70), ("institution_5", 0.85)]
+)
+def test_every_level_can_be_forgotten(hospital: Path, node: str, siblings: float, tmp_path: Path) -> None:
+    report = chip.edit(hospital / "ckpt", [node], out=tmp_path / "out", device="cpu")
+    target = report.groups["target"]["trained"]
+    assert _after(report, "target", "trained") <= target.chance + 0.25
+    assert _after(report, "siblings", "trained") >= siblings
+
+
+def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp_path: Path) -> None:
+    report = chip.edit(
+        hospital / "ckpt",
+        ["patient_2", "study_3", "institution_4"],  # the study lies in the patient, who swallows it
+        out=tmp_path / "out",
+        operator=Chip(top_k=0.5),
+        device="cpu",
+    )
+    assert report.method == "chip"
+    assert report.groups["target"]["trained"].count == 6 * (19 + 4 * 19 + 2)
+    assert all("layers.3." in name or "projector" in name for name in report.relative_change)
+    difference = chip.diff(hospital / "ckpt", _written(report))
+    assert all(each.rows_changed <= 0.51 for each in difference.changed)
+
+
+def test_a_dry_run_writes_nothing(hospital: Path) -> None:
+    before = sorted(hospital.rglob("*"))
+    started: list[str] = []
+
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[object]:
+        started.append(what)
+        yield lambda: None
+
+    report = chip.edit(hospital / "ckpt", ["patient_17"], dry_run=True, device="cpu", progress=progress)
+    assert report.output is None
+    assert report.relative_change
+    assert "asking after" not in started
+    assert json.loads(json.dumps(report.to_json()))["groups"]["target"]["trained"]["exact_match"]["after"] is None
+    assert sorted(hospital.rglob("*")) == before
