@@ -29,15 +29,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
 from chip.demo import write_demo
 from chip.editing import Patch, ask_all, compute_patch, select_sites, summarise
 from chip.evaluation.quantise import quantise_linears
-from chip.hierarchy import LEVELS, Hierarchy
+from chip.hierarchy import Hierarchy
 from chip.operators import Chip, Operator, Shielded
 from chip.operators.base import Case
-from chip.records import read_records
+from chip.records import LEVELS, read_records
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.scoring import Scores
 
@@ -48,7 +49,7 @@ GRID_PATIENTS = 3
 
 GRID = [
     (Chip(top_k=k, energy=energy), layers)
-    for k, energy, layers in product((0.1, 0.25, 0.5, 1.0), (0.95, 1.0), ("75%-100%", "all"))
+    for k, energy, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
 ]
 """Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
 
@@ -132,8 +133,6 @@ def random_update(source: Checkpoint, patch: Patch) -> Patch:
 @torch.no_grad()
 def _restore(here: Hospital, patch: Patch) -> None:
     """Undo the edit of the model in memory."""
-    from chip.checkpoint.keys import key_map
-
     on_disk = {disk: name for name, disk in key_map(here.source).items()}
     for disk in patch.relative_change:
         here.vlm.model.get_parameter(on_disk[disk]).copy_(here.source.read(disk))

@@ -1,26 +1,19 @@
-"""What the tests share: one hospital, one model in memory, and how hypothesis draws."""
+"""What the tests share: one hospital, its model, and how hypothesis draws."""
 
 from __future__ import annotations
-
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("COLUMNS", "120")
-
-from hypothesis import settings
-
-settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
-settings.load_profile("chip")
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from chip.demo import write_demo
 from chip.hierarchy import Hierarchy
 from chip.records import read_records
 from chip.vlm.loading import VLM, load_vlm
+
+settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
+settings.load_profile("chip")
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
     count = each * len(PATHS)
     outputs = torch.randn(count, d_out, generator=torch.Generator().manual_seed(seed))
     records = torch.arange(len(PATHS)).repeat_interleave(each)
-    return Tokens(torch.empty(count, 0), outputs, records, torch.arange(count) % each == 0)
+    return Tokens(torch.empty(count, 0), outputs, records, torch.where(torch.arange(count) % each == 0, -1, 7))
 
 
 def _statistics(tokens: Tokens, case: Case | None = None, alpha: float = 0.3) -> ChipStatistics:
@@ -88,7 +88,7 @@ def test_activation_mixes_image_and_other_tokens_by_alpha() -> None:
 
 def test_a_record_without_image_tokens_counts_in_full() -> None:
     tokens = _tokens(0, 3)
-    text = Tokens(tokens.inputs, tokens.outputs, tokens.records, torch.zeros_like(tokens.vision))
+    text = Tokens(tokens.inputs, tokens.outputs, tokens.records, torch.full_like(tokens.keys, 7))
     torch.testing.assert_close(_statistics(text).child.mean[0], tokens.outputs[:4].double().mean(0))
 
 

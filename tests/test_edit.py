@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def test_a_dry_run_writes_nothing(hospital: Path) -> None:
     started: list[str] = []
 
     @contextmanager
-    def progress(what: str, _: int) -> Iterator[object]:
+    def progress(what: str, _: int) -> Iterator[Callable[[], None]]:
         started.append(what)
         yield lambda: None
 

@@ -37,7 +37,7 @@ def _tokens(seed: int, width: int, each: int = 6) -> Tokens:
         inputs=torch.randn(3 * each, width, generator=generator, dtype=torch.float64),
         outputs=torch.empty(3 * each, 0),
         records=records,
-        vision=torch.arange(3 * each) % 2 == 0,
+        keys=torch.where(torch.arange(3 * each) % 2 == 0, -1, 7),
     )
 
 
@@ -109,7 +109,7 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
     inputs = tokens.inputs.clone()
     inputs[mine, 16:] = 0
     inputs[~mine, :16] = 0
-    tokens = Tokens(inputs, tokens.outputs, tokens.records, tokens.vision)
+    tokens = Tokens(inputs, tokens.outputs, tokens.records, tokens.keys)
     edited = _edited(Shielded(ridge=1e-9), weight, tokens)
     x = inputs
     torch.testing.assert_close(x[~mine] @ edited.T, x[~mine] @ weight.T, atol=1e-5, rtol=0)
@@ -125,13 +125,13 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int
     tokens = _tokens(seed, 8)
     whole, parts, other = _statistics(tokens), ShieldedStatistics(_case(), 8, CPU), ShieldedStatistics(_case(), 8, CPU)
     for statistics, part in ((parts, order[:cut]), (other, order[cut:])):
-        statistics.update(Tokens(tokens.inputs[part], tokens.outputs[part], tokens.records[part], tokens.vision[part]))
+        statistics.update(Tokens(tokens.inputs[part], tokens.outputs[part], tokens.records[part], tokens.keys[part]))
     parts += other
     for a, b in zip(whole.second, parts.second, strict=True):
         assert a.count == b.count
         torch.testing.assert_close(a.outer, b.outer, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(whole.near.mean, parts.near.mean)
-    torch.testing.assert_close(whole.target.mean, parts.target.mean)
+    for mine, theirs in zip((*whole.near, *whole.target), (*parts.near, *parts.target), strict=True):
+        torch.testing.assert_close(mine.mean_at(mine.keys), theirs.mean_at(mine.keys))
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:

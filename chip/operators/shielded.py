@@ -36,6 +36,7 @@ class ShieldedStatistics:
             for target in split.targets
         ]
         self._image_is_shared = _shares_image(case).to(device)
+        self.pictures = len({case.hierarchy.records[i].image for i in split.forget})
         self.second = [SecondMoment(d_in, device) for _ in range(3)]
         self.target = [KeyedMoment(d_in, device) for _ in split.targets]
         self.near = [KeyedMoment(d_in, device) for _ in split.targets]
@@ -72,8 +73,12 @@ class ShieldedStatistics:
 class Shielded(Operator):
     """Ridge regression of the target's outputs onto its siblings', shielded by what is retained:
 
-        min over W'   E_f ‖W'x − W μ_s‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
-        W' = W − W B K⁻¹,   B = E_f[(x − μ_s) xᵀ],   K = E_f[x xᵀ] + β C_r + λ I,   C_r = γ C_siblings + (1 − γ) C_rest
+        min over W'   E_f ‖W'x − W μ_s(x)‖²  +  β/m E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
+        W' = W − W B K⁻¹,   B = E_f[(x − μ_s(x)) xᵀ],   K = E_f[x xᵀ] + β/m C_r + λ I,
+        C_r = γ C_siblings + (1 − γ) C_rest
+
+    μ_s(x) is the mean of the siblings' tokens that stand where x stands. m is the number of the targets' pictures: each
+    has 1/m of E_f, and the price of keeping is to be the same whether a study or a whole institution goes.
 
     x − μ_s is the sibling-differential direction of CHIP (Wu et al., arXiv 2512.09867, section 4), on the input side.
     """
@@ -81,13 +86,13 @@ class Shielded(Operator):
     name: ClassVar[str] = "shielded"
     data_order: ClassVar[bool] = True
     sites: ClassVar[tuple[str, ...]] = ("connector", "down")
-    layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    layers: ClassVar[tuple[float, float]] = (0.0, 0.75)
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"shield": (0, inf), "ridge": (1e-9, inf), "near": (0, 1)}
 
-    shield: float = 10.0
+    shield: float = 15.0
     """β: higher keeps more and forgets less."""
-    ridge: float = 0.1
+    ridge: float = 0.2
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
     near: float = 0.5
     """γ: the siblings' share of the shield, however few they are."""
@@ -101,7 +106,7 @@ class Shielded(Operator):
             return None
         near = self.near if siblings.count and rest.count else float(siblings.count > 0)
         retained = near * siblings.mean + (1 - near) * rest.mean  # (d_in, d_in)
-        system = forget.mean + self.shield * retained
+        system = forget.mean + self.shield / statistics.pictures * retained
         system.diagonal().add_(self.ridge * retained.diagonal().mean())
         wide = weight.to(system.dtype)
         return Update(wide - solve_spd(wide @ statistics.difference(), system), None)
