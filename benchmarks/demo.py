@@ -64,6 +64,8 @@ class Task:
     layers: str | None
     target: str
     """Path of the node."""
+    quantise: bool = True
+    """Ask again at 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,7 @@ def measure(task: Task) -> dict[str, Any]:
         seconds = time.monotonic() - start
         edited = load_vlm(written)
     after = ask_all(edited, here.hierarchy.records)
-    quantise_linears(edited.model, bits=4, group=32)
-    rounded = ask_all(edited, here.hierarchy.records)
-    return {
+    row = {
         "method": task.method,
         "settings": {**asdict(task.operator), "layers": task.layers},
         "level": LEVELS[task.target.count("/")],
@@ -115,8 +115,11 @@ def measure(task: Task) -> dict[str, Any]:
         "seconds": seconds,
         "relative_change": patch.relative_change,
         "groups": _json(summarise(case, here.before, after)),
-        "groups_4bit": _json(summarise(case, here.before, rounded)),
     }
+    if task.quantise:
+        quantise_linears(edited.model, bits=4, group=32)
+        row["groups_4bit"] = _json(summarise(case, here.before, ask_all(edited, here.hierarchy.records)))
+    return row
 
 
 def random_update(source: Checkpoint, patch: Patch) -> Patch:
@@ -157,8 +160,9 @@ def run(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
         for number, row in enumerate(pool.imap(measure, tasks), start=1):
-            after = {group: splits["trained"]["exact_match"]["after"] for group, splits in row["groups"].items()}
-            shown = ", ".join(f"{group} {value:.2f}" for group, value in after.items())
+            shown = ", ".join(
+                f"{group} {_value(row, group, 'trained'):.2f}" for group in row["groups"] if row["groups"][group]
+            )
             print(f"{number}/{len(tasks)} {row['method']} {row['target']}: {shown}", flush=True)
             yield row
 
@@ -245,7 +249,8 @@ def main(
     rows = list(run([Task("shielded", Shielded(), None, node) for node in everyone], workers))
     rows += run([Task("control", Shielded(), None, node) for node in some], workers)
     rows += run([Task("chip", Chip(), None, node) for node in everyone], workers)
-    grid = list(run([Task("chip grid", operator, layers, node) for operator, layers in GRID for node in some], workers))
+    tried = [Task("chip grid", operator, layers, node, quantise=False) for operator, layers in GRID for node in some]
+    grid = list(run(tried, workers))
     best = best_of_grid(grid)
     layers = best.pop("layers")
     rows += run([Task("chip best", Chip(**best), layers, node) for node in everyone], workers)
