@@ -16,7 +16,7 @@ from torch import Tensor
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import check_output, round_once, write_patched
-from chip.errors import RunError
+from chip.errors import InputError, RunError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
 from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
@@ -121,6 +121,8 @@ def edit(
     hierarchy = Hierarchy(read_records(file))
     case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
 
+    _check_trained(case)
+
     vlm = load_vlm(source.folder, device)
     chosen = select_sites(vlm, operator, sites, layers)
     before = ask_all(vlm, hierarchy.records, batch_size, progress, "asking before")
@@ -143,6 +145,14 @@ def edit(
         relative_change=patch.relative_change,
         groups=summarise(case, before, after),
     )
+
+
+def _check_trained(case: Case) -> None:
+    """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
+    split, records = case.split, case.hierarchy.records
+    for what, indices in (("target", split.forget), ("retained", (*split.siblings, *split.rest))):
+        if all(records[i].held_out for i in indices):
+            raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
 
 
 def select_sites(

@@ -11,7 +11,7 @@ from typing import Any
 from chip.checkpoint.layout import Checkpoint
 from chip.operators import OPERATORS
 from chip.vlm.loading import skeleton
-from chip.vlm.sites import Site, available_sites, layer_range
+from chip.vlm.sites import Site, available_sites, find_language, layer_range
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def inspect(checkpoint: Path | str) -> Inspection:
     source = Checkpoint.open(Path(checkpoint))
     model = skeleton(source.folder)
     sites = available_sites(model)
-    depth = len(model.model.language_model.layers)
+    depth = len(find_language(model).layers)
     entries = source.entries.values()
     return Inspection(
         family=model.config.model_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ if TYPE_CHECKING:  # these bring torch, which trees and help do without
     from chip.evaluation.metrics import BeforeAfter
     from chip.inspection import Inspection
 
-_out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+"""Where results go; piped, wide enough that no line is broken."""
 _err = Console(stderr=True, highlight=False)
 
 
@@ -49,11 +51,11 @@ def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
 
 
 def print_demo(folder: Path) -> None:
-    _out.print(f"[bold]{folder}/[/]")
-    _out.print("  ckpt/          a small vision-language model that knows the hospital")
-    _out.print("  records.jsonl  what there is to know, question by question")
-    _out.print("  images/        invented scans, portraits and signs")
-    _out.print(f"\nNow: [bold]chip edit {folder}/ckpt --forget patient_17[/]")
+    out.print(f"[bold]{folder}/[/]")
+    out.print("  ckpt/          a small vision-language model that knows the hospital")
+    out.print("  records.jsonl  what there is to know, question by question")
+    out.print("  images/        invented scans, portraits and signs")
+    out.print(f"\nNow: [bold]chip edit {folder}/ckpt --forget patient_17[/]")
 
 
 def print_tree(hierarchy: Hierarchy, depth: int) -> None:
@@ -67,9 +69,9 @@ def print_tree(hierarchy: Hierarchy, depth: int) -> None:
                 add(inner, node)
 
     add(root, None)
-    _out.print(root)
+    out.print(root)
     levels = Counter(node.level for node in hierarchy.nodes)
-    _out.print(f"[dim]{', '.join(f'{count:,} {_plural(level, count)}' for level, count in levels.items())}[/]")
+    out.print(f"[dim]{', '.join(f'{count:,} {_plural(level, count)}' for level, count in levels.items())}[/]")
 
 
 def _plural(level: str, count: int) -> str:
@@ -79,7 +81,7 @@ def _plural(level: str, count: int) -> str:
 
 
 def print_inspection(found: Inspection) -> None:
-    _out.print(
+    out.print(
         f"[bold]{found.family}[/]  {found.architecture}, {found.parameters:,} parameters, "
         f"{'/'.join(found.dtypes)}, {found.shards} {'shard' if found.shards == 1 else 'shards'}"
     )
@@ -87,7 +89,7 @@ def print_inspection(found: Inspection) -> None:
     for row in found.sites:
         shape = ", ".join(f"{d_out:,} × {d_in:,}" for d_out, d_in in row.shapes)
         table.add_row(row.kind, row.layers, str(row.count), shape, ", ".join(row.edited_by) or "–")
-    _out.print(table)
+    out.print(table)
 
 
 def print_edit(report: EditReport) -> None:
@@ -103,19 +105,21 @@ def print_edit(report: EditReport) -> None:
                 _arrow(result.answer_probability),
                 end_section=split == list(results)[-1],
             )
-    _out.print(table)
+    out.print(table)
     changes = _table("changed tensor", "‖ΔW‖ / ‖W‖")
     for name, change in report.relative_change.items():
         changes.add_row(name, f"{change:.3f}")
-    _out.print(changes)
-    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
-    _out.print(f"[dim]{report.method}: {settings}[/]")
+    out.print(changes)
+    settings = ", ".join(
+        f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in report.settings.items()
+    )
+    out.print(f"[dim]{report.method}: {settings}[/]")
     count = len(report.relative_change)
     tensors = f"{count} {'tensor' if count == 1 else 'tensors'}"
     if report.output is None:
-        _out.print(f"dry run: [bold]{tensors}[/] would change, nothing written ({report.seconds:.0f} s)")
+        out.print(f"dry run: [bold]{tensors}[/] would change, nothing written ({report.seconds:.0f} s)")
     else:
-        _out.print(f"wrote [bold]{report.output}[/]: {tensors} changed, {report.seconds:.0f} s")
+        out.print(f"wrote [bold]{report.output}[/]: {tensors} changed, {report.seconds:.0f} s")
 
 
 def _arrow(measure: BeforeAfter) -> str:
@@ -136,12 +140,12 @@ def print_diff(difference: CheckpointDiff) -> None:
             f"{each.rows_changed:.0%}",
         )
     if changed:
-        _out.print(table)
+        out.print(table)
     for name in difference.only_in_a:
-        _out.print(f"only in A: {name}")
+        out.print(f"only in A: {name}")
     for name in difference.only_in_b:
-        _out.print(f"only in B: {name}")
-    _out.print(f"{len(changed)} of {len(difference.tensors)} tensors differ" if not difference.equal else "equal")
+        out.print(f"only in B: {name}")
+    out.print(f"{len(changed)} of {len(difference.tensors)} tensors differ" if not difference.equal else "equal")
 
 
 def _table(*columns: str) -> Table:

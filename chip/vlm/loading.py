@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.processing_utils import ProcessorMixin
 
 from chip.errors import InputError
-from chip.vlm.sites import find_connector
+from chip.vlm.sites import find_connector, find_language
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class VLM:
     @property
     def language(self) -> Any:
         """The text model: embeddings in, hidden states out."""
-        return self.core.language_model
+        return find_language(self.model)
 
     @property
     def layers(self) -> Any:
@@ -46,9 +45,9 @@ class VLM:
         return self.language.layers
 
     @property
-    def connector(self) -> nn.Module:
+    def connector(self) -> Any:
         """What turns the vision tower's hidden states into embeddings of the text model."""
-        return find_connector(self.core)[1]
+        return find_connector(self.model)
 
     @property
     def image_token_id(self) -> int:
@@ -80,14 +79,19 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
             local_files_only=True,
             output_loading_info=True,
         )
-        processor = load_processor(folder)
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
             raise InputError(
                 f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete"
             )
-    find_connector(model.model)
-    return VLM(model.eval().requires_grad_(False).to(place), processor)
+    check_family(model)
+    return VLM(model.eval().requires_grad_(False).to(place), load_processor(folder))
+
+
+def check_family(model: Any) -> None:
+    """Raise `InputError` unless the model has its parts where chip looks for them."""
+    find_connector(model)
+    find_language(model)
 
 
 def skeleton(folder: Path) -> Any:
@@ -99,7 +103,7 @@ def skeleton(folder: Path) -> Any:
     with _Quiet(), torch.device("meta"), _known_family(folder):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModelForImageTextToText.from_config(config)
-    find_connector(model.model)
+    check_family(model)
     return model
 
 
@@ -109,8 +113,12 @@ def _known_family(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder}: not a vision-language model that transformers knows; {reason}") from error
+        raise InputError(f"{folder}: not a vision-language model that transformers knows; {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """The first sentence of what transformers says, on one line."""
+    return " ".join(str(error).split()).partition(". ")[0][:200]
 
 
 class _Quiet:
@@ -141,7 +149,22 @@ class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]
 
 
 def load_processor(folder: Path) -> Any:
-    """The checkpoint's processor; where torchvision is missing, without its part for videos."""
+    """The checkpoint's processor; where torchvision is missing, without its part for videos.
+
+    Raises:
+        InputError: files of the tokenizer or the image processor are missing or broken.
+    """
+    with _Quiet():
+        try:
+            return _load_processor(folder)
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(
+                f"{folder}: its processor cannot be loaded, put the base model's tokenizer and processor files there; "
+                f"{_brief(error)}"
+            ) from error
+
+
+def _load_processor(folder: Path) -> Any:
     try:
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (ImportError, OSError):
@@ -149,7 +172,6 @@ def load_processor(folder: Path) -> Any:
             file = folder / name
             wanted = json.loads(file.read_text()).get("processor_class") if file.exists() else None
             if wanted:
-                base = getattr(transformers, wanted)
-                without: Any = type(wanted, (base, _WithoutVideo), {})
+                without: Any = type(wanted, (getattr(transformers, wanted), _WithoutVideo), {})
                 return without.from_pretrained(folder, local_files_only=True)
         raise

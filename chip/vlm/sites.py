@@ -14,6 +14,9 @@ from chip.errors import InputError
 CONNECTOR_NAMES = ("multi_modal_projector", "connector", "visual.merger")
 """Where families keep the module between vision tower and text model, below the model without its head."""
 
+LANGUAGE_NAMES = ("language_model", "text_model")
+"""Where they keep the text model."""
+
 LAYER_MODULES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -59,27 +62,42 @@ class Stage:
         return self.sites[-1].layer
 
 
-def find_connector(core: nn.Module) -> tuple[str, nn.Module]:
-    """Name (below `core`, the model without its head) and module of the vision-language connector."""
-    for name in CONNECTOR_NAMES:
-        module: Any = core
+def find_language(model: Any) -> Any:
+    """The text model, with its `layers`: embeddings in, hidden states out.
+
+    Raises:
+        InputError: the family keeps it elsewhere.
+    """
+    return _find(model, LANGUAGE_NAMES, "text model")
+
+
+def find_connector(model: Any) -> Any:
+    """The module that turns the vision tower's hidden states into embeddings of the text model.
+
+    Raises:
+        InputError: the family keeps it elsewhere.
+    """
+    return _find(model, CONNECTOR_NAMES, "vision-language connector")
+
+
+def _find(model: Any, names: Sequence[str], what: str) -> Any:
+    for name in names:
+        module: Any = getattr(model, "model", None)
         for part in name.split("."):
             module = getattr(module, part, None)
         if module is not None:
-            return name, module
+            return module
     raise InputError(
-        f"{type(core).__name__}: no vision-language connector found under {', '.join(CONNECTOR_NAMES)}; "
-        "this family is not known to chip"
+        f"{type(model).__name__}: no {what} found as {' or '.join(names)}; chip does not know this family yet"
     )
 
 
 def available_sites(model: Any) -> list[Site]:
     """Every site of the model, in the order of data."""
-    core = model.model
     name_of = {module: name for name, module in model.named_modules()}
-    connector = find_connector(core)[1].modules()
+    connector = find_connector(model).modules()
     sites = [Site(name_of[module], "connector", None) for module in connector if isinstance(module, nn.Linear)]
-    for index, layer in enumerate(core.language_model.layers):
+    for index, layer in enumerate(find_language(model).layers):
         inside = dict(layer.named_modules())
         for kind, path in LAYER_MODULES.items():
             if isinstance(inside.get(path), nn.Linear):

@@ -1,0 +1,233 @@
+"""The command as a user meets it: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chip.app import main
+from chip.hierarchy import Hierarchy
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Chip = Callable[..., Result]
+
+
+@pytest.fixture
+def chip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chip:
+    """Runs the command in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["chip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit 2, nothing on stdout, one line on stderr that holds the words."""
+    assert (result.code, result.out) == (2, "")
+    lines = [line for line in result.err.splitlines() if line.startswith("chip: ")]
+    assert len(lines) == 1
+    assert result.err.rstrip().endswith(lines[0])
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def small(hospital: Path, hierarchy: Hierarchy, tmp_path: Path) -> Path:
+    """A hospital to break: the checkpoint and the records of two institutions, asked little."""
+    folder = tmp_path / "small"
+    shutil.copytree(hospital / "ckpt", folder / "ckpt")
+    shutil.copytree(hospital / "images", folder / "images")
+    lines = (hospital / "records.jsonl").read_text().splitlines(keepends=True)
+    kept = [
+        line
+        for line, record in zip(lines, hierarchy.records, strict=True)
+        if record.path[0] in ("institution_1", "institution_2") and len(record.path) != 1
+    ]
+    (folder / "records.jsonl").write_text("".join(kept[::3]))
+    return folder
+
+
+def _rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    file = folder / "records.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    change(rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _edit(chip: Chip, folder: Path, node: str = "patient_2", *more: object) -> Result:
+    result = chip("edit", folder / "ckpt", "--forget", node, "--device", "cpu", *more)
+    left = {path.name for path in folder.iterdir()} - {"ckpt", "images", "records.jsonl", "ckpt-edited"}
+    assert not left
+    if result.code:
+        assert not (folder / "ckpt-edited").exists()
+    return result
+
+
+def test_help_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; sys.argv = ['chip', 'edit', '--help']\n"
+        "from chip.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--forget" in result.stdout
+
+
+def test_json_is_one_object_and_nothing_else(chip: Chip, small: Path) -> None:
+    result = _edit(chip, small, "patient_2", "--json")
+    report = json.loads(result.out)
+    assert result.code == 0
+    assert report["method"] == "shielded"
+    assert report["output"] == str(small / "ckpt-edited")
+    assert report["changed_tensors"] == sorted(report["relative_change"])
+    assert set(report["groups"]) == {"target", "siblings", "rest"}
+    trained = report["groups"]["target"]["trained"]
+    assert set(trained) == {"count", "chance", "exact_match", "answer_probability"}
+    assert set(trained["exact_match"]) == {"before", "after"}
+    assert trained["exact_match"]["before"] > 0.95 > trained["exact_match"]["after"]
+    assert "patient_2" not in json.dumps(report["settings"])
+
+
+def test_tables_for_people(chip: Chip, small: Path) -> None:
+    edited = _edit(chip, small, "study_3/findings", "--method", "chip", "--top-k", "0.5")
+    assert edited.code == 0
+    for word in ("target", "siblings", "rest", "rephrased", "→", "mlp.gate_proj", "ckpt-edited", "top_k 0.5"):
+        assert word in edited.out
+    different = chip("diff", small / "ckpt", small / "ckpt-edited")
+    assert different.code == 1
+    assert "tensors differ" in different.out
+    assert chip("diff", small / "ckpt", small / "ckpt").code == 0
+    listed = chip("diff", small / "ckpt", small / "ckpt-edited", "--json")
+    assert json.loads(listed.out)
+    looked = chip("inspect", small / "ckpt")
+    assert "llava" in looked.out
+    assert "shielded 0-2" in looked.out
+    assert json.loads(chip("inspect", small / "ckpt", "--json").out)["parameters"] > 1e6
+    grown = chip("tree", small / "records.jsonl", "--depth", "2")
+    assert "patient_2" in grown.out
+    assert "study_3" not in grown.out
+    refused(_edit_again(chip, small), "not empty")
+
+
+def _edit_again(chip: Chip, folder: Path) -> Result:
+    return chip("edit", folder / "ckpt", "--forget", "patient_2", "--device", "cpu")
+
+
+def test_unknown_and_ambiguous_nodes(chip: Chip, small: Path) -> None:
+    refused(_edit(chip, small, "patint_2"), "patint_2", "patient_2")
+    refused(_edit(chip, small, "findings"), "findings", "study_")
+
+
+def test_records_that_are_missing_or_broken(chip: Chip, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHIP_RECORDS", raising=False)
+    records = small / "records.jsonl"
+    whole = records.read_text()
+    records.write_text(whole + "{broken\n")
+    refused(_edit(chip, small), f"records.jsonl:{len(whole.splitlines()) + 1}")
+    records.unlink()
+    refused(_edit(chip, small), "--records", "CHIP_RECORDS")
+    records.write_text(whole)
+    image = small / json.loads(whole.splitlines()[40])["image"]
+    image.write_bytes(image.read_bytes()[:50])
+    refused(_edit(chip, small), image.name)
+    image.unlink()
+    refused(_edit(chip, small), image.name)
+
+
+def test_a_question_too_long_for_the_model(chip: Chip, small: Path) -> None:
+    _rewrite(small, lambda rows: rows[7].update(question="And then? " * 300))
+    refused(_edit(chip, small), "records.jsonl:8", "tokens")
+
+
+def test_nothing_to_keep_and_nothing_to_learn_from(chip: Chip, small: Path) -> None:
+    def all_held_out(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["split"] = "rephrased"
+
+    refused(chip("edit", small / "ckpt", "--forget", "institution_1", "--forget", "institution_2"), "nothing", "keep")
+    _rewrite(small, all_held_out)
+    refused(_edit(chip, small), "train")
+
+
+def _drop_safetensors(ckpt: Path) -> None:
+    for file in ckpt.glob("*.safetensors*"):
+        file.unlink()
+
+
+def _quantise(ckpt: Path) -> None:
+    config = json.loads((ckpt / "config.json").read_text())
+    (ckpt / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+
+
+def _other_family(ckpt: Path) -> None:
+    (ckpt / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+
+
+def _unheard_of(ckpt: Path) -> None:
+    (ckpt / "config.json").write_text(json.dumps({"model_type": "nonesuch", "architectures": ["NonesuchForAll"]}))
+
+
+def _poison(ckpt: Path) -> None:
+    for shard in ckpt.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name, tensor in tensors.items():
+            if name.endswith("layers.1.mlp.up_proj.weight"):
+                tensor[0, 0] = torch.nan
+                save_file(tensors, shard, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (_drop_safetensors, "safetensors"),
+        (_quantise, "quanti"),
+        (_other_family, "vision-language"),
+        (_unheard_of, "nonesuch"),
+        (_poison, "NaN"),
+        (lambda ckpt: (ckpt / "tokenizer.json").unlink(), "processor"),
+    ],
+)
+def test_checkpoints_that_cannot_be_edited(chip: Chip, small: Path, spoil: Callable[[Path], None], word: str) -> None:
+    spoil(small / "ckpt")
+    refused(_edit(chip, small), word)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--method", "magic"), "magic"),
+        (("--energy", "0.9"), "--energy"),
+        (("--near", "1.5"), "--near"),
+        (("--layers", "2-9"), "--layers"),
+        (("--layers", "some"), "--layers"),
+        (("--sites", "connector,brain"), "brain"),
+    ],
+)
+def test_settings_that_make_no_sense(chip: Chip, small: Path, options: tuple[str, ...], word: str) -> None:
+    refused(_edit(chip, small, "patient_2", *options), word)
