@@ -112,7 +112,11 @@ class Prompts:
         return str(self._tokenizer.eos_token)
 
     def _full(self, record: Record) -> str:
-        return f"{self.prompt(record)}{record.answer.strip()}{self._end}"
+        """Prompt, answer and end of turn, as the template writes a whole conversation."""
+        answer = record.answer.strip()
+        if self._processor.chat_template is None:
+            return f"{self.prompt(record)}{answer}{self._end}"
+        return f"{self._render(record, answer).rstrip().removesuffix(self._end)}{self._end}"
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(texts)["input_ids"]

@@ -1,0 +1,68 @@
+"""The README's picture: a real run of `chip edit` on the demo, as the terminal shows it.
+
+python -m benchmarks.picture
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+
+import chip
+from chip import terminal
+from chip.demo import write_demo
+
+PICTURE = Path(__file__).parent / "results" / "edit.svg"
+COMMAND = "chip edit hospital/ckpt --forget patient_17"
+
+THEME = TerminalTheme(
+    (22, 27, 34),
+    (230, 237, 243),
+    [(22, 27, 34), (255, 123, 114), (126, 231, 135), (227, 179, 65), (121, 192, 255), (210, 168, 255), (165, 214, 255)]
+    + [(177, 186, 196)],
+)
+
+# The page's own monospace font: rich's default would fetch one from the web.
+FORMAT = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, monospace; font-size: {char_height}px;
+line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" /></clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+def main() -> None:
+    """Run the command in an empty folder and save what it prints."""
+    console = Console(record=True, width=92, highlight=False, force_terminal=True)
+    terminal.out = console
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_demo(Path("hospital"))
+        report = chip.edit("hospital/ckpt", ["patient_17"])
+        console.print(f"[bold green]$[/] {COMMAND}")
+        terminal.print_edit(report)
+        os.chdir("/")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(str(PICTURE), title="", theme=THEME, code_format=FORMAT, unique_id="chip")
+
+
+if __name__ == "__main__":
+    main()
