@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import TerminalTheme
 
 import chip
 from chip import terminal
@@ -18,13 +17,6 @@ from chip.demo import write_demo
 
 PICTURE = Path(__file__).parent / "results" / "edit.svg"
 COMMAND = "chip edit hospital/ckpt --forget patient_17"
-
-THEME = TerminalTheme(
-    (22, 27, 34),
-    (230, 237, 243),
-    [(22, 27, 34), (255, 123, 114), (126, 231, 135), (227, 179, 65), (121, 192, 255), (210, 168, 255), (165, 214, 255)]
-    + [(177, 186, 196)],
-)
 
 # The page's own monospace font: rich's default would fetch one from the web.
 FORMAT = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -35,7 +27,9 @@ line-height: {line_height}px; font-variant-east-asian: full-width; }}
 {styles}
 </style>
 <defs>
-<clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" /></clipPath>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
 {lines}
 </defs>
 {chrome}
@@ -61,7 +55,7 @@ def main() -> None:
         terminal.print_edit(report)
         os.chdir("/")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(str(PICTURE), title="", theme=THEME, code_format=FORMAT, unique_id="chip")
+    console.save_svg(str(PICTURE), title="", code_format=FORMAT, unique_id="chip")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from chip.vlm.prompts import Prompts
 from chip.vlm.scoring import Scores, score
 from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Called with what is being done and in how many steps; gives what to call after each step."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Called with what is being done and in how many steps; gives what to call with the number of steps just done."""
 
 SPLITS = {"trained": False, "rephrased": True}
 """Name in reports -> whether those records are held out."""
@@ -74,9 +74,9 @@ class EditReport:
 
 
 @contextmanager
-def silent(_: str, __: int) -> Iterator[Callable[[], None]]:
+def silent(_: str, __: int) -> Iterator[Callable[[int], None]]:
     """Progress that nobody watches."""
-    yield lambda: None
+    yield lambda _: None
 
 
 def edit(
@@ -114,13 +114,13 @@ def edit(
     start = time.monotonic()
     source = Checkpoint.open(Path(checkpoint))
     output = Path(out) if out is not None else source.folder.with_name(f"{source.folder.name}-edited")
-    check_output(source, output, overwrite)
+    if not dry_run:
+        check_output(source, output, overwrite)
     operator = operator or Shielded()
 
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
     case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
-
     _check_trained(case)
 
     vlm = load_vlm(source.folder, device)
@@ -198,7 +198,7 @@ def compute_patch(
     flow = Flow(vlm, list(prompts.batches(records, trained, batch_size)), records)
     stages = in_data_order(sites) if operator.data_order else at_once(sites)
     patch = Patch({}, {})
-    with progress("editing", len(stages) * len(flow)) as advance:
+    with progress("editing", len(stages) * len(trained)) as advance:
         for stage in stages:
             statistics = {site: _statistics(vlm, operator, case, site) for site in stage.sites}
             flow.observe(stage, {site.name: each.update for site, each in statistics.items()}, advance)

@@ -38,16 +38,16 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
+def progress(what: str, steps: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with the time left; one plain line where stderr is no terminal."""
     if not _err.is_terminal:
         _err.print(f"{what} ...")
-        yield lambda: None
+        yield lambda _: None
         return
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True) as bar:
         task = bar.add_task(what, total=steps)
-        yield lambda: bar.advance(task)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def print_demo(folder: Path) -> None:

@@ -177,9 +177,9 @@ def test_a_dry_run_writes_nothing(hospital: Path) -> None:
     started: list[str] = []
 
     @contextmanager
-    def progress(what: str, _: int) -> Iterator[Callable[[], None]]:
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
         started.append(what)
-        yield lambda: None
+        yield lambda _: None
 
     report = chip.edit(hospital / "ckpt", ["patient_17"], dry_run=True, device="cpu", progress=progress)
     assert report.output is None

@@ -58,7 +58,7 @@ def _sums(vlm: VLM, case: Case, batches: Sequence[Batch], operator: Operator) ->
         for site in stage.sites:
             d_out, d_in = vlm.model.get_submodule(site.name).weight.shape
             statistics[site.name] = operator.statistics(case, d_in, d_out, vlm.device)
-        flow.observe(stage, {name: each.update for name, each in statistics.items()}, lambda: None)
+        flow.observe(stage, {name: each.update for name, each in statistics.items()}, lambda _: None)
         for each in statistics.values():
             moments = [value for value in vars(each).values() if hasattr(value, "__iadd__") or isinstance(value, list)]
             for moment in (m for value in moments for m in (value if isinstance(value, list) else [value])):
@@ -92,7 +92,7 @@ def _last_inputs(vlm: VLM, case: Case, batches: Sequence[Batch], stages: Sequenc
 
     flow = Flow(vlm, batches, case.hierarchy.records)
     for stage in stages:
-        flow.observe(stage, {site.name: observer(site.name) for site in stage.sites}, lambda: None)
+        flow.observe(stage, {site.name: observer(site.name) for site in stage.sites}, lambda _: None)
     return seen
 
 
@@ -127,9 +127,9 @@ def test_hooks_are_removed_also_after_an_error(vlm: VLM, hierarchy: Hierarchy) -
     flow = Flow(vlm, batches, hierarchy.records)
     for stage in in_data_order(select_sites(vlm, Shielded())):
         with pytest.raises(RuntimeError, match="in the middle"):
-            flow.observe(stage, {site.name: failing for site in stage.sites}, lambda: None)
+            flow.observe(stage, {site.name: failing for site in stage.sites}, lambda _: None)
         assert _leftovers(vlm) == before
-        flow.observe(stage, {site.name: lambda _: None for site in stage.sites}, lambda: None)
+        flow.observe(stage, {site.name: lambda _: None for site in stage.sites}, lambda _: None)
     assert _leftovers(vlm) == before
 
 
@@ -140,4 +140,4 @@ def test_a_nan_names_the_site_and_the_record(vlm: VLM, hierarchy: Hierarchy) -> 
         vlm.model.get_submodule(site.name.replace("down", "up")).weight[0, 0] = torch.nan
     flow = Flow(vlm, batches, hierarchy.records)
     with pytest.raises(InputError, match=rf"{site.name}.*records\.jsonl:41\b"):
-        flow.observe(in_data_order([site])[0], {site.name: lambda _: None}, lambda: None)
+        flow.observe(in_data_order([site])[0], {site.name: lambda _: None}, lambda _: None)

@@ -53,16 +53,12 @@ class Flow:
         self._passed = -1
         """Index of the last layer whose outputs are held; -1: the text model's inputs are."""
 
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._batches)
-
-    def observe(self, stage: Stage, observers: Mapping[str, Observer], on_batch: Callable[[], None]) -> None:
+    def observe(self, stage: Stage, observers: Mapping[str, Observer], on_batch: Callable[[int], None]) -> None:
         """Run all batches up to the stage's last site and show each site's tokens to its observer.
 
         Args:
             observers: site name -> what takes its tokens.
-            on_batch: called after each batch, for progress.
+            on_batch: told after each batch how many records it had.
 
         Raises:
             InputError: an activation is NaN or infinite.
@@ -75,7 +71,7 @@ class Flow:
                     hook = self._hook(site, batch, observers[site.name])
                     hooks.callback(module.register_forward_hook(hook).remove)
                 held.append(self._run(index, stage))
-            on_batch()
+            on_batch(len(batch.records))
         if stage.first is not None and stage.first > 0:
             self._held, self._passed = held, stage.first - 1
 

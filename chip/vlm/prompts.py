@@ -13,8 +13,7 @@ from torch import Tensor
 from chip.errors import InputError
 from chip.records import Record, open_image
 
-MAX_PADDED_TOKENS = 16_384
-"""Where no batch size is asked for, a batch holds about this many tokens, padding included."""
+DEFAULT_BATCH_SIZE = 64  # records; long enough rows for a CPU, short enough for one accelerator
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Prompts:
         chosen: list[int] = []
         for k in order:
             alike = not chosen or (records[indices[k]].image is None) == (records[chosen[0]].image is None)
-            if chosen and (len(chosen) == (batch_size or 128) or not alike):
+            if chosen and (len(chosen) == (batch_size or DEFAULT_BATCH_SIZE) or not alike):
                 yield self._batch(records, chosen)
                 chosen = []
             chosen.append(indices[k])

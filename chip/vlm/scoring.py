@@ -23,8 +23,8 @@ class Scores:
 
 
 @torch.no_grad()
-def score(vlm: VLM, batches: Iterable[Batch], count: int, on_batch: Callable[[], None]) -> Scores:
-    """Score `batches`, which hold some of `count` records.
+def score(vlm: VLM, batches: Iterable[Batch], count: int, on_batch: Callable[[int], None]) -> Scores:
+    """Score `batches`, which hold some of `count` records; `on_batch` is told how many have been done.
 
     One pass with the answer given does for both: greedy decoding reproduces an answer exactly when, given its
     beginning, each of its tokens is the most probable one.
@@ -43,5 +43,5 @@ def score(vlm: VLM, batches: Iterable[Batch], count: int, on_batch: Callable[[],
         length = torch.zeros(len(records), dtype=torch.float64).index_add_(0, rows, torch.ones_like(hit))
         exact[records] = (torch.zeros_like(length).index_add_(0, rows, hit) == length).double()
         probability[records] = (torch.zeros_like(length).index_add_(0, rows, logs) / length).exp()
-        on_batch()
+        on_batch(len(records))
     return Scores(exact, probability)
