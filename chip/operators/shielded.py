@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 from typing import ClassVar
 
 import torch
@@ -90,11 +90,11 @@ class Shielded(Operator):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"shield": (0, inf), "ridge": (1e-9, inf), "near": (0, 1)}
 
-    shield: float = 15.0
+    shield: float = 7.0
     """β: higher keeps more and forgets less."""
     ridge: float = 0.2
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
-    near: float = 0.5
+    near: float = 0.4
     """γ: the siblings' share of the shield, however few they are."""
 
     def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> ShieldedStatistics:
@@ -106,7 +106,7 @@ class Shielded(Operator):
             return None
         near = self.near if siblings.count and rest.count else float(siblings.count > 0)
         retained = near * siblings.mean + (1 - near) * rest.mean  # (d_in, d_in)
-        system = forget.mean + self.shield / statistics.pictures * retained
+        system = forget.mean + self.shield / sqrt(statistics.pictures) * retained
         system.diagonal().add_(self.ridge * retained.diagonal().mean())
         wide = weight.to(system.dtype)
         return Update(wide - solve_spd(wide @ statistics.difference(), system), None)
