@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -75,3 +75,11 @@ class Operator(ABC):
         Raises:
             torch.linalg.LinAlgError: a system has no trustworthy solution.
         """
+
+
+def membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(count, groups) bool: which of `count` records are in which group."""
+    member = torch.zeros(count, len(groups), dtype=torch.bool)
+    for column, group in enumerate(groups):
+        member[list(group), column] = True
+    return member.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from chip.hierarchy import Node
 from chip.kernels.subspace import leading_basis, project_out
 from chip.moments import FirstMoment, Tokens
-from chip.operators.base import Case, Operator, Update
+from chip.operators.base import Case, Operator, Update, membership
 
 
 class ChipStatistics:
@@ -27,9 +27,9 @@ class ChipStatistics:
         split, count = case.split, len(case.hierarchy.records)
         self._alpha = alpha
         pairs = [pair for target in split.targets for pair in _comparisons(case, target)]
-        self._magnitude_of = _membership(count, [split.forget, (*split.siblings, *split.rest)], device)
-        self._child_of = _membership(count, [child for child, _ in pairs], device)
-        self._around_of = _membership(count, [around for _, around in pairs], device)
+        self._magnitude_of = membership(count, [split.forget, (*split.siblings, *split.rest)], device)
+        self._child_of = membership(count, [child for child, _ in pairs], device)
+        self._around_of = membership(count, [around for _, around in pairs], device)
         self.magnitude = FirstMoment(2, d_out, device)
         self.child = FirstMoment(len(pairs), d_out, device)
         self.around = FirstMoment(len(pairs), d_out, device)
@@ -117,11 +117,3 @@ def _comparisons(case: Case, target: Node) -> Iterator[tuple[list[int], list[int
             if retained:
                 yield hierarchy.records_of(child), retained
                 break
-
-
-def _membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """(count, groups) bool."""
-    member = torch.zeros(count, len(groups), dtype=torch.bool)
-    for column, group in enumerate(groups):
-        member[list(group), column] = True
-    return member.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import ClassVar
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chip.kernels.solve import solve_spd
 from chip.moments import KeyedMoment, SecondMoment, Tokens
-from chip.operators.base import Case, Operator, Update
+from chip.operators.base import Case, Operator, Update, membership
 
 _FORGET, _SIBLINGS, _REST = range(3)
 
@@ -30,11 +30,11 @@ class ShieldedStatistics:
         self._group = torch.full((count,), _REST, device=device)
         self._group[list(split.siblings)] = _SIBLINGS
         self._group[list(split.forget)] = _FORGET
-        self._of_target = [_mask(split.forget_of[target], count, device) for target in split.targets]
-        self._near_target = [
-            _mask(split.siblings_of[target] or (*split.siblings, *split.rest), count, device)
-            for target in split.targets
-        ]
+        retained = (*split.siblings, *split.rest)
+        self._of_target = membership(count, [split.forget_of[target] for target in split.targets], device).T
+        self._near_target = membership(
+            count, [split.siblings_of[target] or retained for target in split.targets], device
+        ).T
         self._image_is_shared = _shares_image(case).to(device)
         self.pictures = len({case.hierarchy.records[i].image for i in split.forget})
         self.second = [SecondMoment(d_in, device) for _ in range(3)]
@@ -73,14 +73,14 @@ class ShieldedStatistics:
 class Shielded(Operator):
     """Ridge regression of the target's outputs onto its siblings', shielded by what is retained:
 
-        min over W'   E_f ‖W'x − W μ_s(x)‖²  +  β/m E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
-        W' = W − W B K⁻¹,   B = E_f[(x − μ_s(x)) xᵀ],   K = E_f[x xᵀ] + β/m C_r + λ I,
+        min over W'   √m E_f ‖W'x − W μ_s(x)‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
+        W' = W − √m W B K⁻¹,   B = E_f[(x − μ_s(x)) xᵀ],   K = √m E_f[x xᵀ] + β C_r + λ I,
         C_r = γ C_siblings + (1 − γ) C_rest
 
-    μ_s(x) is the mean of the siblings' tokens that stand where x stands. m is the number of the targets' pictures: each
-    has 1/m of E_f, and the price of keeping is to be the same whether a study or a whole institution goes.
-
-    x − μ_s is the sibling-differential direction of CHIP (Wu et al., arXiv 2512.09867, section 4), on the input side.
+    μ_s(x) is the mean of the siblings' tokens that stand where x stands; x − μ_s is the sibling-differential direction
+    of CHIP (Wu et al., arXiv 2512.09867, section 4), on the input side. m is the number of the targets' pictures: each
+    has but 1/m of E_f, so that without a weight an institution would be forgotten far less than a study. With m itself
+    as the weight its siblings would pay.
     """
 
     name: ClassVar[str] = "shielded"
@@ -90,11 +90,11 @@ class Shielded(Operator):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"shield": (0, inf), "ridge": (1e-9, inf), "near": (0, 1)}
 
-    shield: float = 7.0
+    shield: float = 8.0
     """β: higher keeps more and forgets less."""
-    ridge: float = 0.2
+    ridge: float = 0.35
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
-    near: float = 0.4
+    near: float = 0.35
     """γ: the siblings' share of the shield, however few they are."""
 
     def statistics(self, case: Case, d_in: int, d_out: int, device: torch.device) -> ShieldedStatistics:
@@ -106,16 +106,11 @@ class Shielded(Operator):
             return None
         near = self.near if siblings.count and rest.count else float(siblings.count > 0)
         retained = near * siblings.mean + (1 - near) * rest.mean  # (d_in, d_in)
-        system = forget.mean + self.shield / sqrt(statistics.pictures) * retained
+        urgency = sqrt(statistics.pictures)
+        system = urgency * forget.mean + self.shield * retained
         system.diagonal().add_(self.ridge * retained.diagonal().mean())
         wide = weight.to(system.dtype)
-        return Update(wide - solve_spd(wide @ statistics.difference(), system), None)
-
-
-def _mask(indices: Sequence[int], count: int, device: torch.device) -> Tensor:
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[list(indices)] = True
-    return mask.to(device)
+        return Update(wide - solve_spd(urgency * wide @ statistics.difference(), system), None)
 
 
 def _shares_image(case: Case) -> Tensor:
