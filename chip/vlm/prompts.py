@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from chip.errors import InputError
 from chip.records import Record, open_image
 
+DECODED_IMAGES = 128  # kept for the next question about them
 DEFAULT_BATCH_SIZE = 64  # records; long enough rows for a CPU, short enough for one accelerator
 
 
@@ -58,7 +59,7 @@ class Prompts:
         self._image_token_id = image_token_id
         self._max_tokens = max_tokens
         self._end = self._end_of_turn()
-        self._open = lru_cache(maxsize=64)(open_image)
+        self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
 
     def batches(
         self, records: Sequence[Record], indices: Sequence[int], batch_size: int | None = None
@@ -89,8 +90,14 @@ class Prompts:
 
     def question(self, record: Record) -> dict[str, Tensor]:
         """The record without its answer, as the model's `generate` takes it."""
-        images = None if record.image is None else [[self._open(record)]]
-        return dict(self._processor(text=[self.prompt(record)], images=images, return_tensors="pt"))
+        return dict(self._processor(text=[self.prompt(record)], images=self._images([record]), return_tensors="pt"))
+
+    def _images(self, rows: Sequence[Record]) -> list[list[Any]] | None:
+        """Decoded images, one a row; None for text-only rows."""
+        if rows[0].image is None:
+            return None
+        # An image is decoded once for all its questions: what tells them apart is not part of the key.
+        return [[self._open(replace(row, question="", answer="", path=(), task="", split=""))] for row in rows]
 
     def _render(self, record: Record, answer: str | None = None) -> str:
         image = [] if record.image is None else [{"type": "image"}]
@@ -139,9 +146,10 @@ class Prompts:
     def _batch(self, records: Sequence[Record], chosen: Sequence[int]) -> Batch:
         rows = [records[i] for i in chosen]
         texts = [self._full(record) for record in rows]
-        images = [[self._open(record)] for record in rows] if rows[0].image is not None else None
         inputs = dict(
-            self._processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+            self._processor(
+                text=texts, images=self._images(rows), padding=True, padding_side="right", return_tensors="pt"
+            )
         )
         real = inputs["attention_mask"].bool()
         length = real.sum(1)
