@@ -1,6 +1,6 @@
 """How well the demo's model forgets: every patient, and studies, sections and institutions, one at a time.
 
-    python -m benchmarks.demo [--workers N] [--json FILE]
+    python -m benchmarks.demo [--workers N] [--json FILE] [--resume]
 
 Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
 nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
@@ -15,7 +15,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
@@ -109,7 +109,7 @@ def measure(task: Task) -> dict[str, Any]:
     after = ask_all(edited, here.hierarchy.records)
     row = {
         "method": task.method,
-        "settings": {**asdict(task.operator), "layers": task.layers},
+        "settings": _settings(task),
         "level": LEVELS[task.target.count("/")],
         "target": task.target,
         "seconds": seconds,
@@ -155,16 +155,26 @@ def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
     }
 
 
-def run(tasks: Sequence[Task], workers: int) -> Iterator[dict[str, Any]]:
-    """The rows, as they come."""
+def run(tasks: Sequence[Task], workers: int, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each task: the known one, or measured now."""
+    missing = [task for task in tasks if _key(task.method, _settings(task), task.target) not in known]
     threads = max(1, (os.cpu_count() or 1) // workers)
+    measured = dict(known)
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
-        for number, row in enumerate(pool.imap(measure, tasks), start=1):
-            shown = ", ".join(
-                f"{group} {_value(row, group, 'trained'):.2f}" for group in row["groups"] if row["groups"][group]
-            )
-            print(f"{number}/{len(tasks)} {row['method']} {row['target']}: {shown}", flush=True)
-            yield row
+        for number, row in enumerate(pool.imap(measure, missing), start=1):
+            groups = [group for group in row["groups"] if row["groups"][group]]
+            shown = ", ".join(f"{group} {_value(row, group, 'trained'):.2f}" for group in groups)
+            print(f"{number}/{len(missing)} {row['method']} {row['target']}: {shown}", flush=True)
+            measured[_key(row["method"], row["settings"], row["target"])] = row
+    return [measured[_key(task.method, _settings(task), task.target)] for task in tasks]
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    return {**asdict(task.operator), "layers": task.layers}
+
+
+def _key(method: str, settings: Mapping[str, Any], target: str) -> str:
+    return json.dumps([method, dict(settings), target])
 
 
 def best_of_grid(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,19 +251,25 @@ def show(summary: Sequence[Mapping[str, Any]]) -> None:
 def main(
     workers: Annotated[int, typer.Option(help="Processes; each loads the demo's model.")] = 2,
     json_file: Annotated[Path, typer.Option("--json", help="Where the rows go.")] = RESULTS,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there already.")] = False,
 ) -> None:
     """Measure all of it."""
+    kept = json.loads(json_file.read_text()) if resume else {"rows": [], "grid": []}
+    known = {_key(row["method"], row["settings"], row["target"]): row for row in (*kept["rows"], *kept["grid"])}
     nodes = targets(hospital().hierarchy)
     everyone = [node for level in LEVELS for node in nodes[level]]
     some = random.Random(SEED).sample(nodes["patient"], GRID_PATIENTS)
-    rows = list(run([Task("shielded", Shielded(), None, node) for node in everyone], workers))
-    rows += run([Task("control", Shielded(), None, node) for node in some], workers)
-    rows += run([Task("chip", Chip(), None, node) for node in everyone], workers)
     tried = [Task("chip grid", operator, layers, node, quantise=False) for operator, layers in GRID for node in some]
-    grid = list(run(tried, workers))
+    grid = run(tried, workers, known)
     best = best_of_grid(grid)
     layers = best.pop("layers")
-    rows += run([Task("chip best", Chip(**best), layers, node) for node in everyone], workers)
+    tasks = [
+        *(Task("shielded", Shielded(), None, node) for node in everyone),
+        *(Task("control", Shielded(), None, node) for node in some),
+        *(Task("chip", Chip(), None, node) for node in everyone),
+        *(Task("chip best", Chip(**best), layers, node) for node in everyone),
+    ]
+    rows = run(tasks, workers, known)
     summary = summarise_rows(rows)
     json_file.parent.mkdir(parents=True, exist_ok=True)
     versions = {"torch": torch.__version__, "threads": os.cpu_count(), "device": "cpu"}

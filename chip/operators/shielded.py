@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -36,7 +37,7 @@ class ShieldedStatistics:
             count, [split.siblings_of[target] or retained for target in split.targets], device
         ).T
         self._image_is_shared = _shares_image(case).to(device)
-        self.pictures = len({case.hierarchy.records[i].image for i in split.forget})
+        self.pictures = _pictures(case)
         self.second = [SecondMoment(d_in, device) for _ in range(3)]
         self.target = [KeyedMoment(d_in, device) for _ in split.targets]
         self.near = [KeyedMoment(d_in, device) for _ in split.targets]
@@ -78,9 +79,9 @@ class Shielded(Operator):
         C_r = γ C_siblings + (1 − γ) C_rest
 
     μ_s(x) is the mean of the siblings' tokens that stand where x stands; x − μ_s is the sibling-differential direction
-    of CHIP (Wu et al., arXiv 2512.09867, section 4), on the input side. m is the number of the targets' pictures: each
-    has but 1/m of E_f, so that without a weight an institution would be forgotten far less than a study. With m itself
-    as the weight its siblings would pay.
+    of CHIP (Wu et al., arXiv 2512.09867, section 4), on the input side. m is the number of the targets' pictures (a
+    section has a part of one): each has but 1/m of E_f, so that without a weight an institution would be forgotten far
+    less than a study, and a section more than its share. With m itself as the weight siblings would pay.
     """
 
     name: ClassVar[str] = "shielded"
@@ -111,6 +112,13 @@ class Shielded(Operator):
         system.diagonal().add_(self.ridge * retained.diagonal().mean())
         wide = weight.to(system.dtype)
         return Update(wide - solve_spd(urgency * wide @ statistics.difference(), system), None)
+
+
+def _pictures(case: Case) -> float:
+    """How many pictures the targets have; one that others show too counts by the targets' share of its records."""
+    images = [record.image for record in case.hierarchy.records]
+    everyone, targets = Counter(images), Counter(images[i] for i in case.split.forget)
+    return sum(count / everyone[image] for image, count in targets.items())
 
 
 def _shares_image(case: Case) -> Tensor:
