@@ -140,3 +140,17 @@ def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> 
     assert alone.second[0].count == 6
     assert shared.second[0].count == 3
     assert shared.second[1].count == alone.second[1].count
+
+
+def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:
+    def pictures(target: list[Path | None], other: Path | None) -> float:
+        records = [Record("q", "a", ("i", "target", f"study_{n}"), image) for n, image in enumerate(target)]
+        hierarchy = Hierarchy([*records, Record("q", "a", ("i", "sibling"), other)])
+        case = Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
+        return ShieldedStatistics(case, 1, CPU).pictures
+
+    scan = Path("scan")
+    assert pictures([scan, Path("card")], Path("other")) == 2
+    assert pictures([scan, scan], Path("other")) == 1
+    assert pictures([scan], scan) == 0.5
+    assert pictures([scan, None, None], None) == 3

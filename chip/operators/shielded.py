@@ -115,10 +115,13 @@ class Shielded(Operator):
 
 
 def _pictures(case: Case) -> float:
-    """How many pictures the targets have; one that others show too counts by the targets' share of its records."""
-    images = [record.image for record in case.hierarchy.records]
-    everyone, targets = Counter(images), Counter(images[i] for i in case.split.forget)
-    return sum(count / everyone[image] for image, count in targets.items())
+    """How many pictures the targets have; one that others show too counts by the targets' share of its records.
+
+    Text-only records count as one picture for each node.
+    """
+    pictures = [record.path if record.image is None else record.image for record in case.hierarchy.records]
+    everyone, targets = Counter(pictures), Counter(pictures[i] for i in case.split.forget)
+    return sum(count / everyone[picture] for picture, count in targets.items())
 
 
 def _shares_image(case: Case) -> Tensor:
