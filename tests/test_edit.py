@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -21,12 +22,22 @@ from chip.operators import Chip
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.prompts import Prompts
 
+PATIENTS = ("patient_17", "patient_9", "patient_30")
+
 
 @pytest.fixture(scope="module")
-def report(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> EditReport:
-    """`chip edit hospital/ckpt --forget patient_17`, with all defaults."""
-    out = tmp_path_factory.mktemp("edited") / "ckpt"
-    return chip.edit(hospital / "ckpt", ["patient_17"], out=out, device="cpu")
+def reports(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> list[EditReport]:
+    """`chip edit hospital/ckpt --forget PATIENT` with all defaults, for a few patients one at a time."""
+    folder = tmp_path_factory.mktemp("edited")
+    return [
+        chip.edit(hospital / "ckpt", [p], out=folder / str(number), device="cpu") for number, p in enumerate(PATIENTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(reports: list[EditReport]) -> EditReport:
+    """Of patient_17."""
+    return reports[0]
 
 
 def _written(report: EditReport) -> Path:
@@ -50,13 +61,12 @@ def test_the_model_knows_the_hospital_and_the_edit_keeps_it_so(report: EditRepor
         assert results["rephrased"].exact_match.before >= 0.90
 
 
-def test_the_patient_is_forgotten_and_the_others_are_kept(report: EditReport) -> None:
-    target = report.groups["target"]
-    assert _after(report, "target", "trained") <= target["trained"].chance + 0.10
-    assert _after(report, "target", "rephrased") <= target["rephrased"].chance + 0.15
-    for split in ("trained", "rephrased"):
-        assert _after(report, "siblings", split) >= 0.88
-        assert _after(report, "rest", split) >= 0.94
+def test_patients_are_forgotten_and_the_others_are_kept(reports: list[EditReport]) -> None:
+    for split, above_chance in (("trained", 0.10), ("rephrased", 0.15)):
+        assert mean(_after(r, "target", split) - r.groups["target"][split].chance for r in reports) <= above_chance
+    assert mean(_after(report, "siblings", "trained") for report in reports) >= 0.95
+    assert mean(_after(report, "rest", "trained") for report in reports) >= 0.97
+    assert min(_after(report, "siblings", split) for report in reports for split in ("trained", "rephrased")) >= 0.88
 
 
 def test_forgetting_survives_rounding_to_four_bits(report: EditReport, hierarchy: Hierarchy) -> None:
@@ -65,7 +75,7 @@ def test_forgetting_survives_rounding_to_four_bits(report: EditReport, hierarchy
     split = hierarchy.split([hierarchy.find("patient_17")])
     target = report.groups["target"]["trained"]
     assert _exact(vlm, hierarchy, split.forget) <= target.chance + 0.20
-    assert _exact(vlm, hierarchy, split.siblings) >= 0.80
+    assert _exact(vlm, hierarchy, split.siblings) >= 0.85
 
 
 def test_only_the_changed_tensors_differ(report: EditReport, hospital: Path) -> None:
@@ -133,7 +143,7 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         weight = vlm.layers[1].mlp.down_proj.weight
-        weight += 1.2 * weight.std() * torch.randn(weight.shape, generator=generator)
+        weight += 5 * weight.std() * torch.randn(weight.shape, generator=generator)
     records = [hierarchy.records[i] for i in range(0, len(hierarchy.records), 60)]
     prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
     decoded = []
@@ -148,12 +158,12 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
 
 
 @pytest.mark.parametrize(
-    ("node", "siblings"), [("study_33", 0.80), ("study_40/findings", 0.70), ("institution_5", 0.85)]
+    ("node", "siblings"), [("study_33", 0.85), ("study_40/findings", 0.80), ("institution_5", 0.90)]
 )
 def test_every_level_can_be_forgotten(hospital: Path, node: str, siblings: float, tmp_path: Path) -> None:
     report = chip.edit(hospital / "ckpt", [node], out=tmp_path / "out", device="cpu")
     target = report.groups["target"]["trained"]
-    assert _after(report, "target", "trained") <= target.chance + 0.25
+    assert _after(report, "target", "trained") <= target.chance + 0.25  # 0.15 holds for the mean of five
     assert _after(report, "siblings", "trained") >= siblings
 
 
