@@ -4,7 +4,7 @@
 
 Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
 nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
-with the best of a grid, and a random projection of the default's size as the control.
+with the best of a grid, and random changes of the same size as the control.
 """
 
 from __future__ import annotations
