@@ -24,7 +24,6 @@ from chip.operators.base import Case, Update
 from chip.records import Record, find_records, read_records
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.prompts import Prompts
 from chip.vlm.scoring import Scores, score
 from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
@@ -172,9 +171,8 @@ def ask_all(
     what: str = "asking",
 ) -> Scores:
     """What the model answers to every record."""
-    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
     with progress(what, len(records)) as advance:
-        return score(vlm, prompts.batches(records, range(len(records)), batch_size), len(records), advance)
+        return score(vlm, vlm.prompts.batches(records, range(len(records)), batch_size), len(records), advance)
 
 
 def compute_patch(
@@ -194,8 +192,7 @@ def compute_patch(
     disk = disk_names(source, [name for names in parameters.values() for name in names])
     records = case.hierarchy.records
     trained = [index for index, record in enumerate(records) if not record.held_out]
-    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
-    flow = Flow(vlm, list(prompts.batches(records, trained, batch_size)), records)
+    flow = Flow(vlm, list(vlm.prompts.batches(records, trained, batch_size)), records)
     stages = in_data_order(sites) if operator.data_order else at_once(sites)
     patch = Patch({}, {})
     with progress("editing", len(stages) * len(trained)) as advance:

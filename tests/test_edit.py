@@ -13,14 +13,14 @@ import torch
 import transformers
 
 import chip
+from benchmarks.demo import random_update
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
-from chip.editing import EditReport, ask_all
+from chip.editing import EditReport, Patch, ask_all
 from chip.evaluation.quantise import quantise_linears
 from chip.hierarchy import Hierarchy
 from chip.operators import Chip
 from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.prompts import Prompts
 
 PATIENTS = ("patient_17", "patient_9", "patient_30")
 
@@ -124,13 +124,9 @@ def test_a_random_change_of_the_same_size_does_not_forget(
     report: EditReport, hospital: Path, hierarchy: Hierarchy, tmp_path: Path
 ) -> None:
     """The control: it is the direction that matters, not the damage."""
-    source, generator = Checkpoint.open(hospital / "ckpt"), torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, size in report.relative_change.items():
-        old = source.read(name).double()
-        noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
-        tensors[name] = old + noise * (size * torch.linalg.norm(old) / torch.linalg.norm(noise))
-    write_patched(source, tmp_path / "random", tensors)
+    source = Checkpoint.open(hospital / "ckpt")
+    random = random_update(source, Patch({}, dict(report.relative_change)))
+    write_patched(source, tmp_path / "random", random.tensors)
     vlm, split = load_vlm(tmp_path / "random", "cpu"), hierarchy.split([hierarchy.find("patient_17")])
     gap = _exact(vlm, hierarchy, split.siblings) - _exact(vlm, hierarchy, split.forget)
     wanted = _after(report, "siblings", "trained") - _after(report, "target", "trained")
@@ -145,10 +141,9 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
         weight = vlm.layers[1].mlp.down_proj.weight
         weight += 5 * weight.std() * torch.randn(weight.shape, generator=generator)
     records = [hierarchy.records[i] for i in range(0, len(hierarchy.records), 60)]
-    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
     decoded = []
     for record in records:
-        inputs = prompts.question(record)
+        inputs = vlm.prompts.question(record)
         ids = vlm.model.generate(**inputs, max_new_tokens=16, do_sample=False)
         answer = vlm.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         decoded.append(float(answer.strip() == record.answer))

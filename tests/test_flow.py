@@ -17,7 +17,7 @@ from chip.operators import Chip, Shielded
 from chip.operators.base import Case, Operator
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
-from chip.vlm.prompts import Batch, Prompts
+from chip.vlm.prompts import Batch
 from chip.vlm.sites import Stage, at_once, in_data_order
 
 KINDS = ["connector", "gate", "down"]
@@ -28,8 +28,7 @@ def _case(hierarchy: Hierarchy) -> Case:
 
 
 def _batches(vlm: VLM, hierarchy: Hierarchy, indices: Sequence[int], batch_size: int) -> list[Batch]:
-    prompts = Prompts(vlm.processor, vlm.image_token_id, vlm.max_tokens)
-    return list(prompts.batches(hierarchy.records, indices, batch_size))
+    return list(vlm.prompts.batches(hierarchy.records, indices, batch_size))
 
 
 def _few(case: Case) -> list[int]:

@@ -47,7 +47,7 @@ class Flow:
         self._vlm = vlm
         self._batches = [batch.to(vlm.device) for batch in batches]
         self._records = records
-        self._at_connector: list[_Call | None] = []
+        self._at_connector: list[_Call | None] = []  # None: a batch without images
         self._at_language: list[_Call] = []
         self._held: list[Any] = []
         self._passed = -1
@@ -89,8 +89,7 @@ class Flow:
             return None
         if not self._at_language:
             self._at_connector = []
-            calls = [self._call_of(self._vlm.language, batch) for batch in self._batches]
-            self._at_language = [call for call in calls if call is not None]
+            self._at_language = [self._call_of(self._vlm.language, batch) for batch in self._batches]
         call = self._at_language[index]
         with ExitStack() as stack:
             for passed in self._vlm.layers[: self._passed + 1]:
@@ -102,7 +101,9 @@ class Flow:
 
     def _run_connector(self, index: int) -> None:
         if not self._at_connector:
-            self._at_connector = [self._call_of(self._vlm.connector, batch) for batch in self._batches]
+            self._at_connector = [
+                self._call_of(self._vlm.connector, batch) if batch.vision.any() else None for batch in self._batches
+            ]
         call = self._at_connector[index]
         if call is not None:
             self._vlm.connector(*call.args, **call.kwargs)
@@ -126,8 +127,8 @@ class Flow:
             )
 
     @torch.no_grad()
-    def _call_of(self, module: nn.Module, batch: Batch) -> _Call | None:
-        """What `module` is called with on the batch; None where the batch does not reach it (text only)."""
+    def _call_of(self, module: nn.Module, batch: Batch) -> _Call:
+        """What `module` is called with on the batch."""
         calls: list[_Call] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ class Flow:
             pass
         finally:
             handle.remove()
-        return calls[0] if calls else None
+        return calls[0]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 from transformers.processing_utils import ProcessorMixin
 
 from chip.errors import InputError
+from chip.vlm.prompts import Prompts
 from chip.vlm.sites import find_connector, find_language
 
 
@@ -49,13 +51,11 @@ class VLM:
         """What turns the vision tower's hidden states into embeddings of the text model."""
         return find_connector(self.model)
 
-    @property
-    def image_token_id(self) -> int:
-        return int(self.model.config.image_token_id)
-
-    @property
-    def max_tokens(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Records as inputs of this model; one for all passes, so that an image stays decoded between them."""
+        config = self.model.config
+        return Prompts(self.processor, config.image_token_id, config.get_text_config().max_position_embeddings)
 
 
 def default_device() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -69,17 +70,13 @@ class Prompts:
         Raises:
             InputError: an image cannot be read, or a record does not fit into the model's context.
         """
-        lengths = self._text_lengths([records[i] for i in indices])
+        if not indices:
+            return
+        lengths, answers = self._lengths([records[i] for i in indices])
         order = sorted(range(len(indices)), key=lambda k: (records[indices[k]].image is None, lengths[k], k))
-        chosen: list[int] = []
-        for k in order:
-            alike = not chosen or (records[indices[k]].image is None) == (records[chosen[0]].image is None)
-            if chosen and (len(chosen) == (batch_size or DEFAULT_BATCH_SIZE) or not alike):
-                yield self._batch(records, chosen)
-                chosen = []
-            chosen.append(indices[k])
-        if chosen:
-            yield self._batch(records, chosen)
+        for _, alike in groupby(order, key=lambda k: records[indices[k]].image is None):
+            for chosen in _cut(list(alike), batch_size or DEFAULT_BATCH_SIZE):
+                yield self._batch(records, [indices[k] for k in chosen], [answers[k] for k in chosen])
 
     def prompt(self, record: Record) -> str:
         """What stands before the answer."""
@@ -128,22 +125,21 @@ class Prompts:
         ids: list[list[int]] = self._tokenizer(texts)["input_ids"]
         return ids
 
-    def _text_lengths(self, records: Sequence[Record]) -> list[int]:
-        return [len(ids) for ids in self._tokens([self._full(record) for record in records])] if records else []
+    def _lengths(self, records: Sequence[Record]) -> tuple[list[int], list[int]]:
+        """Tokens of each record's text, and of its answer with the end of the turn.
 
-    def _answer_lengths(self, records: Sequence[Record], full: list[str]) -> list[int]:
-        """Tokens behind the longest common beginning of the prompt alone and the prompt with its answer.
-
-        Counted so, and not by tokenising the answer alone, because a tokenizer may merge across the border.
+        The answer is what follows the longest common beginning of the prompt alone and the prompt with its answer, and
+        not the answer tokenised alone, because a tokenizer may merge across the border.
         """
-        lengths = []
+        lengths, answers = [], []
         prompts = self._tokens([self.prompt(record) for record in records])
-        for prompt, whole in zip(prompts, self._tokens(full), strict=True):
+        for prompt, whole in zip(prompts, self._tokens([self._full(record) for record in records]), strict=True):
             common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-            lengths.append(len(whole) - common)
-        return lengths
+            lengths.append(len(whole))
+            answers.append(len(whole) - common)
+        return lengths, answers
 
-    def _batch(self, records: Sequence[Record], chosen: Sequence[int]) -> Batch:
+    def _batch(self, records: Sequence[Record], chosen: Sequence[int], answers: Sequence[int]) -> Batch:
         rows = [records[i] for i in chosen]
         texts = [self._full(record) for record in rows]
         inputs = dict(
@@ -160,7 +156,7 @@ class Prompts:
                     "shorten the question or answer, or scale the image down"
                 )
         position = torch.arange(real.shape[1])[None]
-        start = length - torch.tensor(self._answer_lengths(rows, texts))
+        start = length - torch.tensor(answers)
         return Batch(
             records=torch.tensor(chosen),
             inputs=inputs,
@@ -168,3 +164,8 @@ class Prompts:
             vision=inputs["input_ids"] == self._image_token_id,
             answer=(position >= start[:, None]) & real,
         )
+
+
+def _cut(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive pieces of `size`; the last may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
