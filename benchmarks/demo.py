@@ -28,6 +28,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
@@ -98,13 +99,13 @@ def measure(task: Task) -> dict[str, Any]:
     patch = compute_patch(
         here.vlm, here.source, task.operator, case, select_sites(here.vlm, task.operator, layers=task.layers)
     )
-    if task.method == "control":
-        patch = random_update(here.source, patch)
-    _restore(here, patch)
+    control = task.method == "control"
+    tensors = random_update(here.source, patch.relative_change) if control else patch.tensors
     with tempfile.TemporaryDirectory(dir=here.folder) as scratch:
         written = Path(scratch) / "edited"
-        write_patched(here.source, written, patch.tensors)
+        write_patched(here.source, written, tensors)
         seconds = time.monotonic() - start
+        _restore(here, patch)
         edited = load_vlm(written)
     after = ask_all(edited, here.hierarchy.records)
     row = {
@@ -122,15 +123,15 @@ def measure(task: Task) -> dict[str, Any]:
     return row
 
 
-def random_update(source: Checkpoint, patch: Patch) -> Patch:
+def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> dict[str, Tensor]:
     """Random changes of the same norms: does the direction matter, or the damage?"""
     generator = torch.Generator().manual_seed(SEED)
     tensors = {}
-    for name, size in patch.relative_change.items():
+    for name, size in relative_change.items():
         old = source.read(name).double()
         noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
         tensors[name] = old + noise * size * torch.linalg.norm(old) / torch.linalg.norm(noise)
-    return Patch(tensors, patch.relative_change)
+    return tensors
 
 
 @torch.no_grad()

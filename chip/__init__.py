@@ -8,13 +8,19 @@ from chip.errors import ChipError, InputError, RunError
 
 if TYPE_CHECKING:
     from chip.checkpoint.diff import diff
+    from chip.checkpoint.verify import verify
     from chip.editing import edit
     from chip.inspection import inspect
 
 __version__ = "0.1.0"
-__all__ = ["ChipError", "InputError", "RunError", "diff", "edit", "inspect"]
+__all__ = ["ChipError", "InputError", "RunError", "diff", "edit", "inspect", "verify"]
 
-_HOMES = {"edit": "chip.editing", "diff": "chip.checkpoint.diff", "inspect": "chip.inspection"}
+_HOMES = {
+    "diff": "chip.checkpoint.diff",
+    "edit": "chip.editing",
+    "inspect": "chip.inspection",
+    "verify": "chip.checkpoint.verify",
+}
 
 
 def __getattr__(name: str) -> Any:

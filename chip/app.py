@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,9 @@ def edit(
         Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
+    ] = None,
     method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
     sites: Annotated[
         str | None, typer.Option(help="Kinds of layer to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
@@ -103,6 +107,10 @@ def edit(
         int | None, typer.Option(min=1, help="Records per forward pass; changes the time only.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
+    link_unchanged: Annotated[
+        bool,
+        typer.Option("--link-unchanged", help="Hard-link shards that do not change; who writes to one writes to both."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,11 +127,13 @@ def edit(
         forget,
         records=records,
         out=out,
+        label=label,
         operator=make_operator(method, {name: value for name, value in given.items() if value is not None}),
         sites=None if sites is None else sites.split(","),
         layers=layers,
         device=device,
         batch_size=batch_size,
+        link_unchanged=link_unchanged,
         dry_run=dry_run,
         overwrite=overwrite,
         progress=terminal.progress,
@@ -135,15 +145,43 @@ def edit(
 def diff(
     a: Annotated[Path, typer.Argument(help="A checkpoint folder.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write it as a web page too: one file, nothing else.", metavar="FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
     from chip import terminal
     from chip.checkpoint.diff import diff as compare
+    from chip.pages import check_page, write_page
+    from chip.pages.diff import diff_page, receipt_in
+    from chip.terminal_diff import print_diff
 
-    difference = compare(a, b)
-    _print_json(difference.to_json()) if as_json else terminal.print_diff(difference)
+    terminal.quiet_libraries()
+    if html is not None:
+        check_page(html)
+    difference = compare(a, b, terminal.progress)
+    if html is not None:
+        write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))
+    _print_json(difference.to_json()) if as_json else print_diff(difference)
     raise typer.Exit(0 if difference.equal else 1)
+
+
+@app.command()
+def verify(
+    edited: Annotated[Path, typer.Argument(help="A folder that `chip edit` has written.", metavar="EDITED")],
+    original: Annotated[
+        Path | None, typer.Option(help="The checkpoint it was made from: checks what was not to change, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
+    from chip import terminal
+    from chip.checkpoint.verify import verify as check
+
+    found = check(edited, original)
+    _print_json(found.to_json()) if as_json else terminal.print_verification(found)
+    raise typer.Exit(1 if found.faults else 0)
 
 
 @app.callback()
@@ -158,10 +196,24 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2))
 
 
+class _Interrupted(BaseException):
+    """Ctrl+C, or a request to terminate: on the way out, what was begun is cleaned up."""
+
+
+def _interrupt(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+    raise _Interrupted(number)
+
+
 def main() -> None:
     """Run the command; a refusal is one line on stderr."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
+    except _Interrupted as interrupted:
+        print("chip: interrupted", file=sys.stderr)
+        sys.exit(128 + interrupted.args[0])
     except ChipError as error:
         if os.environ.get("CHIP_DEBUG"):
             raise

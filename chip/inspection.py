@@ -67,7 +67,7 @@ def _kinds(sites: Iterable[Site]) -> list[str]:
 
 
 def _row(model: Any, kind: str, sites: list[Site], depth: int) -> SiteRow:
-    shapes = dict.fromkeys(tuple(model.get_submodule(site.name).weight.shape) for site in sites)
+    shapes = dict.fromkeys((d_out, d_in) for d_out, d_in in (site.weight(model).shape for site in sites))
     layers = [site.layer for site in sites if site.layer is not None]
     edited_by = []
     for name, operator in OPERATORS.items():

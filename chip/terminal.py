@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.tree import Tree
@@ -20,7 +21,7 @@ from rich.tree import Tree
 from chip.hierarchy import Hierarchy, Node
 
 if TYPE_CHECKING:  # these bring torch, which trees and help do without
-    from chip.checkpoint.diff import CheckpointDiff
+    from chip.checkpoint.verify import Verification
     from chip.editing import EditReport
     from chip.evaluation.metrics import BeforeAfter
     from chip.inspection import Inspection
@@ -127,25 +128,28 @@ def _arrow(measure: BeforeAfter) -> str:
     return before if measure.after is None else f"{before} → [bold]{measure.after:.2f}[/]"
 
 
-def print_diff(difference: CheckpointDiff) -> None:
-    changed = difference.changed
-    table = _table("tensor", "shape", "‖ΔW‖ / ‖W‖", "largest", "effective rank", "rows changed")
-    for each in changed:
-        table.add_row(
-            each.name,
-            " × ".join(map(str, each.shape)),
-            f"{each.relative_change:.3f}",
-            f"{each.largest_change:.3g}",
-            "–" if each.effective_rank is None else f"{each.effective_rank:.1f}",
-            f"{each.rows_changed:.0%}",
-        )
-    if changed:
-        out.print(table)
-    for name in difference.only_in_a:
-        out.print(f"only in A: {name}")
-    for name in difference.only_in_b:
-        out.print(f"only in B: {name}")
-    out.print(f"{len(changed)} of {len(difference.tensors)} tensors differ" if not difference.equal else "equal")
+def print_verification(found: Verification) -> None:
+    receipt = found.receipt
+    out.print(
+        f"receipt: {receipt.method}, {receipt.created}, chip {receipt.chip}"
+        + (f", {receipt.label}" if receipt.label else ""),
+        markup=False,
+    )
+    for fault in found.faults:
+        out.print(f"[bold red]✗[/] {escape(fault)}")
+    if found.faults:
+        out.print(f"[bold]{_count(len(found.faults), 'fault')}[/]: this is not what was written")
+        return
+    out.print(f"[green]✓[/] {_count(len(receipt.files), 'file')} as written")
+    out.print(f"[green]✓[/] {_count(len(receipt.tensors), 'changed tensor')} as written")
+    if found.with_original:
+        out.print(f"[green]✓[/] {receipt.untouched_bytes:,} other bytes are the original's")
+    else:
+        out.print("[dim]– what was not to change: give the original with --original to compare with it[/]")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what if number == 1 else _plural(what, number)}"
 
 
 def _table(*columns: str) -> Table:

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from chip.checkpoint.layout import Checkpoint
 from chip.demo import write_demo
 from chip.hierarchy import Hierarchy
 from chip.records import read_records
 from chip.vlm.loading import VLM, load_vlm
+from tests.folders import make_snapshot
 
 settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
 settings.load_profile("chip")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    """A small checkpoint in `tmp_path / "hub"`."""
+    return make_snapshot(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import chip
 from benchmarks.demo import random_update
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
-from chip.editing import EditReport, Patch, ask_all
+from chip.editing import EditReport, ask_all
 from chip.evaluation.quantise import quantise_linears
 from chip.hierarchy import Hierarchy
 from chip.operators import Chip
@@ -125,8 +125,7 @@ def test_a_random_change_of_the_same_size_does_not_forget(
 ) -> None:
     """The control: it is the direction that matters, not the damage."""
     source = Checkpoint.open(hospital / "ckpt")
-    random = random_update(source, Patch({}, dict(report.relative_change)))
-    write_patched(source, tmp_path / "random", random.tensors)
+    write_patched(source, tmp_path / "random", random_update(source, report.relative_change))
     vlm, split = load_vlm(tmp_path / "random", "cpu"), hierarchy.split([hierarchy.find("patient_17")])
     gap = _exact(vlm, hierarchy, split.siblings) - _exact(vlm, hierarchy, split.forget)
     wanted = _after(report, "siblings", "trained") - _after(report, "target", "trained")

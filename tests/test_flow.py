@@ -55,7 +55,7 @@ def _sums(vlm: VLM, case: Case, batches: Sequence[Batch], operator: Operator) ->
     for stage in in_data_order(sites) if operator.data_order else at_once(sites):
         statistics = {}
         for site in stage.sites:
-            d_out, d_in = vlm.model.get_submodule(site.name).weight.shape
+            d_out, d_in = site.weight(vlm.model).shape
             statistics[site.name] = operator.statistics(case, d_in, d_out, vlm.device)
         flow.observe(stage, {name: each.update for name, each in statistics.items()}, lambda _: None)
         for each in statistics.values():

@@ -1,6 +1,8 @@
 """The names on disk against those that transformers' own loader finds, and what has no name of its own."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,86 +13,70 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from chip.checkpoint.keys import disk_names, key_map
-from chip.checkpoint.layout import SINGLE, Checkpoint
+from chip.checkpoint.layout import CONFIG, SINGLE, Checkpoint
 from chip.errors import InputError
+from tests.families import FAMILIES, LAYOUTS, build
 
-TEXT: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 40,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-VISION: dict[str, Any] = {
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-
-
-def qwen2_5_vl() -> PreTrainedModel:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "out_hidden_size": 16}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False
-    )
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def llava(text: dict[str, Any] | None = None) -> PreTrainedModel:
-    config = transformers.LlavaConfig(
-        text_config=TEXT | (text or {"model_type": "llama"}),
-        vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 8},
-        image_token_index=3,
-        tie_word_embeddings=False,
-    )
-    return transformers.LlavaForConditionalGeneration(config)
-
-
-def gemma3() -> PreTrainedModel:
-    config = transformers.Gemma3Config(
-        text_config=TEXT | {"head_dim": 8},
-        vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
-        mm_tokens_per_image=4,
-    )
-    return transformers.Gemma3ForConditionalGeneration(config)
-
-
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "llava": llava, "gemma3": gemma3}
 DOWN_PROJ = "model.language_model.layers.1.mlp.down_proj.weight"
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+KEPT_NAMES = {"qwen3_vl", "idefics3", "smolvlm"}
+"""Families whose parameters are named on disk as in the module."""
+TIED = {
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "paligemma": "PaliGemmaForConditionalGeneration",
+}
+"""Families whose head is the embedding, and their classes."""
+
+FolderOf = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
-    for family, folder in folders.items():
-        FAMILIES[family]().save_pretrained(folder)
-    return folders
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> FolderOf:
+    """A family's checkpoint in one of the layouts, built when first asked for. Nobody writes into it."""
+
+    @cache
+    def folder(family: str, layout: str) -> Path:
+        return build(tmp_path_factory.mktemp(f"{family}-{layout}"), family, layout=layout)
+
+    return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_parameter_loads_from_the_tensor_it_is_mapped_to(saved: dict[str, Path], family: str) -> None:
-    checkpoint = Checkpoint.open(saved[family])
+@pytest.fixture
+def one_file(tmp_path: Path) -> Path:
+    """A LLaVA in a single file, fresh: a test may write into it."""
+    return build(tmp_path / "llava", "llava", max_shard_size="1GB")
+
+
+def loaded_from(checkpoint: Checkpoint) -> dict[str, str]:
+    """Parameter -> the name on disk that transformers' own loader fills it from."""
     order = list(checkpoint.entries)
     # Every tensor is its own number throughout, so a loaded parameter says which tensor it came from.
     numbered = {name: torch.full(checkpoint.entries[name].shape, float(i)) for i, name in enumerate(order)}
     model_class = getattr(transformers, checkpoint.config["architectures"][0])
-    config = transformers.AutoConfig.from_pretrained(saved[family])
-    model = model_class.from_pretrained(None, config=config, state_dict=numbered)
-    loaded = {name: order[int(value.flatten()[0])] for name, value in model.named_parameters()}
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
+    model = model_class.from_pretrained(None, config=config, state_dict=numbered, dtype=torch.float32)
+    return {name: order[int(value.flatten()[0])] for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_parameter_loads_from_the_tensor_it_is_mapped_to(folder_of: FolderOf, family: str, layout: str) -> None:
+    checkpoint = Checkpoint.open(folder_of(family, layout))
+    assert len(checkpoint.shards) > 1
+    loaded = loaded_from(checkpoint)
 
     found = key_map(checkpoint)
-    assert {name: found[name] for name in loaded} == loaded
-    assert set(found.values()) == set(order)
-    assert any(name != on_disk for name, on_disk in found.items())  # the layout on disk is the old one
-    assert disk_names(checkpoint, [DOWN_PROJ]) == {DOWN_PROJ: loaded[DOWN_PROJ]}
+    assert found == loaded
+    assert set(found.values()) == set(checkpoint.entries)
+    untied = set(loaded) - ({EMBEDDING} if family in TIED else set())
+    assert disk_names(checkpoint, untied) == {name: loaded[name] for name in untied}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layouts_differ_where_the_family_was_renamed(folder_of: FolderOf, family: str) -> None:
+    saved, module = (set(Checkpoint.open(folder_of(family, layout)).entries) for layout in LAYOUTS)
+    assert module == {name for name, _ in FAMILIES[family]().named_parameters()}
+    assert saved & module <= {HEAD} if family not in KEPT_NAMES else saved == module
 
 
 def test_a_large_model_is_mapped_without_its_weights(tmp_path: Path) -> None:
@@ -111,21 +97,29 @@ def test_a_large_model_is_mapped_without_its_weights(tmp_path: Path) -> None:
     assert key_map(Checkpoint.open(tmp_path)) == {name: name for name in header}
 
 
-def test_tensors_without_a_parameter_are_left_out(saved: dict[str, Path], tmp_path: Path) -> None:
-    before = key_map(Checkpoint.open(saved["llava"]))
-    tensors = load_file(saved["llava"] / SINGLE)
+def test_tensors_without_a_parameter_are_left_out(one_file: Path) -> None:
+    before = key_map(Checkpoint.open(one_file))
+    tensors = load_file(one_file / SINGLE)
     projector = "model.multi_modal_projector.linear_1.weight"
     tensors[before[projector]] = torch.zeros(3, 3)  # a shape that the model has not
     tensors["mtp.layers.0.weight"] = torch.zeros(2)
-    (tmp_path / "config.json").write_bytes((saved["llava"] / "config.json").read_bytes())
-    save_file(tensors, tmp_path / SINGLE)
-    after = key_map(Checkpoint.open(tmp_path))
+    save_file(tensors, one_file / SINGLE)
+    after = key_map(Checkpoint.open(one_file))
     assert after == {name: on_disk for name, on_disk in before.items() if name != projector}
 
 
-def test_fused_parameters_have_no_name_of_their_own(tmp_path: Path) -> None:
+def mixture_of_experts() -> PreTrainedModel:
+    """A LLaVA with a Mixtral: on disk every expert has matrices of its own, in the module they are one."""
+    config = FAMILIES["llava"]().config
     experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
-    llava(experts).save_pretrained(tmp_path)
+    text = config.text_config.to_dict() | experts
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(**config.to_dict() | {"text_config": text})
+    )
+
+
+def test_fused_parameters_have_no_name_of_their_own(tmp_path: Path) -> None:
+    mixture_of_experts().save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     assert any(".experts.1." in name for name in checkpoint.entries)
     found = key_map(checkpoint)
@@ -135,18 +129,19 @@ def test_fused_parameters_have_no_name_of_their_own(tmp_path: Path) -> None:
         disk_names(checkpoint, ["model.language_model.layers.0.mlp.experts.down_proj"])
 
 
-def test_every_parameter_that_cannot_be_edited_is_named(saved: dict[str, Path]) -> None:
-    checkpoint = Checkpoint.open(saved["gemma3"])
-    embedding, head = "model.language_model.embed_tokens.weight", "lm_head.weight"
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("family", "model"), TIED.items())
+def test_every_parameter_that_cannot_be_edited_is_named(
+    folder_of: FolderOf, family: str, model: str, layout: str
+) -> None:
+    checkpoint = Checkpoint.open(folder_of(family, layout))
     with pytest.raises(InputError) as caught:
-        disk_names(checkpoint, [DOWN_PROJ, embedding, head, "model.layers.7.weight"])
+        disk_names(checkpoint, [DOWN_PROJ, EMBEDDING, HEAD, "model.layers.7.weight"])
     message = str(caught.value)
     assert DOWN_PROJ not in message
-    assert f"'{embedding}' is tied to '{head}'" in message
-    assert f"'{head}' is tied to '{embedding}'" in message
-    assert "'model.layers.7.weight' is no parameter of Gemma3ForConditionalGeneration" in message
-    untied = Checkpoint.open(saved["llava"])
-    assert set(disk_names(untied, [embedding, head])) == {embedding, head}
+    assert f"'{EMBEDDING}' is tied to '{HEAD}'" in message
+    assert f"'{HEAD}' is tied to '{EMBEDDING}'" in message
+    assert f"'model.layers.7.weight' is no parameter of {model}" in message
 
 
 @pytest.mark.parametrize(
@@ -158,22 +153,18 @@ def test_every_parameter_that_cannot_be_edited_is_named(saved: dict[str, Path]) 
         ({"text_config": {"hidden_size": "many"}}, "cannot build"),
     ],
 )
-def test_unknown_models_are_refused(
-    saved: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    config = json.loads((saved["llava"] / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | changes))
-    (tmp_path / SINGLE).write_bytes((saved["llava"] / SINGLE).read_bytes())
+def test_unknown_models_are_refused(one_file: Path, changes: dict[str, Any], message: str) -> None:
+    config = json.loads((one_file / CONFIG).read_text())
+    (one_file / CONFIG).write_text(json.dumps(config | changes))
     with pytest.raises(InputError, match=message) as caught:
-        key_map(Checkpoint.open(tmp_path))
+        key_map(Checkpoint.open(one_file))
     assert "\n" not in str(caught.value)
 
 
-def test_code_in_the_folder_is_not_run(saved: dict[str, Path], tmp_path: Path) -> None:
-    config = json.loads((saved["llava"] / "config.json").read_text())
+def test_code_in_the_folder_is_not_run(one_file: Path) -> None:
+    config = json.loads((one_file / CONFIG).read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "own.py").write_text("raise SystemExit('this code was run')")
-    (tmp_path / SINGLE).write_bytes((saved["llava"] / SINGLE).read_bytes())
+    (one_file / CONFIG).write_text(json.dumps(config))
+    (one_file / "own.py").write_text("raise SystemExit('this code was run')")
     with pytest.raises(InputError, match="cannot build"):
-        key_map(Checkpoint.open(tmp_path))
+        key_map(Checkpoint.open(one_file))

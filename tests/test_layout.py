@@ -185,11 +185,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard missing": (lambda f: (f / FIRST).unlink(), f"{FIRST}' is missing"),
     "shard above": (_set_map(a=f"../{FIRST}", b=SECOND), "outside the folder"),
     "shard absolute": (_set_map(a="/etc/passwd", b=SECOND), "outside the folder"),
-    "shard with a NUL": (_set_map(a="\0", b=SECOND), "is missing"),
-    "shard is a folder": (_set_map(a=".", b=SECOND), "is missing"),
+    "shard with a NUL": (_set_map(a="\0", b=SECOND), "no name of a file"),
+    "shard is a folder": (_set_map(a=".", b=SECOND), "not a regular file"),
     "shard is something else": (_set_map(a="config.json", b=SECOND), "config.json: its header"),
     "tensor in two shards": (lambda f: save_file({"a": torch.ones(1)}, f / SECOND), "'a' is in .* and in"),
-    "index knows more": (_set_map(a=FIRST, b=SECOND, c=SECOND), "tensor 'c' in model-00002.* headers in none"),
+    "index knows more": (_set_map(a=FIRST, b=SECOND, c=SECOND), "tensor 'c' in 'model-00002.*', the headers in no shard"),
     "index knows less": (lambda f: save_file({"b": torch.ones(1), "c": torch.ones(1)}, f / SECOND), "'c' in no shard"),
     "index swaps": (_set_map(a=SECOND, b=FIRST), "the index has tensor '[ab]' in"),
     "empty shard": (_set_bytes(FIRST, b""), "its header should end"),
@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "offsets past the file": (_rewrite(FIRST, shape=[2, 4], data_offsets=[0, 32]), "its tensors end at"),
     "offsets swapped": (_rewrite(FIRST, data_offsets=[24, 0]), "does not fit"),
     "hole before": (_rewrite(FIRST, shape=[5], data_offsets=[4, 24]), "begins at byte"),
-    "no offsets": (_rewrite(FIRST, data_offsets=None), "lacks its"),
+    "no offsets": (_rewrite(FIRST, data_offsets=None), "has no dtype, shape and two data_offsets"),
 }  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """What is written differs from the source in the bytes of the changed tensors and in nothing else, or is not there."""
 
 import errno
-import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,45 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from chip.checkpoint import patch
-from chip.checkpoint.layout import INDEX, Checkpoint, TensorEntry
+from chip.checkpoint import files, patch
+from chip.checkpoint.layout import Checkpoint, TensorEntry
 from chip.checkpoint.patch import check_output, round_once, write_patched
 from chip.errors import InputError, RunError
-
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    """Two shards, one of them a link into the hub's cache, with files and folders of other kinds around them."""
-    torch.manual_seed(0)
-    folder = tmp_path / "hub" / "snapshot"
-    folder.mkdir(parents=True)
-    save_file({"a": torch.randn(6, 5).bfloat16(), "b": torch.randn(7)}, folder / SHARDS[0])
-    save_file({"c": torch.randn(3, 4).half(), "d": torch.randn(2).double(), "i": torch.arange(3)}, folder / SHARDS[1])
-    weight_map = dict.fromkeys("ab", SHARDS[0]) | dict.fromkeys("cdi", SHARDS[1])
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text("{}")
-    (folder / "processor" / "inner").mkdir(parents=True)
-    (folder / "processor" / "inner" / "tokens.bin").write_bytes(bytes(range(256)))
-    (folder / ".gitattributes").touch()
-    for name in (".git", ".cache"):
-        (folder / name).mkdir()
-        (folder / name / "history").write_text("of the source alone")
-    blobs = tmp_path / "hub" / "blobs"
-    blobs.mkdir()
-    (folder / SHARDS[1]).rename(blobs / "0123")
-    (folder / SHARDS[1]).symlink_to(blobs / "0123")
-    return Checkpoint.open(folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def copied(folder: Path) -> dict[str, bytes]:
-    """What a copy of `folder` should hold."""
-    return {name: data for name, data in contents(folder).items() if not name.startswith((".git/", ".cache/"))}
+from tests.folders import SHARDS, contents, copied
 
 
 @pytest.mark.parametrize("names", ["", "a", "bc", "abcd"])
@@ -100,6 +67,56 @@ def test_files_are_new_and_plain(source: Checkpoint, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_unchanged_shards_can_be_linked(source: Checkpoint, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    write_patched(source, tmp_path / "out", {"b": torch.zeros(7)}, link_unchanged=True)
+    out = tmp_path / "out"
+    linked = [path for path in out.rglob("*") if path.is_file() and path.stat().st_nlink > 1]
+    assert linked == [out / SHARDS[1]]
+    assert linked[0].samefile(tmp_path / "hub" / "blobs" / "0123")
+    assert not linked[0].is_symlink()
+    assert torch.equal(Checkpoint.open(out).read("b"), torch.zeros(7))
+    assert {path: data for path, data in contents(tmp_path).items() if not path.startswith("out/")} == before
+
+
+def test_a_linked_file_is_never_written_to(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tmp_path)
+    monkeypatch.setattr(patch, "copy_file", files.link_file)
+    with pytest.raises(RunError, match="has a second name"):
+        write_patched(source, tmp_path / "out", {"b": torch.zeros(7)})
+    assert contents(tmp_path) == before
+
+
+def test_links_to_another_disk_are_refused(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, shard = Path.stat, source.folder / SHARDS[0]
+
+    def elsewhere(path: Path, **options: bool) -> os.stat_result:
+        found = plain(path, **options)
+        return os.stat_result((*found[:2], found.st_dev + 1, *found[3:])) if path == shard else found
+
+    monkeypatch.setattr(Path, "stat", elsewhere)
+    with pytest.raises(InputError, match="drop --link-unchanged"):
+        check_output(source, tmp_path / "out", link_unchanged=True)
+    check_output(source, tmp_path / "out")
+
+
+def test_space_is_checked_before_anything_is_written(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(len(data) for data in copied(source.folder).values())
+    shards = sum((source.folder / shard).stat().st_size for shard in SHARDS)
+    for free, link_unchanged, enough in ((size, False, True), (size - 1, False, False), (size - shards, True, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if enough:
+            check_output(source, tmp_path / "out", link_unchanged=link_unchanged)
+        else:
+            with pytest.raises(InputError, match=f"{size:,} bytes are needed, {size - 1:,} free"):
+                check_output(source, tmp_path / "out", link_unchanged=link_unchanged)
+            monkeypatch.setattr(files, "_share_blocks", lambda old, new: True)  # then a copy takes none
+            check_output(source, tmp_path / "out", link_unchanged=link_unchanged)
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
 @pytest.mark.parametrize("halfway", [False, True])
 def test_the_copy_is_the_same_where_the_kernel_cannot_make_it(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halfway: bool
@@ -110,7 +127,7 @@ def test_the_copy_is_the_same_where_the_kernel_cannot_make_it(
         raise OSError(errno.EXDEV, "across devices")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    monkeypatch.setattr(patch, "_share_blocks", lambda old, new: False)
+    monkeypatch.setattr(files, "_share_blocks", lambda old, new: False)
     write_patched(source, tmp_path / "out", {})
     assert contents(tmp_path / "out") == copied(source.folder)
 
@@ -122,17 +139,26 @@ def _raise(error: BaseException) -> Callable[..., Any]:
     return call
 
 
-def _write_less(path: Path, entry: TensorEntry, stored: torch.Tensor) -> None:
+def _write_less(path: Path, entry: TensorEntry, tensor: torch.Tensor) -> None:
     with path.open("r+b") as file:
         file.seek(entry.begin)
-        file.write(stored.numpy().tobytes()[:-1])
+        file.write(tensor.to(entry.torch_dtype).view(torch.uint8).numpy().tobytes()[:-1])
+
+
+def _write_elsewhere(path: Path, entry: TensorEntry, tensor: torch.Tensor) -> None:
+    with path.open("r+b") as file:
+        file.seek(entry.begin)
+        file.write(tensor.to(entry.torch_dtype).view(torch.uint8).numpy().tobytes())
+        file.seek(entry.begin - 1)
+        file.write(b"\xff")
 
 
 FAULTS: dict[str, tuple[str, Callable[..., Any], type[BaseException]]] = {
-    "no space": ("chip.checkpoint.patch._copy_in_kernel", _raise(OSError(errno.ENOSPC, "full")), OSError),
+    "no space": ("chip.checkpoint.files._copy_in_kernel", _raise(OSError(errno.ENOSPC, "full")), RunError),
     "interrupted while writing": ("chip.checkpoint.patch._write", _raise(KeyboardInterrupt()), KeyboardInterrupt),
     "other bytes on the disk": ("chip.checkpoint.patch._write", _write_less, RunError),
-    "no flush": ("os.fsync", _raise(OSError(errno.EIO, "broken")), OSError),
+    "a byte too many": ("chip.checkpoint.patch._write", _write_elsewhere, RunError),
+    "no flush": ("os.fsync", _raise(OSError(errno.EIO, "broken")), RunError),
 }
 
 
@@ -170,7 +196,7 @@ def test_a_failed_rename_puts_the_old_checkpoint_back(
         rename(old, new)
 
     monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(RunError, match="in use"):
         write_patched(source, tmp_path / "out", {}, overwrite=True)
     assert contents(tmp_path) == before
 
@@ -196,7 +222,7 @@ def test_a_tensor_that_cannot_be_stored_leaves_no_output(
 
 def test_a_source_that_changes_meanwhile_leaves_no_output(source: Checkpoint, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(6, 5).bfloat16(), "b": torch.zeros(9)}, source.folder / SHARDS[0])
-    with pytest.raises(RunError, match="changed while it was copied"):
+    with pytest.raises(RunError, match="changed while it was read"):
         write_patched(source, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
@@ -247,12 +273,12 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "the source": (lambda folder: folder, True, "overlaps the source"),
     "in the source": (lambda folder: folder / "out", False, "overlaps the source"),
     "around the source": (lambda folder: folder.parent, True, "overlaps the source"),
-    "a file": (lambda folder: folder.parent / "blobs" / "0123", True, "is a file"),
-    "below a file": (lambda folder: folder.parent / "blobs" / "0123" / "out", True, "not a folder"),
+    "a file": (lambda folder: folder.parents[1] / "blobs" / "0123", True, "is a file"),
+    "below a file": (lambda folder: folder.parents[1] / "blobs" / "0123" / "out", True, "not a folder"),
     "not empty": (_filled, False, "is not empty"),
     "no checkpoint": (_filled, True, "is no checkpoint"),
-    "second copy of the weights": (_second_copy, False, "checkpoint-500/model.safetensors holds weights"),
-    "pickled copy of the weights": (_pickled_copy, False, "pytorch_model.bin holds weights"),
+    "second copy of the weights": (_second_copy, False, "checkpoint-500/model.safetensors: holds weights"),
+    "pickled copy of the weights": (_pickled_copy, False, "pytorch_model.bin: holds weights"),
     "links in a circle": (_circle, False, "links lead to this folder twice"),
     "link to nowhere": (_dead_end, False, "a link that leads nowhere"),
 }
@@ -264,7 +290,7 @@ def test_outputs_are_refused_before_anything_is_written(source: Checkpoint, tmp_
     output = choose(source.folder)
     before = contents(tmp_path)
     with pytest.raises(InputError, match=message):
-        check_output(source, output, overwrite)
+        check_output(source, output, overwrite=overwrite)
     with pytest.raises(InputError, match=message):
         write_patched(source, output, {}, overwrite=overwrite)
     assert contents(tmp_path) == before

@@ -1,41 +1,81 @@
-"""A copy of a checkpoint folder with new values in some tensors: whole and checked, or not there at all."""
+"""A copy of a checkpoint folder with new values in some tensors, and the proof that nothing else is different."""
+
+from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
+from chip.checkpoint.digests import Range, digest_all
+from chip.checkpoint.files import (
+    can_share_blocks,
+    copy_file,
+    files_in,
+    flush,
+    forget_cached,
+    link_file,
+    staged,
+)
 from chip.checkpoint.layout import CONFIG, Checkpoint, TensorEntry
 from chip.errors import InputError, RunError
 
-if sys.platform == "linux":
-    import fcntl
-
 _EDITABLE = ("F64", "F32", "F16", "BF16")
-_NOT_COPIED = frozenset({".git", ".hg", ".svn", ".cache"})  # folders with a history of their own
-_OTHER_WEIGHTS = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt")
-_FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks until one side writes
-_BLOCK = 1 << 20
+_OTHER_WEIGHTS = (
+    *("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt"),
+    *("optimizer*.pt", "optimizer*.bin", "*_optim_states.pt", "*.distcp"),  # a training's state knows it too
+)
+_VALUES = 1 << 22  # values that are rounded, written or compared at once
 
 
-def check_output(source: Checkpoint, output: Path, overwrite: bool = False) -> None:
-    """Raise `InputError` where `write_patched` would refuse, before anything long is computed.
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """One file of a written folder. Hashes are SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+    source_sha256: str | None
+    """Of the file of that name in the source; None where the source has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTensor:
+    """One changed tensor. Hashes are SHA-256 of its bytes, in hexadecimal."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """What was found on the disk after writing. That it exists means that everything was as it should be."""
+
+    files: Mapping[str, WrittenFile]
+    """Path relative to the folder -> file."""
+    tensors: Mapping[str, WrittenTensor]
+    """Name on disk -> tensor, for those that were meant to change."""
+    untouched_bytes: int
+    """All others, which are the source's by their hash."""
+
+
+def check_output(source: Checkpoint, output: Path, *, overwrite: bool = False, link_unchanged: bool = False) -> None:
+    """Raise `InputError` where writing to `output` would fail, before anything long is computed.
 
     Refused: an output that is, or holds, or is held by the source; that is a file; that is not empty (with
-    `overwrite`: that is no checkpoint); that cannot be made. And a source with weights that are in no shard,
-    since a copy of them would keep what an edit takes away.
+    `overwrite`: that is no checkpoint); that cannot be made; for which there is no space; that links cannot reach.
+    And a source with weights or a training's state that are in no shard, since a copy of them would keep what an edit
+    takes away.
     """
     origin, target = source.folder.resolve(), output.resolve()
     if origin.is_relative_to(target) or target.is_relative_to(origin):
         raise InputError(f"{output}: overlaps the source {source.folder}; choose a folder beside it")
     if target.exists() and not target.is_dir():
         raise InputError(f"{output}: is a file; choose a folder that is empty or does not exist")
-    if _is_filled(target):
+    if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise InputError(f"{output}: is not empty; choose another folder, or overwrite it")
         if not (target / CONFIG).is_file():
@@ -43,46 +83,137 @@ def check_output(source: Checkpoint, output: Path, overwrite: bool = False) -> N
     standing = next(parent for parent in target.parents if parent.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
         raise InputError(f"{output}: cannot be made, {standing} is not a folder one can write to; choose another")
+    files = list(files_in(origin))
     shards = {Path(shard) for shard in source.shards}
-    for _, relative in _files(origin):
+    for path, relative in files:
         if relative not in shards and any(relative.match(pattern) for pattern in _OTHER_WEIGHTS):
-            raise InputError(f"{origin}: {relative} holds weights an edit would not reach; move it elsewhere")
+            raise InputError(f"{path}: holds weights an edit would not reach; move it elsewhere")
+    _check_space([path for path, relative in files if not (link_unchanged and relative in shards)], standing)
+    if link_unchanged and any((origin / shard).stat().st_dev != standing.stat().st_dev for shard in source.shards):
+        raise InputError(f"{output}: on another disk than {source.folder}, links cannot reach; drop --link-unchanged")
 
 
 def write_patched(
-    source: Checkpoint, output: Path, tensors: Mapping[str, torch.Tensor], *, overwrite: bool = False
-) -> None:
+    source: Checkpoint,
+    output: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    overwrite: bool = False,
+    link_unchanged: bool = False,
+) -> ReadBack:
     """Write `output`: the folder of `source`, byte for byte, but for the values of `tensors`.
 
-    `tensors` maps names on disk to tensors of the stored shape, of any floating-point dtype and on any
-    device; each value is rounded once, to the nearest that the stored dtype has. Links are followed and
-    copied as files. The copy is made beside `output`, flushed, read back and renamed: an interrupted run
-    leaves no output. With `overwrite` an old checkpoint there is removed after the new one has its place.
-
-    Raises `InputError` as `check_output` does, and for a stored dtype other than F64, F32, F16 and BF16.
-    Raises `RunError` for a tensor that the source lacks, that has another shape, that is not floating-point,
-    or that is not finite once rounded, and where reading back gives other bytes than were written.
+    What `check_output`, `staged`, `copy_patched`, `check_written` and `read_back` do and raise, one after the other.
     """
-    check_output(source, output, overwrite)
+    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    with staged(output, overwrite) as folder:
+        copy_patched(source, folder, tensors, link_unchanged=link_unchanged)
+        check_written(source, folder, tensors)
+        return read_back(source, folder, tensors.keys())
+
+
+def copy_patched(
+    source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor], *, link_unchanged: bool = False
+) -> None:
+    """Make `folder`: the folder of `source`, with the values of `tensors`. Flushed, but not read back.
+
+    Memory does not grow with the size of the checkpoint: a few blocks beside what `tensors` holds.
+
+    Args:
+        tensors: name on disk -> tensor of the stored shape, of any floating-point dtype and on any device; each value
+            is rounded once, to the nearest that the stored dtype has.
+        link_unchanged: shards without a changed tensor become second names of the source's files. All other files,
+            links included, become files of their own.
+
+    Raises:
+        InputError: a stored dtype other than F64, F32, F16 and BF16.
+        RunError: a tensor that the source lacks, of another shape, not floating-point, or not finite once rounded; a
+            source that changed since it was opened.
+        OSError: what the file system refuses, which `staged` puts into one line.
+    """
     for name, tensor in tensors.items():
         _check_tensor(source, name, tensor)
-    output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}.chip-{secrets.token_hex(4)}")
-    try:
-        _copy_folder(source.folder, staging)
-        for name, tensor in tensors.items():
-            entry = source.entries[name]
-            _write(staging / entry.shard, entry, _stored(entry, tensor))
-        _flush(staging)
-        _read_back(source, staging, tensors)
-        _put_in_place(staging, output, overwrite)
-    finally:
-        if staging.exists():
-            shutil.rmtree(staging)
+    changed = {source.entries[name].shard for name in tensors}
+    linked = set(source.shards) - changed if link_unchanged else set()
+    files = [(path, relative, str(relative) in linked) for path, relative in files_in(source.folder)]
+    folder.mkdir()
+    _check_space([path for path, _, link in files if not link], folder)
+    for path, relative, link in files:
+        (link_file if link else copy_file)(path, folder / relative)
+    for name, tensor in tensors.items():
+        _write(folder / source.entries[name].shard, source.entries[name], tensor)
+    flush(folder)
+    source.check_unchanged()
 
 
-def round_once(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def check_written(source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the tensors in `folder` with what they were meant to become; from the disk, where one can.
+
+    Raises:
+        RunError: they are something else, or lie elsewhere.
+    """
+    forget_cached({folder / source.entries[name].shard for name in tensors})
+    for name, tensor in tensors.items():
+        entry = source.entries[name]
+        with (folder / entry.shard).open("rb") as file:
+            file.seek(entry.begin)
+            for block in _bytes(entry, tensor):
+                if file.read(len(block)) != block:
+                    raise RunError(f"tensor {name!r}: reading back gives other bytes than were written; check the disk")
+
+
+def read_back(source: Checkpoint, folder: Path, changed: Collection[str], own: Collection[str] = ()) -> ReadBack:
+    """Hash the written folder, and compare it with the source outside of the tensors that were meant to change.
+
+    Args:
+        changed: names on disk of those tensors.
+        own: files that chip has written itself, relative to the folder: hashed, and not compared.
+
+    Raises:
+        RunError: a byte is not the source's, or the source has changed since it was opened.
+    """
+    _check_layout(source, folder)
+    written = dict(_relative(folder))
+    forget_cached(written.values())
+    originals = {name: path for name, path in _relative(source.folder) if name in written or name not in own}
+    if missing := originals.keys() - written.keys() | (written.keys() - originals.keys() - set(own)):
+        raise RunError(
+            f"{min(missing)}: only in the source, or only in its copy; the source changed meanwhile, try again"
+        )
+    ranges = changed_ranges(source, changed)
+    wanted = {name: list(ranges.get(name, {}).values()) for name in written}
+    names = [*written, *originals]
+    paths = [*written.values(), *originals.values()]
+    digests = digest_all([(path, wanted[name]) for name, path in zip(names, paths, strict=True)])
+    of_copy = dict(zip(written, digests, strict=False))
+    of_original = dict(zip(originals, digests[len(written) :], strict=True))
+    for name in of_original.keys() - set(own):
+        if (of_copy[name].bytes, of_copy[name].outside) != (of_original[name].bytes, of_original[name].outside):
+            raise RunError(f"{name}: the copy has other bytes than the source; check the disk")
+    source.check_unchanged()
+    tensors = {
+        tensor: WrittenTensor(before, after)
+        for shard, inside in ranges.items()
+        for tensor, before, after in zip(inside, of_original[shard].inside, of_copy[shard].inside, strict=True)
+    }
+    files = {
+        name: WrittenFile(copy.bytes, copy.whole, of_original[name].whole if name in of_original else None)
+        for name, copy in of_copy.items()
+    }
+    meant = sum(end - begin for inside in ranges.values() for begin, end in inside.values())
+    compared = sum(of_copy[name].bytes for name in of_original.keys() - set(own))
+    return ReadBack(files, tensors, compared - meant)
+
+
+def changed_ranges(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, dict[str, Range]]:
+    """Shard -> name on disk -> first byte and the byte after the last, in the order of bytes."""
+    ranges: dict[str, dict[str, Range]] = {}
+    for entry in sorted((checkpoint.entries[name] for name in names), key=lambda entry: entry.begin):
+        ranges.setdefault(entry.shard, {})[entry.name] = (entry.begin, entry.end)
+    return ranges
+
+
+def round_once(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in a floating-point `dtype`, every value rounded to the nearest, ties to even.
 
     torch goes from float64 to 16 bits by way of float32, which rounds twice, and now and then to the wrong
@@ -100,12 +231,7 @@ def round_once(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(tensor.isfinite(), bits.view(torch.float32), single).to(dtype)
 
 
-def _is_filled(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _check_tensor(source: Checkpoint, name: str, tensor: torch.Tensor) -> None:
-    """What can be said of a tensor without looking at its values."""
+def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:
     if name not in source.entries:
         raise RunError(f"{source.folder}: there is no tensor {name!r} to change")
     entry = source.entries[name]
@@ -115,115 +241,48 @@ def _check_tensor(source: Checkpoint, name: str, tensor: torch.Tensor) -> None:
         raise RunError(f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}")
     if not tensor.is_floating_point():
         raise RunError(f"tensor {name!r}: the new values are {tensor.dtype}, not floating-point")
+    if not all(block.isfinite().all() for block in _rounded(entry, tensor)):
+        raise RunError(f"tensor {name!r}: NaN or infinite as {entry.dtype}; nothing has been written")
 
 
-def _stored(entry: TensorEntry, tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes to write, as a flat tensor of uint8 on the CPU."""
-    values = round_once(tensor.detach(), entry.torch_dtype)
-    if not values.isfinite().all():
-        raise RunError(f"tensor {entry.name!r}: NaN or infinite as {entry.dtype}; nothing has been written")
-    return values.cpu().reshape(-1).view(torch.uint8)
+def _rounded(entry: TensorEntry, tensor: Tensor) -> Iterator[Tensor]:
+    """The values to write, in the stored dtype, flat, block by block."""
+    if not tensor.numel():
+        return
+    rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, -1)  # a view, even of a transposed tensor
+    step = max(1, _VALUES // max(1, rows.shape[1]))
+    for begin in range(0, len(rows), step):
+        yield round_once(rows[begin : begin + step], entry.torch_dtype).reshape(-1)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Each regular file under `folder` with its path relative to it; links count as what they lead to."""
-    seen: set[Path] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        here = Path(root)
-        folders[:] = sorted(set(folders) - _NOT_COPIED)
-        if here.resolve() in seen:  # links that lead round in a circle would never end
-            raise InputError(f"{here}: links lead to this folder twice; remove one of them")
-        seen.add(here.resolve())
-        for path in (here / name for name in sorted(files)):
-            if not path.exists():
-                raise InputError(f"{path}: a link that leads nowhere; fetch the checkpoint again, or remove it")
-            if path.is_file():
-                yield path, path.relative_to(folder)
+def _bytes(entry: TensorEntry, tensor: Tensor) -> Iterator[memoryview]:
+    return (block.cpu().view(torch.uint8).numpy().data for block in _rounded(entry, tensor))
 
 
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy files and folders as new ones, with the modes that the umask gives and the time of now."""
-    target.mkdir()
-    for path, relative in _files(source):
-        copy = target / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as old, copy.open("xb") as new:
-            if not (_share_blocks(old, new) or _copy_in_kernel(old, new)):
-                shutil.copyfileobj(old, new, _BLOCK)
+def _check_space(files: Sequence[Path], folder: Path) -> None:
+    """Refuse before the first byte what would fail with the last one."""
+    needed, free = sum(path.stat().st_size for path in files), shutil.disk_usage(folder).free
+    if needed > free and not can_share_blocks(files[0], folder):  # sharing takes no space
+        raise InputError(f"{folder}: {needed:,} bytes are needed, {free:,} free; free some, or choose another disk")
 
 
-def _share_blocks(old: BinaryIO, new: BinaryIO) -> bool:
-    """Whether the file system could make the copy by reference."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-    except OSError:  # the usual case: only some file systems can
-        return False
-    return True
-
-
-def _copy_in_kernel(old: BinaryIO, new: BinaryIO) -> bool:
-    """Whether the kernel made the copy, no byte passing through this process. If not, `new` is empty."""
-    if sys.platform != "linux":
-        return False
-    size, done = os.fstat(old.fileno()).st_size, 0
-    try:
-        while done < size:
-            copied = os.copy_file_range(old.fileno(), new.fileno(), size - done, done, done)
-            if not copied:
-                break
-            done += copied
-    except OSError:  # across file systems, or where a file system cannot: the plain copy says what is wrong
-        pass
-    if done < size:
-        new.truncate(0)
-    return done == size
-
-
-def _write(path: Path, entry: TensorEntry, stored: torch.Tensor) -> None:
+def _write(path: Path, entry: TensorEntry, tensor: Tensor) -> None:
     with path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_nlink != 1:
+            raise RunError(f"{path}: has a second name, and will not be written to")
         file.seek(entry.begin)
-        file.write(stored.numpy().data)
+        for block in _bytes(entry, tensor):
+            file.write(block)
 
 
-def _flush(folder: Path) -> None:
-    """Have the disk hold every file and folder, so that the rename cannot overtake the bytes."""
-    for root, _, files in os.walk(folder):
-        for path in (*(Path(root, name) for name in files), Path(root)):
-            _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _check_layout(source: Checkpoint, folder: Path) -> None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_back(source: Checkpoint, staging: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    try:
-        written = Checkpoint.open(staging)
+        written = Checkpoint.open(folder)
     except InputError as error:
         raise RunError(f"the copy cannot be read back ({error}); the source may have changed meanwhile") from error
     if written.entries != source.entries:
         raise RunError(f"{source.folder}: changed while it was copied; try again")
-    for name, tensor in tensors.items():
-        if not torch.equal(written.read(name).reshape(-1).view(torch.uint8), _stored(source.entries[name], tensor)):
-            raise RunError(f"tensor {name!r}: reading back gives other bytes than were written; check the disk")
 
 
-def _put_in_place(staging: Path, output: Path, overwrite: bool) -> None:
-    """Rename, with an old checkpoint moved aside until the new one has its place."""
-    aside = staging.with_name(f"{staging.name}-old")
-    if overwrite and _is_filled(output):
-        output.replace(aside)
-    try:
-        staging.replace(output)
-    finally:
-        if aside.exists() and not output.exists():
-            aside.replace(output)
-    _flush_one(output.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+def _relative(folder: Path) -> Iterator[tuple[str, Path]]:
+    return ((str(relative), path) for path, relative in files_in(folder))

@@ -16,6 +16,21 @@ from chip.moments import Tokens
 
 
 @dataclass(frozen=True)
+class Removed:
+    """Directions that an update takes out of a site's outputs. They tell of the forgotten: never stored."""
+
+    rows: Tensor
+    """(r,) int64: the output rows S they live on."""
+    basis: Tensor
+    """Q (r, k), orthonormal columns."""
+
+    def left_in(self, parameter: Tensor) -> float:
+        """‖Qᵀ W_S‖ (Frobenius, fp64 on the CPU) of a weight (d_out, d_in) or a bias (d_out,)."""
+        chosen = parameter.cpu()[self.rows.cpu()].double()
+        return float(torch.linalg.norm(self.basis.cpu().double().T @ chosen))
+
+
+@dataclass(frozen=True)
 class Update:
     """What one site's parameters become, before they are rounded to the dtype they are stored in."""
 
@@ -23,6 +38,8 @@ class Update:
     """(d_out, d_in), fp32 or fp64."""
     bias: Tensor | None
     """(d_out,); None where it stays as it is."""
+    removed: Removed | None = None
+    """What must be gone from the outputs, so that it can be looked for in the file that was written."""
 
 
 @dataclass(frozen=True)

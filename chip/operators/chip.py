@@ -13,7 +13,7 @@ from torch import Tensor
 from chip.hierarchy import Node
 from chip.kernels.subspace import leading_basis, project_out
 from chip.moments import FirstMoment, Tokens
-from chip.operators.base import Case, Operator, Update, membership
+from chip.operators.base import Case, Operator, Removed, Update, membership
 
 
 class ChipStatistics:
@@ -92,7 +92,11 @@ class Chip(Operator):
         basis = leading_basis(directions / lengths.clamp(min=torch.finfo(lengths.dtype).tiny), self.energy)
         if basis.shape[1] == 0:
             return None
-        return Update(_project_rows(weight, rows, basis), None if bias is None else _project_rows(bias, rows, basis))
+        return Update(
+            _project_rows(weight, rows, basis),
+            None if bias is None else _project_rows(bias, rows, basis),
+            Removed(rows, basis),
+        )
 
 
 def _project_rows(parameter: Tensor, rows: Tensor, basis: Tensor) -> Tensor:

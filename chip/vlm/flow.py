@@ -6,9 +6,8 @@ again without starting over, and nothing behind the last layer asked for is ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,23 +16,12 @@ from torch import Tensor, nn
 from chip.errors import InputError
 from chip.moments import Tokens
 from chip.records import Record
+from chip.vlm.hooks import Call, calls_of, output_of, returning, stopping_behind, watching
 from chip.vlm.loading import VLM
 from chip.vlm.prompts import Batch
 from chip.vlm.sites import Site, Stage
 
 Observer = Callable[[Tokens], None]
-
-
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The module that was waited for has been called, or has returned."""
-
-
-@dataclass
-class _Call:
-    """The arguments that a module was called with."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Flow:
@@ -47,8 +35,9 @@ class Flow:
         self._vlm = vlm
         self._batches = [batch.to(vlm.device) for batch in batches]
         self._records = records
-        self._at_connector: list[_Call | None] = []  # None: a batch without images
-        self._at_language: list[_Call] = []
+        self._connectors = {m: f"{name}." for name, m in vlm.model.named_modules() if m in vlm.connectors}
+        self._at_connectors: list[list[Call]] = []
+        self._at_language: list[Call] = []
         self._held: list[Any] = []
         self._passed = -1
         """Index of the last layer whose outputs are held; -1: the text model's inputs are."""
@@ -61,17 +50,18 @@ class Flow:
             on_batch: told after each batch how many records it had.
 
         Raises:
-            InputError: an activation is NaN or infinite.
+            InputError: an activation is NaN or infinite, or no data reach a site.
         """
-        held = []
+        held: list[Any] = []
+        reached: set[Site] = set()
         for index, batch in enumerate(self._batches):
             with ExitStack() as hooks:
                 for site in stage.sites:
-                    module = self._vlm.model.get_submodule(site.name)
-                    hook = self._hook(site, batch, observers[site.name])
-                    hooks.callback(module.register_forward_hook(hook).remove)
+                    see = self._see(site, batch, observers[site.name], reached)
+                    hooks.enter_context(watching(self._vlm.model, site, see))
                 held.append(self._run(index, stage))
             on_batch(len(batch.records))
+        self._check_reached(stage, reached)
         if stage.first is not None and stage.first > 0:
             self._held, self._passed = held, stage.first - 1
 
@@ -80,42 +70,57 @@ class Flow:
         """Run one batch to the stage's last site; what went into the stage's first layer, where that is not the text
         model's first."""
         if stage.last is None:
-            self._run_connector(index)
+            self._run_connectors(index, stage)
             return None
         last = self._vlm.layers[stage.last]
         if stage.first is None:
-            with _stopping_behind(last):
-                self._vlm.core(**self._batches[index].inputs, use_cache=False)
+            with stopping_behind(last):
+                self._forward(self._batches[index])
             return None
         if not self._at_language:
-            self._at_connector = []
-            self._at_language = [self._call_of(self._vlm.language, batch) for batch in self._batches]
-        call = self._at_language[index]
+            self._at_connectors = []
+            self._at_language = [self._calls_of([self._vlm.language], batch)[0] for batch in self._batches]
         with ExitStack() as stack:
             for passed in self._vlm.layers[: self._passed + 1]:
-                stack.enter_context(_returning(passed, self._held[index]))
-            before = stack.enter_context(_output_of(self._vlm.layers[stage.first - 1])) if stage.first else [None]
-            stack.enter_context(_stopping_behind(last))
-            self._vlm.language(*call.args, **call.kwargs)
+                stack.enter_context(returning(passed, self._held[index]))
+            before = stack.enter_context(output_of(self._vlm.layers[stage.first - 1])) if stage.first else [None]
+            stack.enter_context(stopping_behind(last))
+            self._at_language[index].again()
         return before[0]
 
-    def _run_connector(self, index: int) -> None:
-        if not self._at_connector:
-            self._at_connector = [
-                self._call_of(self._vlm.connector, batch) if batch.vision.any() else None for batch in self._batches
+    def _run_connectors(self, index: int, stage: Stage) -> None:
+        """Run those connectors that hold a site of the stage."""
+        if not self._at_connectors:
+            self._at_connectors = [
+                self._calls_of(self._vlm.connectors, batch) if batch.vision.any() else [] for batch in self._batches
             ]
-        call = self._at_connector[index]
-        if call is not None:
-            self._vlm.connector(*call.args, **call.kwargs)
+        for call in self._at_connectors[index]:
+            if any(site.name.startswith(self._connectors[call.module]) for site in stage.sites):
+                call.again()
 
-    def _hook(self, site: Site, batch: Batch, observer: Observer) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _calls_of(self, modules: Sequence[nn.Module], batch: Batch) -> list[Call]:
+        return calls_of(modules, lambda: self._forward(batch))
+
+    def _forward(self, batch: Batch) -> None:
+        self._vlm.core(**batch.inputs, use_cache=False)
+
+    def _see(
+        self, site: Site, batch: Batch, observer: Observer, reached: set[Site]
+    ) -> Callable[[Tensor, Tensor], None]:
+        def see(x: Tensor, y: Tensor) -> None:
             split = _connector_tokens if site.layer is None else _text_tokens
-            tokens = split(site.name, args[0], output, batch)
+            tokens = split(site.name, x, y, batch)
             self._check_finite(site.name, tokens)
             observer(tokens)
+            reached.add(site)
 
-        return hook
+        return see
+
+    def _check_reached(self, stage: Stage, reached: set[Site]) -> None:
+        images = any(bool(batch.vision.any()) for batch in self._batches)
+        for site in stage.sites:
+            if site not in reached and (images or site.layer is not None):
+                raise InputError(f"{site.name}: no activation passes through it; choose other --sites")
 
     def _check_finite(self, name: str, tokens: Tokens) -> None:
         bad = ~(tokens.inputs.isfinite().all(1) & tokens.outputs.isfinite().all(1))
@@ -125,61 +130,6 @@ class Flow:
                 f"{name}: an activation is NaN or infinite for the record at {record.where}; "
                 "check the checkpoint's weights, or compute in a wider dtype"
             )
-
-    @torch.no_grad()
-    def _call_of(self, module: nn.Module, batch: Batch) -> _Call:
-        """What `module` is called with on the batch."""
-        calls: list[_Call] = []
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(_Call(args, kwargs))
-            raise _Reached
-
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            self._vlm.core(**batch.inputs, use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return calls[0]
-
-
-@contextmanager
-def _returning(module: nn.Module, output: Any) -> Iterator[None]:
-    """The module returns `output` without computing anything."""
-    module.forward = lambda *_, **__: output
-    try:
-        yield
-    finally:
-        del module.forward  # the class's own forward is seen again
-
-
-@contextmanager
-def _output_of(module: nn.Module) -> Iterator[list[Any]]:
-    """The list gets what the module returns."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _stopping_behind(module: nn.Module) -> Iterator[None]:
-    """Ends the block when the module has returned."""
-
-    def hook(*_: Any) -> None:
-        raise _Reached
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
 
 
 def _text_tokens(_: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
@@ -191,9 +141,9 @@ def _connector_tokens(name: str, x: Tensor, y: Tensor, batch: Batch) -> Tokens:
     """The connector's tokens by record. Images stand in the order of records, so counting is enough."""
     flat_x, flat_y = x.flatten(0, -2), y.flatten(0, -2)
     per_record = batch.vision.sum(1)
-    if flat_x.shape[0] != int(per_record.sum()):  # pooled or unpadded behind the connector: equal shares, if at all
+    if flat_x.shape[0] != int(per_record.sum()):  # pooled or cut behind the connector: like images have like shares
         share, rest = divmod(flat_x.shape[0], len(batch.records))
-        if rest:
+        if rest or int(per_record.min()) != int(per_record.max()):
             raise InputError(
                 f"{name}: {flat_x.shape[0]} image tokens cannot be told apart among {len(batch.records)} records; "
                 "use --batch-size 1"

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from chip.errors import InputError
 from chip.vlm.prompts import Prompts
-from chip.vlm.sites import find_connector, find_language
+from chip.vlm.sites import find_connectors, find_language
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,22 @@ class VLM:
         """The text model's layers, an `nn.ModuleList`."""
         return self.language.layers
 
-    @property
-    def connector(self) -> Any:
+    @cached_property
+    def connectors(self) -> list[Any]:
         """What turns the vision tower's hidden states into embeddings of the text model."""
-        return find_connector(self.model)
+        return find_connectors(self.model)
 
     @cached_property
     def prompts(self) -> Prompts:
         """Records as inputs of this model; one for all passes, so that an image stays decoded between them."""
         config = self.model.config
-        return Prompts(self.processor, config.image_token_id, config.get_text_config().max_position_embeddings)
+        return Prompts(
+            self.processor,
+            config.image_token_id,
+            config.get_text_config().max_position_embeddings,
+            # Such a family cuts off, behind the connector, what padded an image: its size says how many tokens stay.
+            by_size=hasattr(config, "image_grid_pinpoints"),
+        )
 
 
 def default_device() -> str:
@@ -90,8 +96,7 @@ def load_vlm(folder: Path, device: str | None = None) -> VLM:
 
 def check_family(model: Any) -> None:
     """Raise `InputError` unless the model has its parts where chip looks for them."""
-    find_connector(model)
-    find_language(model)
+    find_connectors(model)
 
 
 def skeleton(folder: Path) -> Any:
@@ -141,6 +146,13 @@ class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
 
+    @classmethod
+    def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+        """What `__init__` is called with: some classes insist on a video processor, so they get None."""
+        loaded: list[Any] = super()._get_arguments_from_pretrained(*args, **kwargs)
+        loaded.insert(super().get_attributes().index("video_processor"), None)
+        return loaded
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("video_processor", None)
         names = ProcessorMixin.get_attributes.__func__(type(self))
@@ -157,7 +169,9 @@ def load_processor(folder: Path) -> Any:
     with _Quiet():
         try:
             return _load_processor(folder)
-        except (ImportError, OSError, ValueError) as error:
+        except ImportError as error:
+            raise InputError(f"{folder}: its processor asks for another package; {_brief(error)}") from error
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder}: its processor cannot be loaded, put the base model's tokenizer and processor files there; "
                 f"{_brief(error)}"
@@ -167,7 +181,7 @@ def load_processor(folder: Path) -> Any:
 def _load_processor(folder: Path) -> Any:
     try:
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (ImportError, OSError):
+    except (ImportError, OSError, ValueError):
         for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
             file = folder / name
             wanted = json.loads(file.read_text()).get("processor_class") if file.exists() else None

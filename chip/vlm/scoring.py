@@ -35,7 +35,7 @@ def score(vlm: VLM, batches: Iterable[Batch], count: int, on_batch: Callable[[in
         batch = batch.to(vlm.device)
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
         rows, columns = batch.answer.nonzero(as_tuple=True)
-        logits = vlm.model.lm_head(hidden[rows, columns - 1]).float()  # (answer tokens, vocabulary)
+        logits = _capped(vlm, vlm.model.lm_head(hidden[rows, columns - 1]).float())  # (answer tokens, vocabulary)
         wanted = batch.inputs["input_ids"][rows, columns]
         logs = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].double().cpu()
         hit = (logits.argmax(-1) == wanted).double().cpu()
@@ -45,3 +45,9 @@ def score(vlm: VLM, batches: Iterable[Batch], count: int, on_batch: Callable[[in
         probability[records] = (torch.zeros_like(length).index_add_(0, rows, logs) / length).exp()
         on_batch(len(records))
     return Scores(exact, probability)
+
+
+def _capped(vlm: VLM, logits: Tensor) -> Tensor:
+    """As Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind the head."""
+    cap = getattr(vlm.model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,21 +1,15 @@
-"""Sites: the linear layers an edit may change, and the order in which data reaches them."""
+"""Sites: the linear maps an edit may change, and the order in which data reaches them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from chip.errors import InputError
-
-CONNECTOR_NAMES = ("multi_modal_projector", "connector", "visual.merger")
-"""Where families keep the module between vision tower and text model, below the model without its head."""
-
-LANGUAGE_NAMES = ("language_model", "text_model")
-"""Where they keep the text model."""
 
 LAYER_MODULES = {
     "q": "self_attn.q_proj",
@@ -35,14 +29,31 @@ _SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One linear layer y = W x + b."""
+    """One linear map y = W x + b."""
 
     name: str
-    """Of the module, below the whole model."""
+    """Of the module, below the whole model; of the parameter where a bare matrix is used as x W."""
     kind: str
     """One of `KINDS`."""
     layer: int | None
     """Index of the text model's layer; None in the connector."""
+    bias: bool
+    bare: bool = False
+    """No module of its own: the parameter is multiplied from the right, and holds Wᵀ (Gemma 3's connector)."""
+
+    @property
+    def weight_name(self) -> str:
+        """The parameter that holds W, or Wᵀ where it is bare."""
+        return self.name if self.bare else f"{self.name}.weight"
+
+    @property
+    def bias_name(self) -> str | None:
+        return f"{self.name}.bias" if self.bias else None
+
+    def weight(self, model: Any) -> Tensor:
+        """W, (d_out, d_in); a view of the model's parameter."""
+        parameter: Tensor = model.get_parameter(self.weight_name)
+        return parameter.T if self.bare else parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +77,83 @@ def find_language(model: Any) -> Any:
     """The text model, with its `layers`: embeddings in, hidden states out.
 
     Raises:
-        InputError: the family keeps it elsewhere.
+        InputError: the family has none that transformers names.
     """
-    return _find(model, LANGUAGE_NAMES, "text model")
+    text = _named(model, "text model", "get_decoder")
+    if not isinstance(getattr(text, "layers", None), nn.ModuleList):
+        raise _unknown(model, "text model with layers")
+    return text
 
 
-def find_connector(model: Any) -> Any:
-    """The module that turns the vision tower's hidden states into embeddings of the text model.
+def find_connectors(model: Any) -> list[Any]:
+    """The modules that turn the vision tower's hidden states into embeddings of the text model.
+
+    They stand beside the tower and the text model. Where nothing does, they are the parts of the tower, its layers
+    apart, that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
 
     Raises:
-        InputError: the family keeps it elsewhere.
+        InputError: there are none.
     """
-    return _find(model, CONNECTOR_NAMES, "vision-language connector")
+    text, vision = find_language(model), _named(model, "vision tower", "get_encoder", modality="image")
+    beside = [child for child in model.model.children() if child is not text and child is not vision]
+    connectors = [child for child in beside if list(_maps(child))]
+    if not connectors:
+        width = model.config.get_text_config().hidden_size
+        connectors = [part for part in _parts(vision) if _ends_in(part, width)]
+    if not connectors:
+        raise _unknown(model, "vision-language connector")
+    return connectors
 
 
-def _find(model: Any, names: Sequence[str], what: str) -> Any:
-    for name in names:
-        module: Any = getattr(model, "model", None)
-        for part in name.split("."):
-            module = getattr(module, part, None)
-        if module is not None:
-            return module
-    raise InputError(
-        f"{type(model).__name__}: no {what} found as {' or '.join(names)}; chip does not know this family yet"
-    )
+def _named(model: Any, what: str, getter: str, **arguments: Any) -> Any:
+    """The part of the model that transformers itself names."""
+    part = getattr(model, getter)(**arguments) if hasattr(model, "model") else None
+    if part is None or part in (model, model.model):
+        raise _unknown(model, what)
+    return part
+
+
+def _unknown(model: Any, what: str) -> InputError:
+    return InputError(f"{type(model).__name__}: no {what} found in it; chip does not know this family yet")
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The children, those of a list one by one."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else (child,)
+
+
+def _ends_in(part: nn.Module, width: int) -> bool:
+    linear = [module for module in part.modules() if isinstance(module, nn.Linear)]
+    attends = any("attn" in name or "attention" in name for name, _ in part.named_modules())
+    return bool(linear) and linear[-1].out_features == width and not attends
+
+
+def _maps(module: nn.Module) -> Iterator[tuple[str, bool, bool]]:
+    """Linear maps in `module`: name below it, whether it has a bias, whether it is a bare matrix."""
+    for name, inner in module.named_modules():
+        if isinstance(inner, nn.Linear):
+            yield name, inner.bias is not None, False
+        elif not isinstance(inner, nn.Embedding):
+            for own, parameter in inner.named_parameters(recurse=False):
+                if parameter.dim() == 2:
+                    yield f"{name}.{own}".lstrip("."), False, True
 
 
 def available_sites(model: Any) -> list[Site]:
     """Every site of the model, in the order of data."""
     name_of = {module: name for name, module in model.named_modules()}
-    connector = find_connector(model).modules()
-    sites = [Site(name_of[module], "connector", None) for module in connector if isinstance(module, nn.Linear)]
+    sites = [
+        Site(f"{name_of[connector]}.{name}".rstrip("."), "connector", None, bias, bare)
+        for connector in find_connectors(model)
+        for name, bias, bare in _maps(connector)
+    ]
     for index, layer in enumerate(find_language(model).layers):
         inside = dict(layer.named_modules())
         for kind, path in LAYER_MODULES.items():
-            if isinstance(inside.get(path), nn.Linear):
-                sites.append(Site(f"{name_of[layer]}.{path}", kind, index))
+            module = inside.get(path)
+            if isinstance(module, nn.Linear):
+                sites.append(Site(f"{name_of[layer]}.{path}", kind, index, module.bias is not None))
     return sites
 
 

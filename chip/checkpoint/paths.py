@@ -1,0 +1,108 @@
+"""Files of a folder that a stranger has filled: none lies outside, and no name of theirs reaches the terminal raw."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path, PurePath
+
+from chip.errors import InputError
+
+_LONGEST_PATH = 4096  # characters; no system takes more
+_LONGEST_SHOWN = 200  # characters of a name in a message
+_SHARED_BLOB = re.compile("[0-9a-f]{64}")
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """`folder / relative`, once it is sure that this is a regular file and that it belongs to the folder.
+
+    The name may come from an index, and the file may be a link; either could lead to any file of the machine. Links
+    may leave one kind of folder, a snapshot of the hub's cache: from `REPO/snapshots/REVISION/` into `REPO/blobs/`, and
+    from there into `blobs/` of the cache, which its repositories share. `folder` itself may be a link.
+
+    Raises:
+        InputError: the name leads out of the folder or is not plain (`./a`, `a//b`); the file is missing, is a folder,
+            pipe or device, or is a link to a file that is not the folder's.
+    """
+    if len(relative) > _LONGEST_PATH:  # before anything goes through its parts
+        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again")
+    plain = PurePath(relative)
+    if plain.is_absolute() or ".." in plain.parts:
+        raise refusal(folder, f"{quoted(relative)} leads outside the folder", "do not trust this checkpoint")
+    if str(plain) != relative:
+        raise refusal(folder, f"{quoted(relative)} is no plain path", "write it without '.' and with single '/'")
+    path = folder / plain
+    try:
+        if _passes_link(folder, plain):
+            target = Path(os.path.realpath(path, strict=True))
+            if not _belongs(target, Path(os.path.realpath(folder, strict=True))):
+                raise refusal(folder, f"{quoted(relative)} links to a file outside the folder", "copy the file into it")
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise refusal(folder, f"{quoted(relative)} is missing", "fetch the checkpoint again") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again") from error
+    except OSError as error:
+        raise refusal(folder, f"{quoted(relative)} cannot be reached ({error.strerror})", "mend that") from error
+    if not stat.S_ISREG(mode):
+        raise refusal(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
+    return path
+
+
+@contextmanager
+def opened(folder: Path, relative: str) -> Iterator[BufferedReader]:
+    """The file for which `inside` gives the path, for reading.
+
+    Raises:
+        InputError: as `inside` does, and where the file cannot be opened or read.
+    """
+    path = inside(folder, relative)
+    try:
+        # Should a pipe have taken the file's place meanwhile, opening it must not wait for a writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise refusal(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
+            yield file
+    except OSError as error:
+        raise refusal(path, f"cannot be read ({error.strerror})", "mend that, or fetch the checkpoint again") from error
+
+
+def _passes_link(folder: Path, relative: PurePath) -> bool:
+    """Whether a step below `folder` is a link."""
+    below = [relative, *relative.parents][:-1]  # the last is the folder itself
+    return any((folder / step).is_symlink() for step in below)
+
+
+def _belongs(target: Path, folder: Path) -> bool:
+    """Whether a file is the folder's own. Both without links."""
+    if target.is_relative_to(folder):
+        return True
+    snapshot = next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)
+    if snapshot is None:
+        return False
+    repository = snapshot.parent.parent
+    if target.parent == repository / "blobs":
+        return True
+    shared = repository.parent / "blobs" / target.name[:2]
+    return target.parent == shared and _SHARED_BLOB.fullmatch(target.name) is not None
+
+
+def refusal(place: Path, what: str, mend: str) -> InputError:
+    """The error of one line that says where, what is wrong, and what to do."""
+    return InputError(f"{printable(str(place))}: {what}; {mend}")
+
+
+def quoted(name: str) -> str:
+    """A name from a file, in quotes, on one line, of a length one can read, and without what a terminal would obey."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not show, escaped as Python does it."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

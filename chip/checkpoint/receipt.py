@@ -1,0 +1,158 @@
+"""What an edit leaves behind to be checked by: what was done, and hashes of all that was written.
+
+Nothing of the forgotten is in it: no id, no text, no direction, and no path, as a folder may be named after somebody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from chip import __version__
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import ReadBack, WrittenFile
+from chip.checkpoint.paths import inside
+from chip.errors import InputError
+
+RECEIPT = "chip_receipt.json"
+_FORM = 1  # of the file; a later form gets another number
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What was done, in the words of the method."""
+
+    method: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    """Of the random choices; None where the method makes none."""
+    relative_change: Mapping[str, float]
+    """Name on disk -> ‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
+    remaining: Mapping[str, float]
+    """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
+    label: str | None = None
+    """What the user calls the request."""
+
+
+@dataclass(frozen=True)
+class ChangedTensor:
+    """A changed tensor as the receipt tells of it. Hashes are SHA-256 of its bytes, in hexadecimal."""
+
+    shard: str
+    dtype: str
+    shape: list[int]
+    before: str
+    after: str
+    relative_change: float
+    remaining: float | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The content of `chip_receipt.json`, in its order."""
+
+    receipt: int
+    """The form of the file."""
+    chip: str
+    """Version of chip."""
+    created: str
+    """UTC, ISO 8601."""
+    label: str | None
+    method: str
+    settings: dict[str, Any]
+    seed: int | None
+    files_read_back: int
+    tensors_read_back: int
+    untouched_bytes: int
+    """Of the copied files, outside of the changed tensors: the source's by their hash."""
+    tensors: dict[str, ChangedTensor]
+    files: dict[str, WrittenFile]
+    """All files of the folder but the receipt itself."""
+    previous: dict[str, Any] | None
+    """The receipt that the source had."""
+
+    @classmethod
+    def of(cls, source: Checkpoint, edit: Edit, found: ReadBack) -> Self:
+        """The receipt of a folder that has just been written and read back."""
+        entries = source.entries
+        tensors = {
+            name: ChangedTensor(
+                entries[name].shard,
+                entries[name].dtype,
+                list(entries[name].shape),
+                tensor.before,
+                tensor.after,
+                edit.relative_change[name],
+                edit.remaining.get(name),
+            )
+            for name, tensor in sorted(found.tensors.items())
+        }
+        return cls(
+            receipt=_FORM,
+            chip=__version__,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            label=edit.label,
+            method=edit.method,
+            settings=dict(edit.settings),
+            seed=edit.seed,
+            files_read_back=len(found.files),
+            tensors_read_back=len(tensors),
+            untouched_bytes=found.untouched_bytes,
+            tensors=tensors,
+            files=dict(sorted(found.files.items())),
+            previous=asdict(read_receipt(source.folder)) if has_receipt(source.folder) else None,
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Raises `TypeError` where a field is missing or unknown."""
+        tensors = {name: ChangedTensor(**tensor) for name, tensor in content["tensors"].items()}
+        files = {name: WrittenFile(**file) for name, file in content["files"].items()}
+        return cls(**{**content, "tensors": tensors, "files": files})
+
+
+def write_receipt(folder: Path, receipt: Receipt) -> None:
+    """Write `receipt` into the folder, over one that is there."""
+    (folder / RECEIPT).write_bytes(_text(receipt))
+
+
+def has_receipt(folder: Path) -> bool:
+    return (folder / RECEIPT).exists()
+
+
+def read_receipt(folder: Path) -> Receipt:
+    """The receipt in a folder.
+
+    Raises:
+        InputError: there is none, or it is not byte for byte as chip writes it: damaged, or changed by hand.
+    """
+    if not has_receipt(folder):
+        raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
+    text = inside(folder, RECEIPT).read_bytes()
+    try:
+        content = json.loads(text)
+        receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})
+        whole = receipt.receipt == _FORM and _text(receipt) == text
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or of another form
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{folder / RECEIPT}: damaged, or changed by hand; take the folder again from where it was made"
+        )
+    return receipt
+
+
+def _text(receipt: Receipt) -> bytes:
+    """As stored. The digest at the end finds what happens by accident, not what somebody has made to fit."""
+    content = asdict(receipt)
+    digest = hashlib.sha256(_json(content)).hexdigest()
+    return _json({**content, "digest": digest}) + b"\n"
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()

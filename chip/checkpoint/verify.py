@@ -1,0 +1,154 @@
+"""Does an edited folder match its receipt, and the original that it was made from?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chip.checkpoint.card import CARD
+from chip.checkpoint.digests import Digest, Range, digest_all
+from chip.checkpoint.files import files_in
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import changed_ranges
+from chip.checkpoint.receipt import RECEIPT, Receipt, has_receipt, read_receipt
+from chip.errors import InputError
+
+_VALUES = 1 << 22  # taken to fp64 at once
+_NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its device, `verify` in fp64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` looked at, and what it found to be otherwise than the receipt says."""
+
+    receipt: Receipt
+    with_original: bool
+    """Whether the original was there to compare with."""
+    faults: tuple[str, ...]
+    """One line each; none: the folder is what was written."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"good": not self.faults, **asdict(self)}
+
+
+def verify(edited: Path | str, original: Path | str | None = None) -> Verification:
+    """Check a folder that `chip edit` has written against its receipt.
+
+    Without the original: every file, every changed tensor, and what the receipt counts. With it also: what the receipt
+    says of the source, each byte outside of the changed tensors, and the norms of the change.
+
+    Raises:
+        InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
+    """
+    receipt = read_receipt(Path(edited))
+    source = None if original is None else Checkpoint.open(Path(original))
+    try:
+        written = Checkpoint.open(Path(edited))
+        faults = list(_header_faults(receipt, written))
+        if not faults:
+            copy = _Digests(written, receipt)
+            faults += _folder_faults(receipt, copy)
+            if source is not None:
+                faults += _source_faults(receipt, written, copy, source)
+    except InputError as error:  # a folder that cannot be read is not what was written
+        faults = [str(error)]
+    return Verification(receipt, source is not None, tuple(faults))
+
+
+class _Digests:
+    """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
+
+    def __init__(self, checkpoint: Checkpoint, receipt: Receipt) -> None:
+        self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
+        paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}
+        found = digest_all([(path, self._ranges_of(name)) for name, path in paths.items()])
+        self.files: dict[str, Digest] = dict(zip(paths, found, strict=True))
+        self.tensors: dict[str, str] = {
+            name: hashed
+            for shard, inside in self.ranges.items()
+            for name, hashed in zip(inside, self.files[shard].inside, strict=True)
+        }
+
+    def _ranges_of(self, file: str) -> list[Range]:
+        return list(self.ranges.get(file, {}).values())
+
+
+def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
+    for name, told in receipt.tensors.items():
+        entry = checkpoint.entries.get(name)
+        if entry is None:
+            yield f"tensor {name!r}: changed by the receipt, and not in the folder"
+        elif (entry.shard, entry.dtype, list(entry.shape)) != (told.shard, told.dtype, told.shape):
+            yield f"tensor {name!r}: {entry.dtype} {list(entry.shape)} in {entry.shard}, by the receipt " + (
+                f"{told.dtype} {told.shape} in {told.shard}"
+            )
+
+
+def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
+    """What can be seen without the original."""
+    for name in sorted(receipt.files.keys() | copy.files.keys()):
+        told, found = receipt.files.get(name), copy.files.get(name)
+        if told is None:
+            yield f"{name}: not in the receipt"
+        elif found is None:
+            yield f"{name}: in the receipt, and not in the folder"
+        elif (told.bytes, told.sha256) != (found.bytes, found.whole):
+            yield f"{name}: {found.bytes:,} bytes with another hash than the receipt's {told.bytes:,}"
+    for tensor, change in receipt.tensors.items():
+        if change.after != copy.tensors[tensor]:
+            yield f"tensor {tensor!r}: has another hash than the receipt's"
+        if change.before == change.after:
+            yield f"tensor {tensor!r}: changed by the receipt, with the same hash before and after"
+    counted = (len(receipt.files), len(receipt.tensors), _untouched_bytes(receipt, copy))
+    if (receipt.files_read_back, receipt.tensors_read_back, receipt.untouched_bytes) != counted:
+        yield "the receipt's counts are not those of the files and tensors it lists"
+
+
+def _untouched_bytes(receipt: Receipt, copy: _Digests) -> int:
+    copied = sum(file.bytes for name, file in receipt.files.items() if name != CARD)
+    return copied - sum(end - begin for inside in copy.ranges.values() for begin, end in inside.values())
+
+
+def _source_faults(receipt: Receipt, written: Checkpoint, copy: _Digests, source: Checkpoint) -> Iterator[str]:
+    """What only the original can show."""
+    if written.entries != source.entries:
+        yield "the headers are not those of the original"
+        return
+    before = _Digests(source, receipt)
+    for name in sorted(receipt.files.keys() | before.files.keys()):
+        listed, original = receipt.files.get(name), before.files.get(name)
+        if (listed and listed.source_sha256) != (original and original.whole):
+            yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"
+    for name in sorted(copy.files.keys() & before.files.keys() - {CARD}):
+        if (copy.files[name].bytes, copy.files[name].outside) != (before.files[name].bytes, before.files[name].outside):
+            yield f"{name}: differs from the original where nothing was to change"
+    if CARD in before.files and not _continues(source.folder / CARD, written.folder / CARD):
+        yield f"{CARD}: does not begin with the original's"
+    for tensor, change in receipt.tensors.items():
+        if change.before != before.tensors[tensor]:
+            yield f"tensor {tensor!r}: the original's has another hash than the receipt says"
+        told, found = change.relative_change, relative_change(source.read(tensor), written.read(tensor))
+        if not math.isclose(told, found, rel_tol=_NORM_TOLERANCE):
+            yield f"tensor {tensor!r}: changed by {found:.6g} of its norm, by the receipt {told:.6g}"
+    if receipt.previous != (asdict(read_receipt(source.folder)) if has_receipt(source.folder) else None):
+        yield "the receipt of the edit before is not the original's"
+
+
+def _continues(original: Path, edited: Path) -> bool:
+    return edited.is_file() and edited.read_bytes().startswith(original.read_bytes())
+
+
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
+    """‖after − before‖ / ‖before‖ (Frobenius), summed in fp64 block by block."""
+    old, new = before.reshape(-1), after.reshape(-1)
+    square = whole = 0.0
+    for begin in range(0, len(old), _VALUES):
+        a, b = (values[begin : begin + _VALUES].double() for values in (old, new))
+        square += float((b - a).square().sum())
+        whole += float(a.square().sum())
+    return math.sqrt(square / whole) if whole else math.inf if square else 0.0

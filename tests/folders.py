@@ -1,0 +1,43 @@
+"""A small checkpoint as the hub's cache keeps one, and folders as what they hold."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from chip.checkpoint.layout import INDEX, Checkpoint
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def make_snapshot(parent: Path) -> Checkpoint:
+    """Two shards, one of them a link to the hub's blobs, with files and folders of other kinds around them."""
+    torch.manual_seed(0)
+    folder = parent / "hub" / "snapshots" / "revision"
+    folder.mkdir(parents=True)
+    save_file({"a": torch.randn(6, 5).bfloat16(), "b": torch.randn(7)}, folder / SHARDS[0])
+    save_file({"c": torch.randn(3, 4).half(), "d": torch.randn(2).double(), "i": torch.arange(3)}, folder / SHARDS[1])
+    weight_map = dict.fromkeys("ab", SHARDS[0]) | dict.fromkeys("cdi", SHARDS[1])
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text("{}")
+    (folder / "processor" / "inner").mkdir(parents=True)
+    (folder / "processor" / "inner" / "tokens.bin").write_bytes(bytes(range(256)))
+    (folder / ".gitattributes").touch()
+    for name in (".git", ".cache"):
+        (folder / name).mkdir()
+        (folder / name / "history").write_text("of the source alone")
+    blobs = parent / "hub" / "blobs"
+    blobs.mkdir()
+    (folder / SHARDS[1]).rename(blobs / "0123")
+    (folder / SHARDS[1]).symlink_to(blobs / "0123")
+    return Checkpoint.open(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copied(folder: Path) -> dict[str, bytes]:
+    """What a copy of `folder` should hold."""
+    return {name: data for name, data in contents(folder).items() if not name.startswith((".git/", ".cache/"))}

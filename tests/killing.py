@@ -1,0 +1,126 @@
+"""Kills an edit over and over, each time at another moment, and looks at what is left. Prints one JSON object.
+
+    python -m tests.killing FOLDER
+
+FOLDER holds `ckpt/` and `records.jsonl`. Each edit runs in a fork of this process, which has all modules loaded, so
+that fifty of them take less than a minute. Some are killed when a given time has passed, some before a given step that
+concerns the output folder: a file opened, made, renamed or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import chip
+from chip.vlm import flow  # noqa: F401 - loaded before the first fork, not in each
+from tests.folders import contents
+
+BY_TIME, BY_STEP, LAST_STEPS = 12, 12, 12  # each without an old output in place, and with one
+WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "fcntl.flock")
+
+
+def edit(folder: Path, overwrite: bool) -> None:
+    out = folder / "out"
+    chip.edit(folder / "ckpt", ["patient_1"], out=out, device="cpu", overwrite=overwrite, link_unchanged=True)
+
+
+def run(folder: Path, overwrite: bool = False, after: float | None = None, step: int | None = None) -> tuple[bool, int]:
+    """Edit in a fork; whether it was killed, and how many steps it took."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        taken = _count_steps(folder, step)
+        if after is not None:
+            threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        edit(folder, overwrite)
+        os.write(writer, str(taken[0]).encode())
+        os._exit(0)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(reader) as told:
+        steps = told.read()
+    if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
+        raise RuntimeError("the edit failed by itself")
+    return os.WIFSIGNALED(status), int(steps or 0)
+
+
+def _count_steps(folder: Path, last: int | None) -> list[int]:
+    """Counts the steps of this process from now on; kills it before the one after `last`."""
+    taken = [0]
+    own = (str(folder / "out"), str(folder / ".out.chip"))
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        if event in WATCHED and (event == "fcntl.flock" or str(args[0]).startswith(own)):
+            if taken[0] == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            taken[0] += 1
+
+    sys.addaudithook(hook)
+    return taken
+
+
+def look(folder: Path, source: dict[str, bytes], old: dict[str, bytes] | None) -> str:
+    """What a killed run has left: `absent`, `whole` or what is wrong."""
+    if contents(folder / "ckpt") != source:
+        return "the source has changed"
+    if rest := {path.name for path in folder.iterdir()} - {"ckpt", "images", "records.jsonl", "out", ".out.chip"}:
+        return f"left behind: {rest}"
+    if not (folder / "out").exists():
+        return "absent"
+    if old is not None and contents(folder / "out") == old:
+        return "old"
+    faults = chip.verify(folder / "out", folder / "ckpt").faults
+    return faults[0] if faults else "whole"
+
+
+def clean(folder: Path) -> bool:
+    """Whether a second run works, and leaves nothing of the first."""
+    run(folder, overwrite=(folder / "out").exists())
+    names = {path.name for path in folder.iterdir()}
+    return names == {"ckpt", "images", "records.jsonl", "out"} and not chip.verify(folder / "out").faults
+
+
+def moments(seconds: float, steps: int) -> Iterator[tuple[float | None, int | None]]:
+    """When to kill: seconds after the start, or the step before which."""
+    yield from ((seconds * k / BY_TIME, None) for k in range(BY_TIME))
+    yield from ((None, round(steps * k / BY_STEP)) for k in range(BY_STEP))
+    yield from ((None, steps - k) for k in range(LAST_STEPS, 0, -1))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    source = contents(folder / "ckpt")
+    outcomes, cleaned = [], []
+    with tempfile.TemporaryDirectory() as kept:
+        whole = Path(kept) / "out"
+        for overwrite in (False, True):
+            start = time.monotonic()
+            _, steps = run(folder, overwrite)
+            if not overwrite:
+                shutil.copytree(folder / "out", whole)
+            for after, step in moments(time.monotonic() - start, steps):
+                shutil.rmtree(folder / "out", ignore_errors=True)
+                if overwrite:
+                    shutil.copytree(whole, folder / "out")
+                killed, _ = run(folder, overwrite, after, step)
+                outcomes.append((killed, look(folder, source, contents(whole) if overwrite else None)))
+                if len(outcomes) % 6 == 0:
+                    cleaned.append(clean(folder))
+                shutil.rmtree(folder / ".out.chip", ignore_errors=True)
+    print(json.dumps({"outcomes": outcomes, "cleaned": cleaned}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

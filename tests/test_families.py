@@ -1,0 +1,200 @@
+"""Ten families of models, in both layouts of names: what is found in them, edited and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import chip
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import write_patched
+from chip.editing import Patch, compute_patch, select_sites
+from chip.hierarchy import Hierarchy
+from chip.operators import OPERATORS, Chip, Shielded
+from chip.operators.base import Case
+from chip.records import Record, read_records
+from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.prompts import Batch
+from chip.vlm.sites import available_sites
+from tests.families import FAMILIES, LAYOUTS, TEXT_LAYERS, build, lacking, write_records
+
+CONNECTORS = {
+    "qwen2_vl": ["visual.merger.mlp.0", "visual.merger.mlp.2"],
+    "qwen2_5_vl": ["visual.merger.mlp.0", "visual.merger.mlp.2"],
+    "qwen3_vl": [
+        *("visual.merger.linear_fc1", "visual.merger.linear_fc2"),
+        *(f"visual.deepstack_merger_list.{i}.linear_fc{j}" for i in (0, 1) for j in (1, 2)),
+    ],
+    "llava": ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    "llava_next": ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    "llava_onevision": ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    "gemma3": ["multi_modal_projector.mm_input_projection_weight"],
+    "internvl": ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    "idefics3": ["connector.modality_projection.proj"],
+    "smolvlm": ["connector.modality_projection.proj"],
+    "paligemma": ["multi_modal_projector.linear"],
+}
+TARGET = "patient_1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records, their images, and every family's checkpoint in both layouts."""
+    folder = tmp_path_factory.mktemp("families")
+    write_records(folder)
+    for family in FAMILIES:
+        for layout in LAYOUTS:
+            build(folder / f"{family}-{layout}", family, layout=layout)
+    return folder
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if package := lacking(name):
+        pytest.skip(f"its processor needs {package}")
+    return name
+
+
+@pytest.fixture
+def vlm(folder: Path, family: str) -> VLM:
+    return load_vlm(folder / f"{family}-saved", "cpu")
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> list[Record]:
+    return read_records(folder / "records.jsonl")
+
+
+def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], method: str, batch_size: int | None = None) -> Patch:
+    hierarchy = Hierarchy(records)
+    case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
+    operator = OPERATORS[method]()
+    return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), batch_size)
+
+
+def hidden_states(vlm: VLM, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        states: Tensor = vlm.core(**batch.inputs, use_cache=False).last_hidden_state
+    return states
+
+
+def test_sites_are_found(vlm: VLM, family: str) -> None:
+    sites = available_sites(vlm.model)
+    connector = [site for site in sites if site.kind == "connector"]
+    assert [site.name for site in connector] == [f"model.{name}" for name in CONNECTORS[family]]
+    assert len(sites) - len(connector) == 7 * TEXT_LAYERS
+    width = vlm.model.config.get_text_config().hidden_size
+    for site in sites:
+        assert site.weight(vlm.model).dim() == 2
+    assert connector[-1].weight(vlm.model).shape[0] == width
+
+
+def test_inspect_shows_them(folder: Path, family: str) -> None:
+    rows = {row.kind: row for row in chip.inspect(folder / f"{family}-saved").sites}
+    assert rows["connector"].count == len(CONNECTORS[family])
+    assert rows["down"].count == TEXT_LAYERS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", OPERATORS)
+def test_what_is_written_is_what_was_computed(
+    folder: Path, family: str, layout: str, method: str, records: list[Record], tmp_path: Path
+) -> None:
+    source = Checkpoint.open(folder / f"{family}-{layout}")
+    vlm = load_vlm(source.folder, "cpu")
+    (batch, *_) = vlm.prompts.batches(records, range(len(records)), 8)
+    unedited = hidden_states(vlm, batch)
+    patch = patch_of(vlm, source, records, method)
+    write_patched(source, tmp_path / "out", patch.tensors)
+
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert model.dtype == torch.float32
+    computed, loaded = hidden_states(vlm, batch), hidden_states(VLM(model.eval(), vlm.processor), batch)
+    torch.testing.assert_close(loaded[batch.real], computed[batch.real], rtol=0, atol=1e-6)
+    assert not torch.allclose(unedited[batch.real], computed[batch.real], atol=1e-3)
+
+    written = Checkpoint.open(tmp_path / "out")
+    changed = {name for name in source.entries if not torch.equal(source.read(name), written.read(name))}
+    assert changed == set(patch.tensors)
+    if method == "shielded":
+        layers = round(0.75 * TEXT_LAYERS)
+        assert len(changed) == len(CONNECTORS[family]) + layers  # biases stay
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_an_edit_runs_end_to_end(folder: Path, family: str, method: str, tmp_path: Path) -> None:
+    source, out = folder / f"{family}-saved", tmp_path / "out"
+    report = chip.edit(source, [TARGET], out=out, operator=OPERATORS[method](), label="request 7", device="cpu")
+    assert report.groups["target"]["trained"].exact_match.after is not None
+    assert set(report.remaining) == (set() if method == "shielded" else set(report.relative_change))
+    assert chip.verify(out, source).faults == ()
+    assert {each.name for each in chip.diff(source, out).changed} == set(report.relative_change)
+    kept = {path.name for path in source.iterdir()} | {"README.md", "chip_receipt.json"}
+    assert {path.name for path in out.iterdir()} == kept
+    for path in out.iterdir():
+        if path.name != "tokenizer.json":  # it knows words, nobody's
+            assert TARGET.encode() not in path.read_bytes()
+
+
+def test_the_edit_does_not_depend_on_the_batch_size(family: str, records: list[Record], tmp_path: Path) -> None:
+    """Among images of unlike sizes, which some families cut into unlike numbers of tokens."""
+    source = Checkpoint.open(build(tmp_path / family, family, dtype=torch.float32))
+    one, many = (
+        patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded", batch_size) for batch_size in (1, 16)
+    )
+    assert one.tensors.keys() == many.tensors.keys()
+    for name, tensor in one.tensors.items():
+        difference = torch.linalg.norm(tensor.double() - many.tensors[name].double())
+        change = torch.linalg.norm(tensor.double() - source.read(name).double())
+        assert difference <= 1e-3 * change
+
+
+def test_answers_are_marked_and_seen_by_nothing_before_them(vlm: VLM, records: list[Record]) -> None:
+    for batch in vlm.prompts.batches(records, range(len(records)), 8):
+        states = hidden_states(vlm, batch)
+        ids = batch.inputs["input_ids"]
+        for row, record in enumerate(batch.records.tolist()):
+            marked = ids[row][batch.answer[row]]
+            assert vlm.processor.tokenizer.decode(marked[:-1]).strip() == records[record].answer
+            assert not batch.answer[row, 0]
+            assert (ids[row, :4] == vlm.processor.tokenizer.bos_token_id).sum() <= 1
+        last = batch.answer.int().cumsum(1).argmax(1)  # the end of the turn
+        rows = torch.arange(len(last))
+        other = dict(batch.inputs)
+        other["input_ids"] = ids.index_put((rows, last), ids[rows, last - 1])
+        with torch.no_grad():
+            moved = vlm.core(**other, use_cache=False).last_hidden_state
+        before = torch.arange(ids.shape[1])[None] < last[:, None]
+        torch.testing.assert_close(moved[before], states[before], rtol=0, atol=1e-5)
+        assert not torch.allclose(moved[rows, last], states[rows, last], atol=1e-4)
+
+
+def test_an_answer_is_scored_as_greedy_decoding_would_give_it(vlm: VLM, records: list[Record], family: str) -> None:
+    """The most probable first token of the answer is the one that `generate` gives."""
+    chosen = [i for i, record in enumerate(records) if record.image is not None or family != "paligemma"][:6]
+    for batch in vlm.prompts.batches(records, chosen, 4):
+        logits = vlm.model.lm_head(hidden_states(vlm, batch))
+        for row, record in enumerate(batch.records.tolist()):
+            start = int(batch.answer[row].int().argmax())
+            inputs = vlm.prompts.question(records[record])
+            width = inputs["input_ids"].shape[1]
+            assert width - 1 <= start <= width  # the last token of the prompt may become one with the answer's first
+            inputs = {name: each[:, :start] if each.shape == (1, width) else each for name, each in inputs.items()}
+            with torch.no_grad():
+                generated = vlm.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            assert int(generated[0, -1]) == int(logits[row, start - 1].argmax())
+
+
+def test_the_defaults_touch_what_they_say() -> None:
+    assert Shielded.sites == ("connector", "down")
+    assert Chip.sites == ("connector", "gate", "up", "down")

@@ -1,0 +1,145 @@
+"""Whatever befalls a run: the source is untouched, and the output is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import chip
+from chip.errors import RunError
+from tests.families import build, write_records
+from tests.folders import contents
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, str(ROOT / "cli.py"), "edit", "ckpt", "--forget", "patient_1", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny checkpoint, and its records."""
+    write_records(tmp_path)
+    build(tmp_path / "ckpt", "llava")
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_killed_run_leaves_the_source_as_it_was_and_no_half_output(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killing", str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    told = json.loads(done.stdout)
+    outcomes = [outcome for killed, outcome in told["outcomes"] if killed]
+    assert len(outcomes) >= 50
+    assert set(outcomes) == {"absent", "old", "whole"}
+    assert all(told["cleaned"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_in_one_line_and_leaves_no_debris(folder: Path, number: signal.Signals) -> None:
+    before = contents(folder)
+    with subprocess.Popen([*COMMAND, "--out", "new/out"], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        while not (folder / "new" / ".out.chip").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == 128 + number
+    assert said.splitlines()[-1] == "chip: interrupted"
+    assert "Traceback" not in said
+    assert contents(folder) == before
+    assert names(folder) == {"ckpt", "images", "records.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("size=300k", "bytes are needed"),
+        ("nr_inodes=8", "disk/out: No space left on device"),  # in the middle of the copy, with bytes enough
+        ("ro", "not a folder one can write to"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_line(folder: Path, options: str, said: str) -> None:
+    """A disk of memory, which a user may mount in a name space of his own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("needs Linux's user name spaces")
+    (folder / "disk").mkdir()
+    before = contents(folder)
+    script = f'mount -t tmpfs -o {options} tmpfs disk; "$@"; code=$?; ls -A disk; exit $code'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *COMMAND, "--out", "disk/out"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert contents(folder) == before
+
+
+def test_a_source_that_changes_during_the_run_is_an_error(folder: Path) -> None:
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
+        if what == "asking after":
+            shard = next((folder / "ckpt").glob("*.safetensors"))
+            os.utime(shard)
+        yield lambda _: None
+
+    with pytest.raises(RunError, match="changed while it was read"):
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", progress=progress)
+    assert names(folder) == {"ckpt", "images", "records.jsonl"}
+
+
+def test_two_runs_onto_one_output_do_not_mix(folder: Path) -> None:
+    runs = [subprocess.Popen(COMMAND, cwd=folder, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate()[1] for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    assert codes == [0, 2]
+    assert any("another run is writing it" in text or "is not empty" in text for text in said)
+    assert chip.verify(folder / "ckpt-edited", folder / "ckpt").faults == ()
+    assert names(folder) == {"ckpt", "ckpt-edited", "images", "records.jsonl"}
+
+
+def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:
+    shutil.move(folder / "records.jsonl", folder / "ckpt")
+    shutil.move(folder / "images", folder / "ckpt")
+    with pytest.raises(chip.InputError, match="lies in the checkpoint"):
+        chip.edit(folder / "ckpt", ["patient_1"], records=folder / "ckpt" / "records.jsonl", device="cpu")
+
+
+@pytest.mark.parametrize("label", ["patient_1", "request of patient_1, 2026"])
+def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
+    with pytest.raises(chip.InputError, match="names patient_1"):
+        chip.edit(folder / "ckpt", ["patient_1"], label=label, device="cpu")
+
+
+def test_nothing_goes_into_the_hubs_cache_unasked(folder: Path) -> None:
+    snapshot = folder / "models--a--b" / "snapshots" / "0123"
+    blobs = folder / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted((folder / "ckpt").iterdir())):
+        shutil.move(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    before = contents(folder / "models--a--b")
+    with pytest.raises(chip.InputError, match="say where with --out"):
+        chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", device="cpu")
+    chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", out=folder / "out", device="cpu")
+    assert contents(folder / "models--a--b") == before
+    assert not any(path.is_symlink() for path in (folder / "out").iterdir())
+    assert chip.verify(folder / "out", snapshot).faults == ()

@@ -1,0 +1,258 @@
+"""A receipt holds for the folder it was written for, and for no other."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chip.checkpoint.card import CARD, Figure, write_card
+from chip.checkpoint.files import staged
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import copy_patched, read_back
+from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
+from chip.checkpoint.verify import relative_change, verify
+from chip.errors import InputError
+from tests.folders import SHARDS
+
+NEW = {"a": torch.arange(30.0).reshape(6, 5), "c": torch.full((3, 4), 0.5)}
+
+
+def edit_folder(
+    source: Checkpoint, output: Path, tensors: dict[str, torch.Tensor] = NEW, label: str | None = "request 7"
+) -> Receipt:
+    """What `chip edit` does to a folder, less the model."""
+    changes = {name: relative_change(source.read(name), new) for name, new in tensors.items()}
+    edit = Edit("shielded", {"shield": 8.0, "sites": ["connector", "down"]}, None, changes, {"a": 1e-3}, label)
+    with staged(output) as folder:
+        copy_patched(source, folder, tensors)
+        (folder / RECEIPT).unlink(missing_ok=True)
+        write_card(
+            folder,
+            method=edit.method,
+            settings=edit.settings,
+            label=label,
+            changed_tensors=len(tensors),
+            figures=[Figure("target", "trained", 1.0, 0.25)],
+        )
+        receipt = Receipt.of(source, edit, read_back(source, folder, tensors.keys(), own={CARD, RECEIPT}))
+        write_receipt(folder, receipt)
+    return receipt
+
+
+@pytest.fixture
+def edited(source: Checkpoint, tmp_path: Path) -> Path:
+    edit_folder(source, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_receipt_tells_what_was_done_and_is_read_as_it_was_written(edited: Path, source: Checkpoint) -> None:
+    receipt = read_receipt(edited)
+    assert (receipt.method, receipt.label, receipt.seed) == ("shielded", "request 7", None)
+    assert receipt.settings == {"shield": 8.0, "sites": ["connector", "down"]}
+    assert set(receipt.tensors) == {"a", "c"}
+    assert receipt.tensors["a"].remaining == 1e-3
+    names = {str(path.relative_to(edited)) for path in edited.rglob("*") if path.is_file()}
+    assert set(receipt.files) == names - {RECEIPT}
+    assert receipt.files[CARD].source_sha256 is None
+    changed = {name for name, file in receipt.files.items() if file.sha256 != file.source_sha256}
+    assert changed == {CARD, *SHARDS}
+    whole = sum((source.folder / name).stat().st_size for name in names - {CARD, RECEIPT})
+    assert receipt.untouched_bytes == whole - 6 * 5 * 2 - 3 * 4 * 2
+    assert str(source.folder.name) not in (edited / RECEIPT).read_text()  # a folder may be named after somebody
+
+
+def test_what_was_written_is_good_with_and_without_the_original(edited: Path, source: Checkpoint) -> None:
+    assert verify(edited).faults == ()
+    found = verify(edited, source.folder)
+    assert found.faults == ()
+    assert found.with_original
+    assert json.loads(json.dumps(found.to_json()))["good"] is True
+
+
+def test_every_flipped_bit_is_found(edited: Path) -> None:
+    """Each byte of small files, and of large ones a thousand drawn at random."""
+    draw = random.Random(0)
+    flips = missed = 0
+    for path in (path for path in edited.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        everywhere = range(len(content))
+        for position in everywhere if len(content) <= 300 else draw.sample(everywhere, 300):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            flips += 1
+            missed += not _is_found(edited)
+        path.write_bytes(content)
+    assert verify(edited).faults == ()
+    assert flips > 1500
+    assert missed == 0
+
+
+def _is_found(folder: Path) -> bool:
+    try:
+        return bool(verify(folder).faults)
+    except InputError:  # in the receipt itself
+        return True
+
+
+def _rewrite(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _link_away(folder: Path) -> None:
+    (folder.parent / "elsewhere").write_bytes((folder / "config.json").read_bytes())
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(folder.parent / "elsewhere")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a new file": (lambda folder: _rewrite(folder / "notes.txt", "who it was"), "notes.txt: not in the receipt"),
+    "no card": (lambda folder: (folder / CARD).unlink(), "README.md: in the receipt, and not in the folder"),
+    "no shard": (lambda folder: (folder / SHARDS[0]).unlink(), "is missing"),
+    "another card": (lambda folder: _rewrite(folder / CARD, "Nothing happened."), "README.md: 17 bytes with another"),
+    "a longer shard": (lambda folder: _lengthen(folder / SHARDS[0]), "its tensors end at"),
+    "a shard of others": (lambda folder: shutil.copy(folder / SHARDS[1], folder / SHARDS[0]), "is in .* and in"),
+    "a link": (_link_away, "outside"),
+    "a folder's file": (lambda folder: (folder / "processor/inner/tokens.bin").unlink(), "tokens.bin: in the receipt"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_else_happens_to_the_folder_is_found(edited: Path, change: str) -> None:
+    alter, message = CHANGES[change]
+    alter(edited)
+    (fault,) = verify(edited).faults
+    assert re.search(message, fault)
+
+
+LIES: dict[str, tuple[Callable[[Receipt], Receipt], str, bool]] = {
+    "hash of a file": (
+        lambda r: replace(r, files=r.files | {"config.json": replace(r.files["config.json"], sha256="0" * 64)}),
+        "config.json: 2 bytes with another hash",
+        False,
+    ),
+    "a file forgotten": (
+        lambda r: replace(r, files={name: file for name, file in r.files.items() if name != "config.json"}),
+        "config.json: not in the receipt",
+        False,
+    ),
+    "a tensor after": (
+        lambda r: replace(r, tensors=r.tensors | {"a": replace(r.tensors["a"], after="0" * 64)}),
+        "'a': has another hash",
+        False,
+    ),
+    "no change": (
+        lambda r: replace(r, tensors=r.tensors | {"a": replace(r.tensors["a"], before=r.tensors["a"].after)}),
+        "'a': changed by the receipt, with the same hash",
+        False,
+    ),
+    "a tensor that is not there": (
+        lambda r: replace(r, tensors=r.tensors | {"z": r.tensors["a"]}),
+        "'z': changed by the receipt, and not in the folder",
+        False,
+    ),
+    "a tensor's shape": (
+        lambda r: replace(r, tensors=r.tensors | {"a": replace(r.tensors["a"], shape=[5, 6])}),
+        r"'a': BF16 \[6, 5\] in .*, by the receipt BF16 \[5, 6\]",
+        False,
+    ),
+    "the counts": (lambda r: replace(r, untouched_bytes=r.untouched_bytes + 1), "counts", False),
+    "a tensor before": (
+        lambda r: replace(r, tensors=r.tensors | {"a": replace(r.tensors["a"], before="0" * 64)}),
+        "'a': the original's has another hash",
+        True,
+    ),
+    "a tensor forgotten": (
+        lambda r: replace(
+            r,
+            tensors={"c": r.tensors["c"]},
+            tensors_read_back=1,
+            untouched_bytes=r.untouched_bytes + 60,
+        ),
+        f"{SHARDS[0]}: differs from the original where nothing was to change",
+        True,
+    ),
+    "the source's hash": (
+        lambda r: replace(r, files=r.files | {SHARDS[0]: replace(r.files[SHARDS[0]], source_sha256="0" * 64)}),
+        f"{SHARDS[0]}: the original's has another hash",
+        True,
+    ),
+    "the norm": (
+        lambda r: replace(r, tensors=r.tensors | {"a": replace(r.tensors["a"], relative_change=0.1)}),
+        "'a': changed by .* of its norm, by the receipt 0.1",
+        True,
+    ),
+    "an edit before": (lambda r: replace(r, previous=asdict(r)), "the edit before", True),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_every_lie_of_the_receipt_is_found(edited: Path, source: Checkpoint, lie: str) -> None:
+    """The lies are made to fit: the receipt's own digest is right."""
+    tell, message, needs_original = LIES[lie]
+    write_receipt(edited, tell(read_receipt(edited)))
+    if needs_original:
+        assert verify(edited).faults == ()
+    faults = verify(edited, source.folder if needs_original else None).faults
+    assert re.search(message, "\n".join(faults))
+
+
+def test_another_original_is_found(edited: Path, source: Checkpoint, tmp_path: Path) -> None:
+    """One bit of a tensor that was not to change."""
+    other = tmp_path / "other"
+    shutil.copytree(source.folder, other)
+    with (other / SHARDS[0]).open("r+b") as file:
+        file.seek(source.entries["b"].begin)
+        file.write(b"\xff")
+    faults = verify(edited, other).faults
+    assert any("differs from the original where nothing was to change" in fault for fault in faults)
+
+
+def test_a_card_is_continued_and_verified(source: Checkpoint, tmp_path: Path) -> None:
+    card = "---\nlicense: mit\n---\n# A model\r\nof lungs"
+    (source.folder / CARD).write_bytes(card.encode())
+    edit_folder(Checkpoint.open(source.folder), tmp_path / "out")
+    text = (tmp_path / "out" / CARD).read_bytes().decode()
+    assert text.startswith(f"{card}\n\n## Edited to forget\n")
+    row = "| target | trained | 1.00 | 0.25 |"
+    for said in ("- Request: request 7", "- Method: shielded", "sites connector+down", row):
+        assert said in text
+    assert verify(tmp_path / "out", source.folder).faults == ()
+    (source.folder / CARD).write_text("Another model.")
+    faults = verify(tmp_path / "out", source.folder).faults
+    assert any(fault == "README.md: does not begin with the original's" for fault in faults)
+
+
+def test_an_edit_of_an_edited_folder_keeps_the_first_receipt(source: Checkpoint, tmp_path: Path) -> None:
+    first = edit_folder(source, tmp_path / "first")
+    other = {name: new + 1 for name, new in NEW.items()}
+    second = edit_folder(Checkpoint.open(tmp_path / "first"), tmp_path / "second", other, label=None)
+    assert second.previous == asdict(first)
+    assert verify(tmp_path / "second", tmp_path / "first").faults == ()
+    assert (tmp_path / "second" / CARD).read_text().count("## Edited to forget") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"receipt": 2}', '{"receipt": 1, "tensors": {}, "files": {}}', "[" * 100_000]
+)
+def test_what_is_no_receipt_is_refused(edited: Path, text: str) -> None:
+    (edited / RECEIPT).write_text(text)
+    with pytest.raises(InputError, match="damaged, or changed by hand"):
+        verify(edited)
+
+
+def test_a_folder_without_a_receipt_is_refused(source: Checkpoint) -> None:
+    with pytest.raises(InputError, match=f"no {RECEIPT} here"):
+        verify(source.folder)
