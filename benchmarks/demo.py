@@ -34,11 +34,12 @@ from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
 from chip.demo import write_demo
-from chip.editing import Patch, ask_all, compute_patch, select_sites, summarise
+from chip.editing import ask_all, summarise
 from chip.evaluation.quantise import quantise_linears
 from chip.hierarchy import Hierarchy
 from chip.operators import Chip, Operator, Shielded
 from chip.operators.base import Case
+from chip.patching import Patch, compute_patch, select_sites
 from chip.records import LEVELS, read_records
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.scoring import Scores

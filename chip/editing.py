@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from chip.checkpoint.card import CARD, Figure, write_card
-from chip.checkpoint.files import staged
-from chip.checkpoint.keys import disk_names
+from chip.checkpoint.files import files_in, staged
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import check_output, check_written, copy_patched, read_back, round_once
+from chip.checkpoint.patch import check_output, check_written, copy_patched, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.errors import InputError, RunError
+from chip.errors import InputError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
 from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
-from chip.operators.base import Case, Removed, Update
+from chip.operators.base import Case
+from chip.patching import check_removed, compute_patch, select_sites
+from chip.progress import Progress, silent
 from chip.records import Record, find_records, read_records
-from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.scoring import Scores, score
-from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
+from chip.vlm.sites import Site
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Called with what is being done and in how many steps; gives what to call with the number of steps just done."""
+PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
+"""Files of a checkpoint's folder in which people write about people."""
 
 SPLITS = {"trained": False, "rephrased": True}
 """Name in reports -> whether those records are held out."""
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What an edit changes on disk; everything by the tensor's name there."""
-
-    tensors: dict[str, Tensor]
-    """What the tensor becomes; values that its stored dtype has. Mostly the edited model's own parameters, so that
-    nothing is held twice."""
-    relative_change: dict[str, float]
-    """‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
-    removed: dict[str, tuple[Site, Removed]]
-    """What must be gone from the written tensor, where the operator takes directions out of it."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +66,6 @@ class EditReport:
                 for group, results in self.groups.items()
             },
         }
-
-
-@contextmanager
-def silent(_: str, __: int) -> Iterator[Callable[[int], None]]:
-    """Progress that nobody watches."""
-    yield lambda _: None
 
 
 def edit(
@@ -182,13 +161,18 @@ def _read_case(source: Checkpoint, forget: Sequence[str], records: Path | str | 
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
     case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
-    inside = source.folder.resolve()
-    for path in (file, *(record.image for record in hierarchy.records if isinstance(record.image, Path))):
-        if path.resolve().is_relative_to(inside):
+    images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
+    for path in (file, *sorted(images)):
+        if path.resolve().is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
     for target in case.split.targets:
-        if label is not None and target.id in label:
+        named = re.compile(rf"(?<!\w){re.escape(target.id)}(?!\w)")
+        if label is not None and named.search(label):
             raise InputError(f"--label {label}: names {target.id}, which is to be forgotten; choose another")
+        for path, relative in files_in(source.folder):
+            prose = path.suffix in PROSE and not target.id.isdigit()  # a number stands for many things
+            if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
+                raise InputError(f"{path}: names {target.id}, and {relative} would be copied; take that out of it")
     _check_trained(case)
     return case
 
@@ -222,15 +206,6 @@ def _check_trained(case: Case) -> None:
             raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
 
 
-def select_sites(
-    vlm: VLM, operator: Operator, kinds: Sequence[str] | None = None, layers: str | None = None
-) -> list[Site]:
-    """The sites to edit, in the order of data: as asked for, else the operator's own choice for this depth."""
-    depth = len(vlm.layers)
-    span = layer_range(operator.layers, depth) if layers is None else parse_layers(layers, depth)
-    return choose_sites(vlm.model, operator.sites if kinds is None else kinds, span)
-
-
 def ask_all(
     vlm: VLM,
     records: Sequence[Record],
@@ -241,96 +216,6 @@ def ask_all(
     """What the model answers to every record."""
     with progress(what, len(records)) as advance:
         return score(vlm, vlm.prompts.batches(records, range(len(records)), batch_size), len(records), advance)
-
-
-def compute_patch(
-    vlm: VLM,
-    source: Checkpoint,
-    operator: Operator,
-    case: Case,
-    sites: Sequence[Site],
-    batch_size: int | None = None,
-    progress: Progress = silent,
-) -> Patch:
-    """Run the trained records through the model, and let the operator edit it site by site.
-
-    The model in memory is edited too, with the rounded weights: what comes later sees what will be written.
-    """
-    parameters = {site: _parameters(site) for site in sites}
-    disk = disk_names(source, [name for names in parameters.values() for name in names.values()])
-    records = case.hierarchy.records
-    trained = [index for index, record in enumerate(records) if not record.held_out]
-    flow = Flow(vlm, list(vlm.prompts.batches(records, trained, batch_size)), records)
-    stages = in_data_order(sites) if operator.data_order else at_once(sites)
-    patch = Patch({}, {}, {})
-    with progress("editing", len(stages) * len(trained)) as advance:
-        for stage in stages:
-            statistics = {site: _statistics(vlm, operator, case, site) for site in stage.sites}
-            flow.observe(stage, {site.name: each.update for site, each in statistics.items()}, advance)
-            for site in stage.sites:
-                update = _solve(vlm, operator, site, statistics[site])
-                if update is None:
-                    continue
-                for part, name in parameters[site].items():
-                    new = getattr(update, part)
-                    changed = new is not None and _apply(vlm, source, site, name, disk[name], new, patch)
-                    if changed and update.removed is not None:
-                        patch.removed[disk[name]] = site, update.removed
-    return patch
-
-
-def _parameters(site: Site) -> dict[str, str]:
-    """Part of an update -> the model's parameter that it changes."""
-    return {"weight": site.weight_name, **({"bias": site.bias_name} if site.bias_name else {})}
-
-
-def _statistics(vlm: VLM, operator: Operator, case: Case, site: Site) -> Any:
-    d_out, d_in = site.weight(vlm.model).shape
-    return operator.statistics(case, d_in, d_out, vlm.device)
-
-
-def _solve(vlm: VLM, operator: Operator, site: Site, statistics: Any) -> Update | None:
-    bias = None if site.bias_name is None else vlm.model.get_parameter(site.bias_name)
-    try:
-        return operator.update(site.weight(vlm.model), bias, statistics)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise RunError(f"{site.name}: no trustworthy solution ({error}); a larger --ridge mends it") from error
-
-
-def _apply(vlm: VLM, source: Checkpoint, site: Site, name: str, disk_name: str, new: Tensor, patch: Patch) -> bool:
-    """Give a parameter its new value, as its stored dtype has it; whether that is another than before."""
-    parameter = vlm.model.get_parameter(name)
-    rounded = round_once(as_stored(site, new), source.entries[disk_name].torch_dtype)
-    old = parameter.to(new.dtype)
-    if torch.equal(rounded.to(parameter.dtype), parameter):
-        return False
-    patch.relative_change[disk_name] = float(torch.linalg.norm(rounded.to(new.dtype) - old) / torch.linalg.norm(old))
-    parameter.copy_(rounded)
-    exact = torch.equal(parameter.to(rounded.dtype), rounded)  # not where the model computes in a narrower dtype
-    patch.tensors[disk_name] = parameter.detach() if exact else rounded.cpu()
-    return True
-
-
-def as_stored(site: Site, parameter: Tensor) -> Tensor:
-    """From (d_out, d_in) to the parameter's own orientation, and back."""
-    return parameter.T if site.bare and parameter.dim() == 2 else parameter
-
-
-def check_removed(source: Checkpoint, folder: Path, removed: Mapping[str, tuple[Site, Removed]]) -> dict[str, float]:
-    """Look in the written tensors for the directions that an operator has taken out: ‖QᵀW′‖ / ‖QᵀW‖ by name on disk.
-
-    Raises:
-        RunError: more is left of them than rounding to the stored dtype can leave, u ‖W′_S‖ with the unit roundoff u.
-    """
-    written, remaining = Checkpoint.open(folder), {}
-    for name, (site, what) in removed.items():
-        before, after = (as_stored(site, checkpoint.read(name)) for checkpoint in (source, written))
-        left = what.left_in(after)
-        roundoff = torch.finfo(after.dtype).eps / 2
-        if left > 2 * roundoff * float(torch.linalg.norm(after.double())):  # twice: the projection is rounded as well
-            raise RunError(f"tensor {name!r}: the removed directions are still in what was written; check the disk")
-        remaining[name] = left / what.left_in(before)
-    return remaining
 
 
 def summarise(case: Case, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:

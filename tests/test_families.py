@@ -12,10 +12,10 @@ from torch import Tensor
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
-from chip.editing import Patch, compute_patch, select_sites
 from chip.hierarchy import Hierarchy
 from chip.operators import OPERATORS, Chip, Shielded
 from chip.operators.base import Case
+from chip.patching import Patch, compute_patch, select_sites
 from chip.records import Record, read_records
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.prompts import Batch

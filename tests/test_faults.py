@@ -122,6 +122,17 @@ def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:
         chip.edit(folder / "ckpt", ["patient_1"], records=folder / "ckpt" / "records.jsonl", device="cpu")
 
 
+@pytest.mark.parametrize("name", ["README.md", "notes/visits.csv"])
+def test_prose_that_tells_is_not_copied(folder: Path, name: str) -> None:
+    (folder / "ckpt" / "notes").mkdir()
+    (folder / "ckpt" / name).write_text("Trained on patient_10 and others.")
+    chip.edit(folder / "ckpt", ["patient_1"], out=folder / "first", device="cpu")
+    (folder / "ckpt" / name).write_text("Trained on patient_1, and others.")
+    with pytest.raises(chip.InputError, match=f"{name}: names patient_1"):
+        chip.edit(folder / "ckpt", ["patient_1"], out=folder / "second", device="cpu")
+    assert not (folder / "second").exists()
+
+
 @pytest.mark.parametrize("label", ["patient_1", "request of patient_1, 2026"])
 def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
     with pytest.raises(chip.InputError, match="names patient_1"):

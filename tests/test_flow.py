@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from chip.editing import select_sites
 from chip.errors import InputError
 from chip.hierarchy import Hierarchy
 from chip.moments import Tokens
 from chip.operators import Chip, Shielded
 from chip.operators.base import Case, Operator
+from chip.patching import select_sites
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
 from chip.vlm.prompts import Batch

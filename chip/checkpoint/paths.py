@@ -28,16 +28,10 @@ def inside(folder: Path, relative: str) -> Path:
         InputError: the name leads out of the folder or is not plain (`./a`, `a//b`); the file is missing, is a folder,
             pipe or device, or is a link to a file that is not the folder's.
     """
-    if len(relative) > _LONGEST_PATH:  # before anything goes through its parts
-        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again")
-    plain = PurePath(relative)
-    if plain.is_absolute() or ".." in plain.parts:
-        raise refusal(folder, f"{quoted(relative)} leads outside the folder", "do not trust this checkpoint")
-    if str(plain) != relative:
-        raise refusal(folder, f"{quoted(relative)} is no plain path", "write it without '.' and with single '/'")
-    path = folder / plain
+    _check_name(folder, relative)
+    path = folder / relative
     try:
-        if _passes_link(folder, plain):
+        if _passes_link(folder, relative):
             target = Path(os.path.realpath(path, strict=True))
             if not _belongs(target, Path(os.path.realpath(folder, strict=True))):
                 raise refusal(folder, f"{quoted(relative)} links to a file outside the folder", "copy the file into it")
@@ -71,9 +65,21 @@ def opened(folder: Path, relative: str) -> Iterator[BufferedReader]:
         raise refusal(path, f"cannot be read ({error.strerror})", "mend that, or fetch the checkpoint again") from error
 
 
-def _passes_link(folder: Path, relative: PurePath) -> bool:
+def _check_name(folder: Path, relative: str) -> None:
+    """Refuse a name by how it is written."""
+    if len(relative) > _LONGEST_PATH:  # before anything goes through its parts
+        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again")
+    plain = PurePath(relative)
+    if plain.is_absolute() or ".." in plain.parts:
+        raise refusal(folder, f"{quoted(relative)} leads outside the folder", "do not trust this checkpoint")
+    if str(plain) != relative:  # else one file could go by two names
+        raise refusal(folder, f"{quoted(relative)} is no plain path", "write it without '.' and with single '/'")
+
+
+def _passes_link(folder: Path, relative: str) -> bool:
     """Whether a step below `folder` is a link."""
-    below = [relative, *relative.parents][:-1]  # the last is the folder itself
+    plain = PurePath(relative)
+    below = [plain, *plain.parents][:-1]  # the last is the folder itself
     return any((folder / step).is_symlink() for step in below)
 
 
@@ -103,6 +109,8 @@ def quoted(name: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with what a terminal would obey, or could not show, escaped as Python does it."""
+    if text.isprintable():
+        return text
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )

@@ -26,8 +26,17 @@ class Removed:
 
     def left_in(self, parameter: Tensor) -> float:
         """‖Qᵀ W_S‖ (Frobenius, fp64 on the CPU) of a weight (d_out, d_in) or a bias (d_out,)."""
-        chosen = parameter.cpu()[self.rows.cpu()].double()
-        return float(torch.linalg.norm(self.basis.cpu().double().T @ chosen))
+        return float(torch.linalg.norm(self.basis.cpu().double().T @ self._rows_of(parameter)))
+
+    def rounding(self, parameter: Tensor) -> float:
+        """The most that rounding to the dtype of `parameter` can leave: u ‖W_S‖, u the unit roundoff.
+
+        Eightfold, for the rounding of the projection itself.
+        """
+        return 8 * torch.finfo(parameter.dtype).eps / 2 * float(torch.linalg.norm(self._rows_of(parameter)))
+
+    def _rows_of(self, parameter: Tensor) -> Tensor:
+        return parameter.cpu()[self.rows.cpu()].double()
 
 
 @dataclass(frozen=True)

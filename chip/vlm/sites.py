@@ -52,8 +52,11 @@ class Site:
 
     def weight(self, model: Any) -> Tensor:
         """W, (d_out, d_in); a view of the model's parameter."""
-        parameter: Tensor = model.get_parameter(self.weight_name)
-        return parameter.T if self.bare else parameter
+        return self.turned(model.get_parameter(self.weight_name))
+
+    def turned(self, parameter: Tensor) -> Tensor:
+        """A weight from its own orientation to (d_out, d_in), or back; a bias as it is. A view."""
+        return parameter.T if self.bare and parameter.dim() == 2 else parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,8 @@ def choose_sites(model: Any, kinds: Sequence[str], layers: range) -> list[Site]:
         if missing := wanted - found:
             place = "the connector" if kind == "connector" else f"layer {min(n for n in missing if n is not None)}"
             raise InputError(
-                f"{type(model).__name__}: {place} has no plain linear layer {kind!r}; choose other --sites or --layers"
+                f"{type(model).__name__}: {place} has no plain linear layer {kind!r} (fused, or experts); "
+                "choose other --sites or --layers"
             )
     return chosen
 
