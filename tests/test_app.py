@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from chip.app import main
 from chip.hierarchy import Hierarchy
+from tests.families import build, write_records
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,45 @@ def test_tables_for_people(chip: Chip, small: Path) -> None:
     refused(_edit_again(chip, small), "not empty")
 
 
+def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: Path) -> None:
+    ckpt, out = build(tmp_path / "ckpt", "llava"), tmp_path / "ckpt-edited"
+    write_records(tmp_path)
+    assert _edit(chip, tmp_path, "patient_1", "--label", "request 7", "--link-unchanged").code == 0
+    assert "- Request: request 7" in (out / "README.md").read_text()
+    good = chip("verify", out, "--original", ckpt)
+    assert good.code == 0
+    for words in ("request 7", "14 files as written", "5 changed tensors as written", "bytes are the original's"):
+        assert words in good.out
+    assert "--original" in chip("verify", out).out
+    assert json.loads(chip("verify", out, "--json").out)["good"] is True
+    (out / "notes.txt").write_text("left behind")
+    bad = chip("verify", out)
+    assert bad.code == 1
+    assert "notes.txt: not in the receipt" in bad.out
+    assert json.loads(chip("verify", out, "--json").out)["faults"] == ["notes.txt: not in the receipt"]
+    refused(chip("verify", ckpt), "no chip_receipt.json here")
+
+
 def _edit_again(chip: Chip, folder: Path) -> Result:
     return chip("edit", folder / "ckpt", "--forget", "patient_2", "--device", "cpu")
+
+
+def test_diff_ends_as_diff_does_and_writes_a_page(chip: Chip, tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file({"x": torch.full((2, 2), value)}, tmp_path / name / "model.safetensors")
+    a, b, page = tmp_path / "a", tmp_path / "b", tmp_path / "page.html"
+    refused(chip("diff", a, b, "--html", tmp_path / "missing" / "page.html"), "missing")
+    different = chip("diff", a, b, "--html", page, "--json")
+    assert different.code == 1
+    assert json.loads(different.out)["changed"][0]["relative_change"] == 1.0
+    assert "1 of 1 tensor differs." in page.read_text(encoding="utf-8")
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+    equal = chip("diff", a, a, "--html", page)
+    assert (equal.code, equal.out.strip()) == (0, "equal")
+    assert "bit for bit" in page.read_text(encoding="utf-8")
+    refused(chip("diff", a, tmp_path / "c"), "no such folder")
 
 
 def test_unknown_and_ambiguous_nodes(chip: Chip, small: Path) -> None:

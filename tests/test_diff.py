@@ -5,18 +5,25 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from chip.checkpoint import diff as diff_module
-from chip.checkpoint.diff import CheckpointDiff, TensorDiff, diff
+from chip.checkpoint import measure as measure_module
+from chip.checkpoint.diff import CheckpointDiff, ShapeDiff, diff
+from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import INDEX, SINGLE, Checkpoint
+from chip.checkpoint.measure import DIRECTIONS, Stored, TensorDiff
+from chip.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -48,33 +55,56 @@ def one(tmp_path: Path, a: torch.Tensor, b: torch.Tensor) -> TensorDiff:
 def test_a_checkpoint_equals_itself_in_other_shards(tmp_path: Path, tensors: Tensors) -> None:
     a = make(tmp_path / "a", tensors)
     b = make(tmp_path / "b", {"vector": tensors.pop("vector")}, tensors)
-    told: list[str] = []
-    found = diff(a, b, told.append)
+    told: list[object] = []
+
+    @contextmanager
+    def progress(*what: object) -> Iterator[Callable[[int], None]]:
+        told.append(what)
+        yield told.append
+
+    found = diff(a, str(b), progress)
     assert found.equal
     assert found.changed == ()
-    assert told == [tensor.name for tensor in found.tensors] == ["ids", "matrix", "scalar", "vector"]
+    assert [tensor.name for tensor in found.tensors] == ["ids", "matrix", "scalar", "vector"]
+    assert told == [("comparing", 4), 1, 1, 1, 1]
     assert found.to_json() == {
         "equal": True,
         "compared": 4,
         "changed": [],
+        "sums": [],
+        "outside_layers": [],
         "shape_differs": [],
         "only_in_a": [],
         "only_in_b": [],
     }
 
 
-def test_equal_tensors_are_not_loaded(tmp_path: Path, tensors: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_differs_is_measured(tmp_path: Path, tensors: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = make(tmp_path / "a", tensors), make(tmp_path / "b", tensors | {"vector": torch.zeros(5)})
-    read: list[str] = []
-    plain = Checkpoint.read
+    measured: list[str] = []
 
-    def noting(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        read.append(name)
-        return plain(checkpoint, name)
+    def noting(a: Stored, b: Stored) -> TensorDiff:
+        measured.append(a.entry.name)
+        return TensorDiff(a.entry.name, a.entry.shape, a.entry.dtype, changed=True)
 
-    monkeypatch.setattr(Checkpoint, "read", noting)
+    monkeypatch.setattr(diff_module, "measure", noting)
     assert [tensor.name for tensor in diff(a, b).changed] == ["vector"]
-    assert read == ["vector", "vector"]
+    assert measured == ["vector"]
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (9, 40), (1, 300), (300, 1), (300,), (4, 5, 6)])
+def test_a_tensor_is_never_held_whole(tmp_path: Path, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = measure_module._Matrix.part
+
+    def noting(matrix: measure_module._Matrix, rows: Sequence[int], begin: int, end: int) -> torch.Tensor:
+        sizes.append(len(rows) * (end - begin))
+        return plain(matrix, rows, begin, end)
+
+    monkeypatch.setattr(measure_module._Matrix, "part", noting)
+    monkeypatch.setattr(measure_module, "_VALUES", 45)
+    assert one(tmp_path, torch.zeros(shape), torch.ones(shape)).largest_change == 1
+    assert max(sizes) <= 45
 
 
 def test_linked_shards_are_equal(tmp_path: Path, tensors: Tensors) -> None:
@@ -84,17 +114,26 @@ def test_linked_shards_are_equal(tmp_path: Path, tensors: Tensors) -> None:
     assert diff(a, b).equal
 
 
-def test_files_are_compared_without_transformers() -> None:
-    code = "import sys, chip.checkpoint.diff, chip.checkpoint.patch; sys.exit('transformers' in sys.modules)"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+def test_files_are_compared_without_transformers(tmp_path: Path, tensors: Tensors) -> None:
+    a, b = make(tmp_path / "a", tensors), make(tmp_path / "b", tensors | {"matrix": torch.zeros(12, 7)})
+    code = (
+        "import sys, chip.checkpoint.patch\n"
+        "from chip.checkpoint.diff import diff\n"
+        "assert len(diff(*sys.argv[1:]).changed) == 1\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, a, b], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_names_and_shapes_that_differ_are_listed_apart(tmp_path: Path, tensors: Tensors) -> None:
     a = make(tmp_path / "a", tensors | {"old": torch.zeros(1)})
     b = make(tmp_path / "b", tensors | {"new": torch.zeros(1), "vector": torch.zeros(6)})
     found = diff(a, b)
-    assert (found.only_in_a, found.only_in_b, found.shape_differs) == (("old",), ("new",), ("vector",))
+    assert (found.only_in_a, found.only_in_b, found.shape_differs) == (
+        ("old",),
+        ("new",),
+        (ShapeDiff("vector", (5,), (6,)),),
+    )
     assert found.changed == ()
     assert not found.equal
 
@@ -111,8 +150,8 @@ def test_the_measures_are_their_definitions_over_any_blocks(
     rows = torch.rand(shape[0]) < 0.5
     b[rows] = a[rows]
     with pytest.MonkeyPatch.context() as blocks:
-        blocks.setattr(diff_module, "_VALUES", data.draw(st.integers(1, 20)))
-        blocks.setattr(diff_module, "_BLOCK", data.draw(st.integers(1, 20)))
+        blocks.setattr(measure_module, "_VALUES", data.draw(st.integers(1, 20)))
+        blocks.setattr(measure_module, "_BLOCK", data.draw(st.integers(1, 20)))
         found = one(tmp_path_factory.mktemp("pair"), a, b)
     delta = b.double() - a.double()
     assert found.shape == tuple(shape)
@@ -121,11 +160,17 @@ def test_the_measures_are_their_definitions_over_any_blocks(
     assert found.largest_change == float(delta.abs().max())
     assert found.rows_changed == float(delta.flatten(1).any(dim=1).double().mean())
     if found.changed:
-        p = torch.linalg.svdvals(delta.flatten(1))
-        p = p / p.sum()
+        assert (found.norm, found.change) == pytest.approx((float(a.double().norm()), float(delta.norm())))
+        sigma = torch.linalg.svdvals(delta.flatten(1))
+        p = sigma / sigma.sum()
         assert found.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-6)
+        share = sigma.square() / sigma.square().sum()
+        assert [k for k, _ in found.energy] == [*DIRECTIONS]
+        assert [told for _, told in found.energy] == pytest.approx([float(share[:k].sum()) for k in DIRECTIONS])
+        assert found.spectrum == pytest.approx(sigma[: len(found.spectrum)].tolist())
+        assert sigma[len(found.spectrum) :].sum() <= 1e-6 * sigma[0]
     else:
-        assert found.effective_rank is None
+        assert (found.effective_rank, found.energy, found.spectrum) == (None, (), ())
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300)])
@@ -140,18 +185,39 @@ def test_the_effective_rank_of_equal_singular_values_is_the_rank(
     assert found.relative_change == math.inf
 
 
+def test_the_spectrum_has_the_leading_values_only(tmp_path: Path) -> None:
+    found = one(tmp_path, torch.zeros(100, 80), 2 * torch.eye(100, 80))
+    assert found.spectrum == pytest.approx((2.0,) * 64)
+    assert dict(found.energy) == pytest.approx({1: 1 / 80, 8: 0.1, 64: 0.8})
+
+
+def test_only_changed_rows_count_towards_the_limit_of_the_gram_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_module, "LARGEST_GRAM", 4)
+    a = {"few rows": torch.zeros(9, 9), "all rows": torch.zeros(9, 9), "narrow": torch.zeros(9, 4)}
+    b = {"few rows": torch.zeros(9, 9), "all rows": torch.ones(9, 9), "narrow": torch.ones(9, 4)}
+    b["few rows"][[1, 2, 5, 8]] = 1.0
+    found = {tensor.name: tensor for tensor in diff(make(tmp_path / "a", a), make(tmp_path / "b", b)).tensors}
+    assert found["few rows"].effective_rank == pytest.approx(1.0)
+    assert found["narrow"].effective_rank == pytest.approx(1.0)
+    assert found["all rows"] == replace(
+        found["all rows"], changed=True, change=9.0, effective_rank=None, energy=(), spectrum=()
+    )
+
+
 def test_vectors_and_scalars_have_no_rank(tmp_path: Path) -> None:
     a = {"vector": torch.tensor([3.0, 4.0, 0.0, 0.0]), "scalar": torch.tensor(2.0)}
     b = {"vector": torch.tensor([3.0, 4.0, 0.0, 1.0]), "scalar": torch.tensor(1.0)}
     scalar, vector = diff(make(tmp_path / "a", a), make(tmp_path / "b", b)).tensors
-    assert scalar == TensorDiff("scalar", (), "F32", True, 0.5, 1.0, None, 1.0)
-    assert vector == TensorDiff("vector", (4,), "F32", True, 0.2, 1.0, None, 0.25)
+    assert scalar == TensorDiff("scalar", (), "F32", True, 0.5, 1.0, None, 1.0, norm=2.0, change=1.0)
+    assert vector == TensorDiff("vector", (4,), "F32", True, 0.2, 1.0, None, 0.25, norm=5.0, change=1.0)
 
 
 def test_a_change_of_dtype_is_measured_by_value(tmp_path: Path) -> None:
     values = torch.randn(4, 4).bfloat16()
     found = one(tmp_path, values, values.float())
-    assert found == TensorDiff("x", (4, 4), "BF16 -> F32", changed=True)
+    assert found == TensorDiff("x", (4, 4), "BF16 -> F32", changed=True, norm=found.norm)
 
 
 def test_the_sign_of_zero_is_a_change_without_a_size(tmp_path: Path) -> None:
@@ -164,7 +230,7 @@ def test_what_is_not_finite_never_makes_a_measure_nan(tmp_path: Path, value: flo
     a[0] = b[0] = value  # the same in both: no difference
     b[1, 0] = value
     found = one(tmp_path, a, b)
-    assert found == TensorDiff("x", (3, 2), "F32", True, math.inf, math.inf, None, 1 / 3)
+    assert found == TensorDiff("x", (3, 2), "F32", True, math.inf, math.inf, None, 1 / 3, norm=2.0, change=math.inf)
 
 
 def test_a_report_is_json(tmp_path: Path, tensors: Tensors) -> None:
@@ -177,4 +243,65 @@ def test_a_report_is_json(tmp_path: Path, tensors: Tensors) -> None:
     assert zero["relative_change"] is None
     assert (zero["name"], zero["largest_change"], zero["rows_changed"]) == ("zero", 1.0, 1.0)
     assert zero["effective_rank"] == pytest.approx(1.0)
+    assert zero["energy"][0] == [1, pytest.approx(1.0)]
+    assert zero["spectrum"] == pytest.approx([2.0])
+    assert report["outside_layers"] == [{"name": "zero", "tensors": 1, "changed": 1, "relative_change": None}]
     assert CheckpointDiff((), (), (), ()).equal
+
+
+def _legacy_and_new(tmp_path: Path) -> tuple[Path, Path]:
+    """One small LLaVA under the names that old checkpoints have, and under those of its module."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlavaConfig(
+        text_config={**sizes, "model_type": "llama", "vocab_size": 40, "pad_token_id": 0},
+        vision_config={**sizes, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
+        image_token_index=3,
+        tie_word_embeddings=False,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "legacy")
+    legacy = Checkpoint.open(tmp_path / "legacy")
+    parameter_of = {name: parameter for parameter, name in key_map(legacy).items()}
+    new = make(tmp_path / "new", {parameter_of[name]: legacy.read(name) for name in legacy.entries})
+    (new / "config.json").write_bytes((tmp_path / "legacy" / "config.json").read_bytes())
+    return tmp_path / "legacy", new
+
+
+def test_legacy_names_are_compared_with_new_ones(tmp_path: Path) -> None:
+    legacy, new = _legacy_and_new(tmp_path)
+    assert diff(legacy, new).equal
+    tensors = load_file(new / SINGLE)
+    (changed,) = (name for name in tensors if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
+    tensors[changed] += 1.0
+    head = tensors.pop("lm_head.weight")  # as where it is tied
+    save_file({**tensors, "extra": head}, new / SINGLE)
+    found = diff(legacy, new)
+    (tensor,) = found.changed
+    assert (tensor.name, tensor.name_in_b) == ("language_model.model.layers.0.mlp.up_proj.weight", changed)
+    assert (found.only_in_a, found.only_in_b) == (("language_model.lm_head.weight",), ("extra",))
+
+
+def test_without_a_key_map_names_are_compared_as_they_are(tmp_path: Path) -> None:
+    legacy, new = _legacy_and_new(tmp_path)
+    for folder in (legacy, new):
+        (folder / "config.json").write_text('{"model_type": "nonesuch"}')
+    found = diff(legacy, new)
+    assert not any(tensor.changed for tensor in found.tensors)
+    assert "language_model.model.embed_tokens.weight" in found.only_in_a
+    assert "model.language_model.embed_tokens.weight" in found.only_in_b
+
+
+def test_names_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"layers.{i}.x" for i in (0, 2, 10)]
+    a, b = make(tmp_path / "a", {name: torch.ones(1) for name in names}), make(tmp_path / "b", {})
+    assert diff(a, a).tensors == tuple(TensorDiff(name, (1,), "F32", changed=False) for name in names)
+    assert diff(a, b).only_in_a == tuple(names)
+
+
+def test_a_file_cut_off_while_it_is_read(tmp_path: Path, tensors: Tensors) -> None:
+    a, b = Checkpoint.open(make(tmp_path / "a", tensors)), Checkpoint.open(make(tmp_path / "b", tensors))
+    (first, second) = (Stored(each.folder / SINGLE, each.entries["matrix"]) for each in (a, b))
+    second.path.write_bytes(second.path.read_bytes()[: second.entry.end - 1])
+    with pytest.raises(InputError, match="matrix"):
+        measure_module.same_bytes(first, second)
+    with pytest.raises(InputError, match="matrix"):
+        measure_module.measure(first, second)

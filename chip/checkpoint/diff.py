@@ -1,49 +1,46 @@
-"""What differs between two checkpoints, tensor by tensor, whatever their shards."""
+"""What differs between two checkpoints, tensor by tensor, whatever their shards and their names for it."""
+
+from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.measure import Stored, TensorDiff, measure, same_bytes
+from chip.errors import InputError
+from chip.progress import Progress, silent
 
-from chip.checkpoint.layout import Checkpoint, TensorEntry
-
-_BLOCK = 1 << 20  # bytes compared at once
-_VALUES = 1 << 22  # values taken to float64 at once
+_WORKERS = min(4, os.cpu_count() or 1)  # reading leaves Python's lock: twice as fast as one from an SSD
 
 
 @dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """How one tensor of `b` differs from the tensor of that name in `a`."""
+class ShapeDiff:
+    """A tensor that the checkpoints hold in different shapes."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """As stored in `a`; as `A -> B` where `b` has another."""
-    changed: bool
-    """Whether the stored bytes, or the dtype, differ."""
-    relative_change: float = 0.0
-    """Frobenius norms, ‖b − a‖ / ‖a‖; infinite where a is zero and b is not."""
-    largest_change: float = 0.0
-    """Largest |b − a| of a single value."""
-    effective_rank: float | None = None
-    """Of b − a. None below two dimensions, where no value differs, and where a difference is not finite."""
-    rows_changed: float = 0.0
-    """Share of rows (first dimension) in which a value differs."""
+    """On disk in `a`."""
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CheckpointDiff:
-    """What differs between the checkpoints `a` and `b`. Names are those on disk, sorted."""
+    """What differs between the checkpoints `a` and `b`. Names are those on disk in `a`, layer 2 before layer 10."""
 
     tensors: tuple[TensorDiff, ...]
-    """One for each name that both hold with the same shape."""
-    shape_differs: tuple[str, ...]
+    """One for each tensor that both hold with the same shape."""
+    shape_differs: tuple[ShapeDiff, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
+    """Names on disk in `b`."""
 
     @property
     def changed(self) -> tuple[TensorDiff, ...]:
@@ -54,8 +51,13 @@ class CheckpointDiff:
         """Whether both hold the same tensors, bit for bit."""
         return not (self.changed or self.shape_differs or self.only_in_a or self.only_in_b)
 
+    @cached_property
+    def map(self) -> ChangeMap:
+        """The changes summed by layer and by kind of site."""
+        return change_map(self.tensors)
+
     def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`: the changed tensors, and how many were compared. JSON lacks infinity: None."""
+        """For `json.dumps`: the changed tensors, how many were compared, the sums. JSON lacks infinity: None."""
         return {
             "equal": self.equal,
             "compared": len(self.tensors),
@@ -63,103 +65,86 @@ class CheckpointDiff:
                 {key: None if value == math.inf else value for key, value in asdict(tensor).items()}
                 for tensor in self.changed
             ],
-            "shape_differs": list(self.shape_differs),
+            "sums": [grid.to_json() for grid in self.map.grids],
+            "outside_layers": [{"name": name, **sum_to_json(found)} for name, found in self.map.outside.items()],
+            "shape_differs": [asdict(each) for each in self.shape_differs],
             "only_in_a": list(self.only_in_a),
             "only_in_b": list(self.only_in_b),
         }
 
 
-def diff(a: Path, b: Path, progress: Callable[[str], None] | None = None) -> CheckpointDiff:
-    """Compare the checkpoint folders `a` and `b`; `progress` is told each tensor's name before its turn.
+def diff(a: Path | str, b: Path | str, progress: Progress = silent) -> CheckpointDiff:
+    """Compare the checkpoint folders `a` and `b`.
 
-    Bytes are compared in blocks, and only tensors whose bytes differ are loaded, one pair at a time. Raises
-    `InputError` as `Checkpoint.open` does, and where a tensor that differs has a dtype chip cannot read.
+    Bytes are compared in blocks, several tensors at a time, and what differs is measured in blocks, one tensor after
+    the other: memory does not grow with the checkpoints, but for what `measure` says.
+
+    Where the names on disk differ, the tensors that both load into the same parameter of the model are compared, as
+    far as transformers has code for the models; all others by their names.
+
+    Raises:
+        InputError: as `Checkpoint.open` does, and where a tensor that differs has a dtype chip cannot read.
     """
-    first, second = Checkpoint.open(a), Checkpoint.open(b)
-    tensors: list[TensorDiff] = []
-    shape_differs: list[str] = []
-    for name in sorted(first.entries.keys() & second.entries.keys()):
-        if progress is not None:
-            progress(name)
-        if first.entries[name].shape != second.entries[name].shape:
-            shape_differs.append(name)
+    first, second = Checkpoint.open(Path(a)), Checkpoint.open(Path(b))
+    names = _same_tensors(first, second)
+    pairs: list[tuple[Stored, Stored]] = []
+    shape_differs: list[ShapeDiff] = []
+    for name in sorted(names, key=_in_order):
+        x, y = first.entries[name], second.entries[names[name]]
+        if x.shape == y.shape:
+            pairs.append((Stored(first.folder / x.shard, x), Stored(second.folder / y.shard, y)))
         else:
-            tensors.append(_compare(first, second, name))
+            shape_differs.append(ShapeDiff(name, x.shape, y.shape))
+    with progress("comparing", len(pairs)) as advance:
+        tensors = []
+        for tensor in _compare_all(pairs):
+            tensors.append(tensor)
+            advance(1)
     return CheckpointDiff(
         tuple(tensors),
         tuple(shape_differs),
-        only_in_a=tuple(sorted(first.entries.keys() - second.entries.keys())),
-        only_in_b=tuple(sorted(second.entries.keys() - first.entries.keys())),
+        only_in_a=tuple(sorted(first.entries.keys() - names.keys(), key=_in_order)),
+        only_in_b=tuple(sorted(second.entries.keys() - set(names.values()), key=_in_order)),
     )
 
 
-def _compare(first: Checkpoint, second: Checkpoint, name: str) -> TensorDiff:
-    a, b = first.entries[name], second.entries[name]
-    if a.dtype != b.dtype:
-        return _measure(name, f"{a.dtype} -> {b.dtype}", first.read(name), second.read(name))
-    if _same_bytes(first.folder / a.shard, a, second.folder / b.shard, b):
-        return TensorDiff(name, a.shape, a.dtype, changed=False)
-    return _measure(name, a.dtype, first.read(name), second.read(name))
+def _compare_all(pairs: Sequence[tuple[Stored, Stored]]) -> Iterator[TensorDiff]:
+    """Compare bytes ahead, in threads, and measure what differs."""
+    pool = ThreadPoolExecutor(_WORKERS)
+    try:
+        for (a, b), same in zip(pairs, pool.map(_same, pairs), strict=True):
+            found = TensorDiff(a.entry.name, a.entry.shape, a.entry.dtype, changed=False) if same else measure(a, b)
+            yield found if b.entry.name == a.entry.name else replace(found, name_in_b=b.entry.name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error, or Ctrl+C, does not wait for the rest
 
 
-def _same_bytes(path_a: Path, a: TensorEntry, path_b: Path, b: TensorEntry) -> bool:
-    with path_a.open("rb") as file_a, path_b.open("rb") as file_b:
-        if a.begin == b.begin and os.path.samestat(os.fstat(file_a.fileno()), os.fstat(file_b.fileno())):
-            return True  # one file under two names, as where a copy was linked
-        file_a.seek(a.begin)
-        file_b.seek(b.begin)
-        sizes = (min(_BLOCK, a.end - position) for position in range(a.begin, a.end, _BLOCK))
-        return all(file_a.read(size) == file_b.read(size) for size in sizes)
+def _same(pair: tuple[Stored, Stored]) -> bool:
+    a, b = pair
+    return a.entry.dtype == b.entry.dtype and same_bytes(a, b)
 
 
-def _measure(name: str, dtype: str, a: torch.Tensor, b: torch.Tensor) -> TensorDiff:
-    """Sums over blocks, in float64. A change to or from a value that is not finite counts as infinite."""
-    shape = tuple(a.shape)
-    rows = shape[0] if shape else 1
-    A, B = (tensor.reshape(rows, math.prod(shape[1:])) for tensor in (a, b))
-    wide = A.shape[0] < A.shape[1]
-    if wide:  # blocks run along the longer side, the Gram matrix has the shorter
-        A, B = A.T, B.T
-    long, short = A.shape
-    step = max(1, _VALUES // max(1, short))
-    square_a = square = largest = 0.0
-    changed_rows = torch.zeros(rows, dtype=torch.bool)
-    gram = torch.zeros(short, short, dtype=torch.float64)
-    for begin in range(0, long, step):
-        old, new = (matrix[begin : begin + step].double() for matrix in (A, B))  # (block, short)
-        same = (old == new) | (old.isnan() & new.isnan())
-        delta = torch.where(same, 0.0, new - old).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
-        square_a += old.nan_to_num(0.0, 0.0, 0.0).square().sum().item()
-        square += delta.square().sum().item()
-        largest = max(largest, delta.abs().max().item())
-        gram += delta.T @ delta
-        if wide:
-            changed_rows |= ~same.all(dim=0)
-        else:
-            changed_rows[begin : begin + step] = ~same.all(dim=1)
-    relative = math.sqrt(square / square_a) if square_a else math.inf if square else 0.0
-    return TensorDiff(
-        name,
-        shape,
-        dtype,
-        changed=True,
-        relative_change=relative,
-        largest_change=largest,
-        effective_rank=_effective_rank(gram) if len(shape) > 1 and 0 < square < math.inf else None,
-        rows_changed=changed_rows.sum().item() / max(1, rows),
-    )
+def _same_tensors(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
+    """Name in `first` -> name in `second` of the same tensor: of that name, or loaded into the same parameter."""
+    names = {name: name for name in first.entries.keys() & second.entries.keys()}
+    left_a, left_b = first.entries.keys() - names, second.entries.keys() - names
+    if left_a and left_b:  # else there is nothing to find
+        parameters_a, parameters_b = _parameters(first, left_a), _parameters(second, left_b)
+        names |= {parameters_a[each]: parameters_b[each] for each in parameters_a.keys() & parameters_b.keys()}
+    return names
 
 
-def _effective_rank(gram: torch.Tensor) -> float:
-    """exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ, from the Gram matrix (n, n), float64, of a matrix that is not zero.
+def _parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
+    """Parameter -> name on disk, for `names`; one that no parameter is loaded from stands for itself."""
+    from chip.checkpoint.keys import key_map  # brings transformers
 
-    The definition is that of Roy and Vetterli, "The effective rank: a measure of effective dimensionality"
-    (2007). Squaring costs half of the digits, which leaves as many as a singular value decomposition in
-    float32 gives, and is several times faster on the matrices of a language model. What rounding hides
-    counts as zero.
-    """
-    eigenvalues = torch.linalg.eigvalsh(gram)
-    floor = eigenvalues[-1] * len(gram) * torch.finfo(torch.float64).eps
-    sigma = eigenvalues[eigenvalues > floor].sqrt()
-    p = sigma / sigma.sum()
-    return float(torch.exp(-(p * p.log()).sum()))
+    try:
+        known = {name: parameter for parameter, name in key_map(checkpoint).items()}
+    except InputError:  # a model that transformers has no code for: only its names can be compared
+        known = {}
+    return {known.get(name, name): name for name in names}
+
+
+def _in_order(name: str) -> list[str | int]:
+    """Sorts by name, and numbers in it by their size."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

@@ -78,9 +78,12 @@ def _check_name(folder: Path, relative: str) -> None:
 
 def _passes_link(folder: Path, relative: str) -> bool:
     """Whether a step below `folder` is a link."""
-    plain = PurePath(relative)
-    below = [plain, *plain.parents][:-1]  # the last is the folder itself
-    return any((folder / step).is_symlink() for step in below)
+    step = folder
+    for part in PurePath(relative).parts:
+        step = step / part
+        if step.is_symlink():
+            return True
+    return False
 
 
 def _belongs(target: Path, folder: Path) -> bool:
