@@ -40,7 +40,7 @@ from chip.checkpoint.files import flush, staged
 from chip.checkpoint.layout import INDEX, Checkpoint
 from chip.checkpoint.patch import check_written, copy_patched, read_back
 
-SHARDS = 5
+SHARDS = 8
 CHANGED = 0.03
 HIDDEN = 2048
 

@@ -179,7 +179,7 @@ def verify(
     from chip import terminal
     from chip.checkpoint.verify import verify as check
 
-    found = check(edited, original)
+    found = check(edited, original, progress=terminal.progress)
     _print_json(found.to_json()) if as_json else terminal.print_verification(found)
     raise typer.Exit(1 if found.faults else 0)
 

@@ -119,11 +119,9 @@ def edit(
         patch = compute_patch(vlm, source, operator, case, chosen, batch_size, progress)
         remaining, after = {}, None
         if folder is not None:
-            with progress("writing", 1) as advance:
-                copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged)
-                check_written(source, folder, patch.tensors)
-                remaining = check_removed(source, folder, patch.removed)
-                advance(1)
+            copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged, progress=progress)
+            check_written(source, folder, patch.tensors)
+            remaining = check_removed(source, folder, patch.removed)
             del vlm  # one model at a time: what is judged is what was written
             patch.tensors.clear()
             after = ask_all(load_vlm(folder, device), everyone, batch_size, progress, "asking after")
@@ -142,9 +140,7 @@ def edit(
             groups=summarise(case, before, after),
         )
         if folder is not None:
-            with progress("reading back", 1) as advance:
-                _sign(source, folder, report)
-                advance(1)
+            _sign(source, folder, report, progress)
     return report
 
 
@@ -177,7 +173,7 @@ def _read_case(source: Checkpoint, forget: Sequence[str], records: Path | str | 
     return case
 
 
-def _sign(source: Checkpoint, folder: Path, report: EditReport) -> None:
+def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: Progress) -> None:
     """Say in the written folder how it was made, read all of it back, and leave the receipt."""
     write_card(
         folder,
@@ -193,7 +189,7 @@ def _sign(source: Checkpoint, folder: Path, report: EditReport) -> None:
         ],
     )
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
-    found = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT})
+    found = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT}, progress=progress)
     what = Edit(report.method, report.settings, None, report.relative_change, report.remaining, report.label)
     write_receipt(folder, Receipt.of(source, what, found))
 

@@ -107,9 +107,10 @@ def print_edit(report: EditReport) -> None:
                 end_section=split == list(results)[-1],
             )
     out.print(table)
-    changes = _table("changed tensor", "‖ΔW‖ / ‖W‖")
+    changes = _table("changed tensor", "‖ΔW‖ / ‖W‖", *(["‖QᵀW′‖ / ‖QᵀW‖"] if report.remaining else []))
     for name, change in report.relative_change.items():
-        changes.add_row(name, f"{change:.3f}")
+        left = [f"{report.remaining[name]:.1e}"] if name in report.remaining else []
+        changes.add_row(name, f"{change:.3f}", *left)
     out.print(changes)
     settings = ", ".join(
         f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in report.settings.items()

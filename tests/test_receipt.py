@@ -18,7 +18,7 @@ from chip.checkpoint.files import staged
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import copy_patched, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
-from chip.checkpoint.verify import relative_change, verify
+from chip.checkpoint.verify import verify
 from chip.errors import InputError
 from tests.folders import SHARDS
 
@@ -29,7 +29,11 @@ def edit_folder(
     source: Checkpoint, output: Path, tensors: dict[str, torch.Tensor] = NEW, label: str | None = "request 7"
 ) -> Receipt:
     """What `chip edit` does to a folder, less the model."""
-    changes = {name: relative_change(source.read(name), new) for name, new in tensors.items()}
+    changes = {}
+    for name, new in tensors.items():
+        old = source.read(name).double()
+        stored = new.to(source.entries[name].torch_dtype).double()
+        changes[name] = float(torch.linalg.norm(stored - old) / torch.linalg.norm(old))
     edit = Edit("shielded", {"shield": 8.0, "sites": ["connector", "down"]}, None, changes, {"a": 1e-3}, label)
     with staged(output) as folder:
         copy_patched(source, folder, tensors)

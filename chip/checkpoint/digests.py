@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chip.checkpoint.threads import in_threads
+
 _BLOCK = 1 << 20
-_WORKERS = min(8, os.cpu_count() or 1)  # hashing leaves Python's lock, and one thread hashes slower than disks read
 
 Range = tuple[int, int]
 """First byte, and the byte after the last."""
@@ -46,13 +46,20 @@ def digest(path: Path, ranges: Sequence[Range] = ()) -> Digest:
     return Digest(size, whole.hexdigest(), parts_outside.hexdigest(), tuple(part.hexdigest() for part in inside))
 
 
-def digest_all(jobs: Iterable[tuple[Path, Sequence[Range]]]) -> list[Digest]:
-    """`digest` of each file with its ranges, in the order given; several at a time, the large ones first."""
-    listed = list(jobs)
-    order = sorted(range(len(listed)), key=lambda i: -listed[i][0].stat().st_size)
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        running = {i: pool.submit(digest, *listed[i]) for i in order}
-        return [running[i].result() for i in range(len(listed))]
+def digest_all(
+    jobs: Sequence[tuple[Path, Sequence[Range]]], advance: Callable[[int], None] = lambda _: None
+) -> list[Digest]:
+    """`digest` of each file with its ranges, in the order given; several at a time, the large ones first.
+
+    `advance` is told 1 after each.
+    """
+    order = sorted(range(len(jobs)), key=lambda i: -jobs[i][0].stat().st_size)
+    found: dict[int, Digest] = {}
+    with in_threads(digest, [jobs[i] for i in order]) as results:
+        for i, result in zip(order, results, strict=True):
+            found[i] = result
+            advance(1)
+    return [found[i] for i in range(len(jobs))]
 
 
 def _pieces(ranges: Sequence[Range], size: int) -> Iterator[tuple[int, int, int | None]]:

@@ -85,8 +85,10 @@ def same_bytes(a: Stored, b: Stored) -> bool:
         return True
 
 
-def measure(a: Stored, b: Stored) -> TensorDiff:
+def measure(a: Stored, b: Stored, spectrum: bool = True) -> TensorDiff:
     """Measure two tensors of one shape in fp64, block by block; the result is named as `a` is.
+
+    Without `spectrum`, the rank and what belongs to it are left out, as for a vector.
 
     Memory: some 60 MB, whatever the tensors' size, and the Gram matrix of the change, (n, n) in fp64, with n the
     smaller of the number of changed rows and the number of columns. Only rows that changed enter it. A change to or
@@ -98,7 +100,7 @@ def measure(a: Stored, b: Stored) -> TensorDiff:
     with a.path.open("rb", buffering=0) as file_a, b.path.open("rb", buffering=0) as file_b:
         A, B = _Matrix(file_a, a), _Matrix(file_b, b)
         measured, rows = _measure_values(A, B)
-        if len(a.entry.shape) > 1 and sys.float_info.min < measured.change**2 < math.inf:
+        if spectrum and len(a.entry.shape) > 1 and sys.float_info.min < measured.change**2 < math.inf:
             gram = _gram(A, B, rows)
             measured = measured if gram is None else _with_spectrum(measured, gram)
     return measured

@@ -22,7 +22,9 @@ from chip.checkpoint.files import (
     staged,
 )
 from chip.checkpoint.layout import CONFIG, Checkpoint, TensorEntry
+from chip.checkpoint.threads import in_threads
 from chip.errors import InputError, RunError
+from chip.progress import Progress, silent
 
 _EDITABLE = ("F64", "F32", "F16", "BF16")
 _OTHER_WEIGHTS = (
@@ -113,7 +115,12 @@ def write_patched(
 
 
 def copy_patched(
-    source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor], *, link_unchanged: bool = False
+    source: Checkpoint,
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    link_unchanged: bool = False,
+    progress: Progress = silent,
 ) -> None:
     """Make `folder`: the folder of `source`, with the values of `tensors`. Flushed, but not read back.
 
@@ -138,8 +145,10 @@ def copy_patched(
     files = [(path, relative, str(relative) in linked) for path, relative in files_in(source.folder)]
     folder.mkdir()
     _check_space([path for path, _, link in files if not link], folder)
-    for path, relative, link in files:
-        (link_file if link else copy_file)(path, folder / relative)
+    jobs = [(link_file if link else copy_file, path, folder / relative) for path, relative, link in files]
+    with progress("writing", len(jobs)) as advance, in_threads(lambda way, *paths: way(*paths), jobs) as copied:
+        for _ in copied:
+            advance(1)
     for name, tensor in tensors.items():
         _write(folder / source.entries[name].shard, source.entries[name], tensor)
     flush(folder)
@@ -162,7 +171,14 @@ def check_written(source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor
                     raise RunError(f"tensor {name!r}: reading back gives other bytes than were written; check the disk")
 
 
-def read_back(source: Checkpoint, folder: Path, changed: Collection[str], own: Collection[str] = ()) -> ReadBack:
+def read_back(
+    source: Checkpoint,
+    folder: Path,
+    changed: Collection[str],
+    own: Collection[str] = (),
+    *,
+    progress: Progress = silent,
+) -> ReadBack:
     """Hash the written folder, and compare it with the source outside of the tensors that were meant to change.
 
     Args:
@@ -184,7 +200,8 @@ def read_back(source: Checkpoint, folder: Path, changed: Collection[str], own: C
     wanted = {name: list(ranges.get(name, {}).values()) for name in written}
     names = [*written, *originals]
     paths = [*written.values(), *originals.values()]
-    digests = digest_all([(path, wanted[name]) for name, path in zip(names, paths, strict=True)])
+    with progress("reading back", len(names)) as advance:
+        digests = digest_all([(path, wanted[name]) for name, path in zip(names, paths, strict=True)], advance)
     of_copy = dict(zip(written, digests, strict=False))
     of_original = dict(zip(originals, digests[len(written) :], strict=True))
     for name in of_original.keys() - set(own):
@@ -241,8 +258,13 @@ def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:
         raise RunError(f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}")
     if not tensor.is_floating_point():
         raise RunError(f"tensor {name!r}: the new values are {tensor.dtype}, not floating-point")
-    if not all(block.isfinite().all() for block in _rounded(entry, tensor)):
+    if not all(_is_finite(block) for block in _rounded(entry, tensor)):
         raise RunError(f"tensor {name!r}: NaN or infinite as {entry.dtype}; nothing has been written")
+
+
+def _is_finite(values: Tensor) -> bool:
+    least, most = values.aminmax()  # NaN if one of them is; no memory is needed for it
+    return bool(least.isfinite() and most.isfinite())
 
 
 def _rounded(entry: TensorEntry, tensor: Tensor) -> Iterator[Tensor]:

@@ -8,17 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chip.checkpoint.card import CARD
 from chip.checkpoint.digests import Digest, Range, digest_all
 from chip.checkpoint.files import files_in
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.measure import Stored, measure
 from chip.checkpoint.patch import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, has_receipt, read_receipt
 from chip.errors import InputError
+from chip.progress import Progress, silent
 
-_VALUES = 1 << 22  # taken to fp64 at once
 _NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its device, `verify` in fp64
 
 
@@ -36,7 +35,7 @@ class Verification:
         return {"good": not self.faults, **asdict(self)}
 
 
-def verify(edited: Path | str, original: Path | str | None = None) -> Verification:
+def verify(edited: Path | str, original: Path | str | None = None, *, progress: Progress = silent) -> Verification:
     """Check a folder that `chip edit` has written against its receipt.
 
     Without the original: every file, every changed tensor, and what the receipt counts. With it also: what the receipt
@@ -51,10 +50,10 @@ def verify(edited: Path | str, original: Path | str | None = None) -> Verificati
         written = Checkpoint.open(Path(edited))
         faults = list(_header_faults(receipt, written))
         if not faults:
-            copy = _Digests(written, receipt)
+            copy = _Digests(written, receipt, progress)
             faults += _folder_faults(receipt, copy)
             if source is not None:
-                faults += _source_faults(receipt, written, copy, source)
+                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     return Verification(receipt, source is not None, tuple(faults))
@@ -63,10 +62,13 @@ def verify(edited: Path | str, original: Path | str | None = None) -> Verificati
 class _Digests:
     """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
 
-    def __init__(self, checkpoint: Checkpoint, receipt: Receipt) -> None:
+    def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: Progress) -> None:
+        self.checkpoint = checkpoint
         self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
         paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}
-        found = digest_all([(path, self._ranges_of(name)) for name, path in paths.items()])
+        jobs = [(path, self._ranges_of(name)) for name, path in paths.items()]
+        with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
+            found = digest_all(jobs, advance)
         self.files: dict[str, Digest] = dict(zip(paths, found, strict=True))
         self.tensors: dict[str, str] = {
             name: hashed
@@ -114,12 +116,12 @@ def _untouched_bytes(receipt: Receipt, copy: _Digests) -> int:
     return copied - sum(end - begin for inside in copy.ranges.values() for begin, end in inside.values())
 
 
-def _source_faults(receipt: Receipt, written: Checkpoint, copy: _Digests, source: Checkpoint) -> Iterator[str]:
+def _source_faults(receipt: Receipt, copy: _Digests, before: _Digests) -> Iterator[str]:
     """What only the original can show."""
+    written, source = copy.checkpoint, before.checkpoint
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    before = _Digests(source, receipt)
     for name in sorted(receipt.files.keys() | before.files.keys()):
         listed, original = receipt.files.get(name), before.files.get(name)
         if (listed and listed.source_sha256) != (original and original.whole):
@@ -132,7 +134,7 @@ def _source_faults(receipt: Receipt, written: Checkpoint, copy: _Digests, source
     for tensor, change in receipt.tensors.items():
         if change.before != before.tensors[tensor]:
             yield f"tensor {tensor!r}: the original's has another hash than the receipt says"
-        told, found = change.relative_change, relative_change(source.read(tensor), written.read(tensor))
+        told, found = change.relative_change, _relative_change(source, written, tensor)
         if not math.isclose(told, found, rel_tol=_NORM_TOLERANCE):
             yield f"tensor {tensor!r}: changed by {found:.6g} of its norm, by the receipt {told:.6g}"
     if receipt.previous != (asdict(read_receipt(source.folder)) if has_receipt(source.folder) else None):
@@ -143,12 +145,6 @@ def _continues(original: Path, edited: Path) -> bool:
     return edited.is_file() and edited.read_bytes().startswith(original.read_bytes())
 
 
-def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
-    """‖after − before‖ / ‖before‖ (Frobenius), summed in fp64 block by block."""
-    old, new = before.reshape(-1), after.reshape(-1)
-    square = whole = 0.0
-    for begin in range(0, len(old), _VALUES):
-        a, b = (values[begin : begin + _VALUES].double() for values in (old, new))
-        square += float((b - a).square().sum())
-        whole += float(a.square().sum())
-    return math.sqrt(square / whole) if whole else math.inf if square else 0.0
+def _relative_change(source: Checkpoint, written: Checkpoint, name: str) -> float:
+    before, after = (Stored(each.folder / each.entries[name].shard, each.entries[name]) for each in (source, written))
+    return measure(before, after, spectrum=False).relative_change
