@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,25 +36,33 @@ def edit(folder: Path, overwrite: bool) -> None:
     chip.edit(folder / "ckpt", ["patient_1"], out=out, device="cpu", overwrite=overwrite, link_unchanged=True)
 
 
-def run(folder: Path, overwrite: bool = False, after: float | None = None, step: int | None = None) -> tuple[bool, int]:
-    """Edit in a fork; whether it was killed, and how many steps it took."""
+def in_fork(job: Callable[[], object]) -> str | None:
+    """What `job` returns, as text; None if it was killed. This process itself runs no torch: its threads would not
+    live on in the forks."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        taken = _count_steps(folder, step)
-        if after is not None:
-            threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        edit(folder, overwrite)
-        os.write(writer, str(taken[0]).encode())
+        os.write(writer, str(job()).encode())
         os._exit(0)
     os.close(writer)
     _, status = os.waitpid(child, 0)
     with os.fdopen(reader) as told:
-        steps = told.read()
-    if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
-        raise RuntimeError("the edit failed by itself")
-    return os.WIFSIGNALED(status), int(steps or 0)
+        result = told.read()
+    if os.WIFSIGNALED(status):
+        return None
+    if os.waitstatus_to_exitcode(status):
+        raise RuntimeError("it failed by itself")
+    return result
+
+
+def run(folder: Path, overwrite: bool, after: float | None = None, step: int | None = None) -> int:
+    """Edit, unless killed before; how many steps it took."""
+    taken = _count_steps(folder, step)
+    if after is not None:
+        threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    edit(folder, overwrite)
+    return taken[0]
 
 
 def _count_steps(folder: Path, last: int | None) -> list[int]:
@@ -81,15 +90,19 @@ def look(folder: Path, source: dict[str, bytes], old: dict[str, bytes] | None) -
         return "absent"
     if old is not None and contents(folder / "out") == old:
         return "old"
-    faults = chip.verify(folder / "out", folder / "ckpt").faults
-    return faults[0] if faults else "whole"
+    faults = in_fork(partial(faults_of, folder))
+    return "whole" if faults == "()" else str(faults)
+
+
+def faults_of(folder: Path) -> tuple[str, ...]:
+    return chip.verify(folder / "out", folder / "ckpt").faults
 
 
 def clean(folder: Path) -> bool:
     """Whether a second run works, and leaves nothing of the first."""
-    run(folder, overwrite=(folder / "out").exists())
+    in_fork(partial(run, folder, (folder / "out").exists()))
     names = {path.name for path in folder.iterdir()}
-    return names == {"ckpt", "images", "records.jsonl", "out"} and not chip.verify(folder / "out").faults
+    return names == {"ckpt", "images", "records.jsonl", "out"} and in_fork(partial(faults_of, folder)) == "()"
 
 
 def moments(seconds: float, steps: int) -> Iterator[tuple[float | None, int | None]]:
@@ -100,21 +113,21 @@ def moments(seconds: float, steps: int) -> Iterator[tuple[float | None, int | No
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    torch.set_num_threads(1)
     source = contents(folder / "ckpt")
     outcomes, cleaned = [], []
     with tempfile.TemporaryDirectory() as kept:
         whole = Path(kept) / "out"
         for overwrite in (False, True):
             start = time.monotonic()
-            _, steps = run(folder, overwrite)
+            steps = int(in_fork(partial(run, folder, overwrite)) or 0)
             if not overwrite:
                 shutil.copytree(folder / "out", whole)
             for after, step in moments(time.monotonic() - start, steps):
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 if overwrite:
                     shutil.copytree(whole, folder / "out")
-                killed, _ = run(folder, overwrite, after, step)
+                killed = in_fork(partial(run, folder, overwrite, after, step)) is None
                 outcomes.append((killed, look(folder, source, contents(whole) if overwrite else None)))
                 if len(outcomes) % 6 == 0:
                     cleaned.append(clean(folder))
