@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chip.errors import ChipError
+from chip.errors import ChipError, printable
 
 app = typer.Typer(
     help="Forget a patient, a study, a section or an institution in a vision-language checkpoint. No training.",
@@ -217,5 +217,5 @@ def main() -> None:
     except ChipError as error:
         if os.environ.get("CHIP_DEBUG"):
             raise
-        print(f"chip: {error}", file=sys.stderr)
+        print(f"chip: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -15,3 +15,10 @@ class InputError(ChipError):
 
 class RunError(ChipError):
     """The run itself failed: a NaN, a factorisation, a read-back that differs. No output is left."""
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not show, escaped as Python does it."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

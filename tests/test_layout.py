@@ -1,7 +1,10 @@
 """A folder that opens is whole, and every other one is refused in one line."""
 
+import errno
 import json
+import os
 import re
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from chip.checkpoint.layout import INDEX, SINGLE, Checkpoint
-from chip.errors import InputError
+from chip.errors import InputError, RunError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -121,20 +124,220 @@ def test_other_dtypes_are_listed(tmp_path: Path) -> None:
         checkpoint.read("y")
 
 
-def test_links_into_the_hubs_cache_open_and_others_do_not(tmp_path: Path) -> None:
-    real = make(tmp_path / "real", {SINGLE: {"a": torch.ones(2)}})
-    for store, fine in (("blobs", True), ("elsewhere", False)):
-        snapshot = make(tmp_path / store / "snapshots" / "main", {})
-        target = tmp_path / store / ("blobs" if fine else "private") / "0123abcd"
-        target.parent.mkdir()
-        (real / SINGLE).rename(target)
-        (snapshot / SINGLE).symlink_to(target)
-        if fine:
-            assert Checkpoint.open(snapshot).read("a").tolist() == [1.0, 1.0]
-            target.rename(real / SINGLE)
-        else:
-            with pytest.raises(InputError, match="outside the folder"):
-                Checkpoint.open(snapshot)
+def into_cache(folder: Path, blobs: Path) -> Path:
+    """Put the files of `folder` into `blobs`, as the hub's cache has them, and links in their place."""
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        path.replace(blobs / f"{number:040x}")
+        path.symlink_to(os.path.relpath(blobs / f"{number:040x}", path.parent))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
+def test_a_snapshot_of_the_hubs_cache_opens(tmp_path: Path, below: str) -> None:
+    repository = tmp_path / "hub" / "models--a--b"
+    folder = two_shards(repository / "snapshots" / "0f1e" / below)
+    (folder / "in").mkdir()
+    (folder / FIRST).replace(folder / "in" / FIRST)
+    index(folder, {"a": f"in/{FIRST}", "b": SECOND})
+    into_cache(folder, repository / "blobs")
+    (tmp_path / "mine").symlink_to(folder)
+    for way in (folder, tmp_path / "mine", tmp_path / "mine" / "in" / ".."):
+        assert Checkpoint.open(way).read("a").tolist() == [[1.0] * 3] * 2
+
+
+def test_blobs_that_the_caches_repositories_share_open(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--a--b"
+    folder = into_cache(two_shards(repository / "snapshots" / "0f1e"), repository / "blobs")
+    digest = "ab" * 32
+    shared = tmp_path / "hub" / "blobs" / "ab" / digest
+    shared.parent.mkdir(parents=True)
+    blob = (folder / FIRST).resolve()
+    blob.rename(shared)
+    blob.symlink_to(f"../../blobs/ab/{digest}")
+    assert Checkpoint.open(folder).read("a").tolist() == [[1.0] * 3] * 2
+    shared.rename(shared.with_name("ab-notes"))
+    blob.unlink()
+    blob.symlink_to("../../blobs/ab/ab-notes")
+    with pytest.raises(InputError, match="outside the folder"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "blobs"),
+    [
+        ("hub/models--a--b/snapshots/0f1e", "hub/models--c--d/blobs"),
+        ("hub/models--a--b/snapshots/0f1e", "hub/models--a--b/blobs/private"),
+        ("hub/models--a--b/snapshots/0f1e", "hub/models--a--b/snapshots/blobs"),
+        ("hub/models--a--b/0f1e", "hub/models--a--b/blobs"),
+        ("hub/snapshot/0f1e", "hub/blobs"),
+        ("folder", "blobs"),
+        ("folder", "private"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", INDEX, FIRST])
+def test_other_links_out_of_the_folder_are_refused(tmp_path: Path, folder: str, blobs: str, name: str) -> None:
+    source = two_shards(tmp_path / folder)
+    blob = tmp_path / blobs / "0123"
+    blob.parent.mkdir(parents=True)
+    (source / name).rename(blob)
+    (source / name).symlink_to(blob)
+    with pytest.raises(InputError, match=f"'{name}' links to a file outside the folder; copy the file into it"):
+        Checkpoint.open(source)
+
+
+def test_a_folder_of_blobs_that_is_itself_a_link_is_refused(tmp_path: Path) -> None:
+    repository = tmp_path / "models--a--b"
+    folder = into_cache(two_shards(repository / "snapshots" / "0f1e"), tmp_path / "private")
+    (repository / "blobs").symlink_to(tmp_path / "private")
+    for path in folder.iterdir():
+        target = path.resolve().name
+        path.unlink()
+        path.symlink_to(f"../../blobs/{target}")
+    with pytest.raises(InputError, match="outside the folder"):
+        Checkpoint.open(folder)
+
+
+def test_links_within_the_folder_open(tmp_path: Path) -> None:
+    folder = two_shards(tmp_path)
+    (folder / "weights").mkdir()
+    (folder / FIRST).replace(folder / "weights" / FIRST)
+    (folder / FIRST).symlink_to(f"weights/{FIRST}")
+    assert Checkpoint.open(folder).read("a").tolist() == [[1.0] * 3] * 2
+
+
+def test_a_change_of_any_file_is_seen(tmp_path: Path) -> None:
+    folder = two_shards(tmp_path)
+    names = {"config.json", INDEX, FIRST, SECOND}
+    for name in sorted(names):
+        for change in (_touch, _append, _replace, Path.unlink):
+            checkpoint = Checkpoint.open(folder)
+            assert checkpoint.stamps.keys() == names
+            checkpoint.check_unchanged()
+            content = (folder / name).read_bytes()
+            change(folder / name)
+            with pytest.raises(RunError, match=rf"{re.escape(name)}: changed while it was read; try again$"):
+                checkpoint.check_unchanged()
+            (folder / name).write_bytes(content)
+
+
+def _touch(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def _append(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(path.read_bytes() + b" ")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _replace(path: Path) -> None:
+    """Another file of the same bytes, size and time."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    other.replace(path)
+
+
+def test_a_shard_that_shrinks_after_its_header_was_read_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(two_shards(tmp_path))
+    os.truncate(tmp_path / FIRST, checkpoint.entries["a"].end - 1)
+    with pytest.raises(InputError, match="it ends inside tensor 'a'"):
+        checkpoint.read("a")
+    (tmp_path / FIRST).unlink()
+    with pytest.raises(InputError, match=f"{FIRST}' is missing"):
+        checkpoint.read("a")
+
+
+def test_a_shard_is_not_followed_once_it_has_become_a_link(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(two_shards(tmp_path / "folder"))
+    (tmp_path / "folder" / FIRST).rename(tmp_path / "elsewhere")
+    (tmp_path / "folder" / FIRST).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="outside the folder"):
+        checkpoint.read("a")
+
+
+def test_what_the_disk_cannot_give_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = two_shards(tmp_path)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=r"config\.json: cannot be read \(Permission denied\); mend that"):
+        Checkpoint.open(folder)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="none you may read"):
+        Checkpoint.open(folder)
+
+
+def test_every_dtype_of_the_library_is_known() -> None:
+    header = json.dumps({"a": {"dtype": "none", "shape": [], "data_offsets": [0, 0]}}).encode()
+    with pytest.raises(safetensors.SafetensorError) as caught:
+        safetensors.deserialize(raw_shard(header, b""))  # type: ignore[no-untyped-call]
+    names = re.findall("`([A-Z][A-Z0-9_]+)`", str(caught.value))
+    assert len(names) >= 15
+    for name in names:
+        shards = [sixteen_of(name, size) for size in range(0, 129, 4)]
+        assert [opens(content) for content in shards] == [accepted_by_safetensors(content) for content in shards]
+        assert sum(opens(content) for content in shards) == 1
+
+
+def sixteen_of(dtype: str, size: int) -> bytes:
+    header = {"a": {"dtype": dtype, "shape": [16], "data_offsets": [0, size]}}
+    return raw_shard(json.dumps(header).encode(), bytes(size))
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b[2J\x1b]0;owned\x07", "a\nb", "\r", "\u202e", "\u2028", "\x85", "\x7f", "x" * 10_000]
+)
+def test_no_name_reaches_the_terminal_raw(tmp_path: Path, evil: str) -> None:
+    """Names of tensors, dtypes and shards, those of files included."""
+    spec = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    headers: tuple[dict[str, Any], ...] = (
+        {evil: {}},
+        {evil: spec},
+        {"b": spec | {"dtype": evil}},
+        {"b": spec | {evil: 1}},
+        {evil: spec, "c": spec},
+    )
+    folder = two_shards(tmp_path / "names")
+    for header in headers:
+        (folder / FIRST).write_bytes(raw_shard(json.dumps(header).encode(), b"0"))
+        check_refusal(folder)
+    folder = two_shards(tmp_path / "shards")
+    index(folder, {"a": evil, "b": SECOND})
+    check_refusal(folder)
+    if len(evil) < 200:
+        (folder / evil).write_bytes(b"no shard")
+        check_refusal(folder)
+        (folder / FIRST).rename(folder / f"{evil}.safetensors")
+        (folder / INDEX).unlink()
+        check_refusal(folder)
+        check_refusal(folder / evil)
+
+
+def check_refusal(folder: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(folder)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["[4611686018427387904,4,0]", "[0,4611686018427387904,4]", f"[{'9223372036854775807,' * 1_000_000}2]",
+     f"[{'1,' * 64}6]", f"[{'9' * 1_000_000}]", "[-0]", "[6.0]", "[6e0]", '["6"]', "[[6]]", "[NaN]", "6"],
+    ids=lambda shape: shape[:26],
+)  # fmt: skip
+def test_shapes_that_are_no_sizes_are_refused_at_once(shape: str) -> None:
+    for size in (0, 24):
+        header = f'{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, {size}]}}}}'.encode()
+        assert not opens(raw_shard(header, bytes(size)))
+
+
+def test_a_shape_of_the_most_dimensions_opens() -> None:
+    header = {"a": {"dtype": "F32", "shape": [1] * 63 + [6], "data_offsets": [0, 24]}}
+    assert opens(raw_shard(json.dumps(header).encode(), bytes(24)))
 
 
 def _rewrite(shard: str, **fields: Any) -> Callable[[Path], object]:
@@ -162,6 +365,22 @@ def _set_bytes(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def _lengthen(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, 100_000_001)
+
+
+def _two_names(folder: Path) -> None:
+    """Of one file without tensors, which no other check would refuse."""
+    (folder / "empty").write_bytes(raw_shard(b"{}", b""))
+    (folder / "void").hardlink_to(folder / "empty")
+    index(folder, {"a": FIRST, "b": SECOND, "c": "empty", "d": "void"})
+
+
+def _lead_nowhere(folder: Path) -> None:
+    (folder / INDEX).unlink()
+    (folder / INDEX).symlink_to("nowhere")
+
+
 def _only_pickles(folder: Path) -> None:
     for path in folder.glob("*.safetensors*"):
         path.unlink()
@@ -173,23 +392,33 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is no JSON": (_set_bytes("config.json", b"{"), "config.json: no JSON"),
     "config is a list": (_set_bytes("config.json", b"[]"), "config.json: no JSON object"),
     "config is too deep": (_set_bytes("config.json", b"[" * 100_000), "config.json: no JSON"),
+    "config is endless": (_lengthen("config.json"), "100,000,001 bytes, more than 100,000,000"),
+    "config has half a letter": (_set_bytes("config.json", b'{"a": "\\ud800"}'), "surrogates not allowed"),
     "adapter": (_set_bytes("adapter_config.json", b"{}"), "merge_and_unload"),
     "quantised": (_set_config(quantization_config={"bits": 4}), "quantised"),
     "quantised inside": (_set_config(text_config={"quantization_config": {"bits": 4}}), "quantised"),
+    "quantised deep inside": (_set_config(a={"text_config": {"quantization_config": {"bits": 4}}}), "quantised"),
     "pickles": (_only_pickles, "pickle checkpoint; convert to safetensors"),
     "no index": (lambda f: (f / INDEX).unlink(), f"without {INDEX}"),
     "index and single file": (lambda f: (f / FIRST).rename(f / SINGLE), "holds both"),
     "index is no JSON": (_set_bytes(INDEX, b"\xff"), "no JSON"),
+    "index is endless": (_lengthen(INDEX), "100,000,001 bytes, more than 100,000,000"),
+    "index leads nowhere": (_lead_nowhere, "is missing"),
     "index has no map": (_set_bytes(INDEX, b"{}"), "'weight_map'"),
     "index maps to a number": (_set_map(a=1, b=SECOND), "'weight_map'"),
     "shard missing": (lambda f: (f / FIRST).unlink(), f"{FIRST}' is missing"),
     "shard above": (_set_map(a=f"../{FIRST}", b=SECOND), "outside the folder"),
     "shard absolute": (_set_map(a="/etc/passwd", b=SECOND), "outside the folder"),
+    "shard by a detour": (_set_map(a=f"./{FIRST}", b=SECOND), "no plain path"),
+    "shard with an endless name": (_set_map(a="a/" * 1_000_000, b=SECOND), "no name of a file"),
+    "shard with a long name": (_set_map(a="a" * 300, b=SECOND), "cannot be reached .File name too long"),
+    "shard with half a letter": (_set_map(a="\udc00", b=SECOND), "surrogates not allowed"),
+    "shard by two names": (_two_names, "'empty' and 'void' are one file"),
     "shard with a NUL": (_set_map(a="\0", b=SECOND), "no name of a file"),
     "shard is a folder": (_set_map(a=".", b=SECOND), "not a regular file"),
     "shard is something else": (_set_map(a="config.json", b=SECOND), "config.json: its header"),
     "tensor in two shards": (lambda f: save_file({"a": torch.ones(1)}, f / SECOND), "'a' is in .* and in"),
-    "index knows more": (_set_map(a=FIRST, b=SECOND, c=SECOND), "tensor 'c' in 'model-00002.*', the headers in no shard"),
+    "index knows more": (_set_map(a=FIRST, b=SECOND, c=SECOND), "'c' in 'model-00002.*', the headers in no shard"),
     "index knows less": (lambda f: save_file({"b": torch.ones(1), "c": torch.ones(1)}, f / SECOND), "'c' in no shard"),
     "index swaps": (_set_map(a=SECOND, b=FIRST), "the index has tensor '[ab]' in"),
     "empty shard": (_set_bytes(FIRST, b""), "its header should end"),
@@ -197,6 +426,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "header too long": (_set_bytes(FIRST, struct.pack("<Q", 100_000_001)), "100,000,001 bytes"),
     "header is no JSON": (_set_bytes(FIRST, raw_shard(b"{]", b"")), "no JSON"),
     "name twice": (_set_bytes(FIRST, raw_shard(b'{"a": 1, "a": 1}', b"")), "a name occurs twice"),
+    "name is half a letter": (_set_bytes(FIRST, raw_shard(b'{"\\ud83d": {}}', b"")), "surrogates not allowed"),
     "metadata is no table": (_set_bytes(FIRST, raw_shard(b'{"__metadata__": {"a": 1}}', b"")), "'__metadata__'"),
     "dtype unknown": (_rewrite(FIRST, dtype="F3"), "unknown dtype 'F3'"),
     "dtype too small": (_rewrite(FIRST, dtype="BF16"), "does not fit its 24 bytes"),
@@ -206,6 +436,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "offsets past the file": (_rewrite(FIRST, shape=[2, 4], data_offsets=[0, 32]), "its tensors end at"),
     "offsets swapped": (_rewrite(FIRST, data_offsets=[24, 0]), "does not fit"),
     "hole before": (_rewrite(FIRST, shape=[5], data_offsets=[4, 24]), "begins at byte"),
+    "another field": (_rewrite(FIRST, strides=[3, 1]), "or more than these"),
     "no offsets": (_rewrite(FIRST, data_offsets=None), "has no dtype, shape and two data_offsets"),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from chip.checkpoint import files, patch
-from chip.checkpoint.layout import Checkpoint, TensorEntry
+from chip.checkpoint.layout import INDEX, Checkpoint, TensorEntry
 from chip.checkpoint.patch import check_output, round_once, write_patched
 from chip.errors import InputError, RunError
 from tests.folders import SHARDS, contents, copied
@@ -269,6 +269,18 @@ def _filled(folder: Path) -> Path:
     return folder.parent / "out"
 
 
+def _hidden_shard(folder: Path) -> Path:
+    (folder / SHARDS[0]).rename(folder / ".git" / SHARDS[0])
+    index = folder / INDEX
+    index.write_text(index.read_text().replace(SHARDS[0], f".git/{SHARDS[0]}"))
+    return folder.parent / "out"
+
+
+def _linked_folder(folder: Path) -> Path:
+    (folder / "more").symlink_to("/etc")
+    return folder.parent / "out"
+
+
 OUTPUTS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "the source": (lambda folder: folder, True, "overlaps the source"),
     "in the source": (lambda folder: folder / "out", False, "overlaps the source"),
@@ -279,6 +291,7 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "no checkpoint": (_filled, True, "is no checkpoint"),
     "second copy of the weights": (_second_copy, False, "checkpoint-500/model.safetensors: holds weights"),
     "pickled copy of the weights": (_pickled_copy, False, "pytorch_model.bin: holds weights"),
+    "a folder elsewhere": (_linked_folder, False, "more: links to a folder outside"),
     "links in a circle": (_circle, False, "links lead to this folder twice"),
     "link to nowhere": (_dead_end, False, "a link that leads nowhere"),
 }
@@ -294,6 +307,12 @@ def test_outputs_are_refused_before_anything_is_written(source: Checkpoint, tmp_
     with pytest.raises(InputError, match=message):
         write_patched(source, output, {}, overwrite=overwrite)
     assert contents(tmp_path) == before
+
+
+def test_a_shard_that_would_not_be_copied_is_refused(source: Checkpoint) -> None:
+    output = _hidden_shard(source.folder)
+    with pytest.raises(InputError, match="is in a folder that is not copied"):
+        check_output(Checkpoint.open(source.folder), output)
 
 
 def test_checking_an_output_makes_nothing(source: Checkpoint, tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def files_in(folder: Path) -> Iterator[tuple[Path, Path]]:
     for root, folders, files in os.walk(folder, followlinks=True):
         here = Path(root)
         folders[:] = sorted(set(folders) - _NOT_COPIED)
+        if not here.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{here}: links to a folder outside; copy what is needed of it into the checkpoint")
         if here.resolve() in seen:
             raise InputError(f"{here}: links lead to this folder twice; remove one of them")
         seen.add(here.resolve())

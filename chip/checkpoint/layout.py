@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from chip.checkpoint.paths import inside, opened, printable, quoted, refusal
-from chip.errors import InputError, RunError
+from chip.checkpoint.paths import inside, opened, quoted, refusal
+from chip.errors import InputError, RunError, printable
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "Checkpoint", "Stamp", "TensorEntry", "inside"]
 
@@ -123,7 +123,7 @@ class Checkpoint:
         Raises `InputError` for a name that is not there, a dtype that torch lacks, and a file that has become shorter.
         """
         if name not in self.entries:
-            raise refusal(self.folder, f"no tensor {quoted(name)} in this checkpoint", "see chip inspect for the names")
+            raise refusal(self.folder, f"no tensor {quoted(name)} in this checkpoint", "give a name that it holds")
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.torch_dtype)
         raw = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -228,9 +228,9 @@ def _read_header(folder: Path, shard: str, stamps: dict[str, Stamp]) -> list[Ten
         if length > _LONGEST_HEADER:
             raise _damaged(path, f"its header claims {length:,} bytes, more than {_LONGEST_HEADER:,}")
         start = _LENGTH_FIELD + length
-        text = file.read(length) if start <= size else b""
-        if size < start or len(text) < length:
+        if size < start:
             raise _damaged(path, f"its header should end at byte {start:,}, and the file at {size:,}")
+        text = file.read(length)
     header = _parse_object(path, text, parse_int=_parse_size)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -87,6 +87,8 @@ def check_output(source: Checkpoint, output: Path, *, overwrite: bool = False, l
         raise InputError(f"{output}: cannot be made, {standing} is not a folder one can write to; choose another")
     files = list(files_in(origin))
     shards = {Path(shard) for shard in source.shards}
+    if hidden := shards - {relative for _, relative in files}:
+        raise InputError(f"{origin}: {min(hidden)} is in a folder that is not copied; move the shard out of it")
     for path, relative in files:
         if relative not in shards and any(relative.match(pattern) for pattern in _OTHER_WEIGHTS):
             raise InputError(f"{path}: holds weights an edit would not reach; move it elsewhere")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePath
 
-from chip.errors import InputError
+from chip.errors import InputError, printable
 
 _LONGEST_PATH = 4096  # characters; no system takes more
 _LONGEST_SHOWN = 200  # characters of a name in a message
@@ -108,12 +108,3 @@ def refusal(place: Path, what: str, mend: str) -> InputError:
 def quoted(name: str) -> str:
     """A name from a file, in quotes, on one line, of a length one can read, and without what a terminal would obey."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey, or could not show, escaped as Python does it."""
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
