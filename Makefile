@@ -34,6 +34,7 @@ test: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.patch --json benchmarks/results/patch.json
 
 clean:
 	rm -rf .venv hospital

@@ -11,7 +11,8 @@ a process of its own:
 - save_file: `safe_open` and `save_file`, shard by shard;
 - save_pretrained: `from_pretrained`, the changes, `save_pretrained`.
 
-Everything is flushed to the disk before the clock stops. Memory is the peak of the process, imports included.
+The changed tensors lie in as few shards as can be; with one in every shard, links save nothing. Everything is flushed
+to the disk before the clock stops. Memory is the peak of the process, imports included.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -107,12 +109,13 @@ def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], block: Tenso
 
 
 class Changes(Mapping[str, Tensor]):
-    """The last layers' MLP matrices plus one, made when they are asked for: nothing is held."""
+    """MLP matrices plus one, from as few shards as hold them, made when they are asked for: nothing is held."""
 
     def __init__(self, source: Checkpoint, device: str) -> None:
         mlp = [name for name in source.entries if ".mlp." in name and "language_model" in name]
-        layers = sorted(mlp, key=lambda name: (int(name.split(".layers.")[1].split(".")[0]), name))
-        self._names = layers[-round(CHANGED * len(source.entries)) :]
+        in_shard = Counter(source.entries[name].shard for name in mlp)
+        mlp.sort(key=lambda name: (-in_shard[source.entries[name].shard], source.entries[name].shard, name))
+        self._names = mlp[: round(CHANGED * len(source.entries))]
         self._source, self._device = source, device
 
     def __getitem__(self, name: str) -> Tensor:
