@@ -12,10 +12,11 @@ from torch import Tensor
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
+from chip.errors import RunError
 from chip.hierarchy import Hierarchy
 from chip.operators import OPERATORS, Chip, Shielded
 from chip.operators.base import Case
-from chip.patching import Patch, compute_patch, select_sites
+from chip.patching import Patch, check_removed, compute_patch, select_sites
 from chip.records import Record, read_records
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.prompts import Batch
@@ -129,6 +130,20 @@ def test_what_is_written_is_what_was_computed(
     if method == "shielded":
         layers = round(0.75 * TEXT_LAYERS)
         assert len(changed) == len(CONNECTORS[family]) + layers  # biases stay
+
+
+def test_directions_that_are_still_there_are_found(
+    vlm: VLM, folder: Path, family: str, records: list[Record], tmp_path: Path
+) -> None:
+    source = Checkpoint.open(folder / f"{family}-saved")
+    patch = patch_of(vlm, source, records, "chip")
+    write_patched(source, tmp_path / "edited", patch.tensors)
+    remaining = check_removed(source, tmp_path / "edited", patch.removed)
+    assert remaining.keys() == patch.tensors.keys()
+    assert all(share < 0.5 for share in remaining.values())
+    write_patched(source, tmp_path / "untouched", {})
+    with pytest.raises(RunError, match="the removed directions are still in what was written"):
+        check_removed(source, tmp_path / "untouched", patch.removed)
 
 
 @pytest.mark.parametrize("method", OPERATORS)
