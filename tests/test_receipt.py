@@ -125,7 +125,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a new file": (lambda folder: _rewrite(folder / "notes.txt", "who it was"), "notes.txt: not in the receipt"),
     "no card": (lambda folder: (folder / CARD).unlink(), "README.md: in the receipt, and not in the folder"),
     "no shard": (lambda folder: (folder / SHARDS[0]).unlink(), "is missing"),
-    "another card": (lambda folder: _rewrite(folder / CARD, "Nothing happened."), "README.md: 17 bytes with another"),
+    "another card": (
+        lambda folder: _rewrite(folder / CARD, "Nothing happened."),
+        "README.md: 17 bytes, by the receipt",
+    ),
     "a longer shard": (lambda folder: _lengthen(folder / SHARDS[0]), "its tensors end at"),
     "a shard of others": (lambda folder: shutil.copy(folder / SHARDS[1], folder / SHARDS[0]), "is in .* and in"),
     "a link": (_link_away, "outside"),
@@ -144,7 +147,7 @@ def test_whatever_else_happens_to_the_folder_is_found(edited: Path, change: str)
 LIES: dict[str, tuple[Callable[[Receipt], Receipt], str, bool]] = {
     "hash of a file": (
         lambda r: replace(r, files=r.files | {"config.json": replace(r.files["config.json"], sha256="0" * 64)}),
-        "config.json: 2 bytes with another hash",
+        "config.json: has another hash than the receipt's",
         False,
     ),
     "a file forgotten": (

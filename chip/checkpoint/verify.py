@@ -99,8 +99,10 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
             yield f"{name}: not in the receipt"
         elif found is None:
             yield f"{name}: in the receipt, and not in the folder"
-        elif (told.bytes, told.sha256) != (found.bytes, found.whole):
-            yield f"{name}: {found.bytes:,} bytes with another hash than the receipt's {told.bytes:,}"
+        elif told.bytes != found.bytes:
+            yield f"{name}: {found.bytes:,} bytes, by the receipt {told.bytes:,}"
+        elif told.sha256 != found.whole:
+            yield f"{name}: has another hash than the receipt's"
     for tensor, change in receipt.tensors.items():
         if change.after != copy.tensors[tensor]:
             yield f"tensor {tensor!r}: has another hash than the receipt's"
