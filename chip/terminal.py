@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.tree import Tree
 
+from chip.checkpoint.card import settings_line
 from chip.hierarchy import Hierarchy, Node
 
 if TYPE_CHECKING:  # these bring torch, which trees and help do without
@@ -112,10 +113,7 @@ def print_edit(report: EditReport) -> None:
         left = [f"{report.remaining[name]:.1e}"] if name in report.remaining else []
         changes.add_row(name, f"{change:.3f}", *left)
     out.print(changes)
-    settings = ", ".join(
-        f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in report.settings.items()
-    )
-    out.print(f"[dim]{report.method}: {settings}[/]")
+    out.print(f"[dim]{report.method}: {settings_line(report.settings)}[/]")
     count = len(report.relative_change)
     tensors = f"{count} {'tensor' if count == 1 else 'tensors'}"
     if report.output is None:

@@ -34,9 +34,6 @@ def write_card(
     path = folder / CARD
     card = path.read_bytes() if path.exists() else b"# An edited checkpoint\n"
     gap = b"\n" if card.endswith(b"\n") else b"\n\n"
-    told = ", ".join(
-        f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in settings.items()
-    )
     lines = [
         "## Edited to forget",
         "",
@@ -45,7 +42,7 @@ def write_card(
         "",
         *([f"- Request: {label}"] if label else []),
         f"- Method: {method}",
-        f"- Settings: {told}",
+        f"- Settings: {settings_line(settings)}",
         "- Receipt: `chip_receipt.json`; `chip verify` checks this folder against it",
         "",
         "| questions about | wording | answered exactly before | after |",
@@ -53,3 +50,10 @@ def write_card(
         *(f"| {each.group} | {each.wording} | {each.before:.2f} | {each.after:.2f} |" for each in figures),
     ]
     path.write_bytes(card + gap + "\n".join(lines).encode() + b"\n")
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """The settings of a method in one line: `shield 8.0, sites connector+down`."""
+    return ", ".join(
+        f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in settings.items()
+    )

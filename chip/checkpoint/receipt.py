@@ -105,7 +105,7 @@ class Receipt:
             untouched_bytes=found.untouched_bytes,
             tensors=tensors,
             files=dict(sorted(found.files.items())),
-            previous=asdict(read_receipt(source.folder)) if has_receipt(source.folder) else None,
+            previous=stored_receipt(source.folder),
         )
 
     @classmethod
@@ -123,6 +123,11 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
 
 def has_receipt(folder: Path) -> bool:
     return (folder / RECEIPT).exists()
+
+
+def stored_receipt(folder: Path) -> dict[str, Any] | None:
+    """The receipt in a folder as the next one keeps it; None where there is none. Raises as `read_receipt` does."""
+    return asdict(read_receipt(folder)) if has_receipt(folder) else None
 
 
 def read_receipt(folder: Path) -> Receipt:

@@ -14,7 +14,7 @@ from chip.checkpoint.files import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import Stored, measure
 from chip.checkpoint.patch import changed_ranges
-from chip.checkpoint.receipt import RECEIPT, Receipt, has_receipt, read_receipt
+from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
 from chip.errors import InputError
 from chip.progress import Progress, silent
 
@@ -139,7 +139,7 @@ def _source_faults(receipt: Receipt, copy: _Digests, before: _Digests) -> Iterat
         told, found = change.relative_change, _relative_change(source, written, tensor)
         if not math.isclose(told, found, rel_tol=_NORM_TOLERANCE):
             yield f"tensor {tensor!r}: changed by {found:.6g} of its norm, by the receipt {told:.6g}"
-    if receipt.previous != (asdict(read_receipt(source.folder)) if has_receipt(source.folder) else None):
+    if receipt.previous != stored_receipt(source.folder):
         yield "the receipt of the edit before is not the original's"
 
 
