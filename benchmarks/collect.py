@@ -70,7 +70,7 @@ class Subject:
     @classmethod
     def load(cls, folder: Path, device: str) -> Subject:
         hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
-        case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
+        case = Case.of(hierarchy, [TARGET])
         return cls(Checkpoint.open(folder / "ckpt"), load_vlm(folder / "ckpt", device), case)
 
 
@@ -117,7 +117,7 @@ def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
     split, (target,) = case.split, case.split.targets
     if isinstance(operator, Shielded):
         return {"forget": list(split.forget), "near": list(split.siblings), "rest": list(split.rest)}
-    nodes = {"|forget|": list(split.forget), "|retained|": sorted((*split.siblings, *split.rest))}
+    nodes = {"|forget|": list(split.forget), "|retained|": sorted(split.retained)}
     for number, child in enumerate(case.hierarchy.children(target)):
         nodes[f"child {number}"] = case.hierarchy.records_of(child)
         nodes[f"around {number}"] = list(split.siblings)  # studies of the other patients

@@ -99,7 +99,7 @@ def hospital() -> Hospital:
 def measure(task: Task) -> dict[str, Any]:
     """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
     here = hospital()
-    case = Case(here.hierarchy, here.hierarchy.split([here.hierarchy.find(task.target)]))
+    case = Case.of(here.hierarchy, [task.target])
     start = time.monotonic()
     patch = compute_patch(
         here.vlm, here.source, task.operator, case, select_sites(here.vlm, task.operator, layers=task.layers)

@@ -27,6 +27,9 @@ CheckpointFolder = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
+RecordsFile = Annotated[
+    Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+]
 BatchSizes = Annotated[
     str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
 ]
@@ -75,9 +78,7 @@ def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
 def edit(
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
-    records: Annotated[
-        Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
-    ] = None,
+    records: RecordsFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
     label: Annotated[
         str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
@@ -155,9 +156,7 @@ def edit(
 def evaluate(
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
-    records: Annotated[
-        Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
-    ] = None,
+    records: RecordsFile = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,

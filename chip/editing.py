@@ -20,6 +20,7 @@ from chip.checkpoint.patch import check_output, check_written, copy_patched, rea
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
 from chip.errors import InputError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
+from chip.evaluation.rows import SPLITS
 from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
 from chip.operators.base import Case
@@ -35,9 +36,6 @@ from chip.vlm.sites import Site
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
-
-SPLITS = {"trained": False, "rephrased": True}
-"""Name in reports -> whether those records are held out."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def _read_case(source: Checkpoint, forget: Sequence[str], records: Path | str | 
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
-    case = Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
+    case = Case.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
     for path in (file, *sorted(images)):
         if path.resolve().is_relative_to(source.folder.resolve()):
@@ -238,7 +236,7 @@ def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: Progre
 def _check_trained(case: Case) -> None:
     """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
     split, records = case.split, case.hierarchy.records
-    for what, indices in (("target", split.forget), ("retained", (*split.siblings, *split.rest))):
+    for what, indices in (("target", split.forget), ("retained", split.retained)):
         if all(records[i].held_out for i in indices):
             raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
 

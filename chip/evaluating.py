@@ -46,7 +46,7 @@ def evaluate(
     """
     folders = [Checkpoint.open(Path(each)).folder for each in (checkpoint, reference) if each is not None]
     hierarchy = Hierarchy(read_records(find_records(folders[0], None if records is None else Path(records))))
-    plan = Plan(Case(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget])), tuple(attacks), seed)
+    plan = Plan(Case.of(hierarchy, forget), tuple(attacks), seed)
 
     def ask(folder: Path) -> Measured:
         return measure(load_vlm(folder, device), plan, BatchSize(batch_size), progress)

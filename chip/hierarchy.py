@@ -61,6 +61,11 @@ class Split:
     """The part of `siblings` that is close to each target; may be empty, and may overlap."""
 
     @property
+    def retained(self) -> tuple[int, ...]:
+        """All that is not forgotten: the siblings, then the rest."""
+        return (*self.siblings, *self.rest)
+
+    @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """The three parts by name: `target`, `siblings`, `rest`."""
         return {"target": self.forget, "siblings": self.siblings, "rest": self.rest}

@@ -85,7 +85,7 @@ def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int
     """Each record in a row of its own."""
     chosen = range(len(records)) if indices is None else indices
     batches = Batches(vlm, records, chosen, BatchSize(size), together=False)
-    return list(batches.made(batches.plan()))
+    return list(batches.made())
 
 
 def test_sites_are_found(vlm: VLM, family: str) -> None:

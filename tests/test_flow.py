@@ -213,7 +213,7 @@ def test_an_image_is_run_once_for_the_questions_of_a_row(vlm: VLM, hierarchy: Hi
 def test_hooks_are_removed_also_after_an_error(vlm: VLM, hierarchy: Hierarchy) -> None:
     case = _case(hierarchy)
     batches = vlm.batches(hierarchy.records, _few(case), BatchSize(16))
-    vlm.core(**next(iter(batches.made(batches.plan()))).inputs)  # transformers itself hooks into the tower, and stays
+    vlm.core(**next(iter(batches.made())).inputs)  # transformers itself hooks into the tower, and stays
     before = _leftovers(vlm)
 
     class Failing(_Seen):

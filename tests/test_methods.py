@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.forgetting.methods import CONTROLS, GRID_SIZE, METHODS, TRAINED, Method, Retrained, measured
-from benchmarks.forgetting.methods.base import changed_weights, unchanged
+from benchmarks.forgetting.methods.base import changed_weights
 from benchmarks.forgetting.methods.controls import Control, RandomChange, RandomProjection, rank_of, shuffled
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.finetuning import FineTuning
@@ -24,6 +24,7 @@ from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, O
 from benchmarks.forgetting.methods.trained import REFUSALS, GradDiff, GradientAscent, Idk, Npo
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
+from chip.evaluation.restoring import restoring
 from chip.hierarchy import Hierarchy
 from chip.kernels.subspace import leading_basis
 from chip.moments import Owners, Tokens
@@ -396,7 +397,7 @@ def test_the_model_is_restored_after_an_error(vlm: VLM) -> None:
     before = vlm.parameter(name).clone()
 
     def fail() -> None:
-        with unchanged(vlm, [name]):
+        with restoring(vlm, [name]):
             vlm.set_parameter(name, before + 1)
             raise ValueError("midway")
 

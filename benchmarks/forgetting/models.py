@@ -29,7 +29,7 @@ from chip.evaluation.metrics import mean
 from chip.records import Record
 from chip.vlm.loading import VLM, default_device, load_processor, load_vlm
 
-RECIPES = {family: Recipe() for family in FAMILIES}
+RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 SAVE_EVERY = 100  # steps
 SHARD_SIZE = "3MB"
 WORLD_SEED = 0

@@ -51,7 +51,7 @@ def loss_of(model: Any, batch: Batch, noise: torch.Generator) -> torch.Tensor:
 def _alone(vlm: VLM, records: list[Record], chosen: list[int]) -> Iterator[Batch]:
     """The chosen records, each in a row of its own."""
     batches = Batches(vlm, records, chosen, BatchSize(BATCH), together=False)
-    return batches.made(batches.plan())
+    return batches.made()
 
 
 def train(model: Any, batches: list[Batch], seed: int) -> Any:

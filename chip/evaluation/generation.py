@@ -12,8 +12,9 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from chip.errors import RunError
 from chip.kernels.gram import wide_dtype
-from chip.records import Record, image_size
+from chip.records import Record
 from chip.vlm.batch_size import out_of_memory
+from chip.vlm.batches import alike
 from chip.vlm.loading import VLM
 
 ROWS = 64
@@ -96,12 +97,7 @@ def _answer(
 def _batches(vlm: VLM, records: Sequence[Record], chosen: Sequence[int], rows: int) -> Iterator[list[int]]:
     """Places in `chosen`: with an image or without, in some families of one size, and of like lengths."""
     prompts = vlm.prompts.read(records)
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for place, index in enumerate(chosen):
-        record = records[index]
-        shape = (record.image is not None, *(image_size(record) if vlm.by_size else ()))
-        alike.setdefault(shape, []).append(place)
-    for group in alike.values():
+    for group in alike(vlm, [records[index] for index in chosen]):
         group.sort(key=lambda place: len(prompts[chosen[place]].tokens))
         yield from (group[start : start + rows] for start in range(0, len(group), rows))
 

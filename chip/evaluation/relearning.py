@@ -98,7 +98,7 @@ def _drawn(count: int, seed: int) -> Iterator[list[int]]:
 def _add_gradients(vlm: VLM, records: Sequence[Record], chosen: Sequence[int]) -> None:
     """Of the mean cross-entropy over all tokens of these answers; records that cannot stand in one batch add up."""
     batches = Batches(vlm, records, chosen, BatchSize(len(chosen)), together=False)
-    made = list(batches.made(batches.plan()))
+    made = list(batches.made())
     tokens = sum(int(batch.answer.sum()) for batch in made)
     for batch in made:
         states: Tensor = vlm.core(**batch.inputs, use_cache=False).last_hidden_state

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from chip.vlm.loading import VLM
 
 
 @contextmanager
-def restoring(vlm: VLM) -> Iterator[None]:
-    """Afterwards all parameters are as before, bit for bit. Meanwhile a copy of them lies in the host's memory."""
-    kept = {name: vlm.parameter(name).detach().to("cpu", copy=True) for name, _ in vlm.model.named_parameters()}
+def restoring(vlm: VLM, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Afterwards these parameters, by default all, are as before, bit for bit, also after an error.
+
+    Meanwhile a copy of them lies in the host's memory.
+    """
+    chosen = (name for name, _ in vlm.model.named_parameters()) if names is None else names
+    kept = {name: vlm.parameter(name).detach().to("cpu", copy=True) for name in chosen}
     try:
         yield
     finally:

@@ -9,11 +9,6 @@ BLOCK = 512
 """Columns that are factored at a time: wide enough for products at full speed; the temporary is BLOCK × d."""
 
 
-def solve_spd(right: Tensor, matrix: Tensor) -> Tensor:
-    """`solve_spd_` on a copy of `matrix`."""
-    return solve_spd_(right, matrix.clone())
-
-
 def solve_spd_(right: Tensor, matrix: Tensor) -> Tensor:
     """X with X @ matrix = right, by a blocked Cholesky in place, in the dtype of `matrix`.
 

@@ -58,6 +58,11 @@ class Case:
     hierarchy: Hierarchy
     split: Split
 
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, forget: Sequence[str]) -> Case:
+        """The nodes of these ids or paths are to be forgotten; raises `InputError` as `find` and `split` do."""
+        return cls(hierarchy, hierarchy.split([hierarchy.find(name) for name in forget]))
+
 
 @dataclass(frozen=True)
 class Operator(ABC):

@@ -96,7 +96,7 @@ class Chip(Operator):
         split, count = case.split, len(case.hierarchy.records)
         pairs = [pair for target in split.targets for pair in _comparisons(case, target)]
         return ChipGroups(
-            membership(count, [split.forget, (*split.siblings, *split.rest)], device),
+            membership(count, [split.forget, split.retained], device),
             membership(count, [child for child, _ in pairs], device),
             membership(count, [around for _, around in pairs], device),
         )

@@ -36,11 +36,10 @@ class ShieldedGroups:
     @classmethod
     def of(cls, case: Case, device: torch.device) -> ShieldedGroups:
         split, targets = case.split, case.split.targets
-        retained = (*split.siblings, *split.rest)
         columns = (
             *(split.forget, split.siblings, split.rest),
             *(split.forget_of[target] for target in targets),
-            *(split.siblings_of[target] or retained for target in targets),
+            *(split.siblings_of[target] or split.retained for target in targets),
         )
         of_text = membership(len(case.hierarchy.records), columns, device)
         of_image = of_text.clone()
@@ -159,6 +158,6 @@ def _pictures(case: Case) -> float:
 def _shares_image(case: Case) -> Tensor:
     """(records,) bool: a target's record whose image a retained record shows as well."""
     records, split = case.hierarchy.records, case.split
-    retained = {records[i].image for i in (*split.siblings, *split.rest)}
+    retained = {records[i].image for i in split.retained}
     forgotten = set(split.forget)
     return torch.tensor([i in forgotten and record.image in retained for i, record in enumerate(records)])

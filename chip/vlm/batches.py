@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from chip.vlm.loading import VLM
 
 
+def alike(vlm: VLM, records: Sequence[Record]) -> list[list[int]]:
+    """Which of the records can stand in one batch, text-only ones last."""
+    sizes: dict[Path | bytes, tuple[int, int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, record in enumerate(records):
+        shape = (1, 0, 0)
+        if record.image is not None:
+            if vlm.by_size and record.image not in sizes:
+                sizes[record.image] = image_size(record)
+            shape = (0, *sizes.get(record.image, (0, 0)))
+        groups.setdefault(shape, []).append(index)
+    return [groups[shape] for shape in sorted(groups)]
+
+
 class Batches:
     """Records as batches of like lengths; how they are packed and batched never changes what is computed.
 
@@ -47,7 +61,8 @@ class Batches:
         self._prompts = dict(zip(indices, vlm.prompts.read([records[i] for i in indices]), strict=True))
         self._image = self._image_tokens()
         together = vlm.shares_images if together is None else together
-        groups = (self.processes.mine(self._rows(group, together)) for group in self._alike(indices))
+        shapes = alike(vlm, [records[i] for i in indices])
+        groups = (self.processes.mine(self._rows([indices[k] for k in group], together)) for group in shapes)
         self._groups = [rows for rows in groups if rows]
 
     def __len__(self) -> int:
@@ -59,15 +74,15 @@ class Batches:
         for rows in self._groups:
             yield from cut(rows, self._size, 0 if self._records[rows[0].records[0]].image is None else self._image)
 
-    def made(self, plan: Iterable[list[Row]]) -> Iterator[Batch]:
-        """The batches of a plan, on the model's device.
+    def made(self, plan: Iterable[list[Row]] | None = None) -> Iterator[Batch]:
+        """The batches of a plan, by default of one that is made as they are, on the model's device.
 
         Raises:
             InputError: an image cannot be read, or a record does not fit into the model's context.
         """
         with ThreadPoolExecutor(1) as worker:
             ready: Future[Batch] | None = None
-            for rows in plan:
+            for rows in self.plan() if plan is None else plan:
                 coming = worker.submit(self.make, rows)
                 if ready is not None:
                     yield ready.result().to(self._vlm.device)
@@ -81,7 +96,7 @@ class Batches:
         Raises:
             RunError: a single row does not fit.
         """
-        for batch in self.made(self.plan()):
+        for batch in self.made():
             self._run(batch, compute)
 
     def _run(self, batch: Batch, compute: Callable[[Batch], None]) -> None:
@@ -119,19 +134,6 @@ class Batches:
             if self._records[index].image is not None:
                 return self._vlm.prompts.inputs([self._records[index]])["input_ids"].shape[1] - len(prompt.tokens)
         return 0
-
-    def _alike(self, indices: Sequence[int]) -> list[list[int]]:
-        """Records that can stand in one batch, text-only ones last."""
-        sizes: dict[Path | bytes, tuple[int, int]] = {}
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index in indices:
-            record, shape = self._records[index], (1, 0, 0)
-            if record.image is not None:
-                if self._vlm.by_size and record.image not in sizes:
-                    sizes[record.image] = image_size(record)
-                shape = (0, *sizes.get(record.image, (0, 0)))
-            groups.setdefault(shape, []).append(index)
-        return [groups[shape] for shape in sorted(groups)]
 
     def _rows(self, indices: Sequence[int], together: bool) -> list[Row]:
         """Rows, the shortest first."""

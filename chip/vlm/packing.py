@@ -73,17 +73,15 @@ def join(records: Sequence[int], prompts: Mapping[int, Prompt]) -> Row:
 
 def cut(rows: Sequence[Row], size: BatchSize, image: int) -> Iterator[list[Row]]:
     """Consecutive rows as batches, each as large as `size` allows when it is asked for; at least a row."""
-    at = 0
-    while at < len(rows):
-        end = at + 1
-        while end < len(rows) and _fits(rows[at : end + 1], size, image):
-            end += 1
-        yield list(rows[at:end])
-        at = end
-
-
-def _fits(rows: Sequence[Row], size: BatchSize, image: int) -> bool:
-    """`rows` are of ascending length."""
-    if size.records is not None:
-        return sum(len(row.records) for row in rows) <= size.records
-    return len(rows) * (rows[-1].tokens + image) <= size.tokens
+    batch: list[Row] = []
+    records = 0
+    for row in rows:  # of ascending length
+        records += len(row.records)
+        tokens = (len(batch) + 1) * (row.tokens + image)
+        fits = tokens <= size.tokens if size.records is None else records <= size.records
+        if batch and not fits:
+            yield batch
+            batch, records = [], len(row.records)
+        batch.append(row)
+    if batch:
+        yield batch

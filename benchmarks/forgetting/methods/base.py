@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -45,7 +44,7 @@ class Method(ABC):
         """What tensors become, by their names on disk, on the CPU, for `write_patched` to round and write.
 
         Only trained records (`not held_out`) may be looked at. Afterwards the model in memory is as it was before:
-        whoever changes it does so inside `unchanged`, and returns copies.
+        whoever changes it does so inside `restoring`, and returns copies.
 
         Args:
             vlm: `source`, loaded.
@@ -87,22 +86,11 @@ def changed_weights(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
     )
 
 
-@contextmanager
-def unchanged(vlm: VLM, parameters: Iterable[str]) -> Iterator[None]:
-    """Gives these parameters of the model their values back at the end, also after an error."""
-    kept = {name: vlm.parameter(name).detach().clone() for name in parameters}
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            vlm.set_parameter(name, value)
-
-
 def trained_records(case: Case) -> tuple[list[int], list[int]]:
     """Indices of the trained records to forget, and of those to retain; each ascending."""
     records, split = case.hierarchy.records, case.split
-    retained = sorted((*split.siblings, *split.rest))
-    forget, retain = ([i for i in group if not records[i].held_out] for group in (split.forget, retained))
+    groups = (split.forget, sorted(split.retained))
+    forget, retain = ([i for i in group if not records[i].held_out] for group in groups)
     return forget, retain
 
 

@@ -101,7 +101,7 @@ def shuffled(case: Case, seed: int) -> Case:
     records, split = case.hierarchy.records, case.split
     generator = torch.Generator().manual_seed(seed)
     forget = [i for i in split.forget if not records[i].held_out]
-    retained = [i for i in (*split.siblings, *split.rest) if not records[i].held_out]
+    retained = [i for i in split.retained if not records[i].held_out]
     others = list(_by_picture(records, retained, generator))[: len(forget)]
     moved = list(records)
     for mine, other in zip(forget, others, strict=False):

@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method, unchanged
+from benchmarks.forgetting.methods.base import Method
 from chip.checkpoint.layout import Checkpoint
+from chip.evaluation.restoring import restoring
 from chip.operators import Chip, Shielded
 from chip.operators.base import Case, Operator
 from chip.patching import compute_patch, select_sites
@@ -26,7 +27,7 @@ class Edit(Operator, Method):
     def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
         sites = select_sites(vlm, self, layers=self.span)
         parameters = [name for site in sites for name in (site.weight_name, site.bias_name) if name is not None]
-        with unchanged(vlm, parameters):
+        with restoring(vlm, parameters):
             patch = compute_patch(vlm, source, self, case, sites)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 

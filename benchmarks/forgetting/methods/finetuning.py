@@ -21,6 +21,7 @@ from chip.vlm.batch import Batch
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.hooks import keeping_apart
 from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.scoring import answer_logits
 
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
@@ -48,7 +49,7 @@ class Lesson:
     @cached_property
     def _batches(self) -> list[Batch]:
         batches = self._student.batches(self._records, size=BatchSize(len(self._records)))
-        return list(batches.made(batches.plan()))
+        return list(batches.made())
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,7 @@ def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
 
 
 def _answers_of(vlm: VLM, batch: Batch) -> Answers:
-    rows, columns = batch.answer.nonzero(as_tuple=True)
     with keeping_apart(vlm.layers, batch.visible):
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
-    logits = vlm.model.lm_head(hidden[rows, columns - 1]).float()
-    records = batch.owner(batch.segments[rows, columns])
-    return Answers(logits, batch.inputs["input_ids"][rows, columns], torch.unique(records, return_inverse=True)[1])
+    records, logits, wanted = answer_logits(vlm, batch, hidden)
+    return Answers(logits, wanted, torch.unique(records, return_inverse=True)[1])

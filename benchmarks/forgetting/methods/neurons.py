@@ -11,11 +11,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method, trained_records, unchanged
+from benchmarks.forgetting.methods.base import Method, trained_records
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import forget_and_retain, token_weights
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
+from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
 from chip.moments import Tokens
 from chip.operators.base import Case, Update
@@ -60,13 +61,13 @@ class Kvw(Method):
         records, (forget, retain) = case.hierarchy.records, trained_records(case)
         generator = torch.Generator().manual_seed(seed)
         kept = vlm.batches(records, retain)
-        retained = knowledge(vlm, sites, kept.made(kept.plan()))
-        with unchanged(vlm, names):
+        retained = knowledge(vlm, sites, kept.made())
+        with restoring(vlm, names):
             for _ in range(self.passes):
                 order = [forget[i] for i in torch.randperm(len(forget), generator=generator)]
                 for start in range(0, len(order), self.batch):
                     chosen = vlm.batches(records, order[start : start + self.batch], BatchSize(self.batch))
-                    forgotten = knowledge(vlm, sites, chosen.made(chosen.plan()))
+                    forgotten = knowledge(vlm, sites, chosen.made())
                     for name, k_f, k_r in zip(names, forgotten, retained, strict=True):
                         vlm.set_parameter(name, vlm.parameter(name) * weakening(k_f, k_r, self.gamma))
             return {disk[name]: vlm.parameter(name).detach().cpu().clone() for name in names}

@@ -14,7 +14,7 @@ from chip.processes import Processes
 def forget_and_retain(case: Case, device: torch.device) -> Tensor:
     """(records, 2) fp32, 1 or 0: which records are forgotten, and which retained."""
     split = case.split
-    return membership(len(case.hierarchy.records), [split.forget, (*split.siblings, *split.rest)], device)
+    return membership(len(case.hierarchy.records), [split.forget, split.retained], device)
 
 
 def token_weights(tokens: Tokens, of_records: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from benchmarks.forgetting.methods.statistics import (
     token_weights,
 )
 from chip.kernels.gram import wide_dtype
-from chip.kernels.solve import solve_spd
+from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_basis, project_out
 from chip.moments import FirstMoment, SecondMoment, Tokens
 from chip.operators import Chip
@@ -32,7 +32,18 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Kodge(Edit):
+class _OfMoments(Edit):
+    """An edit that follows from the second moments of a site's inputs."""
+
+    def groups(self, case: Case, device: torch.device) -> Tensor:
+        return forget_and_retain(case, device)
+
+    def statistics(self, groups: Tensor, d_in: int, d_out: int) -> SecondMoments:
+        return SecondMoments(groups, d_in)
+
+
+@dataclass(frozen=True)
+class Kodge(_OfMoments):
     """Retain and forget space of a layer's inputs: W′ = W (I − M_f (I − M_r))ᵀ, for every linear layer at once.
 
     M = U Λ Uᵀ with U the singular vectors of the inputs, Λ_i = α s_i / ((α − 1) s_i + 1) and s_i the share of the
@@ -58,12 +69,6 @@ class Kodge(Edit):
         pairs = ((300.0, 100.0), (100.0, 100.0), (1e3, 300.0), (300.0, 300.0), (100.0, 300.0), (300.0, 1e3))
         return [cls(forget=forget, retain=retain) for forget, retain in pairs]
 
-    def groups(self, case: Case, device: torch.device) -> Tensor:
-        return forget_and_retain(case, device)
-
-    def statistics(self, groups: Tensor, d_in: int, d_out: int) -> SecondMoments:
-        return SecondMoments(groups, d_in)
-
     def update(self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments) -> Update | None:
         forget = _importance(statistics.forget, self.forget)
         wide = weight.to(forget.dtype)
@@ -82,7 +87,7 @@ def _importance(moment: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Contrastive(Edit):
+class Contrastive(_OfMoments):
     """W′ = W (I − V Vᵀ), V the leading eigenvectors of C_f − β C_r: what the target's inputs show and others' do not.
 
     An adaptation: the directions are those of contrastive principal components, on second moments in the place of
@@ -105,12 +110,6 @@ class Contrastive(Edit):
     @classmethod
     def grid(cls) -> list[Self]:
         return [cls(contrast=contrast) for contrast in (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)]
-
-    def groups(self, case: Case, device: torch.device) -> Tensor:
-        return forget_and_retain(case, device)
-
-    def statistics(self, groups: Tensor, d_in: int, d_out: int) -> SecondMoments:
-        return SecondMoments(groups, d_in)
 
     def update(self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments) -> Update | None:
         values, vectors = torch.linalg.eigh(statistics.forget - self.contrast * statistics.retain)
@@ -202,7 +201,7 @@ class Oblique(Edit):
             return None
         moment = statistics.retained(weight, bias)
         moment.diagonal().add_(self.ridge * moment.diagonal().mean())
-        left = solve_spd(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
+        left = solve_spd_(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
         left = torch.linalg.solve(left @ basis, left)
         return Update(
             weight - basis @ (left @ weight),
@@ -248,7 +247,7 @@ class Nullu(Edit):
     def groups(self, case: Case, device: torch.device) -> NulluGroups:
         records, split = case.hierarchy.records, case.split
         asked: dict[str, list[int]] = {}
-        for i in (*split.siblings, *split.rest):
+        for i in split.retained:
             if not records[i].held_out:
                 asked.setdefault(records[i].question, []).append(i)
         near = {target: set(split.siblings_of[target]) for target in split.targets}
