@@ -25,6 +25,9 @@ app = typer.Typer(
 CheckpointFolder = Annotated[
     Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
 ]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Write it as a web page too: one file, nothing else.", metavar="FILE")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
 RecordsFile = Annotated[
@@ -91,8 +94,23 @@ def edit(
         str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
     ] = None,
     shield: Annotated[
-        float | None, typer.Option(help="β: higher keeps more, forgets less.", rich_help_panel=_SHIELDED)
+        str | None,
+        typer.Option(
+            help="β: higher keeps more, forgets less; auto: found by a few trials.",
+            metavar="FLOAT|auto",
+            rich_help_panel=_SHIELDED,
+            show_default="auto",
+        ),
     ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="For auto: what kept answers may lose of their probability.",
+            min=0,
+            max=1,
+            rich_help_panel=_SHIELDED,
+        ),
+    ] = 0.02,
     ridge: Annotated[
         float | None, typer.Option(help="λ: higher makes smaller changes.", rich_help_panel=_SHIELDED)
     ] = None,
@@ -130,7 +148,7 @@ def edit(
     from chip.operators import make_operator
     from chip.processes import is_leader
 
-    given = {"shield": shield, "ridge": ridge, "near": near, "top_k": top_k, "energy": energy, "alpha": alpha}
+    given = {"shield": _shield(shield), "ridge": ridge, "near": near, "top_k": top_k, "energy": energy, "alpha": alpha}
     report = run(
         checkpoint,
         forget,
@@ -140,6 +158,7 @@ def edit(
         operator=make_operator(method, {name: value for name, value in given.items() if value is not None}),
         sites=None if sites is None else sites.split(","),
         layers=layers,
+        tolerance=tolerance,
         device=device,
         device_map=device_map,
         batch_size=_batch_size(batch_size),
@@ -169,6 +188,10 @@ def evaluate(
     device: Device = None,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
+    html: Html = None,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
@@ -177,8 +200,15 @@ def evaluate(
     terminal.quiet_libraries()
     from chip.evaluating import evaluate as run
     from chip.evaluation.asking import ATTACKS
+    from chip.pages import check_page, write_page
+    from chip.pages.eval import eval_page
+    from chip.pages.receipt import receipt_in
     from chip.terminal_eval import print_evaluation
 
+    if html is not None:
+        check_page(html)
+    elif show_names:
+        raise InputError("--show-names: is for the page; add --html FILE")
     found = run(
         checkpoint,
         forget,
@@ -190,6 +220,11 @@ def evaluate(
         seed=seed,
         progress=terminal.progress,
     )
+    if html is not None:
+        other = None if reference is None else reference.resolve().name
+        receipt = receipt_in(checkpoint)
+        page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
+        write_page(html, page)
     _print_json(found.to_json()) if as_json else print_evaluation(found)
 
 
@@ -197,16 +232,15 @@ def evaluate(
 def diff(
     a: Annotated[Path, typer.Argument(help="A checkpoint folder.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write it as a web page too: one file, nothing else.", metavar="FILE")
-    ] = None,
+    html: Html = None,
     as_json: Json = False,
 ) -> None:
     """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
     from chip import terminal
     from chip.checkpoint.diff import diff as compare
     from chip.pages import check_page, write_page
-    from chip.pages.diff import diff_page, receipt_in
+    from chip.pages.diff import diff_page
+    from chip.pages.receipt import receipt_in
     from chip.terminal_diff import print_diff
 
     terminal.quiet_libraries()
@@ -251,6 +285,14 @@ def _batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) == 0:
         raise InputError(f"--batch-size {text}: give a number of records, or auto")
     return int(text)
+
+
+def _shield(text: str | None) -> float | str | None:
+    """A number, or a word, which the method knows or not."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ from chip.checkpoint.files import files_in, staged
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import check_output, check_written, copy_patched, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
+from chip.choosing import TOLERANCE, Choice
 from chip.errors import InputError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
-from chip.evaluation.rows import SPLITS
+from chip.evaluation.rows import SPLITS, in_split
 from chip.hierarchy import Hierarchy
 from chip.operators import Operator, Shielded
 from chip.operators.base import Case
@@ -55,6 +56,8 @@ class EditReport:
     remaining: Mapping[str, float]
     """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
     groups: Mapping[str, Mapping[str, GroupResult]]
+    choice: Choice | None = None
+    """How the shield was found, where nobody gave one."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,7 @@ class EditReport:
             "changed_tensors": sorted(self.relative_change),
             "relative_change": dict(self.relative_change),
             "remaining": dict(self.remaining),
+            "choice": None if self.choice is None else self.choice.to_json(),
             "groups": {
                 group: {split: result.to_json() for split, result in results.items()}
                 for group, results in self.groups.items()
@@ -84,6 +88,7 @@ def edit(
     operator: Operator | None = None,
     sites: Sequence[str] | None = None,
     layers: str | None = None,
+    tolerance: float = TOLERANCE,
     device: str | None = None,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
@@ -104,6 +109,7 @@ def edit(
         operator: method and settings; by default `Shielded()`.
         sites: kinds of site to edit; by default the operator's.
         layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the operator's share.
+        tolerance: where the shield is chosen, what retained records may lose of their answers' probability.
         device: by default the best there is.
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
             then stays on the disk.
@@ -130,7 +136,7 @@ def edit(
             vlm = load(source.folder)
             chosen = select_sites(vlm, operator, sites, layers)
             before = ask(vlm, what="asking before")
-            patch = compute_patch(vlm, source, operator, case, chosen, size, progress, processes)
+            patch = compute_patch(vlm, source, operator, case, chosen, size, progress, processes, tolerance)
             remaining, after = {}, None
             if folder is not None:
                 copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged, progress=progress)
@@ -143,7 +149,7 @@ def edit(
                 after = ask(load(Path(processes.told(str(folder)))), what="asking after")
             report = EditReport(
                 method=operator.name,
-                settings=_settings(operator, chosen),
+                settings=_settings(operator, chosen, patch.choice),
                 label=label,
                 output=None if dry_run else str(output),
                 seconds=time.monotonic() - start,
@@ -151,6 +157,7 @@ def edit(
                 relative_change=patch.relative_change,
                 remaining=remaining,
                 groups=summarise(case, before, after),
+                choice=patch.choice,
             )
             if folder is not None:
                 _sign(source, folder, report, progress)
@@ -174,10 +181,11 @@ def _loader(
         yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
 
 
-def _settings(operator: Operator, sites: Sequence[Site]) -> dict[str, Any]:
+def _settings(operator: Operator, sites: Sequence[Site], choice: Choice | None) -> dict[str, Any]:
     layers = [site.layer for site in sites if site.layer is not None]
     return {
         **asdict(operator),
+        **({} if choice is None else {"shield": choice.shield, "tolerance": choice.tolerance}),
         "sites": sorted({site.kind for site in sites}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
@@ -261,8 +269,8 @@ def summarise(case: Case, before: Scores, after: Scores | None) -> dict[str, dic
     result: dict[str, dict[str, GroupResult]] = {}
     for group, indices in case.split.groups.items():
         result[group] = {}
-        for name, held_out in SPLITS.items():
-            chosen = [i for i in indices if case.hierarchy.records[i].held_out == held_out]
+        for name in SPLITS:
+            chosen = [i for i in indices if in_split(case.hierarchy.records[i], name)]
             if chosen:
                 measure = partial(_before_after, chosen, before, after)
                 result[group][name] = GroupResult(

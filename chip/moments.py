@@ -48,6 +48,8 @@ class Tokens:
     """(n, d_out): what came out of it, bias included; None where nobody asked for it."""
     keys: Tensor
     """(n,) int64: what each token is: its vocabulary id, or −1 − its index in the image for a piece of the image."""
+    answering: Tensor
+    """(n,) bool: the token is one of an answer, or the last before it: what an answer is said from."""
     segments: Tensor
     """(n,) int64: the segment each token lies in."""
     owners: Owners

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,16 +15,26 @@ from torch import Tensor
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import round_once
+from chip.choosing import SHIELDS, TOLERANCE, Choice, Questions, choose
 from chip.errors import RunError
+from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
 from chip.moments import Statistics
-from chip.operators.base import Case, Operator, Removed, Update
+from chip.operators.base import Case, Operator, Removed
+from chip.operators.shielded import AUTO, Shielded
 from chip.processes import Processes
 from chip.progress import Progress, silent
+from chip.records import Record
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
+from chip.vlm.scoring import Scores, score
 from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
+
+Seen: TypeAlias = tuple[Site, Any]
+"""A site, and its statistics as the operator asked for them."""
+Solved: TypeAlias = tuple[dict[str, Tensor], Removed | None]
+"""New values by the model's name, and what must be gone from them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Patch:
     """What must be gone from the written tensor, where the operator takes directions out of it."""
     shares_images: bool = True
     """Whether questions about one image ran it once together."""
+    choice: Choice | None = None
+    """How the shield was found, where nobody gave one."""
 
 
 def select_sites(
@@ -59,56 +72,132 @@ def compute_patch(
     size: BatchSize | None = None,
     progress: Progress = silent,
     processes: Processes | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Patch:
     """Run the trained records through the model, and let the operator edit it site by site.
 
-    The model in memory is edited too, with the rounded weights: what comes later sees what will be written.
+    The model in memory is edited too, with the rounded weights: what is seen later is what will be written.
+
+    Args:
+        tolerance: what retained records may lose of their answers' probability, where the shield is to be chosen.
     """
-    parameters = {site: _parameters(site) for site in sites}
-    disk = disk_names(source, [name for names in parameters.values() for name in names.values()])
+    size, processes = size or BatchSize(), processes or Processes()
     records = case.hierarchy.records
     trained = [index for index, record in enumerate(records) if not record.held_out]
-    processes = processes or Processes()
     batches = vlm.batches(records, trained, size, processes)
-    flow = Flow(vlm, batches, records)
+    collected = _collected(vlm, Flow(vlm, batches, records), operator, case, sites, len(batches), progress)
+    patching = _Patching(vlm, source, sites, processes)
+    if isinstance(operator, Shielded) and operator.shield == AUTO:
+        return _chosen(patching, operator, case, list(collected), size, progress, tolerance)
+    return patching.edit(operator, collected)
+
+
+def _collected(
+    vlm: VLM,
+    flow: Flow,
+    operator: Operator,
+    case: Case,
+    sites: Sequence[Site],
+    batches: int,
+    progress: Progress,
+) -> Iterator[Seen]:
+    """Each site's statistics, as soon as they are complete; what is edited by then is what later ones see."""
     groups = cache(partial(operator.groups, case))  # of each device: statistics stay where the layer is computed
 
     def empty(site: Site) -> Statistics:
         d_out, d_in = site.weight(vlm.model).shape  # true also where the weight itself lies elsewhere
         return operator.statistics(groups(vlm.place_of(site.weight_name)), d_in, d_out)
 
-    stages = in_data_order(sites) if operator.data_order else at_once(sites)
-    patch = Patch({}, {}, {}, vlm.shares_images)
-    with progress("editing", len(stages) * len(batches)) as advance:
+    stages = in_data_order(sites) if operator.inputs_only else at_once(sites)
+    with progress("editing", len(stages) * batches) as advance:
         for stage in stages:
-            watched = stage.first_only if operator.data_order else stage
-            statistics = flow.collect(watched, empty, advance, inputs_only=operator.data_order)
+            watched = stage.first_only if operator.inputs_only else stage
+            statistics = flow.collect(watched, empty, advance, inputs_only=operator.inputs_only)
             for site in stage.sites:
-                update = _solve(vlm, operator, site, statistics[site if site in statistics else stage.sites[0]])
-                if update is None:
-                    continue
-                for part, name in parameters[site].items():
-                    new = getattr(update, part)
-                    if new is None:
-                        continue
-                    rounded = round_once(site.turned(new), source.entries[disk[name]].torch_dtype)
-                    changed = _apply(vlm, name, processes.lead_(rounded.contiguous()), disk[name], patch)
-                    if changed and update.removed is not None:
-                        patch.removed[disk[name]] = site, update.removed
-    return patch
+                yield site, statistics[site if site in statistics else stage.sites[0]]
+
+
+def _chosen(
+    patching: _Patching,
+    operator: Shielded,
+    case: Case,
+    collected: Sequence[Seen],
+    size: BatchSize,
+    progress: Progress,
+    tolerance: float,
+) -> Patch:
+    """The edit with the shield that a few trials find; all of them reuse what was collected."""
+    vlm, processes = patching.vlm, patching.processes
+
+    def ask(records: Sequence[Record]) -> Scores:
+        batches = vlm.batches(records, size=size, processes=processes)
+        return score(vlm, batches, len(records), lambda _: None)
+
+    @contextmanager
+    def edited(shield: float) -> Iterator[None]:
+        with restoring(vlm, patching.parameters):
+            patching.edit(replace(operator, shield=shield), collected)
+            yield
+
+    with progress("choosing the shield", len(SHIELDS).bit_length()) as advance:
+        choice = choose(Questions(case), ask, edited, tolerance, lambda: advance(1))
+    patch = patching.edit(replace(operator, shield=choice.shield), collected)
+    return replace(patch, choice=choice)
+
+
+class _Patching:
+    """Turns statistics into new weights, in the model and for the disk."""
+
+    def __init__(self, vlm: VLM, source: Checkpoint, sites: Sequence[Site], processes: Processes) -> None:
+        self.vlm, self.processes, self._source = vlm, processes, source
+        self._of_site = {site: _parameters(site) for site in sites}
+        self.parameters = [name for names in self._of_site.values() for name in names.values()]
+        self._disk = disk_names(source, self.parameters)
+
+    def edit(self, operator: Operator, collected: Iterable[Seen]) -> Patch:
+        """Edit the model in memory; `collected` may still be collecting."""
+        patch, solved = Patch({}, {}, {}, self.vlm.shares_images), []
+        for site, statistics in collected:
+            found = self._solve(operator, site, statistics)
+            if operator.data_order:
+                self._apply(site, found, patch)
+            else:
+                solved.append((site, found))
+        for site, found in solved:
+            self._apply(site, found, patch)
+        return patch
+
+    def _solve(self, operator: Operator, site: Site, statistics: Any) -> Solved:
+        """Name of each of the site's parameters -> what it becomes, as its stored dtype has it."""
+        parameters = self._of_site[site]
+        bias = None if site.bias_name is None else self.vlm.parameter(site.bias_name)
+        try:
+            update = operator.update(site.turned(self.vlm.parameter(site.weight_name)), bias, statistics)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise RunError(f"{site.name}: no trustworthy solution ({error}); a larger --ridge mends it") from error
+        if update is None:
+            return {}, None
+        made = {name: getattr(update, part) for part, name in parameters.items()}
+        return {
+            name: self.processes.lead_(self._rounded(site.turned(new), name).contiguous())
+            for name, new in made.items()
+            if new is not None
+        }, update.removed
+
+    def _rounded(self, new: Tensor, name: str) -> Tensor:
+        return round_once(new, self._source.entries[self._disk[name]].torch_dtype)
+
+    def _apply(self, site: Site, solved: Solved, patch: Patch) -> None:
+        parameters, removed = solved
+        for name, rounded in parameters.items():
+            changed = _apply(self.vlm, name, rounded, self._disk[name], patch)
+            if changed and removed is not None:
+                patch.removed[self._disk[name]] = site, removed
 
 
 def _parameters(site: Site) -> dict[str, str]:
     """Part of an update -> the model's parameter that it changes."""
     return {"weight": site.weight_name, **({"bias": site.bias_name} if site.bias_name else {})}
-
-
-def _solve(vlm: VLM, operator: Operator, site: Site, statistics: Any) -> Update | None:
-    bias = None if site.bias_name is None else vlm.parameter(site.bias_name)
-    try:
-        return operator.update(site.turned(vlm.parameter(site.weight_name)), bias, statistics)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise RunError(f"{site.name}: no trustworthy solution ({error}); a larger --ridge mends it") from error
 
 
 def _apply(vlm: VLM, name: str, rounded: Tensor, disk_name: str, patch: Patch) -> bool:

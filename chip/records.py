@@ -23,6 +23,9 @@ LEVELS = ("institution", "patient", "study", "section")
 TASKS = ("generation", "classification", "cloze")
 """What a question asks for: free text, one of the listed options, or the missing word."""
 
+VALIDATION = "validation"
+"""The split of questions that settings are chosen by, and nothing is reported on."""
+
 _BESIDE = ("records.jsonl", "records.parquet")  # looked for next to a checkpoint folder, in this order
 _MEDFORGET = {
     "institution": "institution_id",
@@ -60,7 +63,8 @@ class Record:
     task: str = "generation"
     """One of `TASKS`."""
     split: str = "train"
-    """`train`: the model was trained on it; anything else is held out, such as `rephrased`."""
+    """`train`: the model was trained on it; anything else is held out, such as `rephrased`. `VALIDATION`: held out, and
+    for choosing."""
     where: str = field(default="", compare=False)
     """For messages: `records.jsonl:12`, or `forget.parquet:row 7` (rows count from 0)."""
 

@@ -114,6 +114,8 @@ def print_edit(report: EditReport) -> None:
         changes.add_row(name, f"{change:.3f}", *left)
     out.print(changes)
     out.print(f"[dim]{report.method}: {settings_line(report.settings)}[/]")
+    if report.choice is not None:
+        out.print(f"[dim]shield {report.choice.shield:g} was chosen: {report.choice.reason}[/]")
     if not report.shares_images:
         out.print("[dim]each question ran its own image: in this family the image sees the question[/]")
     count = len(report.relative_change)

@@ -37,7 +37,7 @@ def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
     records = torch.arange(len(PATHS)).repeat_interleave(each)
     each_its_own = Owners(torch.arange(len(PATHS)), torch.arange(len(PATHS)), len(PATHS))
     keys = torch.where(torch.arange(count) % each == 0, -1, 7)
-    return Tokens(torch.empty(count, 0), outputs, keys, records, each_its_own)
+    return Tokens(torch.empty(count, 0), outputs, keys, keys > 0, records, each_its_own)
 
 
 def _outputs(tokens: Tokens) -> Tensor:
@@ -101,7 +101,15 @@ def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
     segments = torch.where(tokens.keys < 0, len(PATHS), tokens.segments)
     segments = torch.where((tokens.keys < 0) & (tokens.segments > 1), tokens.segments, segments)
     owners = Owners(torch.tensor([0, 1, 2, 3, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 0, 1]), 6)
-    shared = Tokens(tokens.inputs[kept], _outputs(tokens)[kept], tokens.keys[kept], segments[kept], owners)
+    shared = replace(
+        tokens,
+        inputs=tokens.inputs[kept],
+        outputs=_outputs(tokens)[kept],
+        keys=tokens.keys[kept],
+        answering=tokens.answering[kept],
+        segments=segments[kept],
+        owners=owners,
+    )
     image, text = _outputs(tokens)[0].double(), _outputs(tokens)[[1, 2, 3, 5, 6, 7]].double()
     expected = torch.stack([0.3 * image + 0.7 * text[:3].mean(0), 0.3 * image + 0.7 * text[3:].mean(0)])
     torch.testing.assert_close(_statistics(shared).child.mean, expected)

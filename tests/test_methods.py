@@ -60,7 +60,7 @@ def _statistics(operator: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | N
     keys = torch.where(torch.arange(len(inputs)) % 4 == 0, -1, 7)
     owners = Owners(records, records, len(PATHS))
     statistics = operator.statistics(operator.groups(_case(), CPU), weight.shape[1], weight.shape[0])
-    statistics.update(Tokens(inputs, outputs, keys, records.repeat_interleave(EACH), owners))
+    statistics.update(Tokens(inputs, outputs, keys, keys > 0, records.repeat_interleave(EACH), owners))
     return statistics
 
 

@@ -18,8 +18,9 @@ from chip.checkpoint.diff import CheckpointDiff, ShapeDiff
 from chip.checkpoint.measure import DIRECTIONS, TensorDiff
 from chip.errors import InputError
 from chip.pages import check_page, write_page
-from chip.pages.diff import diff_page, percent, receipt_in
+from chip.pages.diff import diff_page, percent
 from chip.pages.plot import decay_plot
+from chip.pages.receipt import receipt_in
 
 EVIL = '<script>alert("x")</script>'
 TEMPLATES = Path(__file__).parents[1] / "chip" / "pages" / "templates"

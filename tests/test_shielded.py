@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.hierarchy import Hierarchy
-from chip.moments import Owners, Tokens
+from chip.moments import Owners, SecondMoment, Tokens
 from chip.operators import Shielded
 from chip.operators.base import Case
 from chip.operators.shielded import ShieldedGroups, ShieldedStatistics
@@ -40,6 +40,7 @@ def _tokens(seed: int, width: int, each: int = 6) -> Tokens:
         inputs=torch.randn(3 * each, width, generator=generator, dtype=torch.float64),
         outputs=torch.empty(3 * each, 0),
         keys=torch.where(torch.arange(3 * each) % 2 == 0, -1, 7),
+        answering=torch.arange(3 * each) % 2 == 1,
         segments=records,
         owners=EACH_ITS_OWN,
     )
@@ -55,8 +56,12 @@ def _statistics(tokens: Tokens, case: Case | None = None) -> ShieldedStatistics:
     return statistics
 
 
+def _seconds(statistics: ShieldedStatistics) -> tuple[SecondMoment, ...]:
+    return statistics.forget, statistics.siblings, statistics.rest
+
+
 def _some(tokens: Tokens, part: Tensor) -> Tokens:
-    names = ("inputs", "outputs", "keys", "segments")
+    names = ("inputs", "outputs", "keys", "answering", "segments")
     return replace(tokens, **{name: getattr(tokens, name)[part] for name in names})
 
 
@@ -75,10 +80,11 @@ def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielde
     x, record, vision = tokens.inputs, tokens.segments, tokens.vision
     forget = torch.zeros((), dtype=torch.float64)
     for modality in (vision, ~vision):
-        towards = x[(record == SIBLING) & modality].mean(0)
+        towards = x[(record != TARGET) & modality].mean(0)
         chosen = x[(record == TARGET) & modality]
         forget = forget + (chosen @ edited.T - towards @ weight.T).square().sum()
     forget = forget / (record == TARGET).sum()
+    assert not isinstance(operator.shield, str)
     moved = ((edited - weight) @ x.T).square().sum(0)
     near, far = moved[record == SIBLING].mean(), moved[record == FAR].mean()
     energy = operator.near * x[record == SIBLING].square().sum(1).mean()
@@ -99,7 +105,7 @@ def test_gradient_of_the_objective_is_zero_at_the_solution(seed: int, shield: fl
 
 @given(SEEDS)
 def test_no_random_step_improves_the_objective(seed: int) -> None:
-    operator, tokens, weight = Shielded(), _tokens(seed, 8), _weight(seed, 8)
+    operator, tokens, weight = Shielded(shield=8.0), _tokens(seed, 8), _weight(seed, 8)
     edited = _edited(operator, weight, tokens)
     best = _objective(edited, weight, tokens, operator)
     for step in range(5):
@@ -110,7 +116,7 @@ def test_no_random_step_improves_the_objective(seed: int) -> None:
 @given(SEEDS)
 def test_an_endless_shield_or_ridge_changes_nothing(seed: int) -> None:
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)
-    for operator in (Shielded(shield=1e9), Shielded(ridge=1e9)):
+    for operator in (Shielded(shield=1e9), Shielded(shield=8.0, ridge=1e9)):
         torch.testing.assert_close(_edited(operator, weight, tokens), weight, atol=1e-5, rtol=0)
 
 
@@ -123,11 +129,11 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
     inputs[mine, 16:] = 0
     inputs[~mine, :16] = 0
     tokens = replace(tokens, inputs=inputs)
-    edited = _edited(Shielded(ridge=1e-9), weight, tokens)
+    edited = _edited(Shielded(shield=8.0, ridge=1e-9), weight, tokens)
     x = inputs
     torch.testing.assert_close(x[~mine] @ edited.T, x[~mine] @ weight.T, atol=1e-5, rtol=0)
     for modality in (tokens.vision, ~tokens.vision):
-        towards = x[(tokens.segments == SIBLING) & modality].mean(0) @ weight.T
+        towards = x[~mine & modality].mean(0) @ weight.T
         torch.testing.assert_close(
             x[mine & modality] @ edited.T, towards.expand(int((mine & modality).sum()), -1), atol=1e-5, rtol=0
         )
@@ -139,10 +145,10 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int
     whole, parts = _statistics(tokens), _empty(8)
     for part in (order[:cut], order[cut:]):
         parts.update(_some(tokens, torch.tensor(part)))
-    for a, b in zip(whole.second, parts.second, strict=True):
+    for a, b in zip(_seconds(whole), _seconds(parts), strict=True):
         assert a.count == b.count
         torch.testing.assert_close(a.half.triu(), b.half.triu(), rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip((*whole.near, *whole.target), (*parts.near, *parts.target), strict=True):
+    for mine, theirs in ((whole.retained, parts.retained), (whole.target, parts.target)):
         torch.testing.assert_close(mine.mean_at(mine.keys), theirs.mean_at(mine.keys))
 
 
@@ -154,19 +160,19 @@ def test_a_shared_token_counts_once_for_each_record_that_owns_it(seed: int) -> N
     again = replace(_some(tokens, torch.tensor([4, 5])), segments=torch.tensor([1, 1]))
     twice, once = _statistics(tokens), _statistics(shared)
     twice.update(again)
-    for a, b in zip(once.second, twice.second, strict=True):
+    for a, b in zip(_seconds(once), _seconds(twice), strict=True):
         assert a.count == b.count
         torch.testing.assert_close(a.half.triu(), b.half.triu())
-    for mine, theirs in zip((*once.near, *once.target), (*twice.near, *twice.target), strict=True):
+    for mine, theirs in ((once.retained, twice.retained), (once.target, twice.target)):
         torch.testing.assert_close(mine.mean_at(mine.keys), theirs.mean_at(mine.keys))
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
     tokens = _tokens(0, 8)
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
-    assert alone.second[0].count == 6
-    assert shared.second[0].count == 3
-    assert shared.second[1].count == alone.second[1].count
+    assert alone.forget.count == 6
+    assert shared.forget.count == 3
+    assert shared.siblings.count == alone.siblings.count
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:

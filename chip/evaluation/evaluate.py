@@ -52,8 +52,9 @@ def evaluate(
 def compare(plan: Plan, measured: Measured, reference: Measured | None = None) -> Evaluation:
     """The figures of one model, and of the one it is compared with, asked by the same plan."""
     table = Table(plan, measured)
+    levels = tuple(target.level for target in plan.case.split.targets)
     if reference is None:
-        return Evaluation(tuple(table.rows()), None, tuple(plan.attacks), plan.seed)
+        return Evaluation(tuple(table.rows()), None, tuple(plan.attacks), plan.seed, levels)
     other = Table(plan, reference)
     rows = (*table.rows(), *relations(table, other))
-    return Evaluation(rows, tuple(other.rows()), tuple(plan.attacks), plan.seed)
+    return Evaluation(rows, tuple(other.rows()), tuple(plan.attacks), plan.seed, levels)

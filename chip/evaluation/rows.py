@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chip.records import VALIDATION, Record
+
 SPLITS = {"trained": False, "rephrased": True}
 """Name in reports -> whether those records are held out."""
+
+
+def in_split(record: Record, split: str) -> bool:
+    """Whether figures of this split, one of `SPLITS`, count the record: none counts what settings are chosen by."""
+    return record.split != VALIDATION and record.held_out == SPLITS[split]
+
+
 WORST = "worst"
 """The split whose rows are the worse of the others'."""
 GAP = "siblings-target"
@@ -47,6 +56,8 @@ class Evaluation:
     """The same figures of the model it is compared with, which was retrained without the target."""
     attacks: tuple[str, ...]
     seed: int
+    levels: tuple[str, ...] = ()
+    """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not told."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> Row | None:
         """The model's one figure of this name; None where it was not measured."""

@@ -15,7 +15,7 @@ from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.forgetting import forget_quality, harmonic_mean, recovered_gap, worst
 from chip.evaluation.groups import clusters
 from chip.evaluation.metrics import chances
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Row
+from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Row, in_split
 
 Array = NDArray[np.float64]
 
@@ -77,8 +77,8 @@ class Table:
 
     def chosen(self, group: str, split: str, values: Array) -> list[int]:
         """Those of the group's records that have a value."""
-        held_out, records = SPLITS[split], self.plan.records
-        return [i for i in self._members[group] if records[i].held_out == held_out and not np.isnan(values[i])]
+        records = self.plan.records
+        return [i for i in self._members[group] if in_split(records[i], split) and not np.isnan(values[i])]
 
     def _over(self, group: str, split: str, measure: str, attack: str) -> Mean | None:
         values = self.measured.values.get((attack, measure))

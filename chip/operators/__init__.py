@@ -13,7 +13,7 @@ __all__ = ["OPERATORS", "Chip", "Operator", "Shielded", "make_operator"]
 OPERATORS: dict[str, type[Operator]] = {operator.name: operator for operator in (Shielded, Chip)}
 
 
-def make_operator(name: str, settings: Mapping[str, float]) -> Operator:
+def make_operator(name: str, settings: Mapping[str, float | str]) -> Operator:
     """The operator of this name with these settings; all others have their defaults.
 
     Raises:

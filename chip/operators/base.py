@@ -73,9 +73,12 @@ class Operator(ABC):
     """
 
     name: ClassVar[str]
-    data_order: ClassVar[bool]
-    """Each site's statistics are taken from the model whose earlier sites are already edited. They are statistics of
-    its inputs alone: sites with the same inputs share them."""
+    data_order: ClassVar[bool] = False
+    """Each site's statistics are taken from the model whose earlier sites are already edited; else from the model as it
+    was."""
+    inputs_only: ClassVar[bool] = False
+    """They are statistics of its inputs alone: sites with the same inputs share them, and one after the other is looked
+    at, so that only one site's are in memory."""
     sites: ClassVar[tuple[str, ...]]
     """Kinds of site it edits by default."""
     layers: ClassVar[tuple[float, float]]
@@ -83,12 +86,17 @@ class Operator(ABC):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
     """Setting -> the least and the largest value that make sense."""
+    words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Setting -> what may stand there instead of a number."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in self.ranges.items():
-            if not least <= getattr(self, name) <= most:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} {getattr(self, name):g}: must lie between {least:g} and {most:g}")
+            value, option = getattr(self, name), name.replace("_", "-")
+            if isinstance(value, str):
+                if value not in self.words.get(name, ()):
+                    raise InputError(f"--{option} {value}: give a number{_or(self.words.get(name, ()))}")
+            elif not least <= value <= most:
+                raise InputError(f"--{option} {value:g}: must lie between {least:g} and {most:g}")
 
     @abstractmethod
     def groups(self, case: Case, device: torch.device) -> Any:
@@ -105,6 +113,10 @@ class Operator(ABC):
         Raises:
             torch.linalg.LinAlgError: a system has no trustworthy solution.
         """
+
+
+def _or(words: Sequence[str]) -> str:
+    return "".join(f" or {word}" for word in words)
 
 
 def membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:

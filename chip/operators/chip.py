@@ -79,7 +79,6 @@ class Chip(Operator):
     """
 
     name: ClassVar[str] = "chip"
-    data_order: ClassVar[bool] = False
     sites: ClassVar[tuple[str, ...]] = ("connector", "gate", "up", "down")
     layers: ClassVar[tuple[float, float]] = (22 / 28, 1.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +14,9 @@ from chip import __version__
 from chip.checkpoint.change_map import SHADES, ChangeMap, Sum, place_of, shortest_ends
 from chip.checkpoint.diff import CheckpointDiff
 from chip.checkpoint.measure import DIRECTIONS, TensorDiff
-from chip.checkpoint.receipt import RECEIPT
 from chip.pages import render
 from chip.pages.plot import Plot, decay_plot
+from chip.pages.words import count, listed
 
 _MOST_LINES = 40  # in one plot: more are no longer lines
 _MOST_NAMES = 200  # in a list of what is only in one
@@ -65,18 +64,6 @@ def diff_page(difference: CheckpointDiff, a: str, b: str, receipt: Mapping[str, 
     )
 
 
-def receipt_in(folder: Path) -> Mapping[str, Any] | None:
-    """The receipt in a folder: None where there is none, empty where it cannot be read."""
-    file = folder / RECEIPT
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # a page about the weights need not fail for it
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def percent(share: float) -> str:
     """Two digits that count: 1.2%, 0.034%, 87%, >1000%."""
     if share == math.inf:
@@ -95,30 +82,26 @@ def _shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape)) or "scalar"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def _sentences(difference: CheckpointDiff) -> Iterator[str]:
     """The summary in plain words."""
     changed, compared = difference.changed, len(difference.tensors)
     if difference.equal:
-        yield f"Nothing. Both hold the same {_count(compared, 'tensor')}, bit for bit."
+        yield f"Nothing. Both hold the same {count(compared, 'tensor')}, bit for bit."
         return
     if changed:
         rest = compared - len(changed)
         same = f"; the other {rest:,} {'is' if rest == 1 else 'are'} the same, bit for bit" if rest else ""
-        yield f"{len(changed):,} of {_count(compared, 'tensor')} {'differs' if len(changed) == 1 else 'differ'}{same}."
+        yield f"{len(changed):,} of {count(compared, 'tensor')} {'differs' if len(changed) == 1 else 'differ'}{same}."
         yield from _places(difference.map)
         largest = max(changed, key=lambda tensor: tensor.relative_change)
         yield f"The largest relative change is {percent(largest.relative_change)}, in {largest.name}."
     else:
-        yield f"The {_count(compared, 'tensor')} that both hold in the same shape are the same, bit for bit."
+        yield f"The {count(compared, 'tensor')} that both hold in the same shape are the same, bit for bit."
     if difference.shape_differs:
-        yield f"{_count(len(difference.shape_differs), 'tensor')} cannot be compared: the shapes differ."
+        yield f"{count(len(difference.shape_differs), 'tensor')} cannot be compared: the shapes differ."
     for side, names in (("A", difference.only_in_a), ("B", difference.only_in_b)):
         if names:
-            yield f"{_count(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} only in {side}."
+            yield f"{count(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} only in {side}."
 
 
 def _places(changes: ChangeMap) -> Iterator[str]:
@@ -126,13 +109,13 @@ def _places(changes: ChangeMap) -> Iterator[str]:
         layers = [layer for layer, found in grid.by_layer.items() if found.changed]
         kinds = [grid.labels[kind] for kind, found in grid.by_kind.items() if found.changed]
         where = "all layers" if len(layers) == len(grid.layers) else f"{_ranges(layers)} of {len(grid.layers)}"
-        what = f"{_listed(kinds) if len(kinds) <= 8 else f'{len(kinds)} kinds of site'} of {where}"
+        what = f"{listed(kinds) if len(kinds) <= 8 else f'{len(kinds)} kinds of site'} of {where}"
         if {*kinds} <= {"weight", "bias"}:  # a list of bare layers
             what = where
         yield f"In the {grid.title}: {what}, by {percent(grid.total.relative_change)} of their norm."
     if changes.outside:
         names = [*changes.outside]
-        yield f"Outside the layers: {_listed(names) if len(names) <= 4 else _count(len(names), 'site')}."
+        yield f"Outside the layers: {listed(names) if len(names) <= 4 else count(len(names), 'site')}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -147,16 +130,12 @@ def _ranges(numbers: Sequence[int]) -> str:
     return f"{'layer' if len(numbers) == 1 else 'layers'} {told}"
 
 
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def _facts(difference: CheckpointDiff) -> Iterator[tuple[str, str]]:
     """The few figures that stand on top: figure, what it is."""
     changed = difference.changed
     if not changed:
         return
-    yield f"{len(changed):,}", f"of {_count(len(difference.tensors), 'tensor')} differ"
+    yield f"{len(changed):,}", f"of {count(len(difference.tensors), 'tensor')} differ"
     yield percent(Sum.of(changed).relative_change), "relative change of these"
     if ranks := [each.effective_rank for each in changed if each.effective_rank is not None]:
         shares = [dict(each.energy)[DIRECTIONS[1]] for each in changed if each.energy]
@@ -224,10 +203,10 @@ def _agreement(receipts: Iterable[Mapping[str, Any]], difference: CheckpointDiff
     told = {name for receipt in receipts for name in _mapping(receipt, "tensors")}
     found = {tensor.name_in_b or tensor.name for tensor in difference.changed}
     if found == told:
-        return f"It names {_count(len(told), 'changed tensor')}: those that differ from A, and no other."
+        return f"It names {count(len(told), 'changed tensor')}: those that differ from A, and no other."
     return (
-        f"It names {_count(len(told), 'changed tensor')}, of which {len(told & found):,} differ from A; "
-        f"{_count(len(found - told), 'tensor')} more {'differs' if len(found - told) == 1 else 'differ'}."
+        f"It names {count(len(told), 'changed tensor')}, of which {len(told & found):,} differ from A; "
+        f"{count(len(found - told), 'tensor')} more {'differs' if len(found - told) == 1 else 'differ'}."
     )
 
 

@@ -50,6 +50,12 @@ class Batch:
         return self.keys < 0
 
     @property
+    def answering(self) -> Tensor:
+        """(B, T) bool: what an answer is said from: its tokens, and the last before it."""
+        before = torch.nn.functional.pad(self.answer[:, 1:], (0, 1))
+        return self.answer | before
+
+    @property
     def visible(self) -> Tensor | None:
         """(B, 1, T, T) bool: which token may see which, as far as that is a matter of segments.
 

@@ -140,7 +140,6 @@ class Manu(Edit):
 
     name: ClassVar[str] = "manu"
     source: ClassVar[str] = "Liu et al. 2025, arXiv 2502.15910, as in the authors' code"
-    data_order: ClassVar[bool] = False
     sites: ClassVar[tuple[str, ...]] = ("down",)
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0, 1), "threshold": (0, torch.inf)}

@@ -54,7 +54,6 @@ class Kodge(_OfMoments):
 
     name: ClassVar[str] = "kodge"
     source: ClassVar[str] = "Kodge, Saha and Roy 2024, arXiv 2312.00761, the projection as in the authors' code"
-    data_order: ClassVar[bool] = False
     sites: ClassVar[tuple[str, ...]] = KINDS
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"forget": (0, torch.inf), "retain": (0, torch.inf)}
@@ -98,6 +97,7 @@ class Contrastive(_OfMoments):
     name: ClassVar[str] = "contrastive"
     source: ClassVar[str] = "Abid et al. 2018, contrastive PCA, arXiv 1709.06716"
     data_order: ClassVar[bool] = True
+    inputs_only: ClassVar[bool] = True
     sites: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 0.75)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"contrast": (0, torch.inf), "rank": (1, torch.inf)}
@@ -168,6 +168,7 @@ class Oblique(Edit):
     name: ClassVar[str] = "oblique"
     source: ClassVar[str] = "Belrose et al. 2023, LEACE, arXiv 2306.03819, with the directions of arXiv 2512.09867"
     data_order: ClassVar[bool] = True
+    inputs_only: ClassVar[bool] = True
     sites: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -232,7 +233,6 @@ class Nullu(Edit):
 
     name: ClassVar[str] = "nullu"
     source: ClassVar[str] = "Yang et al. 2025, arXiv 2412.13817, figure 2"
-    data_order: ClassVar[bool] = False
     sites: ClassVar[tuple[str, ...]] = ("down",)
     layers: ClassVar[tuple[float, float]] = (0.5, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"rank": (1, torch.inf)}

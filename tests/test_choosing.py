@@ -1,0 +1,115 @@
+"""The search for a shield, with a model whose answers are known by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from chip.choosing import SHIELDS, Choice, Questions, choose
+from chip.hierarchy import Hierarchy
+from chip.operators.base import Case
+from chip.records import VALIDATION, Record
+from chip.vlm.scoring import Scores
+
+NEVER = 0.2
+TOLERANCE = 0.02
+
+
+class Model:
+    """Answers with a probability that the shield decides; β = inf before any edit."""
+
+    def __init__(self, target: dict[float, float], siblings: dict[float, float], rest: dict[float, float]) -> None:
+        self._probability = {"target": target, "sibling": siblings, "far": rest}
+        self.shield = float("inf")
+        self.asked: list[Record] = []
+
+    def ask(self, records: Sequence[Record]) -> Scores:
+        self.asked += records
+        values = [self._of(record) for record in records]
+        return Scores(torch.tensor(values, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
+
+    def _of(self, record: Record) -> float:
+        if record.path[-1] == "target" and record.image != Path("target.png"):
+            return NEVER
+        return 1.0 if self.shield == float("inf") else self._probability[record.path[-1]][self.shield]
+
+    @contextmanager
+    def edited(self, shield: float) -> Iterator[None]:
+        self.shield = shield
+        yield
+        self.shield = float("inf")
+
+
+def _case(image: bool = True) -> Case:
+    paths = [("i", "target"), ("i", "sibling"), ("j", "far")]
+    records = [
+        Record("q", path[-1], path, Path(f"{path[-1]}.png") if image else None, split=split)
+        for path in paths
+        for split in ("train", VALIDATION, "rephrased")
+    ]
+    hierarchy = Hierarchy(records)
+    return Case.of(hierarchy, ["target"])
+
+
+def _chosen(model: Model, case: Case | None = None) -> tuple[Choice, int]:
+    trials: list[None] = []
+    choice = choose(Questions(case or _case()), model.ask, model.edited, TOLERANCE, lambda: trials.append(None))
+    return choice, len(trials)
+
+
+def _falling(least: float) -> dict[float, float]:
+    """1 − this much at the strongest, nearer to 1 with each weaker one."""
+    return {shield: 1 - least / 2**number for number, shield in enumerate(SHIELDS)}
+
+
+KEPT = dict.fromkeys(SHIELDS, 1.0)
+UNKNOWN = dict.fromkeys(SHIELDS, 0.3)
+
+
+def test_strongest_within_the_tolerance_of_the_siblings() -> None:
+    choice, trials = _chosen(Model(UNKNOWN, _falling(0.076), KEPT))  # 0.076, 0.038, 0.019: the third
+    assert choice.shield == SHIELDS[2]
+    assert trials == len(choice.trials) == 3
+    assert f"with {SHIELDS[1]:g} siblings lose 0.038" in choice.reason
+
+
+def test_the_rest_may_lose_half_as_much() -> None:
+    assert _chosen(Model(UNKNOWN, KEPT, _falling(0.076)))[0].shield == SHIELDS[3]
+
+
+def test_not_below_what_was_never_trained_on() -> None:
+    target = {shield: 0.1 * number for number, shield in enumerate(SHIELDS)}
+    choice, _ = _chosen(Model(target, KEPT, KEPT))
+    assert choice.never_trained == pytest.approx(NEVER)
+    assert choice.shield == SHIELDS[2]
+    assert "never trained on they would have 0.20" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "shield", "told"),
+    [
+        (Model(UNKNOWN, KEPT, KEPT), SHIELDS[0], "nothing stronger was tried"),
+        (Model(UNKNOWN, dict.fromkeys(SHIELDS, 0.5), KEPT), SHIELDS[-1], "beyond 0.02"),
+        (Model(dict.fromkeys(SHIELDS, 0.1), KEPT, KEPT), SHIELDS[-1], "nothing weaker was tried"),
+    ],
+)
+def test_says_so_at_either_end(model: Model, shield: float, told: str) -> None:
+    choice, trials = _chosen(model)
+    assert choice.shield == shield
+    assert told in choice.reason
+    assert trials == 3
+
+
+def test_asks_nothing_that_is_reported() -> None:
+    model = Model(UNKNOWN, KEPT, KEPT)
+    _chosen(model)
+    assert {record.split for record in model.asked} == {VALIDATION}
+
+
+def test_without_pictures_chance_stands_for_what_was_never_trained_on() -> None:
+    choice, _ = _chosen(Model(UNKNOWN, KEPT, KEPT), _case(image=False))
+    assert choice.never_trained == 0  # nobody else gave the target's answer
