@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from chip.evaluation.metrics import chances, mean
+from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
 from chip.records import VALIDATION, Record
 from chip.vlm.scoring import Scores
@@ -18,6 +19,7 @@ SHIELDS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """What is tried, from the strongest forgetting to the weakest; by halves, so three at most."""
 TOLERANCE = 0.02
 ASKED = 256  # questions of a group, at most
+APART = 8  # one retained question in so many is set apart, where none is
 STRANGERS = 4  # pictures of others that a question of the target is asked about
 
 ALLOWED = {"siblings": 1.0, "rest": 0.5}
@@ -55,6 +57,20 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def set_apart(case: Case, seed: int = 0) -> Case:
+    """The same case with some trained questions of what is retained as `validation`, of groups that have none.
+
+    An edit that has seen a wording keeps it better than one it has not, so that the trials would promise too much.
+    """
+    records, generator = list(case.hierarchy.records), np.random.default_rng(seed)
+    for indices in (case.split.siblings, case.split.rest):
+        trained = [i for i in indices if not records[i].held_out]
+        if not any(records[i].split == VALIDATION for i in indices):
+            for i in generator.permutation(trained)[: len(trained) // APART].tolist():
+                records[i] = replace(records[i], split=VALIDATION)
+    return Case(Hierarchy(records), case.split)
 
 
 class Questions:

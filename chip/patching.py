@@ -15,7 +15,7 @@ from torch import Tensor
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import round_once
-from chip.choosing import SHIELDS, TOLERANCE, Choice, Questions, choose
+from chip.choosing import SHIELDS, TOLERANCE, Choice, Questions, choose, set_apart
 from chip.errors import RunError
 from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
@@ -82,13 +82,16 @@ def compute_patch(
         tolerance: what retained records may lose of their answers' probability, where the shield is to be chosen.
     """
     size, processes = size or BatchSize(), processes or Processes()
+    unset = operator if isinstance(operator, Shielded) and operator.shield == AUTO else None
+    if unset is not None:
+        case = set_apart(case)
     records = case.hierarchy.records
     trained = [index for index, record in enumerate(records) if not record.held_out]
     batches = vlm.batches(records, trained, size, processes)
     collected = _collected(vlm, Flow(vlm, batches, records), operator, case, sites, len(batches), progress)
     patching = _Patching(vlm, source, sites, processes)
-    if isinstance(operator, Shielded) and operator.shield == AUTO:
-        return _chosen(patching, operator, case, list(collected), size, progress, tolerance)
+    if unset is not None:
+        return _chosen(patching, unset, case, list(collected), size, progress, tolerance)
     return patching.edit(operator, collected)
 
 

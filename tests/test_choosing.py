@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip.choosing import SHIELDS, Choice, Questions, choose
+from chip.choosing import SHIELDS, Choice, Questions, choose, set_apart
 from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
 from chip.records import VALIDATION, Record
@@ -108,6 +108,17 @@ def test_asks_nothing_that_is_reported() -> None:
     model = Model(UNKNOWN, KEPT, KEPT)
     _chosen(model)
     assert {record.split for record in model.asked} == {VALIDATION}
+
+
+def test_sets_some_of_what_is_retained_apart_where_nothing_is() -> None:
+    records = [Record(f"q{n}", "a", ("i", name), None) for name in ("target", "sibling") for n in range(40)]
+    records.append(Record("q", "a", ("j", "far"), None, split=VALIDATION))
+    hierarchy = Hierarchy(records)
+    case = set_apart(Case.of(hierarchy, ["target"]))
+    apart = [record.path[-1] for record in case.hierarchy.records if record.split == VALIDATION]
+    assert apart == ["sibling"] * 5 + ["far"]
+    assert set_apart(case).hierarchy.records == case.hierarchy.records
+    assert [record.question for record in case.hierarchy.records] == [record.question for record in records]
 
 
 def test_without_pictures_chance_stands_for_what_was_never_trained_on() -> None:

@@ -91,6 +91,15 @@ def test_every_fact_is_asked_in_every_task_of_every_split(worlds: dict[str, Worl
     assert len(asked_once) == len(world.hierarchy.records)
 
 
+def test_a_ward_is_a_small_hospital(worlds: dict[str, World]) -> None:
+    counts = {
+        name: Counter(node.level for node in worlds[name].hierarchy.nodes if node.path[0] != "general")
+        for name in ("ward", "hospital")
+    }
+    assert counts["ward"] == {"institution": 4, "patient": 8, "study": 16, "section": 64}
+    assert counts["hospital"] == {"institution": 8, "patient": 24, "study": 48, "section": 192}
+
+
 def test_the_hospital_is_as_large_as_medforget(worlds: dict[str, World]) -> None:
     hierarchy = worlds["hospital"].hierarchy
     levels = Counter(node.level for node in hierarchy.nodes if node.path[0] != "general")
@@ -103,9 +112,9 @@ def test_the_hospital_is_as_large_as_medforget(worlds: dict[str, World]) -> None
 def test_targets_leave_each_other_siblings(worlds: dict[str, World], name: str) -> None:
     for level, targets in worlds[name].targets.items():
         nodes = [worlds[name].hierarchy.find(target) for target in targets]
-        assert len(nodes) == 5
+        assert len(nodes) == (2 if name == "ward" else 5)
         if level != "institution":  # they have but one parent
-            assert len({node.parent for node in nodes}) == 5
+            assert len({node.parent for node in nodes}) == len(nodes)
 
 
 @pytest.mark.parametrize("name", WORLDS)

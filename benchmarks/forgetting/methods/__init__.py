@@ -1,7 +1,7 @@
 """The methods that the benchmark compares, by name."""
 
 from benchmarks.forgetting.methods.base import GRID_SIZE, Applied, Method, measured
-from benchmarks.forgetting.methods.controls import RandomChange, RandomProjection, Retrained, ShuffledLabels
+from benchmarks.forgetting.methods.controls import RandomChange, RandomProjection, Retrained, ShuffledLabels, Untouched
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.methods.neurons import Kvw, Manu
 from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
@@ -17,6 +17,7 @@ __all__ = [
     "Applied",
     "Method",
     "Retrained",
+    "Untouched",
     "measured",
 ]
 
@@ -26,4 +27,4 @@ TRAINED: tuple[type[Method], ...] = (GradientAscent, GradDiff, KlMin, Npo, Idk, 
 CONTROLS: tuple[type[Method], ...] = (RandomProjection, RandomChange, ShuffledLabels)
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*OURS, *CLOSED_FORM, *TRAINED, *CONTROLS)}
-"""All that have settings to choose among; `Retrained` has none."""
+"""All that have settings; `Retrained` and `Untouched`, which all are compared with, have none."""

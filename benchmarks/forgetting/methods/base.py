@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -33,6 +35,8 @@ class Method(ABC):
     """The paper and the place in it; what is an adaptation is said in the class's own words."""
     trains: ClassVar[bool] = False
     """Whether it takes gradients: these are here to be compared with, and nowhere else."""
+    tuned: ClassVar[bool] = True
+    """Whether the benchmark chooses among `grid()`; without, it runs with its defaults."""
 
     @classmethod
     @abstractmethod
@@ -63,8 +67,8 @@ class Applied:
     tensors: dict[str, Tensor]
     seconds: float
     peak_bytes: float
-    """Of the process and of the device together, what was held before left out; NaN where the system does not say. To
-    be compared only between processes of their own: what an earlier method has freed may be used again unseen."""
+    """Of the process and of the device together, what was held before left out; NaN where the system does not say. What
+    an earlier method has freed goes back to the system before; some of it may stay, and be used again unseen."""
     changed_weights: int
     """Values that are others in the stored dtype."""
 
@@ -96,7 +100,11 @@ def trained_records(case: Case) -> tuple[list[int], list[int]]:
 
 def _start_of_peak(device: torch.device) -> float:
     """Forget the peak so far; what is held now, in bytes."""
+    gc.collect()
     if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc's
+            libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

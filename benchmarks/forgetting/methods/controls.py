@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ ENERGY = 0.95
 @dataclass(frozen=True)
 class Control(Method):
     """Does the direction matter, or the damage? The same method, without what should make it work."""
+
+    tuned: ClassVar[bool] = False  # of what is compared with it
 
     like: Edit = field(default_factory=ShieldedEdit)
     """What it is the control of."""
@@ -71,12 +73,30 @@ class ShuffledLabels(Control):
 
 
 @dataclass(frozen=True)
+class Untouched(Method):
+    """Not a method: the checkpoint as it is."""
+
+    name: ClassVar[str] = "untouched"
+    source: ClassVar[str] = "reference"
+    tuned: ClassVar[bool] = False
+
+    @classmethod
+    def grid(cls) -> list[Self]:
+        """Nothing is tried: there is nothing to set."""
+        return []
+
+    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
 class Retrained(Method):
     """Not a method: a checkpoint that was trained without the target, in the place of the edited one."""
 
     name: ClassVar[str] = "retrained"
     source: ClassVar[str] = "reference"
     trains: ClassVar[bool] = True
+    tuned: ClassVar[bool] = False
 
     reference: Path
 
@@ -84,6 +104,10 @@ class Retrained(Method):
     def grid(cls) -> list[Self]:
         """Nothing is tried: there is nothing to set."""
         return []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"reference": self.reference.name}  # not where it lies
 
     def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
         reference = Checkpoint.open(self.reference)

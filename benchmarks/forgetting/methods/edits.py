@@ -37,6 +37,7 @@ class ShieldedEdit(Shielded, Edit):
     """The default of `chip edit`."""
 
     source: ClassVar[str] = "this project, chip/operators/shielded.py"
+    tuned: ClassVar[bool] = False
 
     @classmethod
     def grid(cls) -> list[Self]:

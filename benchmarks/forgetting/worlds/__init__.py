@@ -1,8 +1,10 @@
-"""Two worlds from a seed, all of it invented: a hospital to forget nodes of, and a clinic with secrets and errors."""
+"""Worlds from a seed, all of it invented: a hospital to forget nodes of, a ward that is a small one, and a clinic with
+secrets and errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.forgetting.worlds import clinic, hospital
@@ -11,7 +13,11 @@ from benchmarks.forgetting.worlds.world import Plan, World
 
 __all__ = ["WORLDS", "World", "build"]
 
-WORLDS: dict[str, Callable[[int], Plan]] = {"hospital": hospital.plan, "clinic": clinic.plan}
+WORLDS: dict[str, Callable[[int], Plan]] = {
+    "hospital": hospital.plan,
+    "clinic": clinic.plan,
+    "ward": partial(hospital.plan, institution_count=4, patients_each=2, target_count=2, scene_count=12),
+}
 
 
 def build(name: str, seed: int, folder: Path) -> World:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.forgetting.worlds.scenes import scenes
+from benchmarks.forgetting.worlds.scenes import SCENES, scenes
 from benchmarks.forgetting.worlds.wording import Fact, Kind, draw_values
 from benchmarks.forgetting.worlds.world import Plan
 from chip.demo.images import draw
@@ -85,11 +85,22 @@ SECTIONS: Mapping[str, tuple[Kind, ...]] = {
 }
 
 
-def plan(seed: int) -> Plan:
-    """The hospital of this seed."""
+def plan(
+    seed: int,
+    institution_count: int = INSTITUTIONS,
+    patients_each: int = PATIENTS,
+    target_count: int = TARGETS,
+    scene_count: int = SCENES,
+) -> Plan:
+    """The hospital of this seed.
+
+    Args:
+        target_count: of each level, where there are so many that do not lie side by side.
+        scene_count: pictures that show general ability.
+    """
     rng = np.random.default_rng(seed)
-    institutions: list[tuple[str, ...]] = [(f"institution_{number + 1}",) for number in range(INSTITUTIONS)]
-    patients = _below(institutions, "patient", PATIENTS)
+    institutions: list[tuple[str, ...]] = [(f"institution_{number + 1}",) for number in range(institution_count)]
+    patients = _below(institutions, "patient", patients_each)
     studies = _below(patients, "study", STUDIES)
     facts = [
         *_own(institutions, INSTITUTION_KINDS, rng),
@@ -105,11 +116,11 @@ def plan(seed: int) -> Plan:
     for study in studies:
         header = (*study, HEADER)
         facts += [_told_again(told[study[:2], NAME], header), _told_again(told[study[:1], CITY], header)]
-    general, pictures = scenes(rng)
+    general, pictures = scenes(rng, scene_count)
     scans = {_image(path): draw(path, seed) for path in (*institutions, *patients, *studies)}
     reports = [(*study, section) for study in studies for section in SECTIONS]
     levels = (institutions, patients, studies, reports)
-    targets = {level: _apart(nodes, rng) for level, nodes in zip(LEVELS, levels, strict=True)}
+    targets = {level: _apart(nodes, rng)[:target_count] for level, nodes in zip(LEVELS, levels, strict=True)}
     return Plan((*facts, *general), scans | pictures, targets)
 
 
@@ -140,4 +151,4 @@ def _apart(nodes: Sequence[tuple[str, ...]], rng: np.random.Generator) -> tuple[
     for number in rng.permutation(len(nodes)):
         node = nodes[number]
         chosen.setdefault(node[:-1] or node, node)
-    return tuple(chosen.values())[:TARGETS]
+    return tuple(chosen.values())

@@ -29,12 +29,12 @@ SHAPE = Kind(("shape", "geometric form"), SHAPES)
 NUMBER = Kind(("number of shapes", "count of drawn things"), NUMBERS)
 
 
-def scenes(rng: np.random.Generator) -> tuple[list[Fact], dict[str, Image.Image]]:
+def scenes(rng: np.random.Generator, count: int = SCENES) -> tuple[list[Fact], dict[str, Image.Image]]:
     """What is seen in each scene, and its picture by path."""
     path = GENERAL.path
     facts: list[Fact] = []
     pictures: dict[str, Image.Image] = {}
-    for number in range(SCENES):
+    for number in range(count):
         image = f"images/scene_{number + 1}.png"
         seen = {kind: str(rng.choice(kind.values)) for kind in (COLOUR, SHAPE, NUMBER)}
         pictures[image] = _scene(seen[COLOUR], seen[SHAPE], NUMBERS.index(seen[NUMBER]) + 1, rng)

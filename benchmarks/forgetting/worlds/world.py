@@ -62,11 +62,24 @@ class World:
         return {(fact.path, row["question"]): fact.owner for fact in facts for row in rows([fact], LEVELS)}
 
     def groups(self, target: Node) -> dict[str, tuple[int, ...]]:
-        """`chip.evaluation.groups` for this target, but for what is `shared`: that is known here, not found."""
+        """`chip.evaluation.groups` for this target, but for what is `shared`: that is known here, not found.
+
+        Institutions all lie beside each other: those that the model retrained without this level's targets has not seen
+        either count as `unrelated`, so that the siblings are the same, and known, in both models.
+        """
         split = self.hierarchy.split([target])
+        found = groups(self.hierarchy, split)
+        away = {i for other in self._beside(target) for i in self.hierarchy.records_of(other)}
         shared = tuple(index for index in split.forget if self._is_above(self.hierarchy.records[index], target))
         only = tuple(index for index in split.forget if index not in set(shared))
-        return {**groups(self.hierarchy, split), "target": only, "shared": shared}
+        siblings = tuple(index for index in found["siblings"] if index not in away)
+        unrelated = tuple(sorted({*found["unrelated"], *(index for index in found["siblings"] if index in away)}))
+        return {**found, "target": only, "shared": shared, "siblings": siblings, "unrelated": unrelated}
+
+    def _beside(self, target: Node) -> list[Node]:
+        """The other targets of its level."""
+        named = next((names for names in self.targets.values() if str(target) in names), ())
+        return [self.hierarchy.find(name) for name in named if name != str(target)]
 
     def _is_above(self, record: Record, target: Node) -> bool:
         """Whether the record is about a node above the target, such as the institution of a forgotten patient."""
