@@ -1,0 +1,194 @@
+"""Forgetting, compared: for each world, model and target, what each method forgets, keeps and leaks.
+
+    python -m benchmarks.forgetting [--world hospital] [--level patient] [--method chip] [--workers 2] [--report]
+
+Everything measured is kept below `~/.cache/chip`, so that a run may be stopped at any time and the next one goes on.
+`--quick` does a little of all of it in minutes, from nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.forgetting.figures import Found, Row, all_rows
+from benchmarks.forgetting.gates import gate_of
+from benchmarks.forgetting.jobs import SEEDS, Model, Request, Scope, requests
+from benchmarks.forgetting.lines import Place
+from benchmarks.forgetting.methods import METHODS
+from benchmarks.forgetting.pictures import draw
+from benchmarks.forgetting.running import ALWAYS, Desk, Job, Told, Training, Work, first_jobs, rival_jobs, workers
+from benchmarks.forgetting.tables import for_terminal, markdown
+from chip.terminal import quiet_libraries
+
+RESULTS = Path(__file__).parents[1] / "results" / "forgetting"
+QUICK = Scope(
+    ("ward",),
+    ("llava",),
+    ("shielded", "chip", "nullu", "gradient ascent", "random projection"),
+    ("patient",),
+    1,
+    2,
+    attacks_for=("shielded",),
+)
+"""A world of its own, which is learned in a minute."""
+FULL_WORLDS = ("hospital", "clinic")
+
+console = Console(stderr=True, highlight=False)
+
+
+class Run:
+    """One start of the command."""
+
+    def __init__(self, scope: Scope, desk: Desk, train: bool, measure: bool) -> None:
+        self.scope, self._desk, self._train, self._measure = scope, desk, train, measure
+        self.worlds = {name: desk.worlds.of(name) for name in scope.worlds}
+        self.refused: dict[tuple[Model, str], str] = {}
+        """Model and level -> why it is not judged by."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (*ALWAYS, *self.scope.methods)
+
+    def ready(self, model: Model, level: str) -> bool:
+        """Whether a level can be judged with this model."""
+        subject = self._desk.subject(model)
+        if not all(training.is_done(self._desk) for training in _trainings(model, level)):
+            self.refused[model, level] = "not trained"
+            return False
+        gate = gate_of(subject, level, self._measure)
+        faults = ("not asked yet",) if gate is None else gate.faults
+        self.refused[model, level] = "; ".join(faults)
+        return not faults
+
+    def work(self) -> Iterator[tuple[str, Sequence[Work]]]:
+        """What is left to do, list by list; what others train meanwhile joins in."""
+        for seed in range(self.scope.seeds):
+            if self._train:
+                yield f"seed {seed}, training", self._missing(seed)
+            for count in range(1, self.scope.targets + 1):
+                for jobs in first_jobs(self.scope, self._requests(seed, count)):
+                    yield f"seed {seed}, target {count}", self._left(jobs)
+            rivals = rival_jobs(self.scope, self._requests(seed), self.found())
+            yield f"seed {seed}, rivals attacked", self._left(rivals)
+
+    def _missing(self, seed: int) -> list[Training]:
+        """Models that have to be trained."""
+        asked = requests(self.scope, self.worlds, seed, 1)
+        trainings = dict.fromkeys(each for request in asked for each in _trainings(request.model, request.level))
+        return [training for training in trainings if not training.is_done(self._desk)]
+
+    def found(self) -> Found:
+        """All that is known of what was asked for."""
+        asked = (request for seed in range(self.scope.seeds) for request in self._requests(seed))
+        return {request: self._desk.find(request, self.methods) for request in asked}
+
+    def expected(self) -> dict[Place, int]:
+        """How many results of each method were asked for."""
+        return {
+            (name, family, level): len(self.scope.targets_of(world, level)) * self.scope.seeds_of(family)
+            for name, world in self.worlds.items()
+            for family in self.scope.families
+            for level in self.scope.levels_of(world)
+        }
+
+    def _requests(self, seed: int, count: int | None = None) -> list[Request]:
+        return requests(self.scope, self.worlds, seed, count or self.scope.targets, self.ready)
+
+    def _left(self, jobs: list[Job]) -> list[Job]:
+        return [job for job in jobs if not job.is_done(self._desk)]
+
+
+def _trainings(model: Model, level: str) -> tuple[Training, ...]:
+    """What a level is judged with: the family's first model, by which settings are chosen, the model, and the one that
+    it is compared with."""
+    return Training(replace(model, seed=0)), Training(model), Training(model, level)
+
+
+def write(out: Path, run: Run) -> list[Row]:
+    """Rows, tables and pictures of what is known."""
+    rows = all_rows(run.found())
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")) for row in rows)
+    (out / "rows.json").write_text(f"[\n{lines}\n]\n")
+    refused = [f"{model}, {level}: {why}" for (model, level), why in run.refused.items() if why]
+    (out / "tables.md").write_text(markdown(rows, run.expected(), run.methods, refused))
+    draw(rows, out)
+    return rows
+
+
+def do_all(run: Run, count: int, folder: Path, device: str | None) -> None:
+    """What is left to do, with a bar for each list of jobs."""
+    with workers(count, folder, device) as do:
+        for what, work in run.work():
+            if work:
+                with progress(what, len(work)) as told:
+                    do(work, told)
+
+
+@contextmanager
+def progress(what: str, count: int) -> Iterator[Told]:
+    """A bar on stderr with the time left, and a line for each job that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=count)
+
+        def told(done: str) -> None:
+            bar.advance(task)
+            bar.console.print(f"{datetime.now():%H:%M:%S} {done}", soft_wrap=True, markup=False)
+
+        yield told
+
+
+def main(
+    world: Annotated[list[str] | None, typer.Option(help="hospital, clinic or ward; by default the first two.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Families of models, by default all.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="By default all of each world.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Models of a family, at most.")] = max(SEEDS.values()),
+    targets: Annotated[int, typer.Option(help="Of each level, at most.")] = 5,
+    attacks: Annotated[bool, typer.Option(help="Attack some of the edited models.")] = True,
+    attacks_for: Annotated[list[str] | None, typer.Option(help="Methods; by default ours and the best others.")] = None,
+    count: Annotated[int, typer.Option("--workers", help="Processes.")] = 2,
+    device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
+    train: Annotated[bool, typer.Option(help="Train models that are missing; else they are left out.")] = True,
+    report: Annotated[bool, typer.Option("--report", help="Measure nothing, only write what is known.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A little of everything, in minutes.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for rows, tables and pictures.")] = None,
+) -> None:
+    """Measure what is not known yet, and write tables of all that is."""
+    quiet_libraries()
+    full = Scope(
+        tuple(world or FULL_WORLDS),
+        tuple(model or SEEDS),
+        tuple(method or METHODS),
+        tuple(level) if level else None,
+        seeds,
+        targets,
+        attacks,
+        tuple(attacks_for) if attacks_for else None,
+    )
+    scope = QUICK if quick else full
+    with TemporaryDirectory(prefix="chip-") as folder:
+        desk = Desk(Path(folder) / "main", device)
+        run = Run(scope, desk, train and not report, not report)
+        if not report:
+            do_all(run, count, Path(folder), device)
+        rows = write(out or RESULTS, run)
+    if quick:
+        for table in for_terminal(rows):
+            Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

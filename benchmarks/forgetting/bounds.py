@@ -1,0 +1,77 @@
+"""What our figures must be, and whether they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best
+
+RECOVERED = {"institution": 0.95, "patient": 0.95, "study": 0.95, "section": 0.85}
+"""Level -> recovered gap, mean. For others none is set."""
+RECOVERED_WORST = {"institution": 0.85, "patient": 0.85, "study": 0.85}
+KEPT, KEPT_WORST, ELSEWHERE = 0.97, 0.92, 0.99
+ATTACKED, RELEARNED, MEMBERSHIP = 0.05, 0.10, 0.1
+AHEAD, TIME = 0.15, 1 / 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One bound at one place."""
+
+    place: Place
+    what: str
+    """The bound, in words."""
+    value: float
+    least: float | None = None
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is no figure."""
+        if self.value != self.value:
+            return None
+        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+
+
+def checks(place: Place, table: Table) -> Iterator[Check]:
+    """Of our line in a table; none where it is not there."""
+    if OUR not in table:
+        return
+    line, level = table[OUR], place[2]
+    if level in RECOVERED:
+        yield Check(place, f"recovered gap ≥ {RECOVERED[level]:.2f}", line.recovered, least=RECOVERED[level])
+    if level in RECOVERED_WORST:
+        least = RECOVERED_WORST[level]
+        yield Check(place, f"recovered gap, worst ≥ {least:.2f}", line.worst("siblings-target", "recovered_gap"), least)
+    yield Check(place, f"siblings kept ≥ {KEPT:.2f}", line.value("siblings", "kept"), KEPT)
+    yield Check(place, f"siblings kept, worst ≥ {KEPT_WORST:.2f}", line.worst("siblings", "kept"), KEPT_WORST)
+    for group in ("unrelated", "general"):
+        if line.mean(group, "kept") is not None:
+            yield Check(place, f"{group} kept ≥ {ELSEWHERE:.2f}", line.value(group, "kept"), ELSEWHERE)
+    yield from _attacks(place, line)
+    yield from _others(place, table, line)
+
+
+def _attacks(place: Place, line: Line) -> Iterator[Check]:
+    attack, told = line.worst_attack, line.membership
+    nan = float("nan")
+    name = "" if attack is None else attack.measure.partition(" | ")[2]
+    above = nan if attack is None else attack.value
+    yield Check(place, f"attacks above retrained ≤ {ATTACKED:.2f}", above, most=ATTACKED, note=name)
+    yield Check(place, f"relearning above retrained ≤ {RELEARNED:.2f}", line.relearned, most=RELEARNED)
+    apart = nan if told is None else told.value
+    yield Check(place, f"membership within {MEMBERSHIP:.1f}", apart, -MEMBERSHIP, MEMBERSHIP)
+
+
+def _others(place: Place, table: Table, line: Line) -> Iterator[Check]:
+    free, trained = best(table, TRAINING_FREE_NAMES), best(table, TRAINED_NAMES)
+    if free is not None:
+        ahead = line.ahead_of(free)
+        yield Check(place, f"ahead of other training-free ≥ {AHEAD:.2f}", ahead, AHEAD, note=free.method)
+    if trained is not None:
+        ahead = line.ahead_of(trained)
+        yield Check(place, "not behind the best trained", ahead, 0.0, note=trained.method)
+        share = line.of_model("seconds") / trained.of_model("seconds")
+        yield Check(place, "in at most 1/3 of its time", share, most=TIME, note=trained.method)

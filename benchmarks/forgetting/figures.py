@@ -1,0 +1,198 @@
+"""From results to rows: the figures of each target, and their means over targets and seeds.
+
+A row has the keys of `Row`. The measures are those of `chip.evaluation`, under an attack with its name behind a bar:
+`exact_match | quantisation: 4 bits`. Beside them:
+
+- `kept`: exact match of a group after, as a share of what it was before;
+- `auc_loss_above_retrained | membership: ...` (and of the other scores): less what the retrained model gives;
+- `seconds`, `peak_bytes`, `changed_weights`, of the edit; group and split are `model`;
+- `failed`: 1 where a method gave nothing, so that its mean is a share;
+- `targets`, `seeds`, `results` (of one target and one model) and `attacked` (of these, those that were), of a method:
+  how many stand behind its means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.forgetting.jobs import Request
+from benchmarks.forgetting.methods import Retrained, Untouched
+from benchmarks.forgetting.results import NAN, Result
+from chip.evaluation.bootstrap import SAMPLES, interval
+from chip.evaluation.rows import GAP, NO_ATTACK
+
+ALL = "all"
+"""In place of a target and a seed: the mean over them."""
+MODEL = "model"
+"""In place of a group and a split: what concerns the whole model."""
+REPORTED = "rephrased"
+"""The split that tables show."""
+ABOVE = "exact_match_above_retrained"
+
+OF_EACH = {(GAP, REPORTED, "recovered_gap"), ("siblings", REPORTED, "kept")}
+"""Figures that are stored of each target; of all others, the means alone."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    world: str
+    model: str
+    level: str
+    target: str
+    """Path, or `ALL`."""
+    seed: int | str
+    method: str
+    settings: Mapping[str, Any]
+    group: str
+    split: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    """95 % bootstrap interval: of a target, over its records; of a mean, over targets and seeds. NaN where none is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """NaN, which JSON has not, as null."""
+        plain = dict(vars(self))
+        for name in ("value", "low", "high"):
+            plain[name] = None if math.isnan(plain[name]) else float(f"{plain[name]:.4g}")
+        return plain
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Row:
+        numbers = {name: NAN if row[name] is None else row[name] for name in ("value", "low", "high")}
+        return cls(**{**row, **numbers})
+
+
+Found = Mapping[Request, Mapping[str, Result]]
+"""Request -> method -> result."""
+
+
+def all_rows(found: Found) -> list[Row]:
+    """Means first, then the figures of each target that tables need."""
+    of_each = [row for request, results in found.items() for row in rows_of(request, results)]
+    kept = [row for row in of_each if (row.group, row.split, row.measure) in OF_EACH]
+    return [*mean_rows(of_each), *kept]
+
+
+def rows_of(request: Request, results: Mapping[str, Result]) -> Iterator[Row]:
+    """All figures of one target."""
+    before, retrained = results.get(Untouched.name), results.get(Retrained.name)
+    for method, result in results.items():
+        for key, values in _figures(result, before, retrained):
+            yield _row(request, method, result, key, values)
+
+
+def mean_rows(rows: Iterable[Row]) -> list[Row]:
+    """Over targets and seeds, of rows that are otherwise alike."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if _is_shown(row) and not math.isnan(row.value):
+            key = (row.world, row.model, row.level, row.method, row.group, row.split, row.measure)
+            alike.setdefault(key, []).append(row)
+    means = [_mean(several) for several in alike.values()]
+    counted: dict[tuple[str, str, str, str], list[Row]] = {}
+    for several in alike.values():
+        first = several[0]
+        counted.setdefault((first.world, first.model, first.level, first.method), []).extend(several)
+    return [*means, *(row for several in counted.values() for row in _counts(several))]
+
+
+def _is_shown(row: Row) -> bool:
+    """Whether its mean is stored: more than this would be read by nobody."""
+    measure, _, attack = row.measure.partition(" | ")
+    if row.group == MODEL or measure.startswith("auc_"):
+        return True
+    if attack:
+        return (row.group, row.split) == ("target", REPORTED) and measure in ("exact_match", ABOVE)
+    if row.split != REPORTED:
+        return measure == "recovered_gap" or (row.group, measure) == ("target", "exact_match")
+    kept = measure == "kept" and row.group in ("siblings", "unrelated", "general")
+    return kept or measure in ("recovered_gap", "exact_match", "leak_at_16")
+
+
+def _figures(
+    result: Result, before: Result | None, retrained: Result | None
+) -> Iterator[tuple[tuple[str, str, str], tuple[float, float, float]]]:
+    """(group, split, measure) and value with its interval."""
+    for (group, split, measure, attack), values in result.figures.items():
+        name = measure if attack == NO_ATTACK else f"{measure} | {attack}"
+        yield (group, split, name), values
+        if measure == "exact_match" and attack == NO_ATTACK and before is not None:
+            yield (group, split, "kept"), (_share(values[0], before.value(group, split, measure)), NAN, NAN)
+        if measure.startswith("auc_") and retrained is not None:
+            other = retrained.value(group, split, measure, attack)
+            yield (group, split, f"{measure}_above_retrained | {attack}"), (values[0] - other, NAN, NAN)
+    for name in ("seconds", "peak_bytes", "changed_weights"):
+        yield (MODEL, MODEL, name), (getattr(result, name), NAN, NAN)
+    yield (MODEL, MODEL, "failed"), (float(result.error is not None), NAN, NAN)
+
+
+def _share(after: float, before: float) -> float:
+    return after / before if before > 0 else NAN
+
+
+def _row(
+    request: Request,
+    method: str,
+    result: Result,
+    key: tuple[str, str, str],
+    values: tuple[float, float, float],
+) -> Row:
+    model = request.model
+    where = (model.world, model.family, request.level, request.target, model.seed)
+    return Row(*where, method, result.settings, *key, *values)
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """Of one figure of several targets and seeds; the interval draws both anew."""
+    values = _by_seed_and_target(rows)
+    return _over_all(rows[0], rows[0].measure, float(np.nanmean(values)), *interval(samples(values)))
+
+
+def _counts(rows: Sequence[Row]) -> Iterator[Row]:
+    attacked = (row for row in rows if " | " in row.measure)
+    counted: dict[str, set[object]] = {
+        "targets": {row.target for row in rows},
+        "seeds": {row.seed for row in rows},
+        "results": {(row.target, row.seed) for row in rows},
+        "attacked": {(row.target, row.seed) for row in attacked},
+    }
+    first = replace(rows[0], group=MODEL, split=MODEL)
+    return (_over_all(first, measure, len(found), NAN, NAN) for measure, found in counted.items())
+
+
+def _over_all(row: Row, measure: str, value: float, low: float, high: float) -> Row:
+    return replace(row, target=ALL, seed=ALL, measure=measure, value=value, low=low, high=high)
+
+
+def _by_seed_and_target(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """(seeds, targets), NaN where one was not measured."""
+    seeds, targets = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("seed", "target"))
+    values = np.full((len(seeds), len(targets)), np.nan)
+    for row in rows:
+        values[seeds.index(row.seed), targets.index(row.target)] = row.value
+    return values
+
+
+def samples(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64] | None:
+    """(SAMPLES,): means of values (seeds, targets) where seeds and targets are drawn anew; None of a single one."""
+    if values.size < 2:
+        return None
+    random = np.random.default_rng(seed)
+    of_seeds, of_targets = (
+        random.multinomial(count, np.full(count, 1 / count), size=SAMPLES).astype(np.float64) for count in values.shape
+    )
+    known = ~np.isnan(values)
+    total = np.einsum("bs,st,bt->b", of_seeds, np.where(known, values, 0.0), of_targets)
+    count = np.einsum("bs,st,bt->b", of_seeds, known.astype(np.float64), of_targets)
+    drawn: NDArray[np.float64] = total[count > 0] / count[count > 0]
+    return drawn

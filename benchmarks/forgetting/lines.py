@@ -1,0 +1,112 @@
+"""Rows, found again: a line for each method of a table, and a table for each world, model and level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, Row
+from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Method, Retrained, Untouched
+from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
+from benchmarks.forgetting.results import NAN
+from chip.evaluation.relearning import BUDGETS
+from chip.evaluation.rows import GAP
+
+OUR = ShieldedEdit.name
+ORDER = (Untouched.name, Retrained.name, *METHODS)
+TRAINED_NAMES = tuple(kind.name for kind in TRAINED)
+_TRAINING_FREE: tuple[type[Method], ...] = (ChipEdit, *CLOSED_FORM)
+TRAINING_FREE_NAMES = tuple(kind.name for kind in _TRAINING_FREE)
+"""Ours left out."""
+
+
+@dataclass
+class Line:
+    """A method's figures at one level of one model's world."""
+
+    method: str
+    means: dict[tuple[str, str, str], Row] = field(default_factory=dict)
+    """(group, split, measure) -> mean over targets and seeds."""
+    each: dict[tuple[str, str, str], list[Row]] = field(default_factory=dict)
+    """The same -> figures of targets."""
+
+    def mean(self, group: str, measure: str, split: str = REPORTED) -> Row | None:
+        return self.means.get((group, split, measure))
+
+    def value(self, group: str, measure: str, split: str = REPORTED) -> float:
+        row = self.mean(group, measure, split)
+        return NAN if row is None else row.value
+
+    def of_model(self, measure: str) -> float:
+        return self.value(MODEL, measure, MODEL)
+
+    def worst(self, group: str, measure: str) -> float:
+        """The lowest of all targets and seeds."""
+        return min(
+            (row.value for row in self.each.get((group, REPORTED, measure), ()) if row.value == row.value), default=NAN
+        )
+
+    @property
+    def recovered(self) -> float:
+        return self.value(GAP, "recovered_gap")
+
+    def ahead_of(self, other: Line) -> float:
+        """By how much more of the gap it recovers, on the targets and seeds that both have been measured on."""
+        mine, others = (
+            {(row.target, row.seed): row.value for row in line.each.get((GAP, REPORTED, "recovered_gap"), ())}
+            for line in (self, other)
+        )
+        both = [mine[key] - others[key] for key in mine if key in others]
+        return fmean(both) if both else NAN
+
+    @property
+    def worst_attack(self) -> Row | None:
+        """Above retrained, on the target; relearning is looked at by itself."""
+        return self._largest(lambda row: row.value, "target", REPORTED, ABOVE, but="relearning")
+
+    @property
+    def relearned(self) -> float:
+        """Above retrained, after the smallest budget."""
+        return self.value("target", f"{ABOVE} | relearning: {min(BUDGETS)} steps")
+
+    @property
+    def membership(self) -> Row | None:
+        """Of the score that tells most about the target, how far its AUC is from the retrained model's."""
+        return self._largest(lambda row: abs(row.value), "target", "trained", "auc_", but="no other")
+
+    def _largest(self, key: Callable[[Row], float], group: str, split: str, start: str, but: str) -> Row | None:
+        rows = (
+            row
+            for (of, on, measure), row in self.means.items()
+            if (of, on) == (group, split) and measure.startswith(start) and "_above_retrained | " in measure
+            if not measure.partition(" | ")[2].startswith(but)
+        )
+        return max(rows, key=key, default=None)
+
+
+Table = dict[str, Line]
+"""Method -> line, in the order in which methods are shown."""
+Place = tuple[str, str, str]
+"""World, model, level."""
+
+
+def tables(rows: Iterable[Row]) -> dict[Place, Table]:
+    """In the order in which they first appear."""
+    found: dict[Place, Table] = {}
+    for row in rows:
+        line = found.setdefault((row.world, row.model, row.level), {}).setdefault(row.method, Line(row.method))
+        key = (row.group, row.split, row.measure)
+        if row.target == ALL:
+            line.means[key] = row
+        else:
+            line.each.setdefault(key, []).append(row)
+    return {place: {name: table[name] for name in ORDER if name in table} for place, table in found.items()}
+
+
+def best(table: Mapping[str, Line], names: Iterable[str]) -> Line | None:
+    """The line among `names` that recovers most of the gap."""
+    there = (table[name] for name in names if name in table)
+    return max(
+        (line for line in there if line.recovered == line.recovered), key=lambda line: line.recovered, default=None
+    )

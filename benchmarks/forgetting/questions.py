@@ -1,0 +1,61 @@
+"""Which wordings are for what: one learns from some, chooses settings by others, and reports the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.forgetting.worlds import World
+from chip.hierarchy import Hierarchy
+from chip.operators.base import Case
+
+LEARNED, CHOSEN, REPORTED = ("train",), ("validation",), ("train", "rephrased")
+"""Splits. A method learns from the first and may choose by the second; of the third it is given what has been trained,
+and nothing else."""
+
+ASKED = 600
+"""Of a group other than the target, about so many questions are asked: all of some pictures."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Records of some wordings, and whom each concerns when a target is forgotten."""
+
+    case: Case
+    groups: Mapping[str, tuple[int, ...]]
+    """As `chip.evaluation.groups` has them."""
+
+
+def questions(world: World, target: str, splits: Sequence[str], most: int | None = None, seed: int = 0) -> Questions:
+    """The world's records of these splits.
+
+    Args:
+        most: of each group but the target and what it shares, pictures are drawn until so many of the world's
+            questions are together; the same pictures whatever the splits.
+    """
+    whole, node = world.hierarchy.records, world.hierarchy.find(target)
+    groups = world.groups(node)
+    if most is not None:
+        groups = {
+            group: indices if group in ("target", "shared") else _some(world, indices, most, seed)
+            for group, indices in groups.items()
+        }
+    kept = sorted(i for indices in groups.values() for i in indices if whole[i].split in splits)
+    place = {index: number for number, index in enumerate(kept)}
+    case = Case.of(Hierarchy([whole[index] for index in kept]), [target])
+    return Questions(case, {group: tuple(place[i] for i in of if i in place) for group, of in groups.items()})
+
+
+def _some(world: World, indices: Sequence[int], most: int, seed: int) -> tuple[int, ...]:
+    """Picture by picture in random order, until there are `most`."""
+    pictures: dict[object, list[int]] = {}
+    for index in indices:
+        pictures.setdefault(world.hierarchy.records[index].image, []).append(index)
+    of_each, chosen = list(pictures.values()), list[int]()
+    for number in np.random.default_rng(seed).permutation(len(of_each)).tolist():
+        if len(chosen) >= most:
+            break
+        chosen += of_each[number]
+    return tuple(sorted(chosen))

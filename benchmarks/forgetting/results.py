@@ -1,0 +1,45 @@
+"""What a method left of a target, as it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from chip.evaluation.rows import NO_ATTACK, Row
+
+NAN = float("nan")
+
+Figures = Mapping[tuple[str, str, str, str], tuple[float, float, float]]
+"""(group, split, measure, attack) -> value, and the ends of its interval; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method left of a target, and what that took."""
+
+    settings: Mapping[str, Any]
+    attacked: bool
+    seconds: float
+    peak_bytes: float
+    changed_weights: float
+    figures: Figures
+    error: str | None = None
+    """Why there are no figures."""
+
+    def value(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> float:
+        """NaN where it was not measured."""
+        return self.figures.get((group, split, measure, attack), (NAN, NAN, NAN))[0]
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**plain, "figures": [[*key, *values] for key, values in self.figures.items()]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Result:
+        figures = {tuple(row[:4]): tuple(row[4:]) for row in found["figures"]}
+        return cls(**{**found, "figures": figures})
+
+
+def figures(rows: Sequence[Row]) -> Figures:
+    return {(row.group, row.split, row.measure, row.attack): (row.value, row.low, row.high) for row in rows}

@@ -1,0 +1,233 @@
+"""Doing the jobs, in one process or several; what is known already is not done again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isnan
+from multiprocessing.connection import wait
+from pathlib import Path
+from statistics import fmean
+from threading import Thread
+from traceback import format_exception
+from typing import Protocol
+
+import torch
+import transformers
+
+from benchmarks.forgetting.choosing import chosen
+from benchmarks.forgetting.figures import REPORTED, Found
+from benchmarks.forgetting.jobs import Model, Request, Scope
+from benchmarks.forgetting.judging import Judge
+from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Method, Retrained, Untouched
+from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
+from benchmarks.forgetting.models import trained
+from benchmarks.forgetting.results import Result
+from benchmarks.forgetting.subjects import Subject, Worlds
+from chip.evaluation.rows import GAP
+from chip.terminal import quiet_libraries
+
+ALWAYS = (Retrained.name, Untouched.name)
+"""What all others are compared with."""
+RIVALS: tuple[tuple[type[Method], ...], ...] = (TRAINED, (ChipEdit, *CLOSED_FORM))
+"""Of each kind the best is attacked too."""
+
+Told = Callable[[str], None]
+"""Is told of each piece of work that is done, or what broke it."""
+
+
+class Work(Protocol):
+    """Something to do."""
+
+    def do(self, desk: Desk) -> None:
+        """Nothing where it is done already."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model to train."""
+
+    model: Model
+    without: str | None = None
+    """The level whose targets it never sees."""
+
+    def __str__(self) -> str:
+        return f"{self.model}: trained{'' if self.without is None else f' without the targets of {self.without}'}"
+
+    def do(self, desk: Desk) -> None:
+        subject = desk.subject(self.model)
+        without = () if self.without is None else subject.world.targets[self.without]
+        trained(subject.world, self.model.family, self.model.seed, without, subject.device)
+
+    def is_done(self, desk: Desk) -> bool:
+        subject = desk.subject(self.model)
+        return (subject.folder if self.without is None else subject.reference(self.without)).exists()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method to run on one target."""
+
+    request: Request
+    method: str
+    attacked: bool
+
+    def __str__(self) -> str:
+        return f"{self.request}: {self.method}{', attacked' if self.attacked else ''}"
+
+    def do(self, desk: Desk) -> None:
+        judge, reference, method = desk.open(self, measure=True)
+        assert method is not None
+        judge.judge(reference, reference, self.attacked)
+        judge.judge(method, reference, self.attacked)
+
+    def is_done(self, desk: Desk) -> bool:
+        judge, _, method = desk.open(self, measure=False)
+        return method is not None and judge.find(method, self.attacked) is not None
+
+
+def first_jobs(scope: Scope, requests: Sequence[Request]) -> tuple[list[Job], list[Job]]:
+    """The retrained model on each target, which all others are compared with; and then those."""
+    attacked = (Untouched.name, ShieldedEdit.name) if scope.attacks_for is None else scope.attacks_for
+    others = [
+        Job(request, name, scope.attacks and name in attacked)
+        for request in requests
+        for name in (Untouched.name, *scope.methods)
+    ]
+    return [Job(request, Retrained.name, scope.attacks) for request in requests], others
+
+
+def rival_jobs(scope: Scope, requests: Iterable[Request], found: Found) -> list[Job]:
+    """The best method of each kind under attack: which one that is shows only when all have run."""
+    if not scope.attacks or scope.attacks_for is not None:
+        return []
+    best = ((request, best_of(kinds, request, found)) for request in requests for kinds in RIVALS)
+    return [Job(request, name, attacked=True) for request, name in best if name is not None]
+
+
+def best_of(kinds: Sequence[type[Method]], request: Request, found: Found) -> str | None:
+    """The method that recovers most of the gap at the request's level, over all targets of the family's first model."""
+    first = Model(request.model.world, request.model.family, 0)
+    gaps: dict[str, list[float]] = {}
+    for other, results in found.items():
+        if (other.model, other.level) == (first, request.level):
+            for name in {kind.name for kind in kinds}.intersection(results):
+                gaps.setdefault(name, []).append(results[name].value(GAP, REPORTED, "recovered_gap"))
+    known = {name: fmean(values) for name, values in gaps.items() if not isnan(fmean(values))}
+    return max(known, key=lambda name: known[name], default=None)
+
+
+class Desk:
+    """What a process has open: worlds, and models as they are needed."""
+
+    def __init__(self, folder: Path, device: str | None) -> None:
+        self.worlds, self._device = Worlds(folder), device
+        self._subjects: dict[Model, Subject] = {}
+        self._chosen: dict[tuple[str, Model, str], Method] = {}
+
+    def subject(self, model: Model) -> Subject:
+        if model not in self._subjects:
+            self._subjects[model] = Subject(self.worlds, model, self._device)
+        return self._subjects[model]
+
+    def open(self, job: Job, measure: bool) -> tuple[Judge, Retrained, Method | None]:
+        """Who judges, what by, and what with its settings; None where those are to be measured first, and may not."""
+        subject = self.subject(job.request.model)
+        reference = Retrained(subject.reference(job.request.level))
+        return Judge(subject, job.request), reference, self._method(job.method, job.request, measure)
+
+    def find(self, request: Request, methods: Iterable[str]) -> dict[str, Result]:
+        """Method -> what is known of it."""
+        judge, results = Judge(self.subject(request.model), request), {}
+        for name in methods:
+            method = self._method(name, request, measure=False)
+            result = None if method is None else judge.find(method, attacked=False)
+            if result is not None:
+                results[name] = result
+        return results
+
+    def _method(self, name: str, request: Request, measure: bool) -> Method | None:
+        if name == Retrained.name:
+            return Retrained(self.subject(request.model).reference(request.level))
+        if name == Untouched.name:
+            return Untouched()
+        key = name, Model(request.model.world, request.model.family, 0), request.level
+        if key not in self._chosen:
+            method = chosen(METHODS[name], self.subject(key[1]), request.level, measure)
+            if method is None:
+                return None
+            self._chosen[key] = method
+        return self._chosen[key]
+
+
+Do = Callable[[Sequence[Work], Told], None]
+
+
+@contextmanager
+def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
+    """What does work, in this process or each piece in one of several.
+
+    In several, a piece that breaks does not keep the others from being done.
+
+    Args:
+        folder: for the worlds of each process.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // count)
+    if count == 1:
+        torch.set_num_threads(threads)
+        yield partial(_do_here, Desk(folder / "worlds", device))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, _open, (folder, device, threads)) as pool:
+        yield partial(_do_in, pool)
+
+
+def _do_here(desk: Desk, work: Sequence[Work], told: Told) -> None:
+    for each in work:
+        each.do(desk)
+        told(str(each))
+
+
+def _do_in(pool: Executor, work: Sequence[Work], told: Told) -> None:
+    futures = {pool.submit(_do, each): each for each in work}
+    try:
+        for future in as_completed(futures):
+            error = future.exception()
+            told(str(futures[future]) if error is None else f"{futures[future]}: {''.join(format_exception(error))}")
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+_desk: Desk | None = None
+"""Of this process."""
+
+
+def _open(folder: Path, device: str | None, threads: int) -> None:
+    global _desk
+    Thread(target=_end_with_parent, daemon=True).start()
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - bars would be drawn over each other
+    quiet_libraries()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    _desk = Desk(folder / str(os.getpid()), device)
+
+
+def _end_with_parent() -> None:
+    """Otherwise a process whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _do(work: Work) -> None:
+    assert _desk is not None
+    work.do(_desk)

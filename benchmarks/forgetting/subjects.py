@@ -1,0 +1,85 @@
+"""A trained model with its world: what is loaded once and used by many jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmarks.forgetting.jobs import Model
+from benchmarks.forgetting.models import WORLD_SEED, place
+from benchmarks.forgetting.worlds import World, build
+from chip.checkpoint.keys import key_map
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.patch import round_once
+from chip.evaluation.restoring import restoring
+from chip.records import Record
+from chip.vlm.loading import VLM, load_vlm
+
+
+class Worlds:
+    """Each world built once, below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._built: dict[tuple[str, int], World] = {}
+
+    def of(self, name: str, seed: int = WORLD_SEED) -> World:
+        if (name, seed) not in self._built:
+            self._built[name, seed] = build(name, seed, self._folder / f"{name}-{seed}")
+        return self._built[name, seed]
+
+
+class Subject:
+    """A model that is to forget. Nothing is loaded before it is needed."""
+
+    def __init__(self, worlds: Worlds, model: Model, device: str | None = None) -> None:
+        self.model, self.device = model, device
+        self._worlds = worlds
+        self._references: dict[str, Path] = {}
+
+    @cached_property
+    def world(self) -> World:
+        return self._worlds.of(self.model.world)
+
+    @cached_property
+    def folder(self) -> Path:
+        return place(self.world, self.model.family, self.model.seed)
+
+    def reference(self, level: str) -> Path:
+        """The model that was trained without any of the level's targets."""
+        if level not in self._references:
+            without = self.world.targets[level]
+            self._references[level] = place(self.world, self.model.family, self.model.seed, without)
+        return self._references[level]
+
+    @cached_property
+    def source(self) -> Checkpoint:
+        return Checkpoint.open(self.folder)
+
+    @cached_property
+    def vlm(self) -> VLM:
+        return load_vlm(self.folder, self.device)
+
+    def unseen(self, level: str) -> list[Record]:
+        """Questions as those about the level's targets, about another world of the same kind."""
+        other = self._worlds.of(self.model.world, self.world.seed + 1)
+        records = other.hierarchy.records
+        targets = (other.groups(other.hierarchy.find(target))["target"] for target in other.targets[level])
+        return [records[i] for indices in targets for i in indices if not records[i].held_out]
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[VLM]:
+        """The model in memory with these values, each rounded as it would be written."""
+        names = {disk: name for name, disk in self._names.items() if disk in tensors}
+        with restoring(self.vlm, names.values()):
+            for disk, name in names.items():
+                self.vlm.set_parameter(name, round_once(tensors[disk], self.source.entries[disk].torch_dtype))
+            yield self.vlm
+
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        return key_map(self.source)

@@ -1,0 +1,152 @@
+"""Tables of rows, as markdown and in the terminal, with what they lack and whether the bounds are met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich import box
+from rich.table import Table as RichTable
+
+from benchmarks.forgetting.bounds import Check, checks
+from benchmarks.forgetting.figures import Row
+from benchmarks.forgetting.lines import OUR, Line, Place, Table, tables
+from benchmarks.forgetting.methods import Retrained, Untouched
+from chip.evaluation.rows import GAP
+
+NONE = "–"
+
+HEAD = """# What each method forgets, keeps and leaks
+
+Made by `python -m benchmarks.forgetting`. Every figure is of the checkpoint that was written. Methods suppress, under
+these tests; nothing here shows that anything is deleted.
+
+Means over targets and seeds, on the `rephrased` wordings, which nothing was trained on or chosen by; in brackets 95 %
+bootstrap intervals over targets and seeds.
+
+- *Recovered gap*: what the siblings are answered above the target, as a share of the same for the retrained model.
+- *Target*: its exact match; the retrained model's stands in its own line.
+- *Kept*: exact match after, as a share of before.
+- *Attacks above retrained*: the target's exact match under attack less the retrained model's under the same attack, for
+  the attack where that is largest. Relearning stands by itself, after its smallest budget.
+- *Membership*: the AUC that is farthest from the retrained model's, less that one.
+- *Peak MB*: of the edit alone, in a process that has run others before.
+- The retrained model was trained without all of a level's targets at once.
+"""
+
+Column = Callable[[Line], str]
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return NONE if value != value else format(value, form)
+
+
+def _with_interval(row: Row | None) -> str:
+    if row is None:
+        return NONE
+    interval = "" if row.low != row.low else f" [{row.low:.2f}, {row.high:.2f}]"
+    return f"{_number(row.value)}{interval}"
+
+
+def _with_attack(row: Row | None) -> str:
+    return NONE if row is None else f"{row.value:+.2f} ({row.measure.partition(' | ')[2]})"
+
+
+def _cost(measure: str, form: str, unit: float = 1.0) -> Column:
+    """Of an edit: the others have none."""
+    return lambda line: NONE if line.method in _REFERENCES else _number(line.of_model(measure) / unit, form)
+
+
+def _above(column: Column) -> Column:
+    """What is measured from the retrained model, which has none itself."""
+    return lambda line: NONE if line.method == Retrained.name else column(line)
+
+
+_REFERENCES = (Untouched.name, Retrained.name)
+
+COLUMNS: Mapping[str, Column] = {
+    "recovered gap": lambda line: _with_interval(line.mean(GAP, "recovered_gap")),
+    "worst": lambda line: _number(line.worst(GAP, "recovered_gap")),
+    "target": lambda line: _number(line.value("target", "exact_match")),
+    "siblings kept": lambda line: _with_interval(line.mean("siblings", "kept")),
+    "their worst": lambda line: _number(line.worst("siblings", "kept")),
+    "unrelated kept": lambda line: _number(line.value("unrelated", "kept")),
+    "general kept": lambda line: _number(line.value("general", "kept")),
+    "attacks above retrained": _above(lambda line: _with_attack(line.worst_attack)),
+    "relearned above": _above(lambda line: _number(line.relearned, "+.2f")),
+    "membership": _above(lambda line: NONE if line.membership is None else f"{line.membership.value:+.2f}"),
+    "seconds": _cost("seconds", ".1f"),
+    "peak MB": _cost("peak_bytes", ".0f", 1e6),
+    "changed weights": _cost("changed_weights", ",.0f"),
+    "targets × seeds": lambda line: f"{line.of_model('targets'):.0f} × {line.of_model('seeds'):.0f}",
+}
+
+
+def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequence[str], refused: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        expected: how many results of each method were asked for: targets, of all seeds.
+        methods: all that were asked for.
+        refused: which models are not judged by, and why.
+    """
+    found = tables(rows)
+    parts = [HEAD, "## What is incomplete\n", _list([*refused, *lacking(found, expected, methods)]) or "Nothing.\n"]
+    for place, table in found.items():
+        parts += [
+            f"## {', '.join(place)}\n",
+            _markdown(["method", *COLUMNS], [_cells(line) for line in table.values()]),
+        ]
+    checked = [check for place, table in found.items() for check in checks(place, table)]
+    parts += ["## The bounds\n", _markdown(["where", "bound", "figure", "met"], [_verdict(check) for check in checked])]
+    return "\n".join(parts)
+
+
+NOT_IN_TERMINAL = ("their worst", "peak MB", "changed weights", "targets × seeds")
+
+
+def for_terminal(rows: Sequence[Row]) -> Iterator[RichTable]:
+    """The same tables, less wide."""
+    columns = {name: column for name, column in COLUMNS.items() if name not in NOT_IN_TERMINAL}
+    for place, table in tables(rows).items():
+        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=", ".join(place))
+        for number, name in enumerate(("method", *columns)):
+            shown.add_column(name, justify="right" if number else "left")
+        for line in table.values():
+            cells = (column(line) for column in columns.values())
+            shown.add_row(line.method, *cells, style="bold" if line.method == OUR else None)
+        yield shown
+
+
+def lacking(found: Mapping[Place, Table], expected: Mapping[Place, int], methods: Sequence[str]) -> Iterator[str]:
+    """One line for each thing that was asked for and is not there."""
+    for place, wanted in expected.items():
+        table, fewer = found.get(place, {}), dict[int, list[str]]()
+        for method in methods:
+            results = int(table[method].of_model("results")) if method in table else 0
+            if results < wanted:
+                fewer.setdefault(results, []).append(method)
+        for results, names in sorted(fewer.items()):
+            whose = "every method" if len(names) == len(methods) else ", ".join(names)
+            yield f"{', '.join(place)}: {results} of {wanted} results of {whose}"
+        for line in table.values():
+            if line.of_model("failed") > 0:
+                yield f"{', '.join(place)}: {line.method} failed on {line.of_model('failed'):.0%} of them"
+
+
+def _cells(line: Line) -> list[str]:
+    return [line.method, *(column(line) for column in COLUMNS.values())]
+
+
+def _verdict(check: Check) -> list[str]:
+    met = {True: "yes", False: "**no**", None: "not measured"}[check.met]
+    note = f" ({check.note})" if check.note else ""
+    return [", ".join(check.place), check.what, f"{_number(check.value)}{note}", met]
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "".join(f"- {line}\n" for line in lines)

@@ -1,0 +1,529 @@
+"""The benchmark's run: its order, what it may look at, that it goes on after a stop, and means and tables by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.forgetting import __main__ as command
+from benchmarks.forgetting import choosing, models, running, store
+from benchmarks.forgetting.bounds import checks
+from benchmarks.forgetting.choosing import chosen, score
+from benchmarks.forgetting.figures import ABOVE, ALL, Row, all_rows, mean_rows, rows_of, samples
+from benchmarks.forgetting.jobs import Model, Request, Scope, requests
+from benchmarks.forgetting.judging import Judge, packed, unpacked
+from benchmarks.forgetting.lines import OUR, Place, tables
+from benchmarks.forgetting.methods import METHODS, Method, Retrained, Untouched
+from benchmarks.forgetting.methods.edits import ShieldedEdit
+from benchmarks.forgetting.models import Gate, trained
+from benchmarks.forgetting.pictures import draw
+from benchmarks.forgetting.questions import ASKED, REPORTED, questions
+from benchmarks.forgetting.results import NAN, Result
+from benchmarks.forgetting.running import Desk, Job, best_of, first_jobs, rival_jobs
+from benchmarks.forgetting.store import Store, of_method, whole
+from benchmarks.forgetting.subjects import Worlds
+from benchmarks.forgetting.tables import lacking, markdown
+from benchmarks.forgetting.training import Recipe
+from benchmarks.forgetting.worlds import World, clinic
+from benchmarks.forgetting.worlds.files import write
+from chip.checkpoint.layout import Checkpoint
+from chip.errors import RunError
+from chip.evaluation.asking import Measured, Plan
+from chip.evaluation.rows import GAP
+from chip.operators.base import Case
+from chip.records import Record
+from chip.vlm.loading import VLM
+
+MODEL = Model("ward", "llava", 0)
+APPLIED: list[tuple[str, float, set[str]]] = []
+"""Method, strength and the splits it saw, of each time that a stub was applied."""
+
+
+@dataclass(frozen=True)
+class Stub(Method):
+    """Scales the weights of one layer."""
+
+    name: ClassVar[str] = "stub"
+    source: ClassVar[str] = "this test"
+    strength: float = 0.0
+
+    @classmethod
+    def grid(cls) -> list[Self]:
+        return [cls(strength) for strength in (3.0, 0.5)]
+
+    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+        APPLIED.append((self.name, self.strength, {record.split for record in case.hierarchy.records}))
+        name = next(name for name in source.entries if name.endswith("down_proj.weight"))
+        return {name: source.read(name).float() * (1 + self.strength)}
+
+
+@dataclass(frozen=True)
+class Failing(Stub):
+    name: ClassVar[str] = "failing"
+    tuned: ClassVar[bool] = False
+
+    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+        raise RunError("no solution")
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Three cases of the clinic, of two of them something is to be forgotten."""
+    plan = clinic.plan(3)
+    kinds, cases = (*clinic.SHOWN[:2], *clinic.PRIVATE[:2]), ("case_1", "case_2", "case_3")
+    facts = tuple(fact for fact in plan.facts if fact.path[1:2] in {(case,) for case in cases} and fact.kind in kinds)
+    targets = {"privacy": tuple(("department_1", case, "private") for case in ("case_2", "case_3"))}
+    return write("ward", 3, replace(plan, facts=facts, targets=targets), tmp_path_factory.mktemp("ward"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(ward: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with two models that have learned nothing, in no step."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHIP_CACHE", str(folder))
+        patch.setitem(models.WORLD_RECIPES, ("ward", "llava"), Recipe(steps=0))
+        trained(ward, "llava", 0, device="cpu")
+        trained(ward, "llava", 0, ward.targets["privacy"], device="cpu")
+    return folder / "forgetting" / "ward-3"
+
+
+@pytest.fixture
+def desk(ward: World, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Desk]:
+    """Opens a desk; nothing has been measured yet."""
+    monkeypatch.setenv("CHIP_CACHE", str(tmp_path))
+    monkeypatch.setitem(models.WORLD_RECIPES, ("ward", "llava"), Recipe(steps=0))
+    monkeypatch.setattr(Worlds, "of", lambda self, name, seed=0: ward)
+    for stub in (Stub, Failing):
+        monkeypatch.setitem(METHODS, stub.name, stub)
+    (tmp_path / "forgetting").mkdir()
+    (tmp_path / "forgetting" / "ward-3").symlink_to(checkpoints)
+    APPLIED.clear()
+    return lambda: Desk(tmp_path / "worlds", "cpu")
+
+
+def request_of(world: World, number: int = 0) -> Request:
+    return Request(MODEL, "privacy", world.targets["privacy"][number])
+
+
+# --- the order ---
+
+
+def test_every_table_grows_at_the_same_rate_and_seeds_come_last(ward: World) -> None:
+    worlds = {
+        "a": replace(ward, targets={"x": ("1", "2"), "y": ("3", "4", "5")}),
+        "b": replace(ward, targets={"z": ("6",)}),
+    }
+    scope = Scope(("a", "b"), ("qwen2_5_vl", "llava"), (), seeds=2, targets=5)
+    first = [(r.model.world, r.model.family, r.target) for r in requests(scope, worlds, 0, 5)]
+    q, v = "qwen2_5_vl", "llava"
+    assert first == [
+        *(("a", q, "1"), ("a", q, "3"), ("a", v, "1"), ("a", v, "3"), ("b", q, "6"), ("b", v, "6")),
+        *(("a", q, "2"), ("a", q, "4"), ("a", v, "2"), ("a", v, "4")),
+        *(("a", q, "5"), ("a", v, "5")),
+    ]
+    assert requests(scope, worlds, 0, 2) == requests(scope, worlds, 0, 5)[:10]
+    assert {r.model.family for r in requests(scope, worlds, 1, 5)} == {q}  # of the other there is one model
+    there = requests(scope, worlds, 0, 5, lambda model, level: (model.family, level) == (v, "z"))
+    assert [(r.model.world, r.target) for r in there] == [("b", "6")]
+
+
+def test_scope_leaves_out_levels_and_targets(ward: World) -> None:
+    worlds = {"a": replace(ward, targets={"x": ("1", "2"), "y": ("3",)})}
+    scope = Scope(("a",), ("llava",), (), levels=("x",), targets=1)
+    assert [r.target for r in requests(scope, worlds, 0, 5)] == ["1"]
+
+
+def test_who_is_attacked(ward: World) -> None:
+    asked = [request_of(ward)]
+    scope = Scope(("ward",), ("llava",), (OUR, "npo", "nullu"))
+
+    def attacked(scope: Scope) -> set[str]:
+        return {job.method for jobs in first_jobs(scope, asked) for job in jobs if job.attacked}
+
+    assert attacked(scope) == {"retrained", "untouched", OUR}
+    assert attacked(replace(scope, attacks=False)) == set()
+    assert attacked(replace(scope, attacks_for=("npo",))) == {"retrained", "npo"}
+    found = {asked[0]: {"npo": result(0.5, gap=0.4), "idk": result(0.5, gap=0.6), "nullu": result(0.5, gap=NAN)}}
+    assert rival_jobs(scope, asked, found) == [Job(asked[0], "idk", True)]
+    assert best_of(running.RIVALS[0], replace(asked[0], model=replace(MODEL, seed=2)), found) == "idk"
+    assert best_of(running.RIVALS[0], replace(asked[0], level="other"), found) is None
+
+
+# --- which wordings ---
+
+
+def test_questions_are_of_their_splits_and_of_whole_pictures(ward: World) -> None:
+    target = ward.targets["privacy"][0]
+    found = questions(ward, target, REPORTED)
+    records = found.case.hierarchy.records
+    assert {record.split for record in records} == set(REPORTED)
+    assert sorted(i for of in found.groups.values() for i in of) == list(range(len(records)))
+    assert {records[i].path for i in found.groups["target"]} == {tuple(target.split("/"))}
+    fewer = questions(ward, target, REPORTED, most=20)
+    assert len(fewer.groups["target"]) == len(found.groups["target"])
+    asked = fewer.case.hierarchy.records
+    cousins = [asked[i] for i in fewer.groups["cousins"]]
+    assert 0 < len(cousins) < len(found.groups["cousins"])
+    for image in {record.image for record in cousins}:
+        same = [records[i] for i in found.groups["cousins"] if records[i].image == image]
+        assert len([record for record in cousins if record.image == image]) == len(same)
+
+
+def test_tuning_sees_no_reported_wording(
+    ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Record] = []
+    scores = vars(choosing)["answer_all"]
+
+    def spy(vlm: VLM, batches: object, count: int, told: Callable[[int], None]) -> object:
+        asked.extend(getattr(batches, "_records"))  # noqa: B009
+        return scores(vlm, batches, count, told)
+
+    monkeypatch.setattr(choosing, "answer_all", spy)
+    assert chosen(Stub, desk().subject(MODEL), "privacy", measure=False) is None
+    best = chosen(Stub, desk().subject(MODEL), "privacy")
+    assert {record.split for record in asked} == {"validation"}
+    assert [strength for _, strength, _ in APPLIED] == [3.0, 0.5]
+    assert all(splits == {"train"} for *_, splits in APPLIED)
+    assert best == Stub(3.0)  # all alike on a model that knows nothing: the strongest
+    assert chosen(Stub, desk().subject(MODEL), "privacy") == best
+    assert len(APPLIED) == 2
+    assert chosen(Failing, desk().subject(MODEL), "privacy") == Failing()
+
+
+def test_the_score_by_hand() -> None:
+    before = {"target": 0.9, "siblings": 0.8, "rest": 1.0}
+    after = {"target": 0.5, "siblings": 0.6, "rest": 0.9}
+    forgotten, kept = (0.9 - 0.5) / (0.9 - 0.1), 0.6 / 0.8
+    assert score(before, after, 0.1) == pytest.approx(2 * forgotten * kept / (forgotten + kept))
+    assert score(before, {**after, "target": 0.0, "siblings": 0.9, "rest": 1.0}, 0.1) == 1.0  # never above one
+    assert score(before, before, 0.1) == 0.0
+    assert score(before, {**after, "target": 0.95}, 0.1) == 0.0
+    assert score(before, {**after, "rest": 0.0}, 0.1) == 0.0
+    assert score(before, after, 0.95) == 0.0  # nothing above chance was known
+
+
+# --- what is kept ---
+
+
+def test_a_second_run_measures_nothing(ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_of(ward)
+    jobs = [Job(request, name, False) for name in ("retrained", "untouched", "stub", "failing")]
+    first = desk()
+    assert not any(job.is_done(first) for job in jobs)
+    for job in jobs:
+        job.do(first)
+        assert job.is_done(first)
+    found = first.find(request, [job.method for job in jobs])
+    assert found["failing"].error == "no solution"
+    assert found["retrained"].value("target", "rephrased", ABOVE) == 0
+    assert found["stub"].changed_weights > 0
+
+    monkeypatch.setattr(Stub, "apply", None)
+    monkeypatch.setattr(Judge, "_asked", None)
+    second = desk()
+    for job in jobs:
+        job.do(second)
+    again = second.find(request, [job.method for job in jobs])
+    assert json.dumps([each.to_json() for each in again.values()]) == json.dumps([e.to_json() for e in found.values()])
+    assert not replace(jobs[2], attacked=True).is_done(second)
+    assert not replace(jobs[2], request=request_of(ward, 1)).is_done(second)
+
+
+def test_a_killed_write_leaves_nothing_behind_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHIP_CACHE", str(tmp_path))
+    kept, what = Store("results"), {"world": "ward", "target": "a"}
+
+    def killed() -> None:
+        with whole(kept.path(what)) as beside:
+            beside.write_text('{"found": {"half')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert kept.read(what) is None
+    kept.path(what).with_name(f".{kept.path(what).stem}.1.json").write_text(
+        '{"found": {"half'
+    )  # of one that was killed
+    assert kept.read(what) is None
+    kept.write(what, {"value": NAN})
+    assert np.isnan((kept.read(what) or {})["value"])
+    assert kept.read({**what, "target": "b"}) is None
+
+
+def test_what_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other, control = ShieldedEdit(), METHODS["npo"](), METHODS["random change"]()
+    before = [of_method(method) for method in (ours, other, control)]
+    assert of_method(replace(ours, shield=2.0))["settings"] != before[0]["settings"]
+    text = store._text
+    monkeypatch.setattr(store, "_text", lambda name: text(name) + ("#" if name == "chip.operators.shielded" else ""))
+    after = [of_method(method) for method in (ours, other, control)]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False]  # a control rests on ours
+
+
+def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
+    asked = questions(ward, ward.targets["privacy"][0], REPORTED, ASKED)
+    plan = Plan(asked.case, known_groups=asked.groups)
+    shown = Measured()
+    shown.put("none", "exact_match", {0: 1.0, 2: 0.25}, 4)
+    shown.membership["loss"] = np.array([1.0]), np.array([0.5, 2.0])
+    read = unpacked(packed(shown), plan)
+    assert read.values.keys() == shown.values.keys()
+    np.testing.assert_array_equal(read.values["none", "exact_match"], shown.values["none", "exact_match"])
+    np.testing.assert_array_equal(read.membership["loss"][1], [0.5, 2.0])
+    assert len(read.never_trained) == len(plan.members)
+    assert unpacked(packed(Measured()), plan) == Measured()
+
+
+# --- rows ---
+
+
+def result(target: float, siblings: float = 1.0, gap: float = NAN, attacked: bool = False, auc: float = 0.5) -> Result:
+    """Made by hand."""
+    figures = {
+        ("target", "rephrased", "exact_match", "none"): (target, NAN, NAN),
+        ("siblings", "rephrased", "exact_match", "none"): (siblings, 0.1, 0.9),
+        (GAP, "rephrased", "recovered_gap", "none"): (gap, NAN, NAN),
+    }
+    if attacked:
+        figures |= {
+            ("target", "rephrased", "exact_match", "quantisation: 4 bits"): (target + 0.2, NAN, NAN),
+            ("target", "rephrased", ABOVE, "quantisation: 4 bits"): (0.2, NAN, NAN),
+            ("target", "rephrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
+            ("target", "rephrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
+            ("target", "trained", "auc_loss", "membership: unseen records"): (auc, NAN, NAN),
+        }
+    return Result({"strength": 1.0}, attacked, 2.0, 1e6, 10.0, figures)
+
+
+def found_by_hand(ward: World, attacked: bool = False) -> dict[Request, dict[str, Result]]:
+    """Two targets of two seeds, one of them missing for ours."""
+    found: dict[Request, dict[str, Result]] = {}
+    gaps = iter((1.0, 0.8, 0.9))
+    for seed in (0, 1):
+        for target in ("a", "b"):
+            results = {
+                Untouched.name: result(1.0, 0.8, 0.0, attacked),
+                Retrained.name: result(0.2, 0.8, 1.0, attacked, auc=0.45),
+            }
+            if (seed, target) != (1, "b"):
+                results[OUR] = result(0.2, 0.72, next(gaps), attacked, auc=0.3)
+            found[Request(replace(MODEL, seed=seed), "patient", target)] = results
+    return found
+
+
+KEYS = (
+    *("world", "model", "level", "target", "seed", "method", "settings"),
+    *("group", "split", "measure", "value", "low", "high"),
+)
+
+
+def test_rows_have_their_keys_and_no_nan(ward: World) -> None:
+    rows = all_rows(found_by_hand(ward, attacked=True))
+    written = json.loads(json.dumps([row.to_json() for row in rows], allow_nan=False))
+    assert all(tuple(row) == KEYS for row in written)
+    assert all(isinstance(row["settings"], dict) for row in written)
+    assert [Row.from_json(row).to_json() for row in written] == written
+    assert {row["target"] for row in written} == {ALL, "a", "b"}
+
+
+def value(rows: list[Row], group: str, measure: str, split: str = "rephrased", method: str = OUR) -> Row:
+    (row,) = (r for r in rows if (r.method, r.group, r.split, r.measure) == (method, group, split, measure))
+    return row
+
+
+def test_kept_and_above_retrained_by_hand(ward: World) -> None:
+    request, results = next(iter(found_by_hand(ward, attacked=True).items()))
+    rows = list(rows_of(request, results))
+    assert value(rows, "siblings", "kept").value == pytest.approx(0.72 / 0.8)
+    attack = "auc_loss_above_retrained | membership: unseen records"
+    assert value(rows, "target", attack, "trained").value == pytest.approx(0.3 - 0.45)
+    assert value(rows, "target", "exact_match | quantisation: 4 bits").value == pytest.approx(0.4)
+    assert value(rows, "model", "seconds", "model").value == 2.0
+    alone = list(rows_of(request, {OUR: results[OUR]}))
+    assert not [row for row in alone if row.measure == "kept"]
+
+
+def test_means_over_targets_and_seeds_by_hand(ward: World) -> None:
+    found = found_by_hand(ward, attacked=True)
+    rows = mean_rows(row for request, results in found.items() for row in rows_of(request, results))
+    gap = value(rows, GAP, "recovered_gap")
+    assert gap.value == pytest.approx((1.0 + 0.8 + 0.9) / 3)
+    assert 0.8 <= gap.low <= gap.value <= gap.high <= 1.0
+    assert (gap.target, gap.seed) == (ALL, ALL)
+    counts = {name: value(rows, "model", name, "model").value for name in ("targets", "seeds", "results", "attacked")}
+    assert counts == {"targets": 2, "seeds": 2, "results": 3, "attacked": 3}
+    assert value(rows, "model", "failed", "model").value == 0
+
+
+def test_failures_are_counted_and_not_averaged(ward: World) -> None:
+    found = found_by_hand(ward)
+    first = next(iter(found))
+    found[first][OUR] = Result({}, False, NAN, NAN, NAN, {}, "no solution")
+    rows = all_rows(found)
+    assert value(rows, "model", "failed", "model").value == pytest.approx(1 / 3)
+    mean = next(row for row in rows if (row.target, row.method, row.measure) == (ALL, OUR, "recovered_gap"))
+    assert mean.value == pytest.approx((0.8 + 0.9) / 2)
+
+
+def test_an_interval_draws_targets_and_seeds(ward: World) -> None:
+    assert samples(np.array([[0.5]])) is None
+    drawn = samples(np.array([[0.0, 1.0], [np.nan, 1.0]]))
+    assert drawn is not None
+    # Of two targets the first is drawn twice in a quarter of all samples: then the mean is 0 but where only the second
+    # seed was drawn, which has not measured it.
+    assert (drawn == 0).mean() == pytest.approx(0.25 * 0.75 / (1 - 0.25 * 0.25), abs=0.03)
+    assert (drawn >= 0).all()
+    assert (drawn <= 1).all()
+
+
+# --- tables ---
+
+PLACE: Place = ("ward", "llava", "patient")
+
+
+def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "rephrased") -> Row:
+    return Row(*PLACE, target, ALL if target == ALL else 0, method, {}, group, split, measure, value, NAN, NAN)
+
+
+def made(method: str, gap: float, seconds: float, attacked: bool = False) -> list[Row]:
+    """Rows of one method by hand, for two targets."""
+    counts = {"targets": 2, "seeds": 1, "results": 2, "failed": 0, "seconds": seconds}
+    return [
+        row(method, GAP, "recovered_gap", gap),
+        row(method, GAP, "recovered_gap", gap - 0.1, "a"),
+        row(method, GAP, "recovered_gap", gap + 0.1, "b"),
+        row(method, "siblings", "kept", 0.98),
+        row(method, "siblings", "kept", 0.9, "a"),
+        row(method, "unrelated", "kept", 1.0),
+        row(method, "target", "exact_match", 0.25),
+        *(row(method, "model", name, number, split="model") for name, number in counts.items()),
+        *(
+            [
+                row(method, "target", f"{ABOVE} | cross-modal: jpeg", 0.04),
+                row(method, "target", f"{ABOVE} | quantisation: 8 bits", 0.01),
+                row(method, "target", f"{ABOVE} | relearning: 10 steps", 0.2),
+                row(method, "target", "auc_loss_above_retrained | membership: x", 0.02, split="trained"),
+                row(method, "target", "auc_min_k_above_retrained | membership: x", -0.15, split="trained"),
+            ]
+            if attacked
+            else []
+        ),
+    ]
+
+
+def page() -> list[Row]:
+    return [
+        *made("npo", 0.9, 12.0),
+        *made(OUR, 0.97, 3.0, attacked=True),
+        *made("nullu", 0.5, 1.0),
+        *made("chip", 0.1, 1.0),
+    ]
+
+
+def test_the_bounds_by_hand() -> None:
+    (table,) = tables(page()).values()
+    assert list(table) == [OUR, "chip", "nullu", "npo"]
+    found = {check.what: (round(check.value, 3), check.met, check.note) for check in checks(PLACE, table)}
+    assert found == {
+        "recovered gap ≥ 0.95": (0.97, True, ""),
+        "recovered gap, worst ≥ 0.85": (0.87, True, ""),
+        "siblings kept ≥ 0.97": (0.98, True, ""),
+        "siblings kept, worst ≥ 0.92": (0.9, False, ""),
+        "unrelated kept ≥ 0.99": (1.0, True, ""),
+        "attacks above retrained ≤ 0.05": (0.04, True, "cross-modal: jpeg"),
+        "relearning above retrained ≤ 0.10": (0.2, False, ""),
+        "membership within 0.1": (-0.15, False, ""),
+        "ahead of other training-free ≥ 0.15": (0.47, True, "nullu"),
+        "not behind the best trained": (0.07, True, "npo"),
+        "in at most 1/3 of its time": (0.25, True, "npo"),
+    }
+    assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
+    table["npo"].each[GAP, "rephrased", "recovered_gap"].pop()  # one of them was measured on one target: 0.87 - 0.8
+    assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
+    table["npo"].each.clear()
+    assert np.isnan(table[OUR].ahead_of(table["npo"]))
+    (alone,) = tables(made(OUR, 0.97, 3.0)).values()
+    assert {check.what: check.met for check in checks(PLACE, alone)}["membership within 0.1"] is None
+    assert not list(checks(PLACE, {"npo": table["npo"]}))
+
+
+def test_the_page_shows_figures_and_what_is_missing() -> None:
+    names = [OUR, "npo", "nullu", "chip", "idk"]
+    text = markdown(
+        page(), {PLACE: 4, ("ward", "llava", "study"): 4}, names, ["ward, llava, seed 1, patient: not trained"]
+    )
+    assert "- ward, llava, seed 1, patient: not trained\n" in text
+    assert "- ward, llava, patient: 0 of 4 results of idk\n" in text
+    assert "- ward, llava, patient: 2 of 4 results of shielded, npo, nullu, chip\n" in text
+    assert "- ward, llava, study: 0 of 4 results of every method\n" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| shielded |"))
+    shown = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert shown[:9] == ["shielded", "0.97", "0.87", "0.25", "0.98", "0.90", "1.00", "–", "+0.04 (cross-modal: jpeg)"]
+    assert shown[9:] == ["+0.20", "-0.15", "3.0", "–", "–", "2 × 1"]
+    assert "Nothing." in markdown(page(), {PLACE: 2}, names[:-1], [])
+    assert not list(lacking(tables(page()), {PLACE: 2}, names[:-1]))
+
+
+def test_pictures_are_small(tmp_path: Path) -> None:
+    attacks = ("reconstruction: none", "quantisation: 4 bits")
+    under = [row(name, "target", f"exact_match | {attack}", 0.3) for name in (OUR, "npo") for attack in attacks]
+    draw([*page(), *under], tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"plane.png", "ladder.png"}
+    assert all(1000 < file.stat().st_size < 200_000 for file in tmp_path.iterdir())
+    draw([], tmp_path)
+
+
+# --- the gate, and the command ---
+
+
+def test_a_model_that_does_not_know_its_world_is_refused(
+    desk: Callable[[], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = Scope(("ward",), ("llava",), ("stub",), seeds=1, targets=1)
+    run = command.Run(scope, desk(), train=False, measure=True)  # learned nothing: the true gate
+    assert [jobs for _, jobs in run.work() if jobs] == []
+    assert command.write(tmp_path / "out", run) == []
+    text = (tmp_path / "out" / "tables.md").read_text()
+    assert "- ward, llava, seed 0, privacy: train questions: 0.000 are answered, 0.95 must be; " in text
+    assert "department_1/case_2/private: answered by 0.000 more than without it" in text
+    monkeypatch.setattr("benchmarks.forgetting.gates.gate", None)  # asked once
+    assert [jobs for _, jobs in command.Run(scope, desk(), False, True).work() if jobs] == []
+
+
+def test_a_run_from_jobs_to_pages(desk: Callable[[], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "gate_of", lambda *_: Gate({"train": 1.0, "rephrased": 1.0}, {}))
+    scope = Scope(("ward",), ("llava",), ("stub",), seeds=1, targets=2, attacks=False)
+    done: list[Job] = []
+    do = Job.do
+
+    def spy(self: Job, desk: Desk) -> None:
+        done.append(self)
+        do(self, desk)
+
+    monkeypatch.setattr(Job, "do", spy)
+    command.do_all(command.Run(scope, desk(), False, True), 1, tmp_path, "cpu")
+    target = [job.request.target.split("/")[1] for job in done]
+    assert list(zip(target, [job.method for job in done], strict=True)) == [
+        (case, name) for case in ("case_2", "case_3") for name in ("retrained", "untouched", "stub")
+    ]
+    done.clear()
+    run = command.Run(scope, desk(), False, True)
+    command.do_all(run, 1, tmp_path, "cpu")
+    assert done == []
+    rows = command.write(tmp_path / "out", run)
+    assert {each.method for each in rows} == {"retrained", "untouched", "stub"}
+    assert json.loads((tmp_path / "out" / "rows.json").read_text()) == [each.to_json() for each in rows]
+    assert "## ward, llava, privacy" in (tmp_path / "out" / "tables.md").read_text()
+    assert torch.get_num_threads() >= 1
+    report = command.Run(replace(scope, methods=("stub", "failing")), desk(), False, measure=False)
+    assert command.write(tmp_path / "out", report)
