@@ -23,6 +23,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from chip.operators import Chip, Operator, Shielded
+
+GIVEN: dict[str, Operator] = {"shielded": Shielded(shield=8.0, ridge=0.35), "chip": Chip()}
+"""Where the pass and the files are tested, nothing need be chosen, and a large λ keeps the solves well conditioned."""
+
 SEED = 5
 VOCABULARY = 384
 TEXT_LAYERS = 4

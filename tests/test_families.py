@@ -24,7 +24,7 @@ from chip.vlm.batches import Batches
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.scoring import score
 from chip.vlm.sites import available_sites
-from tests.families import FAMILIES, LAYOUTS, TEXT_LAYERS, build, lacking, write_records
+from tests.families import FAMILIES, GIVEN, LAYOUTS, TEXT_LAYERS, build, lacking, write_records
 
 CONNECTORS = {
     "qwen2_vl": ["visual.merger.mlp.0", "visual.merger.mlp.2"],
@@ -77,7 +77,7 @@ def records(folder: Path) -> list[Record]:
 def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], method: str, batch_size: int | None = None) -> Patch:
     hierarchy = Hierarchy(records)
     case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
-    operator = OPERATORS[method]()
+    operator = GIVEN[method]
     return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(batch_size))
 
 

@@ -16,7 +16,6 @@ import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError
 from chip.hierarchy import Hierarchy
-from chip.operators import OPERATORS
 from chip.operators.base import Case
 from chip.patching import Patch, compute_patch, select_sites
 from chip.records import Record, read_records
@@ -25,7 +24,7 @@ from chip.vlm.loading import VLM, load_vlm, skeleton
 from chip.vlm.offload import DeviceMap, MaxMemory, on_host
 from chip.vlm.scoring import score
 from chip.vlm.sites import find_language
-from tests.families import build, write_records
+from tests.families import GIVEN, build, write_records
 
 TARGET = "patient_1"
 FRONT = {
@@ -96,7 +95,7 @@ def device_map(folder: Path, family: str, elsewhere: str = "disk") -> dict[str, 
 
 
 def patch_of(vlm: VLM, source: Checkpoint, method: str) -> Patch:
-    hierarchy, operator = Hierarchy(records_of(source)), OPERATORS[method]()
+    hierarchy, operator = Hierarchy(records_of(source)), GIVEN[method]
     case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
     return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8))
 
@@ -116,14 +115,14 @@ def forwards(vlm: VLM) -> list[Any]:
     return [vars(module).get("forward") for module in vlm.model.modules()]
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", GIVEN)
 @pytest.mark.parametrize("elsewhere", ["disk", "host"])
 def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, method: str, elsewhere: str) -> None:
     source = Checkpoint.open(folder / family)
     whole = load_vlm(source.folder, "cpu")
     vlm = load_vlm(source.folder, device_map=device_map(folder, family, elsewhere))
     assert vlm.device == torch.device("cpu")
-    for site in select_sites(vlm, OPERATORS[method](), ["connector"], "0"):
+    for site in select_sites(vlm, GIVEN[method], ["connector"], "0"):
         assert vlm.model.get_parameter(site.weight_name).is_meta
         assert torch.equal(vlm.parameter(site.weight_name), whole.parameter(site.weight_name))
     unedited, expected = probabilities(vlm, source), patch_of(whole, source, method)
@@ -140,7 +139,7 @@ def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, met
 
 def test_it_runs_end_to_end(folder: Path, family: str, tmp_path: Path, temporary: Path) -> None:
     """Also where accelerate says itself what fits into the memory it may take."""
-    source, operator = folder / family, OPERATORS["shielded"]()
+    source, operator = folder / family, GIVEN["shielded"]
     chip.edit(source, [TARGET], out=tmp_path / "whole", operator=operator, device="cpu")
     maps: list[DeviceMap] = [device_map(folder, family), "auto"]
     for number, places in enumerate(maps):
