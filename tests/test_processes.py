@@ -14,8 +14,7 @@ import torch
 
 import chip
 from chip.checkpoint.layout import Checkpoint
-from chip.operators import OPERATORS
-from tests.families import build, write_records
+from tests.families import GIVEN, build, write_records
 
 ROOT = Path(__file__).parents[1]
 TARGET = "patient_1"
@@ -46,12 +45,16 @@ def _run(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("processes", "method"), [(2, "chip"), (3, "shielded")])
-def test_the_edit_is_that_of_one_process(folder: Path, processes: int, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "method", "settings"), [(2, "chip", ()), (3, "shielded", ("--shield", "8", "--ridge", "0.35"))]
+)
+def test_the_edit_is_that_of_one_process(
+    folder: Path, processes: int, method: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
     source = Checkpoint.open(folder / "ckpt")
     one, several = tmp_path / "one", tmp_path / "several"
-    chip.edit(source.folder, [TARGET], out=one, operator=OPERATORS[method](), device="cpu")
-    arguments = ("--forget", TARGET, "--out", str(several), "--method", method, "--device", "cpu")
+    chip.edit(source.folder, [TARGET], out=one, operator=GIVEN[method], device="cpu")
+    arguments = ("--forget", TARGET, "--out", str(several), "--method", method, *settings, "--device", "cpu")
     done = _run(processes, "edit", str(source.folder), *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 1
