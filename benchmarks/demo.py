@@ -38,7 +38,7 @@ from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
 from chip.demo import write_demo
-from chip.editing import ask_all, summarise
+from chip.editing import summarise
 from chip.evaluation.quantise import quantise_linears
 from chip.hierarchy import Hierarchy
 from chip.operators import Chip, Operator, Shielded
@@ -46,7 +46,7 @@ from chip.operators.base import Case
 from chip.patching import Patch, compute_patch, select_sites
 from chip.records import LEVELS, read_records
 from chip.vlm.loading import VLM, default_device, load_vlm
-from chip.vlm.scoring import Scores
+from chip.vlm.scoring import Scores, ask_all
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 SEED = 0

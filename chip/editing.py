@@ -28,11 +28,11 @@ from chip.operators.base import Case
 from chip.patching import check_removed, compute_patch, select_sites
 from chip.processes import Processes, joined
 from chip.progress import Progress, silent
-from chip.records import Record, find_records, read_records
+from chip.records import find_records, read_records
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.offload import DeviceMap, MaxMemory
-from chip.vlm.scoring import Scores, score
+from chip.vlm.scoring import Scores, ask_all
 from chip.vlm.sites import Site
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
@@ -247,20 +247,6 @@ def _check_trained(case: Case) -> None:
     for what, indices in (("target", split.forget), ("retained", split.retained)):
         if all(records[i].held_out for i in indices):
             raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
-
-
-def ask_all(
-    vlm: VLM,
-    records: Sequence[Record],
-    size: BatchSize | None = None,
-    progress: Progress = silent,
-    what: str = "asking",
-    processes: Processes | None = None,
-) -> Scores:
-    """What the model answers to every record."""
-    batches = vlm.batches(records, size=size, processes=processes)
-    with progress(what, len(batches)) as advance:
-        return score(vlm, batches, len(records), advance)
 
 
 def summarise(case: Case, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:

@@ -28,7 +28,7 @@ from chip.records import Record
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
-from chip.vlm.scoring import Scores, score
+from chip.vlm.scoring import Scores, ask_all
 from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
 Seen: TypeAlias = tuple[Site, Any]
@@ -133,8 +133,7 @@ def _chosen(
     vlm, processes = patching.vlm, patching.processes
 
     def ask(records: Sequence[Record]) -> Scores:
-        batches = vlm.batches(records, size=size, processes=processes)
-        return score(vlm, batches, len(records), lambda _: None)
+        return ask_all(vlm, records, size, processes=processes)
 
     @contextmanager
     def edited(shield: float) -> Iterator[None]:

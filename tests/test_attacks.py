@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from chip.editing import ask_all
 from chip.errors import InputError, RunError
 from chip.evaluation import relearning as module
 from chip.evaluation.asking import ATTACKS, Plan, measure
@@ -39,6 +38,7 @@ from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
 from chip.records import Record, open_image
 from chip.vlm.loading import VLM
+from chip.vlm.scoring import ask_all
 
 PATH = ("i", "p", "s", "findings")
 

@@ -16,11 +16,12 @@ import chip
 from benchmarks.demo import random_update
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
-from chip.editing import EditReport, ask_all
+from chip.editing import EditReport
 from chip.evaluation.quantise import quantise_linears
 from chip.hierarchy import Hierarchy
 from chip.operators import Chip
 from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.scoring import ask_all
 
 PATIENTS = ("patient_17", "patient_9", "patient_30")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -182,13 +182,13 @@ def test_tuning_sees_no_reported_wording(
     ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Record] = []
-    scores = vars(choosing)["answer_all"]
+    scores = vars(choosing)["ask_all"]
 
-    def spy(vlm: VLM, batches: object, count: int, told: Callable[[int], None]) -> object:
-        asked.extend(getattr(batches, "_records"))  # noqa: B009
-        return scores(vlm, batches, count, told)
+    def spy(vlm: VLM, records: Sequence[Record]) -> object:
+        asked.extend(records)
+        return scores(vlm, records)
 
-    monkeypatch.setattr(choosing, "answer_all", spy)
+    monkeypatch.setattr(choosing, "ask_all", spy)
     assert chosen(Stub, desk().subject(MODEL), "privacy", measure=False) is None
     best = chosen(Stub, desk().subject(MODEL), "privacy")
     assert {record.split for record in asked} == {"validation"}

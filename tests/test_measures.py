@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from chip.editing import ask_all
 from chip.errors import InputError
 from chip.evaluation.answers import alternatives, choices, right
 from chip.evaluation.asking import Measured, Plan
@@ -31,6 +30,7 @@ from chip.hierarchy import Hierarchy, Node
 from chip.operators.base import Case
 from chip.records import Record
 from chip.vlm.loading import VLM
+from chip.vlm.scoring import ask_all
 
 CHOICE = "Which? A) one B) two C) three"
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best
+from benchmarks.forgetting.results import NAN
+from chip.evaluation.rows import GAP
 
 RECOVERED = {"institution": 0.95, "patient": 0.95, "study": 0.95, "section": 0.85}
 """Level -> recovered gap, mean. For others none is set."""
@@ -44,7 +46,7 @@ def checks(place: Place, table: Table) -> Iterator[Check]:
         yield Check(place, f"recovered gap ≥ {RECOVERED[level]:.2f}", line.recovered, least=RECOVERED[level])
     if level in RECOVERED_WORST:
         least = RECOVERED_WORST[level]
-        yield Check(place, f"recovered gap, worst ≥ {least:.2f}", line.worst("siblings-target", "recovered_gap"), least)
+        yield Check(place, f"recovered gap, worst ≥ {least:.2f}", line.worst(GAP, "recovered_gap"), least)
     yield Check(place, f"siblings kept ≥ {KEPT:.2f}", line.value("siblings", "kept"), KEPT)
     yield Check(place, f"siblings kept, worst ≥ {KEPT_WORST:.2f}", line.worst("siblings", "kept"), KEPT_WORST)
     for group in ("unrelated", "general"):
@@ -56,12 +58,11 @@ def checks(place: Place, table: Table) -> Iterator[Check]:
 
 def _attacks(place: Place, line: Line) -> Iterator[Check]:
     attack, told = line.worst_attack, line.membership
-    nan = float("nan")
     name = "" if attack is None else attack.measure.partition(" | ")[2]
-    above = nan if attack is None else attack.value
+    above = NAN if attack is None else attack.value
     yield Check(place, f"attacks above retrained ≤ {ATTACKED:.2f}", above, most=ATTACKED, note=name)
     yield Check(place, f"relearning above retrained ≤ {RELEARNED:.2f}", line.relearned, most=RELEARNED)
-    apart = nan if told is None else told.value
+    apart = NAN if told is None else told.value
     yield Check(place, f"membership within {MEMBERSHIP:.1f}", apart, -MEMBERSHIP, MEMBERSHIP)
 
 

@@ -14,7 +14,7 @@ from chip.errors import ChipError
 from chip.evaluation.forgetting import harmonic_mean
 from chip.evaluation.metrics import chances, mean
 from chip.vlm.loading import VLM
-from chip.vlm.scoring import score as answer_all
+from chip.vlm.scoring import ask_all
 
 TUNING_TARGETS = 1
 """Of each level, the first ones, of the family's first model."""
@@ -92,7 +92,7 @@ def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
     """Exact match of the validation wordings: of the target, of its siblings, and of all others that stay."""
     asked = questions(subject.world, request.target, CHOSEN, ASKED)
     records = asked.case.hierarchy.records
-    exact: Tensor = answer_all(vlm, vlm.batches(records), len(records), lambda _: None).exact_match
+    exact: Tensor = ask_all(vlm, records).exact_match
     others = [i for group, of in asked.groups.items() if group not in ("target", "shared", "siblings") for i in of]
     groups = {"target": asked.groups["target"], "siblings": asked.groups["siblings"], "rest": others}
     return {group: mean(torch.nan_to_num(exact), indices) for group, indices in groups.items()}

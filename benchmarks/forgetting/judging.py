@@ -17,13 +17,13 @@ from benchmarks.forgetting.results import NAN, Result, figures
 from benchmarks.forgetting.store import Store, of_method, whole
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.patch import write_patched
-from chip.editing import ask_all
 from chip.errors import ChipError
 from chip.evaluation.asking import ATTACKS, Measured, Plan, measure
 from chip.evaluation.evaluate import compare
 from chip.evaluation.membership import never_trained
 from chip.evaluation.rows import NO_ATTACK
 from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.scoring import ask_all
 
 GENERATED = 64
 """Records of a group, at most, for which an attacked model generates text, and siblings that are asked under attack."""

@@ -24,11 +24,11 @@ from rich.progress import track
 from benchmarks.forgetting.families import FAMILIES
 from benchmarks.forgetting.training import Corpus, Recipe, Training
 from benchmarks.forgetting.worlds import World, build
-from chip.editing import ask_all
 from chip.errors import RunError
 from chip.evaluation.metrics import mean
 from chip.records import Record
 from chip.vlm.loading import VLM, default_device, load_processor, load_vlm
+from chip.vlm.scoring import ask_all
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 WORLD_RECIPES = {("ward", "llava"): Recipe(steps=400, batch=96)}

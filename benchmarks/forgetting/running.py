@@ -25,8 +25,9 @@ from benchmarks.forgetting.choosing import chosen
 from benchmarks.forgetting.figures import REPORTED, Found
 from benchmarks.forgetting.jobs import Model, Request, Scope
 from benchmarks.forgetting.judging import Judge
-from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Method, Retrained, Untouched
-from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
+from benchmarks.forgetting.lines import TRAINED_NAMES, TRAINING_FREE_NAMES
+from benchmarks.forgetting.methods import METHODS, Method, Retrained, Untouched
+from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.results import Result
 from benchmarks.forgetting.subjects import Subject, Worlds
@@ -35,7 +36,7 @@ from chip.terminal import quiet_libraries
 
 ALWAYS = (Retrained.name, Untouched.name)
 """What all others are compared with."""
-RIVALS: tuple[tuple[type[Method], ...], ...] = (TRAINED, (ChipEdit, *CLOSED_FORM))
+RIVALS = (TRAINED_NAMES, TRAINING_FREE_NAMES)
 """Of each kind the best is attacked too."""
 
 Told = Callable[[str], None]
@@ -107,17 +108,17 @@ def rival_jobs(scope: Scope, requests: Iterable[Request], found: Found) -> list[
     """The best method of each kind under attack: which one that is shows only when all have run."""
     if not scope.attacks or scope.attacks_for is not None:
         return []
-    best = ((request, best_of(kinds, request, found)) for request in requests for kinds in RIVALS)
+    best = ((request, best_of(names, request, found)) for request in requests for names in RIVALS)
     return [Job(request, name, attacked=True) for request, name in best if name is not None]
 
 
-def best_of(kinds: Sequence[type[Method]], request: Request, found: Found) -> str | None:
+def best_of(names: Sequence[str], request: Request, found: Found) -> str | None:
     """The method that recovers most of the gap at the request's level, over all targets of the family's first model."""
     first = Model(request.model.world, request.model.family, 0)
     gaps: dict[str, list[float]] = {}
     for other, results in found.items():
         if (other.model, other.level) == (first, request.level):
-            for name in {kind.name for kind in kinds}.intersection(results):
+            for name in set(names).intersection(results):
                 gaps.setdefault(name, []).append(results[name].value(GAP, REPORTED, "recovered_gap"))
     known = {name: fmean(values) for name, values in gaps.items() if not isnan(fmean(values))}
     return max(known, key=lambda name: known[name], default=None)

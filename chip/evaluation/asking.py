@@ -29,7 +29,7 @@ from chip.progress import Progress, silent
 from chip.records import Record
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.loading import VLM
-from chip.vlm.scoring import Scores, score
+from chip.vlm.scoring import Scores, ask_all
 
 Array = NDArray[np.float64]
 
@@ -167,9 +167,7 @@ class _Asking:
         self.measured.put(attack, measure, values, len(self._plan.records))
 
     def _scores(self, records: Sequence[Record], what: str) -> Scores:
-        batches = self._vlm.batches(records, size=self._size)
-        with self._progress(what, len(batches)) as advance:
-            return score(self._vlm, batches, len(records), advance)
+        return ask_all(self._vlm, records, self._size, self._progress, what)
 
     def _score(self, attack: str, what: str, asked: Mapping[int, Record]) -> None:
         """Exact match and probability of the answers, of records as the attack has changed them."""

@@ -12,8 +12,8 @@ _DECADES = 3  # shown at least and at most: one frame for all, so that plots com
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A plot in a box of `WIDTH` by `HEIGHT`."""
+class Frame:
+    """A box of `width` by `height`, and in it the frame that values are drawn in."""
 
     width: int
     height: int
@@ -24,6 +24,12 @@ class Plot:
     """The frame's edges."""
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Plot(Frame):
+    """A plot in a box of `WIDTH` by `HEIGHT`."""
+
     lines: tuple[tuple[str, str], ...]
     """What it is, and the path."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chip.evaluation.rows import Row
+from chip.pages.plot import Frame
 
 WIDTH, HEIGHT = 300, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 10, 36
@@ -37,18 +38,9 @@ class Cross:
 
 
 @dataclass(frozen=True)
-class Plane:
+class Plane(Frame):
     """A plot in a box of `WIDTH` by `HEIGHT`; both axes go from 0 to 1."""
 
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
-    """The frame's edges."""
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
     crosses: tuple[Cross, ...]
     """Of the model."""
     reference: tuple[Cross, ...]

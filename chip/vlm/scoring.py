@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from chip.processes import Processes
+from chip.progress import Progress, silent
+from chip.records import Record
 from chip.vlm.batch import Batch
+from chip.vlm.batch_size import BatchSize
 from chip.vlm.batches import Batches
 from chip.vlm.loading import VLM
 
@@ -43,6 +46,20 @@ def score(vlm: VLM, batches: Batches, count: int, on_batch: Callable[[int], None
 
     batches.run(compute)
     return Scores(_merged(exact, batches.processes), _merged(probability, batches.processes))
+
+
+def ask_all(
+    vlm: VLM,
+    records: Sequence[Record],
+    size: BatchSize | None = None,
+    progress: Progress = silent,
+    what: str = "asking",
+    processes: Processes | None = None,
+) -> Scores:
+    """What the model answers to every record."""
+    batches = vlm.batches(records, size=size, processes=processes)
+    with progress(what, len(batches)) as advance:
+        return score(vlm, batches, len(records), advance)
 
 
 def _merged(values: Tensor, processes: Processes) -> Tensor:
