@@ -6,6 +6,7 @@ Sums only, so that batches, processes and machines add up; means are taken when 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -38,6 +39,17 @@ class Owners:
         return total.index_add_(0, self.segments, of_records[self.records])
 
 
+class Part(IntEnum):
+    """Of what of a record a token is one."""
+
+    BEGINNING = 0
+    """Text before the image: it is everybody's, and has seen nothing."""
+    IMAGE = 1
+    QUESTION = 2
+    ANSWER = 3
+    """And the last token before it: what an answer is said from."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """What one batch shows of one site; padding is left out. A token counts once for each record that owns it."""
@@ -48,8 +60,8 @@ class Tokens:
     """(n, d_out): what came out of it, bias included; None where nobody asked for it."""
     keys: Tensor
     """(n,) int64: what each token is: its vocabulary id, or −1 − its index in the image for a piece of the image."""
-    answering: Tensor
-    """(n,) bool: the token is one of an answer, or the last before it: what an answer is said from."""
+    parts: Tensor
+    """(n,) int64: each one's `Part`."""
     segments: Tensor
     """(n,) int64: the segment each token lies in."""
     owners: Owners
@@ -58,6 +70,25 @@ class Tokens:
     def vision(self) -> Tensor:
         """(n,) bool: the token stands for a piece of the image."""
         return self.keys < 0
+
+    def weights(self, of_records: Tensor) -> Tensor:
+        """How often each token counts, where every part of a record counts alike, however long it is.
+
+        Args:
+            of_records: (records, parts, ...), how often each part of each record counts.
+
+        Returns:
+            (n, ...): what `of_records` holds for a token's record and part over that part's length; the sum over all
+            records that own the token.
+        """
+        owners, parts = self.owners, len(Part)
+        length = torch.bincount(self.segments * parts + self.parts, minlength=owners.count * parts)
+        records, place = torch.unique(owners.records, return_inverse=True)
+        lengths = length.new_zeros(len(records), parts)
+        lengths.index_add_(0, place, length.view(owners.count, parts)[owners.segments])
+        each = of_records[records] / lengths.clamp(min=1).view(*lengths.shape, *[1] * (of_records.dim() - 2))
+        total = each.new_zeros(owners.count, *each.shape[1:]).index_add_(0, owners.segments, each[place])
+        return total[self.segments, self.parts]
 
 
 class Statistics(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chip.hierarchy import Hierarchy
 from chip.kernels.subspace import leading_basis
-from chip.moments import Owners, Tokens
+from chip.moments import Owners, Part, Tokens
 from chip.operators import Chip
 from chip.operators.base import Case
 from chip.operators.chip import ChipStatistics
@@ -37,7 +37,9 @@ def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
     records = torch.arange(len(PATHS)).repeat_interleave(each)
     each_its_own = Owners(torch.arange(len(PATHS)), torch.arange(len(PATHS)), len(PATHS))
     keys = torch.where(torch.arange(count) % each == 0, -1, 7)
-    return Tokens(torch.empty(count, 0), outputs, keys, keys > 0, records, each_its_own)
+    return Tokens(
+        torch.empty(count, 0), outputs, keys, torch.where(keys > 0, Part.ANSWER, Part.IMAGE), records, each_its_own
+    )
 
 
 def _outputs(tokens: Tokens) -> Tensor:
@@ -106,7 +108,7 @@ def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
         inputs=tokens.inputs[kept],
         outputs=_outputs(tokens)[kept],
         keys=tokens.keys[kept],
-        answering=tokens.answering[kept],
+        parts=tokens.parts[kept],
         segments=segments[kept],
         owners=owners,
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from chip.answers import alternatives, choices, right
 from chip.errors import InputError
-from chip.evaluation.answers import alternatives, choices, right
 from chip.evaluation.asking import Measured, Plan
 from chip.evaluation.bootstrap import Array, interval, means, weights
 from chip.evaluation.evaluate import compare, evaluate

@@ -27,7 +27,7 @@ from chip.checkpoint.patch import write_patched
 from chip.evaluation.restoring import restoring
 from chip.hierarchy import Hierarchy
 from chip.kernels.subspace import leading_basis
-from chip.moments import Owners, Tokens
+from chip.moments import Owners, Part, Tokens
 from chip.operators.base import Case
 from chip.records import Record
 from chip.vlm.loading import VLM
@@ -58,9 +58,18 @@ def _statistics(operator: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | N
     records = torch.arange(len(PATHS))
     outputs = inputs @ weight.T + (0 if bias is None else bias)
     keys = torch.where(torch.arange(len(inputs)) % 4 == 0, -1, 7)
-    owners = Owners(records, records, len(PATHS))
+    parts, owners = torch.where(keys > 0, Part.ANSWER, Part.IMAGE), Owners(records, records, len(PATHS))
     statistics = operator.statistics(operator.groups(_case(), CPU), weight.shape[1], weight.shape[0])
-    statistics.update(Tokens(inputs, outputs, keys, keys > 0, records.repeat_interleave(EACH), owners))
+    statistics.update(
+        Tokens(
+            inputs,
+            outputs,
+            keys,
+            parts,
+            records.repeat_interleave(EACH),
+            owners,
+        )
+    )
     return statistics
 
 

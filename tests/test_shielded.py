@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.hierarchy import Hierarchy
-from chip.moments import Owners, SecondMoment, Tokens
+from chip.moments import Owners, Part, Tokens
 from chip.operators import Shielded
 from chip.operators.base import Case
 from chip.operators.shielded import ShieldedGroups, ShieldedStatistics
@@ -19,28 +19,31 @@ from chip.records import Record
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
-TARGET, SIBLING, FAR = 0, 1, 2
+TARGET, SIBLING, ALIKE, FAR = range(4)
 """Record numbers; one each."""
-EACH_ITS_OWN = Owners(torch.arange(3), torch.arange(3), 3)
+EACH_ITS_OWN = Owners(torch.arange(4), torch.arange(4), 4)
 """Segment i belongs to record i."""
+EACH = 6
+"""Tokens of a record: of the image and of the answer in turn."""
 
 
 def _case(shared_image: bool = False) -> Case:
-    paths = [("i", "target"), ("i", "sibling"), ("j", "far")]
-    image = [Path("a"), Path("a" if shared_image else "b"), Path("c")]
-    records = [Record("q", "a", path, file) for path, file in zip(paths, image, strict=True)]
+    paths = [("i", "target"), ("i", "sibling"), ("j", "alike"), ("j", "far")]
+    image = [Path("a"), Path("a" if shared_image else "b"), Path("c"), Path("d")]
+    said = ["yes", "no", "Yes.", "no"]
+    records = [Record(f"{path}?", answer, path, file) for path, file, answer in zip(paths, image, said, strict=True)]
     hierarchy = Hierarchy(records)
     return Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
 
 
-def _tokens(seed: int, width: int, each: int = 6) -> Tokens:
+def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
     generator = torch.Generator().manual_seed(seed)
-    records = torch.arange(3).repeat_interleave(each)
+    records, spoken = torch.arange(4).repeat_interleave(each), torch.arange(4 * each) % 2 == 1
     return Tokens(
-        inputs=torch.randn(3 * each, width, generator=generator, dtype=torch.float64),
-        outputs=torch.empty(3 * each, 0),
-        keys=torch.where(torch.arange(3 * each) % 2 == 0, -1, 7),
-        answering=torch.arange(3 * each) % 2 == 1,
+        inputs=torch.randn(4 * each, width, generator=generator, dtype=torch.float64),
+        outputs=torch.empty(4 * each, 0),
+        keys=torch.where(spoken, 7, -1),
+        parts=torch.where(spoken, Part.ANSWER, Part.IMAGE),
         segments=records,
         owners=EACH_ITS_OWN,
     )
@@ -56,13 +59,9 @@ def _statistics(tokens: Tokens, case: Case | None = None) -> ShieldedStatistics:
     return statistics
 
 
-def _seconds(statistics: ShieldedStatistics) -> tuple[SecondMoment, ...]:
-    return statistics.forget, statistics.siblings, statistics.rest
-
-
-def _some(tokens: Tokens, part: Tensor) -> Tokens:
-    names = ("inputs", "outputs", "keys", "answering", "segments")
-    return replace(tokens, **{name: getattr(tokens, name)[part] for name in names})
+def _some(tokens: Tokens, chosen: Tensor) -> Tokens:
+    names = ("inputs", "outputs", "keys", "parts", "segments")
+    return replace(tokens, **{name: getattr(tokens, name)[chosen] for name in names})
 
 
 def _weight(seed: int, width: int) -> Tensor:
@@ -86,15 +85,15 @@ def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielde
     forget = forget / (record == TARGET).sum()
     assert not isinstance(operator.shield, str)
     moved = ((edited - weight) @ x.T).square().sum(0)
-    near, far = moved[record == SIBLING].mean(), moved[record == FAR].mean()
-    energy = operator.near * x[record == SIBLING].square().sum(1).mean()
-    energy = energy + (1 - operator.near) * x[record == FAR].square().sum(1).mean()
+    kept, energy = torch.zeros((), dtype=torch.float64), 0.0
+    for other, share in ((SIBLING, operator.near), (ALIKE, operator.near), (FAR, 1 - 2 * operator.near)):
+        kept = kept + share * moved[record == other].mean()
+        energy += share * float(x[record == other].square().sum(1).mean())
     ridge = operator.ridge * energy / x.shape[1]
-    kept = operator.near * near + (1 - operator.near) * far
     return forget + operator.shield * kept + ridge * (edited - weight).square().sum()
 
 
-@given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.1, 0.9))
+@given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.05, 0.45))
 def test_gradient_of_the_objective_is_zero_at_the_solution(seed: int, shield: float, ridge: float, near: float) -> None:
     operator, tokens, weight = Shielded(shield=shield, ridge=ridge, near=near), _tokens(seed, 8), _weight(seed, 8)
     edited = _edited(operator, weight, tokens).requires_grad_(True)
@@ -139,40 +138,82 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
         )
 
 
-@given(SEEDS, st.permutations(range(18)), st.integers(1, 17))
+def _same(a: ShieldedStatistics, b: ShieldedStatistics) -> None:
+    for mine, theirs in zip(a.second, b.second, strict=True):
+        torch.testing.assert_close(mine.count, theirs.count)
+        torch.testing.assert_close(mine.half.triu(), theirs.half.triu(), rtol=1e-5, atol=1e-5)
+    for one, other in ((a.retained, b.retained), (a.target, b.target)):
+        torch.testing.assert_close(one.mean_at(one.keys), other.mean_at(one.keys))
+
+
+@given(SEEDS, st.permutations(range(4)), st.integers(1, 3))
 def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int], cut: int) -> None:
     tokens = _tokens(seed, 8)
-    whole, parts = _statistics(tokens), _empty(8)
-    for part in (order[:cut], order[cut:]):
-        parts.update(_some(tokens, torch.tensor(part)))
-    for a, b in zip(_seconds(whole), _seconds(parts), strict=True):
-        assert a.count == b.count
-        torch.testing.assert_close(a.half.triu(), b.half.triu(), rtol=1e-5, atol=1e-5)
-    for mine, theirs in ((whole.retained, parts.retained), (whole.target, parts.target)):
-        torch.testing.assert_close(mine.mean_at(mine.keys), theirs.mean_at(mine.keys))
+    parts = _empty(8)
+    for records in (order[:cut], order[cut:]):
+        rows = torch.cat([torch.nonzero(tokens.segments == record)[:, 0].flip(0) for record in records])
+        parts.update(_some(tokens, rows))
+    _same(_statistics(tokens), parts)
 
 
 @given(SEEDS)
-def test_a_shared_token_counts_once_for_each_record_that_owns_it(seed: int) -> None:
+def test_a_shared_token_counts_for_each_record_that_owns_it(seed: int) -> None:
     tokens = _tokens(seed, 8, each=2)
     # The far record's tokens belong to the sibling as well: as if they stood there twice.
-    shared = replace(tokens, owners=Owners(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 1]), 3))
-    again = replace(_some(tokens, torch.tensor([4, 5])), segments=torch.tensor([1, 1]))
-    twice, once = _statistics(tokens), _statistics(shared)
-    twice.update(again)
-    for a, b in zip(_seconds(once), _seconds(twice), strict=True):
-        assert a.count == b.count
-        torch.testing.assert_close(a.half.triu(), b.half.triu())
-    for mine, theirs in ((once.retained, twice.retained), (once.target, twice.target)):
-        torch.testing.assert_close(mine.mean_at(mine.keys), theirs.mean_at(mine.keys))
+    far = torch.nonzero(tokens.segments == FAR)[:, 0]
+    shared = Owners(torch.tensor([0, 1, 2, 3, 3]), torch.tensor([TARGET, SIBLING, ALIKE, FAR, SIBLING]), 4)
+    again = torch.cat((torch.arange(len(tokens.segments)), far))
+    doubled = _some(tokens, again)
+    doubled = replace(doubled, segments=torch.cat((tokens.segments, torch.full_like(far, SIBLING))))
+    _same(_statistics(replace(tokens, owners=shared)), _statistics(doubled))
+
+
+def test_each_part_of_a_record_counts_alike_however_long() -> None:
+    tokens = replace(_tokens(0, 4), parts=torch.tensor([Part.IMAGE] * 5 + [Part.ANSWER]).repeat(4))
+    weights = tokens.weights(torch.ones(4, len(Part), 2))
+    torch.testing.assert_close(weights, torch.tensor([0.2] * 5 + [1.0]).repeat(4)[:, None].expand(-1, 2))
+
+
+def test_nothing_before_the_image_is_the_targets() -> None:
+    tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), Part.BEGINNING))
+    target, *retained = _statistics(tokens).second
+    assert target.count == 0
+    assert [moment.count for moment in retained] == [1, 1, 1]
+
+
+def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
+    asked = [
+        ("Where is it?", "left", ("i", "target"), "generation"),
+        ("How large? A) 3 mm B) 5 mm", "B", ("i", "target"), "classification"),
+        ("where is it", "left", ("i", "sibling"), "generation"),  # near already
+        ("Where is  it?", "right", ("j", "same question"), "generation"),
+        ("And there?", "Left.", ("j", "same answer"), "generation"),
+        ("What size?", "5 mm", ("j", "what the letter stands for"), "generation"),
+        ("Which? A) 5 mm B) 7 mm", "A", ("j", "by another letter"), "classification"),
+        ("Which? A) 5 mm B) 7 mm", "B", ("j", "the same letter alone"), "classification"),
+    ]
+    hierarchy = Hierarchy([Record(question, said, path, None, task) for question, said, path, task in asked])
+    groups = ShieldedGroups.of(Case(hierarchy, hierarchy.split([hierarchy.find("target")])), CPU)
+    of_answers = groups.of_records[:, Part.ANSWER]
+    assert of_answers.sum(1).eq(1).all()  # each in one group
+    assert of_answers.argmax(1).tolist() == [0, 0, 1, 2, 2, 2, 2, 3]
+
+
+@given(SEEDS)
+def test_the_share_of_a_missing_group_goes_to_the_others(seed: int) -> None:
+    tokens, weight = _tokens(seed, 8), _weight(seed, 8)
+    rest_as_alike = _some(tokens, tokens.segments != ALIKE)
+    operator = Shielded(shield=3.0, near=0.3)
+    shares = [share for _, share in operator._shares(_statistics(rest_as_alike))]
+    assert shares == [0.3 / 0.7, 0.4 / 0.7]
+    assert operator.update(weight, None, _statistics(rest_as_alike)) is not None
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
     tokens = _tokens(0, 8)
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
-    assert alone.forget.count == 6
-    assert shared.forget.count == 3
-    assert shared.siblings.count == alone.siblings.count
+    assert [moment.count for moment in alone.second] == [2, 2, 2, 2]  # image and answer
+    assert [moment.count for moment in shared.second] == [1, 2, 2, 2]
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:

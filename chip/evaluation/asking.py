@@ -10,9 +10,9 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from chip.answers import alternatives, choices, right
 from chip.errors import InputError
 from chip.evaluation import membership
-from chip.evaluation.answers import alternatives, choices, right
 from chip.evaluation.cross_modal import CHANGES, Changed
 from chip.evaluation.forgetting import expected_leak, leak_at_k, truth_ratio
 from chip.evaluation.generation import answer_greedily, draw_answers

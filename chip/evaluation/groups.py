@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from chip.evaluation.answers import normalised, stated
+from chip.answers import normalised, stated
 from chip.hierarchy import Hierarchy, Node, Split
 from chip.records import LEVELS, Record
 

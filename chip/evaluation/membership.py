@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from chip.evaluation.answers import alternatives
+from chip.answers import alternatives
 from chip.evaluation.tokens import AnswerTokens
 from chip.records import Record
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from chip.answers import words
 from chip.errors import InputError
-from chip.evaluation.answers import words
 
 
 class _Words:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from chip.moments import Owners
+from chip.moments import Owners, Part
 from chip.vlm.packing import Row
 from chip.vlm.prompts import Prompt
 
@@ -50,10 +50,14 @@ class Batch:
         return self.keys < 0
 
     @property
-    def answering(self) -> Tensor:
-        """(B, T) bool: what an answer is said from: its tokens, and the last before it."""
-        before = torch.nn.functional.pad(self.answer[:, 1:], (0, 1))
-        return self.answer | before
+    def parts(self) -> Tensor:
+        """(B, T) int64: each token's `Part`; of padding it means nothing."""
+        vision, before = self.vision, torch.nn.functional.pad(self.answer[:, 1:], (0, 1))
+        ahead = vision.flip(1).cumsum(1).flip(1) > 0  # there is still some of the image to come
+        parts = torch.where(ahead, Part.BEGINNING, Part.QUESTION)
+        parts[vision] = Part.IMAGE
+        parts[self.answer | before] = Part.ANSWER
+        return parts
 
     @property
     def visible(self) -> Tensor | None:
