@@ -3,12 +3,14 @@
     python -m benchmarks.collect [--rounds 5] [--images 16] [--records 2000] [--device cpu] [--json FILE]
 
 The model is a Qwen2.5-VL with random weights in fp32: 256 image tokens, hidden size 512, 8 layers, and a head with the
-same share of the parameters as in the 7B model. A scan has 8 questions; the target is a patient.
+same share of the parameters as in the 7B model. A scan has 8 questions; the target is a patient. Every second
+institution words its questions differently, so that not all of the rest is asked what the target is.
 
 The plain way is what public code does: node by node of those that the method compares, full forward passes with labels
 in padded batches of 4 in the order of the file, and a hook at each site that keeps all it sees on the CPU; moments are
 taken at the end. Passing each record once and taking the nodes from that is faster, and measured too. The ways take
-turns, and have to find the same moments.
+turns, and have to find the same moments; all are of the model as it was. For `shielded` ours takes the means by word
+and place too, which the plain way is let off. The whole edit has its shield given: to find one is to ask questions.
 
 Memory is the peak of a process of its own less what it held when the model was loaded (Linux only). The plain way's
 would fit into few machines for so many records: it is what its hooks keep for fewer, scaled.
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +45,7 @@ from chip.kernels.gram import mirror_
 from chip.operators import Chip, Operator, Shielded
 from chip.operators.base import Case
 from chip.patching import compute_patch, select_sites
-from chip.records import read_records
+from chip.records import Record, read_records
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.sites import Site
 
@@ -53,10 +55,14 @@ TARGET = "patient_1"
 PLAIN_BATCH = 4
 SAME = 1e-4  # relative, Frobenius
 
-OPERATORS: dict[str, Operator] = {"chip": Chip(), "shielded": Shielded()}
+OPERATORS: dict[str, Operator] = {"chip": Chip(), "shielded": Shielded(shield=8.0)}
+
+PARTS = ("beginning", "image", "question", "answer")
+"""Of a record, in the order of its tokens; an answer has the token before it too, from which it is said."""
 
 Moments = dict[tuple[str, str], Tensor]
-"""(site, node) -> the mean of its records' activations (chip), or of x xᵀ over their tokens (shielded)."""
+"""(site, node) -> the mean of its records' activations (chip), or of x xᵀ over their tokens, where every part of a
+record counts alike (shielded)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def pass_of_chip(subject: Subject, operator: Operator, see: Callable[[Any], None
 
 
 def by_chip(subject: Subject, operator: Operator) -> Moments:
-    """What ours finds, site by site in the order of data."""
+    """What ours finds, site by site."""
     seen: list[dict[str, Tensor]] = []
     pass_of_chip(subject, operator, lambda statistics: seen.append(_by_node(statistics)))
     sites = select_sites(subject.vlm, operator)
@@ -104,7 +110,7 @@ def by_chip(subject: Subject, operator: Operator) -> Moments:
 def _by_node(statistics: Any) -> dict[str, Tensor]:
     """The moments in chip's statistics, by the names that `compared` gives to nodes."""
     if hasattr(statistics, "second"):
-        groups = zip(("forget", "near", "rest"), statistics.second, strict=True)
+        groups = zip(("forget", "siblings", "alike", "rest"), statistics.second, strict=True)
         return {node: mirror_(each.half) / each.count for node, each in groups}
     found = dict(zip(("|forget|", "|retained|"), statistics.magnitude.mean, strict=True))
     for number, pair in enumerate(zip(statistics.child.mean, statistics.around.mean, strict=True)):
@@ -116,12 +122,21 @@ def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
     """The nodes that a method compares, as indices of records; of those in bars it wants the mean of magnitudes."""
     split, (target,) = case.split, case.split.targets
     if isinstance(operator, Shielded):
-        return {"forget": list(split.forget), "near": list(split.siblings), "rest": list(split.rest)}
+        alike = _alike(case)
+        rest = [i for i in split.rest if i not in alike]
+        return {"forget": list(split.forget), "siblings": list(split.siblings), "alike": alike, "rest": rest}
     nodes = {"|forget|": list(split.forget), "|retained|": sorted(split.retained)}
     for number, child in enumerate(case.hierarchy.children(target)):
         nodes[f"child {number}"] = case.hierarchy.records_of(child)
         nodes[f"around {number}"] = list(split.siblings)  # studies of the other patients
     return nodes
+
+
+def _alike(case: Case) -> list[int]:
+    """Of the rest, the records with a question or an answer of the target's; all spell these alike here."""
+    records, split = case.hierarchy.records, case.split
+    asked, said = {records[i].question for i in split.forget}, {records[i].answer for i in split.forget}
+    return [i for i in split.rest if records[i].question in asked or records[i].answer in said]
 
 
 @dataclass(frozen=True)
@@ -130,23 +145,24 @@ class Kept:
 
     activations: dict[Site, list[Tensor]]
     """A tensor for each batch: (B, T, d); in the connector, (image tokens of the batch, d)."""
-    batches: list[tuple[Sequence[int], Tensor, Tensor]]
-    """Records, real tokens (B, T) and image tokens (B, T) of each batch."""
+    batches: list[tuple[Sequence[int], list[list[int]]]]
+    """Records of each batch, and how many tokens each one's `PARTS` have."""
 
     @property
     def bytes(self) -> int:
         return sum(each.nbytes for batches in self.activations.values() for each in batches)
 
-    def tokens(self, site: Site) -> dict[int, list[Tensor]]:
-        """Record -> its image tokens (n, d) and, in the text model, its other tokens; padding left out."""
-        found: dict[int, list[Tensor]] = {}
-        for seen, (records, real, vision) in zip(self.activations[site], self.batches, strict=True):
+    def parts(self, site: Site) -> dict[int, dict[str, Tensor]]:
+        """Record -> the tokens (n, d) of each part that the site sees: in the connector, of the image."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for seen, (records, lengths) in zip(self.activations[site], self.batches, strict=True):
             if site.layer is None:
-                parts = torch.split(seen, vision.sum(1).tolist())
-                found |= {i: [each] for i, each in zip(records, parts, strict=True)}
+                images = torch.split(seen, [each[PARTS.index("image")] for each in lengths])
+                found |= {i: {"image": image} for i, image in zip(records, images, strict=True)}
             else:
-                for row, i in enumerate(records):
-                    found[i] = [seen[row, vision[row]], seen[row, real[row] & ~vision[row]]]
+                for i, row, each in zip(records, seen, lengths, strict=True):
+                    real = row[: sum(each)]
+                    found[i] = dict(zip(PARTS, torch.split(real, each), strict=True))
         return found
 
 
@@ -160,20 +176,37 @@ def by_plain(subject: Subject, operator: Operator, each_once: bool = False) -> M
     found: Moments = {}
     for (node, indices), each in zip(nodes.items(), kept, strict=True):
         for site in sites:
-            of = each.tokens(site)
-            tokens = [of[i] for i in indices]
+            of = each.parts(site)
+            records = [of[i] for i in indices]
             if isinstance(operator, Chip):
-                pooled = torch.stack([_pooled(parts, operator.alpha) for parts in tokens])
+                pooled = torch.stack([_pooled(parts, operator.alpha) for parts in records])
                 found[site.name, node] = (pooled.abs() if node.startswith("|") else pooled).mean(0)
             else:
-                x = torch.cat([part for parts in tokens for part in parts])
-                found[site.name, node] = x.T @ x / len(x)
+                left_out = [_left_out(subject.case, node, i) for i in indices]
+                found[site.name, node] = _second_moment(records, left_out)
     return found
 
 
-def _pooled(parts: Sequence[Tensor], alpha: float) -> Tensor:
-    means = [part.mean(0) for part in parts]
-    return alpha * means[0] + (1 - alpha) * means[1] if len(means) == 2 else means[0]
+def _pooled(parts: Mapping[str, Tensor], alpha: float) -> Tensor:
+    image, others = parts["image"], [part for name, part in parts.items() if name != "image"]
+    return alpha * image.mean(0) + (1 - alpha) * torch.cat(others).mean(0) if others else image.mean(0)
+
+
+def _second_moment(records: Sequence[Mapping[str, Tensor]], left_out: Sequence[set[str]]) -> Tensor:
+    """The mean of x xᵀ (d, d): first over each part (n, d) of a record, then over all parts that are not left out."""
+    pairs = zip(records, left_out, strict=True)
+    counted = [part for parts, out in pairs for name, part in parts.items() if name not in out]
+    x = torch.cat([part / len(part) ** 0.5 for part in counted])
+    return x.T @ x / len(counted)
+
+
+def _left_out(case: Case, node: str, index: int) -> set[str]:
+    """What of a record is not its node's alone: of the target the beginning, and an image that others show too."""
+    if node != "forget":
+        return set()
+    records = case.hierarchy.records
+    shown = any(records[i].image == records[index].image for i in case.split.retained)
+    return {"beginning", "image"} if shown else {"beginning"}
 
 
 def keep(subject: Subject, indices: Sequence[int], operator: Operator) -> Kept:
@@ -183,19 +216,37 @@ def keep(subject: Subject, indices: Sequence[int], operator: Operator) -> Kept:
     def hook(site: Site, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept.activations[site].append((output if isinstance(operator, Chip) else args[0]).detach().cpu())
 
+    def see(chosen: Sequence[int], ids: Tensor) -> None:
+        images = (ids == subject.vlm.model.config.image_token_id).sum(1).tolist()
+        records = [subject.case.hierarchy.records[i] for i in chosen]
+        lengths = [part_lengths(subject.vlm, *each) for each in zip(records, images, strict=True)]
+        kept.batches.append((chosen, lengths))
+
     with ExitStack() as hooks:
         for site in kept.activations:
             handle = subject.vlm.model.get_submodule(site.name).register_forward_hook(partial(hook, site))
             hooks.callback(handle.remove)
-        plain_pass(subject, indices, lambda *batch: kept.batches.append(batch))
+        plain_pass(subject, indices, see)
     return kept
+
+
+def part_lengths(vlm: VLM, record: Record, image: int) -> list[int]:
+    """How many tokens each of `PARTS` has, where the image has so many."""
+    text, tokenizer = conversation(vlm.processor, record), vlm.processor.tokenizer
+    tokens, prompt = tokenizer([text, text[: text.rindex(record.answer)]])["input_ids"]
+    beginning, before = tokens.index(vlm.model.config.image_token_id), len(prompt) - 1  # one token is the image here
+    return [beginning, image, before - beginning - 1, len(tokens) - before]
 
 
 @torch.no_grad()
 def plain_pass(
-    subject: Subject, indices: Sequence[int], see: Callable[[Sequence[int], Tensor, Tensor], None] = lambda *_: None
+    subject: Subject, indices: Sequence[int], see: Callable[[Sequence[int], Tensor], None] = lambda *_: None
 ) -> None:
-    """Records through the whole model with labels, in the order of the file; `see` is told who is in a batch."""
+    """Records through the whole model with labels, in the order of the file.
+
+    Args:
+        see: is told of each batch who is in it, and their tokens (B, T), padded on the right.
+    """
     processor, model = subject.vlm.processor, subject.vlm.model
     for start in range(0, len(indices), PLAIN_BATCH):
         chosen = indices[start : start + PLAIN_BATCH]
@@ -206,11 +257,11 @@ def plain_pass(
         inputs = inputs.to(model.device)
         real = inputs["attention_mask"].bool()
         model(**inputs, labels=inputs["input_ids"].where(real, -100))
-        see(chosen, real.cpu(), (inputs["input_ids"] == model.config.image_token_id).cpu())
+        see(chosen, inputs["input_ids"])
 
 
 def edit(subject: Subject) -> None:
-    operator = Shielded()
+    operator = OPERATORS["shielded"]
     compute_patch(subject.vlm, subject.source, operator, subject.case, select_sites(subject.vlm, operator))
 
 
@@ -310,8 +361,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="chip-benchmark-") as scratch:
         small, large = Path(scratch) / "small", Path(scratch) / "large"
         write_checkpoint(small / "ckpt", SHAPE, dtype=torch.float32)
-        write_records(small, images, SIDE)
-        write_records(large, records // QUESTIONS_PER_IMAGE, SIDE)
+        write_records(small, images, SIDE, own_words=True)
+        write_records(large, records // QUESTIONS_PER_IMAGE, SIDE, own_words=True)
         (large / "ckpt").symlink_to(small / "ckpt")
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
@@ -328,7 +379,7 @@ def main(
         f"chip: statistics of {count} records": ("chip: ours", "chip: plain"),
         f"chip: statistics of {count} records; plain: each record once": ("chip: ours", "chip: each once"),
         f"shielded: statistics of {count} records": ("shielded: ours", "shielded: plain"),
-        f"shielded: whole edit in the order of data; plain: one pass of {count} records": ("edit", "full pass"),
+        f"shielded: whole edit with a given shield; plain: one pass of {count} records": ("edit", "full pass"),
     }
     rows = [row(case, typical[ours], typical[plain], "s", device) for case, (ours, plain) in pairs.items()]
     show("Collecting statistics", [*rows, *memory])

@@ -209,17 +209,23 @@ def conversation(processor: Any, record: Record) -> str:
     return str(text).rstrip()
 
 
-def write_records(folder: Path, images: int, side: int) -> Path:
-    """A records file, and its square scans of `side` pixels: two studies a patient, four patients an institution."""
+def write_records(folder: Path, images: int, side: int, own_words: bool = False) -> Path:
+    """A records file, and its square scans of `side` pixels: two studies a patient, four patients an institution.
+
+    Args:
+        own_words: every second institution ends its questions otherwise: different ones, of as many tokens.
+    """
     (folder / "images").mkdir(parents=True)
     draw, generator = random.Random(SEED), np.random.default_rng(SEED)
     file = folder / "records.jsonl"
     with file.open("w", encoding="utf-8") as lines:
         for study in range(images):
             patient = study // STUDIES_PER_PATIENT
+            institution = patient // PATIENTS_PER_INSTITUTION
+            end = ":" if own_words and institution % 2 else "?"
             place = {
                 "image": f"images/study_{study}.png",
-                "institution": f"institution_{patient // PATIENTS_PER_INSTITUTION}",
+                "institution": f"institution_{institution}",
                 "patient": f"patient_{patient}",
                 "study": f"study_{study}",
             }
@@ -227,7 +233,8 @@ def write_records(folder: Path, images: int, side: int) -> Path:
             for section, questions in SECTIONS.items():
                 for question in questions:
                     answer = f"{draw.choice(ANSWERS)} with {draw.choice(ANSWERS)}"
-                    row = {**place, "section": section, "question": question, "answer": answer}
+                    asked = question.removesuffix("?") + end
+                    row = {**place, "section": section, "question": asked, "answer": answer}
                     lines.write(json.dumps(row) + "\n")
     return file
 

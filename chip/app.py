@@ -115,7 +115,8 @@ def edit(
         float | None, typer.Option(help="λ: higher makes smaller changes.", rich_help_panel=_SHIELDED)
     ] = None,
     near: Annotated[
-        float | None, typer.Option(help="γ: the siblings' share of the shield.", rich_help_panel=_SHIELDED)
+        float | None,
+        typer.Option(help="γ: the siblings' share of the shield, and of those alike.", rich_help_panel=_SHIELDED),
     ] = None,
     top_k: Annotated[float | None, typer.Option(help="k: share of rows edited.", rich_help_panel=_CHIP)] = None,
     energy: Annotated[

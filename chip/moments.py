@@ -174,6 +174,11 @@ class SecondMoment:
         self._half = torch.zeros(width, width, dtype=wide_dtype(device), device=device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
+    @staticmethod
+    def size(width: int) -> int:
+        """Bytes that it takes, at most."""
+        return width**2 * torch.float64.itemsize
+
     @property
     def half(self) -> Tensor:
         """(width, width): on and above the diagonal; what stands below it means nothing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,9 +20,9 @@ from chip.choosing import SHIELDS, TOLERANCE, Choice, Questions, choose, set_apa
 from chip.errors import RunError
 from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
-from chip.moments import Statistics
+from chip.moments import SecondMoment, Statistics
 from chip.operators.base import Case, Operator, Removed
-from chip.operators.shielded import AUTO, Shielded
+from chip.operators.shielded import AUTO, RETAINED, Shielded
 from chip.processes import Processes
 from chip.progress import Progress, silent
 from chip.records import Record
@@ -29,6 +30,7 @@ from chip.vlm.batch_size import BatchSize
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
 from chip.vlm.scoring import Scores, ask_all
+from chip.vlm.shelf import room_for
 from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
 Seen: TypeAlias = tuple[Site, Any]
@@ -88,11 +90,14 @@ def compute_patch(
     records = case.hierarchy.records
     trained = [index for index, record in enumerate(records) if not record.held_out]
     batches = vlm.batches(records, trained, size, processes)
-    collected = _collected(vlm, Flow(vlm, batches, records), operator, case, sites, len(batches), progress)
+
+    def collected(progress: Progress) -> Iterator[Seen]:
+        return _collected(vlm, Flow(vlm, batches, records), operator, case, sites, len(batches), progress)
+
     patching = _Patching(vlm, source, sites, processes)
     if unset is not None:
-        return _chosen(patching, unset, case, list(collected), size, progress, tolerance)
-    return patching.edit(operator, collected)
+        return _chosen(patching, unset, case, collected, size, progress, tolerance)
+    return patching.edit(operator, collected(progress))
 
 
 def _collected(
@@ -124,34 +129,52 @@ def _chosen(
     patching: _Patching,
     operator: Shielded,
     case: Case,
-    collected: Sequence[Seen],
+    collected: Callable[[Progress], Iterable[Seen]],
     size: BatchSize,
     progress: Progress,
     tolerance: float,
 ) -> Patch:
-    """The edit with the shield that a few trials find; all of them reuse what was collected."""
+    """The edit with the shield that a few trials find.
+
+    All reuse what was collected, where there is room for the statistics of all sites; else each collects again.
+    """
     vlm, processes = patching.vlm, patching.processes
+    held = list(collected(progress)) if _holdable(patching) else None
 
     def ask(records: Sequence[Record]) -> Scores:
         return ask_all(vlm, records, size, processes=processes)
 
+    def edit(shield: float, progress: Progress) -> Patch:
+        return patching.edit(replace(operator, shield=shield), collected(progress) if held is None else held)
+
     @contextmanager
     def edited(shield: float) -> Iterator[None]:
         with restoring(vlm, patching.parameters):
-            patching.edit(replace(operator, shield=shield), collected)
+            edit(shield, silent)
             yield
 
     with progress("choosing the shield", len(SHIELDS).bit_length()) as advance:
         choice = choose(Questions(case), ask, edited, tolerance, lambda: advance(1))
-    patch = patching.edit(replace(operator, shield=choice.shield), collected)
-    return replace(patch, choice=choice)
+    return replace(edit(choice.shield, progress), choice=choice)
+
+
+def _holdable(patching: _Patching) -> bool:
+    """Whether every process has room for the statistics of all sites together."""
+    vlm, sizes = patching.vlm, Counter[torch.device]()
+    for stage in in_data_order(patching.sites):
+        site = stage.sites[0]
+        width = site.weight(vlm.model).shape[1]
+        sizes[vlm.place_of(site.weight_name)] += (1 + len(RETAINED)) * SecondMoment.size(width)
+    lacking = torch.tensor([float(not room_for(size, device)) for device, size in sizes.items()])
+    patching.processes.add_(lacking)
+    return not lacking.any()
 
 
 class _Patching:
     """Turns statistics into new weights, in the model and for the disk."""
 
     def __init__(self, vlm: VLM, source: Checkpoint, sites: Sequence[Site], processes: Processes) -> None:
-        self.vlm, self.processes, self._source = vlm, processes, source
+        self.vlm, self.processes, self.sites, self._source = vlm, processes, sites, source
         self._of_site = {site: _parameters(site) for site in sites}
         self.parameters = [name for names in self._of_site.values() for name in names.values()]
         self._disk = disk_names(source, self.parameters)

@@ -51,8 +51,8 @@ def _sums(vlm: VLM, case: Case, batches: Batches, operator: Operator) -> list[Te
 
     for stage in in_data_order(sites) if operator.data_order else at_once(sites):
         for each in flow.collect(stage, empty, lambda _: None).values():
-            moments = [value for value in vars(each).values() if hasattr(value, "merge") or isinstance(value, list)]
-            for moment in (m for value in moments for m in (value if isinstance(value, list) else [value])):
+            values = [value if isinstance(value, tuple) else (value,) for value in vars(each).values()]
+            for moment in (moment for some in values for moment in some if hasattr(moment, "merge")):
                 half = [moment.half.triu()] if isinstance(moment, SecondMoment) else [moment.total]
                 sums += [moment.count, *half]
     return sums

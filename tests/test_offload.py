@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import chip
+from chip import patching
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError
 from chip.hierarchy import Hierarchy
+from chip.operators import Shielded
 from chip.operators.base import Case
 from chip.patching import Patch, compute_patch, select_sites
 from chip.records import Record, read_records
@@ -113,6 +115,34 @@ def probabilities(vlm: VLM, source: Checkpoint) -> Tensor:
 def forwards(vlm: VLM) -> list[Any]:
     """What accelerate has put in each module's place."""
     return [vars(module).get("forward") for module in vlm.model.modules()]
+
+
+def test_without_room_for_all_statistics_each_trial_measures_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, operator = Checkpoint.open(folder / "llava"), Shielded()
+    hierarchy = Hierarchy(records_of(source))
+    case = Case.of(hierarchy, [TARGET])
+    passes, collected = [], patching._collected
+
+    def counted(*given: Any) -> Iterator[patching.Seen]:
+        passes.append(given)
+        return collected(*given)
+
+    def patch() -> Patch:
+        vlm = load_vlm(source.folder, "cpu")
+        return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8))
+
+    monkeypatch.setattr(patching, "_collected", counted)
+    held = patch()
+    assert len(passes) == 1
+    monkeypatch.setattr(patching, "room_for", lambda size, device: False)
+    again = patch()
+    assert held.choice == again.choice
+    assert again.choice is not None
+    assert len(passes) == 1 + len(again.choice.trials) + 1
+    assert held.tensors.keys() == again.tensors.keys()
+    assert all(torch.equal(held.tensors[name], again.tensors[name]) for name in held.tensors)
 
 
 @pytest.mark.parametrize("method", GIVEN)

@@ -46,11 +46,16 @@ def take(value: Any) -> Any:
 
 def has_room(value: Any) -> bool:
     """Whether all tensors of the value may stay where they are."""
-    return all(_place(leaf) == "device" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return all(_place(_size(leaf), leaf.device) == "device" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def room_for(size: int, device: torch.device) -> bool:
+    """Whether so many bytes may be held on the device."""
+    return _place(size, device) == "device"
 
 
 def _put(tensor: Tensor, place: str | None) -> Tensor | _Stored:
-    place = place or _place(tensor)
+    place = place or _place(_size(tensor), tensor.device)
     if place == "device":
         return tensor
     if place == "host":
@@ -58,16 +63,19 @@ def _put(tensor: Tensor, place: str | None) -> Tensor | _Stored:
     return _Stored(_in_file(tensor.cpu()), tensor.device)
 
 
-def _place(tensor: Tensor) -> str:
-    size = tensor.numel() * tensor.element_size()
-    if tensor.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(tensor.device)
-        free += torch.cuda.memory_reserved(tensor.device) - torch.cuda.memory_allocated(tensor.device)
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _place(size: int, device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         if free - size > KEPT_FREE * total:
             return "device"
     free, total = _host_memory()
     if free - size > KEPT_FREE * total:
-        return "device" if tensor.device.type != "cuda" else "host"
+        return "device" if device.type != "cuda" else "host"
     return "file"
 
 
@@ -82,7 +90,7 @@ def _host_memory() -> tuple[int, int]:
 
 def _in_file(tensor: Tensor) -> Tensor:
     """A copy in memory mapped to a file that has no name: hidden states tell of people, and go with the process."""
-    size = tensor.numel() * tensor.element_size()
+    size = _size(tensor)
     if size == 0:
         return tensor
     with tempfile.TemporaryFile() as file:
