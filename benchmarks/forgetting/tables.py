@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from benchmarks.forgetting.bounds import Check, checks
 from benchmarks.forgetting.figures import Row
-from benchmarks.forgetting.lines import OUR, Line, Place, Table, tables
+from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best, tables
 from benchmarks.forgetting.methods import Retrained, Untouched
 from chip.evaluation.rows import GAP
 
@@ -90,7 +90,9 @@ def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequen
         refused: which models are not judged by, and why.
     """
     found = tables(rows)
-    parts = [HEAD, "## What is incomplete\n", _list([*refused, *lacking(found, expected, methods)]) or "Nothing.\n"]
+    glances = [_at_a_glance(place, table) for place, table in found.items() if OUR in table]
+    parts = [HEAD, "## At a glance\n", _markdown(GLANCE, glances)]
+    parts += ["## What is incomplete\n", _list([*refused, *lacking(found, expected, methods)]) or "Nothing.\n"]
     for place, table in found.items():
         parts += [
             f"## {', '.join(place)}\n",
@@ -99,6 +101,32 @@ def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequen
     checked = [check for place, table in found.items() for check in checks(place, table)]
     parts += ["## The bounds\n", _markdown(["where", "bound", "figure", "met"], [_verdict(check) for check in checked])]
     return "\n".join(parts)
+
+
+GLANCE = (
+    "`shielded`, defaults",
+    "targets × seeds",
+    "recovered gap, mean / worst",
+    "target (retrained)",
+    "siblings kept",
+    "unrelated kept",
+    "best other training-free",
+    "best trained",
+)
+
+
+def _at_a_glance(place: Place, table: Table) -> list[str]:
+    """What the default method does, next to the best others, as far as they were run: a cell for each of `GLANCE`."""
+    ours, retrained = table[OUR], table.get(Retrained.name, Line(Retrained.name))
+    others = (best(table, names) for names in (TRAINING_FREE_NAMES, TRAINED_NAMES))
+    return [
+        ", ".join(place),
+        COLUMNS["targets × seeds"](ours),
+        f"{_number(ours.recovered)} / {_number(ours.worst(GAP, 'recovered_gap'))}",
+        f"{COLUMNS['target'](ours)} ({COLUMNS['target'](retrained)})",
+        *(_number(ours.value(group, "kept")) for group in ("siblings", "unrelated")),
+        *(NONE if other is None else f"{_number(other.recovered)} ({other.method})" for other in others),
+    ]
 
 
 NOT_IN_TERMINAL = ("their worst", "peak MB", "changed weights", "targets × seeds")
