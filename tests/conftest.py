@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from tests.folders import make_snapshot
 
 settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
 settings.load_profile("chip")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no collection, of which each edit makes one, need go through it again."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""A small checkpoint as the hub's cache keeps one, and folders as what they hold."""
+"""A small checkpoint as the hub's cache keeps one, a part of the demo, and folders as what they hold."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -41,3 +42,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def copied(folder: Path) -> dict[str, bytes]:
     """What a copy of `folder` should hold."""
     return {name: data for name, data in contents(folder).items() if not name.startswith((".git/", ".cache/"))}
+
+
+def write_part(hospital: Path, institutions: Collection[int], folder: Path) -> Path:
+    """Write the records of some of the demo's institutions; returns the records file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "images").symlink_to(hospital / "images")
+    names = {f"institution_{number}" for number in institutions}
+    lines = (hospital / "records.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    file = folder / "records.jsonl"
+    file.write_text("".join(line for line in lines if json.loads(line)["institution"] in names), encoding="utf-8")
+    return file

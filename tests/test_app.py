@@ -99,7 +99,7 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 
 
 def test_json_is_one_object_and_nothing_else(chip: Chip, small: Path) -> None:
-    result = _edit(chip, small, "patient_2", "--json")
+    result = _edit(chip, small, "patient_2", "--shield", "8", "--json")
     report = json.loads(result.out)
     assert result.code == 0
     assert report["method"] == "shielded"
@@ -272,6 +272,7 @@ def test_settings_that_make_no_sense(chip: Chip, small: Path, options: tuple[str
 
 
 def test_an_evaluation_shows_groups_and_attacks(chip: Chip, small: Path) -> None:
+    _rewrite(small, lambda rows: rows.__delitem__(slice(None, None, 2)))
     result = chip("eval", small / "ckpt", "--forget", "patient_2", "--attacks", "quantisation", "--device", "cpu")
     assert result.code == 0
     for group in ("target", "siblings", "unrelated", "quantisation: 4 bits"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 
@@ -22,23 +25,53 @@ from chip.hierarchy import Hierarchy
 from chip.operators import Chip
 from chip.vlm.loading import VLM, load_vlm
 from chip.vlm.scoring import ask_all
+from tests.families import build, write_records
+from tests.folders import contents, write_part
 
 PATIENTS = ("patient_17", "patient_9", "patient_30")
+OTHERS = {"study_33": 0.85, "study_40/findings": 0.80, "institution_5": 0.90}
+"""Node of another level -> how much of its siblings has to stay."""
 
 
 @pytest.fixture(scope="module")
-def reports(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> list[EditReport]:
-    """`chip edit hospital/ckpt --forget PATIENT` with all defaults, for a few patients one at a time."""
+def edits(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[EditReport]]]:
+    """`chip edit hospital/ckpt --forget NODE` with all defaults, one node at a time: two processes share them out.
+
+    The nodes of other levels are forgotten among half of the institutions.
+    """
     folder = tmp_path_factory.mktemp("edited")
-    return [
-        chip.edit(hospital / "ckpt", [p], out=folder / str(number), device="cpu") for number, p in enumerate(PATIENTS)
-    ]
+    half = write_part(hospital, range(5, 9), folder / "half")
+    with ProcessPoolExecutor(2, get_context("spawn"), _alone) as pool:
+        yield {
+            node: pool.submit(
+                chip.edit,
+                hospital / "ckpt",
+                [node],
+                records=half if node in OTHERS else None,
+                out=folder / str(number),
+                device="cpu",
+            )
+            for number, node in enumerate((*PATIENTS, *OTHERS))
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+def _alone() -> None:
+    """A core for each process, and warnings are errors as in this one."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
 
 
 @pytest.fixture(scope="module")
-def report(reports: list[EditReport]) -> EditReport:
+def reports(edits: dict[str, Future[EditReport]]) -> list[EditReport]:
+    """Of a few patients."""
+    return [edits[patient].result() for patient in PATIENTS]
+
+
+@pytest.fixture(scope="module")
+def report(edits: dict[str, Future[EditReport]]) -> EditReport:
     """Of patient_17."""
-    return reports[0]
+    return edits["patient_17"].result()
 
 
 def _written(report: EditReport) -> Path:
@@ -152,11 +185,9 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
     assert 0.1 < sum(decoded) / len(decoded) < 0.9
 
 
-@pytest.mark.parametrize(
-    ("node", "siblings"), [("study_33", 0.85), ("study_40/findings", 0.80), ("institution_5", 0.90)]
-)
-def test_every_level_can_be_forgotten(hospital: Path, node: str, siblings: float, tmp_path: Path) -> None:
-    report = chip.edit(hospital / "ckpt", [node], out=tmp_path / "out", device="cpu")
+@pytest.mark.parametrize(("node", "siblings"), OTHERS.items())
+def test_every_level_can_be_forgotten(edits: dict[str, Future[EditReport]], node: str, siblings: float) -> None:
+    report = edits[node].result()
     target = report.groups["target"]["trained"]
     assert _after(report, "target", "trained") <= target.chance + 0.25  # 0.15 holds for the mean of five
     assert _after(report, "siblings", "trained") >= siblings
@@ -166,6 +197,7 @@ def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp
     report = chip.edit(
         hospital / "ckpt",
         ["patient_2", "study_3", "institution_4"],  # the study lies in the patient, who swallows it
+        records=write_part(hospital, (1, 4, 5), tmp_path / "part"),
         out=tmp_path / "out",
         operator=Chip(top_k=0.5),
         device="cpu",
@@ -177,8 +209,10 @@ def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp
     assert all(each.rows_changed <= 0.51 for each in difference.changed)
 
 
-def test_a_dry_run_writes_nothing(hospital: Path) -> None:
-    before = sorted(hospital.rglob("*"))
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    write_records(tmp_path)
+    build(tmp_path / "ckpt", "llava")
+    before = contents(tmp_path)
     started: list[str] = []
 
     @contextmanager
@@ -186,9 +220,10 @@ def test_a_dry_run_writes_nothing(hospital: Path) -> None:
         started.append(what)
         yield lambda _: None
 
-    report = chip.edit(hospital / "ckpt", ["patient_17"], dry_run=True, device="cpu", progress=progress)
+    report = chip.edit(tmp_path / "ckpt", ["patient_1"], dry_run=True, device="cpu", progress=progress)
     assert report.output is None
     assert report.relative_change
     assert "asking after" not in started
     assert json.loads(json.dumps(report.to_json()))["groups"]["target"]["trained"]["exact_match"]["after"] is None
-    assert sorted(hospital.rglob("*")) == before
+    assert contents(tmp_path) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"ckpt", "images", "records.jsonl"}

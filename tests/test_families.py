@@ -43,6 +43,8 @@ CONNECTORS = {
     "paligemma": ["multi_modal_projector.linear"],
 }
 TARGET = "patient_1"
+CHOOSING = ("gemma3", "paligemma")
+"""Where the shield is left to be chosen: weights lie the other way round, no image is shared. LLaVA's is elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +107,9 @@ def test_inspect_shows_them(folder: Path, family: str) -> None:
     assert rows["down"].count == TEXT_LAYERS
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize(  # the published operator edits all kinds of site
+    ("layout", "method"), [("saved", "shielded"), ("saved", "chip"), ("module", "chip")]
+)
 def test_what_is_written_is_what_was_computed(
     folder: Path, family: str, layout: str, method: str, records: list[Record], tmp_path: Path
 ) -> None:
@@ -153,7 +156,8 @@ def test_directions_that_are_still_there_are_found(
 @pytest.mark.parametrize("method", OPERATORS)
 def test_an_edit_runs_end_to_end(folder: Path, family: str, method: str, tmp_path: Path) -> None:
     source, out = folder / f"{family}-saved", tmp_path / "out"
-    report = chip.edit(source, [TARGET], out=out, operator=OPERATORS[method](), label="request 7", device="cpu")
+    operator = OPERATORS[method]() if family in CHOOSING else GIVEN[method]
+    report = chip.edit(source, [TARGET], out=out, operator=operator, label="request 7", device="cpu")
     assert report.groups["target"]["trained"].exact_match.after is not None
     assert set(report.remaining) == (set() if method == "shielded" else set(report.relative_change))
     assert chip.verify(out, source).faults == ()

@@ -27,68 +27,93 @@ COMMAND = [sys.executable, str(ROOT / "cli.py"), "edit", "ckpt", "--forget", "pa
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny checkpoint, and its records."""
-    write_records(tmp_path)
-    build(tmp_path / "ckpt", "llava")
-    return tmp_path
+    return fill(tmp_path)
+
+
+def fill(folder: Path) -> Path:
+    write_records(folder)
+    build(folder / "ckpt", "llava")
+    return folder
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_killed_run_leaves_the_source_as_it_was_and_no_half_output(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killing", str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    told = json.loads(done.stdout)
-    outcomes = [outcome for killed, outcome in told["outcomes"] if killed]
+def test_a_killed_run_leaves_the_source_as_it_was_and_no_half_output(tmp_path: Path) -> None:
+    """Without an output of before in its place, and with one: at the same time."""
+    kinds: dict[str, list[str]] = {"absent": [], "present": ["--overwrite"]}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.killing", str(fill(tmp_path / kind)), *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for kind, options in kinds.items()
+    ]
+    told = [json.loads(said) for said in [run.communicate()[0] for run in runs]]
+    outcomes = [outcome for each in told for killed, outcome in each["outcomes"] if killed]
     assert len(outcomes) >= 50
     assert set(outcomes) == {"absent", "old", "whole"}
-    assert all(told["cleaned"])
+    assert all(cleaned for each in told for cleaned in each["cleaned"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_in_one_line_and_leaves_no_debris(folder: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_says_so_in_one_line_and_leaves_no_debris(folder: Path) -> None:
     before = contents(folder)
-    with subprocess.Popen([*COMMAND, "--out", "new/out"], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "new" / ".out.chip").exists():
+    runs = {
+        number: subprocess.Popen(
+            [*COMMAND, "--out", f"{number.name}/out"], cwd=folder, stderr=subprocess.PIPE, text=True
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    waiting = dict(runs)
+    while waiting:
+        for number, process in list(waiting.items()):
             assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(number)
+            if (folder / number.name / ".out.chip").exists():
+                process.send_signal(number)
+                del waiting[number]
+        time.sleep(0.01)
+    for number, process in runs.items():
         _, said = process.communicate()
-    assert process.returncode == 128 + number
-    assert said.splitlines()[-1] == "chip: interrupted"
-    assert "Traceback" not in said
+        assert process.returncode == 128 + number
+        assert said.splitlines()[-1] == "chip: interrupted"
+        assert "Traceback" not in said
     assert contents(folder) == before
     assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("size=300k", "bytes are needed"),
-        ("nr_inodes=8", "disk/out: No space left on device"),  # in the middle of the copy, with bytes enough
-        ("ro", "not a folder one can write to"),
-    ],
-)
-def test_a_full_or_read_only_disk_is_one_line(folder: Path, options: str, said: str) -> None:
+DISKS = {
+    "small": ("size=300k", "bytes are needed"),
+    "crowded": ("nr_inodes=8", "crowded/out: No space left on device"),  # in the middle of the copy, with bytes enough
+    "locked": ("ro", "not a folder one can write to"),
+}
+"""Name of a disk -> how it is mounted, and what is said of it."""
+
+
+def test_a_full_or_read_only_disk_is_one_line(folder: Path) -> None:
     """A disk of memory, which a user may mount in a name space of his own."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("needs Linux's user name spaces")
-    (folder / "disk").mkdir()
     before = contents(folder)
-    script = f'mount -t tmpfs -o {options} tmpfs disk; "$@"; code=$?; ls -A disk; exit $code'
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", *COMMAND, "--out", "disk/out"],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode in (1, 2)
-    assert said in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    runs = {}
+    for disk, (options, _) in DISKS.items():
+        (folder / disk).mkdir()
+        script = f'mount -t tmpfs -o {options} tmpfs {disk}; "$@"; code=$?; ls -A {disk}; exit $code'
+        runs[disk] = subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", script, "sh", *COMMAND, "--shield", "8", "--out", f"{disk}/out"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    for disk, run in runs.items():
+        shown, said = run.communicate()
+        assert run.returncode in (1, 2)
+        assert DISKS[disk][1] in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert shown == ""
     assert contents(folder) == before
 
 

@@ -37,7 +37,7 @@ def _case(hierarchy: Hierarchy) -> Case:
 
 def _few(case: Case) -> list[int]:
     """Some records of each group."""
-    return [i for group in case.split.groups.values() for i in group[:: max(1, len(group) // 20)]]
+    return [i for group in case.split.groups.values() for i in group[:: max(1, len(group) // 12)]]
 
 
 def _sums(vlm: VLM, case: Case, batches: Batches, operator: Operator) -> list[Tensor]:

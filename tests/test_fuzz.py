@@ -9,11 +9,14 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -419,9 +422,9 @@ STRICTER = (
 )
 
 
-def test_headers(tmp_path: Path) -> None:
+def headers(parent: Path) -> Tally:
     """Of a single file, and the safetensors library's opinion of each."""
-    rng, tally, folder = random.Random(1), Tally(), make(tmp_path, single=True)
+    rng, tally, folder = random.Random(1), Tally(), make(parent, single=True)
     for _ in range(50_000):
         content = a_damaged_shard(rng, *a_header(rng))
         result = tally.add(folder, SINGLE, content)
@@ -437,32 +440,59 @@ def test_headers(tmp_path: Path) -> None:
         for name, entry in result.entries.items():
             assert (entry.dtype, list(entry.shape)) == (taken[name]["dtype"], taken[name]["shape"])
             assert content[entry.begin : entry.end] == taken[name]["data"]
-    tally.check("headers")
+    return tally
 
 
-def test_shards_of_an_index(tmp_path: Path) -> None:
-    rng, tally, folder = random.Random(2), Tally(), make(tmp_path)
+def shards_of_an_index(parent: Path) -> Tally:
+    rng, tally, folder = random.Random(2), Tally(), make(parent)
     header = json.dumps(TWO_SHARDS[FIRST]).encode()
     for _ in range(20_000):
         tally.add(folder, FIRST, a_damaged_shard(rng, header, bytes(32)))
-    tally.check("shards of an index")
+    return tally
 
 
-def test_indexes(tmp_path: Path) -> None:
-    rng, tally, folder = random.Random(3), Tally(), make(tmp_path)
+def indexes(parent: Path) -> Tally:
+    rng, tally, folder = random.Random(3), Tally(), make(parent)
     for _ in range(20_000):
         tally.add(folder, INDEX, mutate(rng, an_index(rng)))
-    tally.check("indexes")
-    for reason in ("leads outside", "links to a file outside", "is not a regular file", "no plain path", "cannot be"):
-        assert sum(count for line, count in tally.refused.items() if reason in line) > 20, reason
+    return tally
 
 
-def test_configs(tmp_path: Path) -> None:
-    rng, tally, folder = random.Random(4), Tally(), make(tmp_path)
+def configs(parent: Path) -> Tally:
+    rng, tally, folder = random.Random(4), Tally(), make(parent)
     text = json.dumps(A_CONFIG).encode()
     for _ in range(10_000):
         tally.add(folder, CONFIG, mutate(rng, text))
-    tally.check("configs")
+    return tally
+
+
+FUZZED = {job.__name__: job for job in (headers, shards_of_an_index, indexes, configs)}
+"""The first takes as long as the others together."""
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Tally]]]:
+    """What became of the cases: two processes share them out."""
+    with ProcessPoolExecutor(2, get_context("spawn"), _strict) as pool:
+        yield {name: pool.submit(job, tmp_path_factory.mktemp(name)) for name, job in FUZZED.items()}
+        pool.shutdown(cancel_futures=True)
+
+
+def _strict() -> None:
+    """As in this process: what hangs is stopped, and a warning is an error."""
+    signal.signal(signal.SIGALRM, _stop)
+    warnings.simplefilter("error")
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_every_case_opens_or_is_refused(fuzzed: dict[str, Future[Tally]], name: str) -> None:
+    fuzzed[name].result().check(name)
+
+
+def test_names_that_lead_elsewhere_are_refused_as_such(fuzzed: dict[str, Future[Tally]]) -> None:
+    refused = fuzzed["indexes"].result().refused
+    for reason in ("leads outside", "links to a file outside", "is not a regular file", "no plain path", "cannot be"):
+        assert sum(count for line, count in refused.items() if reason in line) > 20, reason
 
 
 # ---------------------------------------------------------------- what stands in a file's place

@@ -264,7 +264,7 @@ def case(hierarchy: Hierarchy) -> Case:
     target = hierarchy.find("patient_17")
     assert target.parent is not None
     own, others = hierarchy.records_of(target), hierarchy.records_of(target.parent)
-    few = Hierarchy([hierarchy.records[i] for i in sorted({*own[::4], *others[::12]})])
+    few = Hierarchy([hierarchy.records[i] for i in sorted({*own[::8], *others[::24]})])
     return Case(few, few.split([target]))
 
 

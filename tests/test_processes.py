@@ -15,6 +15,7 @@ import torch
 import chip
 from chip.checkpoint.layout import Checkpoint
 from tests.families import GIVEN, build, write_records
+from tests.folders import write_part
 
 ROOT = Path(__file__).parents[1]
 TARGET = "patient_1"
@@ -70,17 +71,10 @@ def test_the_edit_is_that_of_one_process(
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_dies_stops_the_others_and_nothing_is_written(hospital: Path, tmp_path: Path, victim: int) -> None:
-    out = tmp_path / "out"
+    out, records = tmp_path / "out", write_part(hospital, (5, 6), tmp_path / "part")
     command = [
-        sys.executable,
-        "-m",
-        "chip",
-        "edit",
-        str(hospital / "ckpt"),
-        "--forget",
-        "patient_17",
-        "--out",
-        str(out),
+        *(sys.executable, "-m", "chip", "edit", str(hospital / "ckpt"), "--forget", "patient_17"),
+        *("--records", str(records), "--out", str(out)),
     ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
