@@ -126,7 +126,7 @@ def test_tables_for_people(chip: Chip, small: Path) -> None:
     assert json.loads(listed.out)
     looked = chip("inspect", small / "ckpt")
     assert "llava" in looked.out
-    assert "shielded 0-2" in looked.out
+    assert "shielded 0-3" in looked.out
     assert json.loads(chip("inspect", small / "ckpt", "--json").out)["parameters"] > 1e6
     grown = chip("tree", small / "records.jsonl", "--depth", "2")
     assert "patient_2" in grown.out
@@ -141,7 +141,7 @@ def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: P
     assert "- Request: request 7" in (out / "README.md").read_text()
     good = chip("verify", out, "--original", ckpt)
     assert good.code == 0
-    for words in ("request 7", "14 files as written", "5 changed tensors as written", "bytes are the original's"):
+    for words in ("request 7", "14 files as written", "6 changed tensors as written", "bytes are the original's"):
         assert words in good.out
     assert "--original" in chip("verify", out).out
     assert json.loads(chip("verify", out, "--json").out)["good"] is True

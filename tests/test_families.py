@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,20 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def vlm(folder: Path, family: str) -> VLM:
+def fresh(folder: Path, family: str) -> VLM:
+    """The family's model, which a test may edit."""
     return load_vlm(folder / f"{family}-saved", "cpu")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Callable[[str], VLM]:
+    return cache(lambda family: load_vlm(folder / f"{family}-saved", "cpu"))
+
+
+@pytest.fixture
+def vlm(loaded: Callable[[str], VLM], family: str) -> VLM:
+    """The family's model, which several tests look at."""
+    return loaded(family)
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +153,10 @@ def test_what_is_written_is_what_was_computed(
 
 
 def test_directions_that_are_still_there_are_found(
-    vlm: VLM, folder: Path, family: str, records: list[Record], tmp_path: Path
+    fresh: VLM, folder: Path, family: str, records: list[Record], tmp_path: Path
 ) -> None:
     source = Checkpoint.open(folder / f"{family}-saved")
-    patch = patch_of(vlm, source, records, "chip")
+    patch = patch_of(fresh, source, records, "chip")
     write_patched(source, tmp_path / "edited", patch.tensors)
     remaining = check_removed(source, tmp_path / "edited", patch.removed)
     assert remaining.keys() == patch.tensors.keys()
@@ -205,10 +218,10 @@ def test_questions_about_one_image_share_it_and_nothing_else(vlm: VLM, records: 
     assert (len(rows) < len(records)) == vlm.shares_images
 
 
-def test_sharing_is_given_up_where_it_does_not_hold(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharing_is_given_up_where_it_does_not_hold(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a family would show it whose positions are counted otherwise."""
     monkeypatch.setattr(VLM, "positions", lambda _, inputs: 2 * inputs["attention_mask"].cumsum(1))
-    assert not vlm.shares_images
+    assert not fresh.shares_images
 
 
 def test_answers_are_marked_and_seen_by_nothing_before_them(vlm: VLM, records: list[Record]) -> None:
