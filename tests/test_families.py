@@ -148,8 +148,7 @@ def test_what_is_written_is_what_was_computed(
     changed = {name for name in source.entries if not torch.equal(source.read(name), written.read(name))}
     assert changed == set(patch.tensors)
     if method == "shielded":
-        layers = round(0.75 * TEXT_LAYERS)
-        assert len(changed) == len(CONNECTORS[family]) + layers  # biases stay
+        assert len(changed) == len(CONNECTORS[family]) + TEXT_LAYERS  # biases stay
 
 
 def test_directions_that_are_still_there_are_found(
