@@ -5,7 +5,7 @@ Sums only, so that batches, processes and machines add up; means are taken when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -87,8 +87,7 @@ class Tokens:
         lengths = length.new_zeros(len(records), parts)
         lengths.index_add_(0, place, length.view(owners.count, parts)[owners.segments])
         each = of_records[records] / lengths.clamp(min=1).view(*lengths.shape, *[1] * (of_records.dim() - 2))
-        total = each.new_zeros(owners.count, *each.shape[1:]).index_add_(0, owners.segments, each[place])
-        return total[self.segments, self.parts]
+        return replace(owners, records=place).total(each)[self.segments, self.parts]
 
 
 class Statistics(Protocol):

@@ -46,7 +46,7 @@ def take(value: Any) -> Any:
 
 def has_room(value: Any) -> bool:
     """Whether all tensors of the value may stay where they are."""
-    return all(_place(_size(leaf), leaf.device) == "device" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return all(room_for(leaf.nbytes, leaf.device) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def room_for(size: int, device: torch.device) -> bool:
@@ -55,16 +55,12 @@ def room_for(size: int, device: torch.device) -> bool:
 
 
 def _put(tensor: Tensor, place: str | None) -> Tensor | _Stored:
-    place = place or _place(_size(tensor), tensor.device)
+    place = place or _place(tensor.nbytes, tensor.device)
     if place == "device":
         return tensor
     if place == "host":
         return _Stored(tensor.cpu(), tensor.device)
     return _Stored(_in_file(tensor.cpu()), tensor.device)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _place(size: int, device: torch.device) -> str:
@@ -90,7 +86,7 @@ def _host_memory() -> tuple[int, int]:
 
 def _in_file(tensor: Tensor) -> Tensor:
     """A copy in memory mapped to a file that has no name: hidden states tell of people, and go with the process."""
-    size = _size(tensor)
+    size = tensor.nbytes
     if size == 0:
         return tensor
     with tempfile.TemporaryFile() as file:
