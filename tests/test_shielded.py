@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,6 +208,21 @@ def test_the_share_of_a_missing_group_goes_to_the_others(seed: int) -> None:
     shares = [share for _, share in operator._shares(_statistics(rest_as_alike))]
     assert shares == [0.3 / 0.7, 0.4 / 0.7]
     assert operator.update(weight, None, _statistics(rest_as_alike)) is not None
+
+
+@pytest.mark.parametrize(("near", "there"), [(0.0, SIBLING), (0.0, ALIKE), (0.5, FAR)])
+def test_who_was_to_have_no_share_has_all_of_it_where_nothing_else_is_retained(near: float, there: int) -> None:
+    tokens, weight = _tokens(0, 8), _weight(0, 8)
+    few = _statistics(_some(tokens, (tokens.segments == TARGET) | (tokens.segments == there)))
+    operator = Shielded(shield=3.0, near=near)
+    assert [share for _, share in operator._shares(few)] == [1.0]
+    assert operator.update(weight, None, few) is not None
+
+
+def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:
+    tokens = _tokens(0, 8)
+    alone = _statistics(_some(tokens, tokens.segments == TARGET))
+    assert Shielded(shield=3.0).update(_weight(0, 8), None, alone) is None
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:

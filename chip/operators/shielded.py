@@ -134,13 +134,13 @@ class Shielded(Operator):
     def update(self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics) -> Update | None:
         if isinstance(self.shield, str):
             raise ValueError("the shield is still to be chosen")
-        forget = statistics.second[FORGET]
-        if forget.count == 0:
-            return None
+        forget, shares = statistics.second[FORGET], self._shares(statistics)
+        if forget.count == 0 or not shares:
+            return None  # nothing to take out, or nowhere to send it
         wide, urgency = weight.to(forget.half.dtype), sqrt(statistics.pictures) / forget.count
         system = urgency * forget.half
         mean_diagonal = torch.zeros_like(forget.count)
-        for moment, share in self._shares(statistics):
+        for moment, share in shares:
             system.add_(moment.half, alpha=float(self.shield * share / moment.count))
             mean_diagonal += share * moment.half.diagonal().mean() / moment.count
         system.diagonal().add_(self.ridge * mean_diagonal)
@@ -149,9 +149,13 @@ class Shielded(Operator):
         return Update(wide - solve_spd_(urgency * moved, system), None)
 
     def _shares(self, statistics: ShieldedStatistics) -> list[tuple[SecondMoment, float]]:
-        """Of each retained group that has tokens, its share of the shield; together 1."""
+        """Of each retained group that has tokens, its share of the shield; together 1.
+
+        Where only such groups have any as were to have no share, these have it all.
+        """
         wanted = {SIBLINGS: self.near, ALIKE: self.near, REST: 1 - 2 * self.near}
-        found = {group: share for group, share in wanted.items() if share and statistics.second[group].count}
+        there = {group: share for group, share in wanted.items() if statistics.second[group].count}
+        found = {group: share for group, share in there.items() if share} or dict.fromkeys(there, 1.0)
         whole = sum(found.values())
         return [(statistics.second[group], share / whole) for group, share in found.items()]
 
