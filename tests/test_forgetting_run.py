@@ -21,7 +21,7 @@ from benchmarks.forgetting.figures import ABOVE, ALL, Row, all_rows, mean_rows, 
 from benchmarks.forgetting.jobs import Model, Request, Scope, requests
 from benchmarks.forgetting.judging import Judge, packed, unpacked
 from benchmarks.forgetting.lines import OUR, Place, tables
-from benchmarks.forgetting.methods import METHODS, Method, Retrained, Untouched
+from benchmarks.forgetting.methods import METHODS, Method, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import Gate, trained
 from benchmarks.forgetting.pictures import draw
@@ -86,13 +86,14 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def checkpoints(ward: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with two models that have learned nothing, in no step."""
+    """A cache with models of two seeds that have learned nothing, in no step."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHIP_CACHE", str(folder))
         patch.setitem(models.WORLD_RECIPES, ("ward", "llava"), Recipe(steps=0))
-        trained(ward, "llava", 0, device="cpu")
-        trained(ward, "llava", 0, ward.targets["privacy"], device="cpu")
+        for seed in (0, 1):
+            trained(ward, "llava", seed, device="cpu")
+            trained(ward, "llava", seed, ward.targets["privacy"], device="cpu")
     return folder / "forgetting" / "ward-3"
 
 
@@ -150,6 +151,10 @@ def test_who_is_attacked(ward: World) -> None:
         return {job.method for jobs in first_jobs(scope, asked) for job in jobs if job.attacked}
 
     assert attacked(scope) == {"retrained", "untouched", OUR}
+    second = [replace(asked[0], model=replace(MODEL, seed=1))]  # there is a seed before
+    assert {job.method for jobs in first_jobs(scope, second) for job in jobs if job.attacked} == {
+        *("retrained", "retrained again", "untouched", OUR)
+    }
     assert attacked(replace(scope, attacks=False)) == set()
     assert attacked(replace(scope, attacks_for=("npo",))) == {"retrained", "npo"}
     found = {asked[0]: {"npo": result(0.5, gap=0.4), "idk": result(0.5, gap=0.6), "nullu": result(0.5, gap=NAN)}}
@@ -237,6 +242,18 @@ def test_a_second_run_measures_nothing(ward: World, desk: Callable[[], Desk], mo
     assert json.dumps([each.to_json() for each in again.values()]) == json.dumps([e.to_json() for e in found.values()])
     assert not replace(jobs[2], attacked=True).is_done(second)
     assert not replace(jobs[2], request=request_of(ward, 1)).is_done(second)
+
+
+def test_the_reference_of_the_seed_before_is_judged_like_a_method(ward: World, desk: Callable[[], Desk]) -> None:
+    first, opened = request_of(ward), desk()
+    second = replace(first, model=replace(MODEL, seed=1))
+    for name in (Retrained.name, RetrainedAgain.name):
+        Job(second, name, False).do(opened)
+    found = opened.find(second, (Retrained.name, RetrainedAgain.name))
+    references = [each.settings["reference"] for each in found.values()]
+    assert references == [opened.subject(request.model).reference("privacy").name for request in (second, first)]
+    assert found[RetrainedAgain.name].changed_weights > 0
+    assert opened.find(first, [RetrainedAgain.name]) == {}
 
 
 def test_a_killed_write_leaves_nothing_behind_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +472,23 @@ def test_the_bounds_by_hand() -> None:
     (alone,) = tables(made(OUR, 0.97, 3.0)).values()
     assert {check.what: check.met for check in checks(PLACE, alone)}["membership within 0.1"] is None
     assert not list(checks(PLACE, {"npo": table["npo"]}))
+
+
+def test_a_bound_stands_beside_what_two_retrainings_are_apart() -> None:
+    rows = [*page(), *made(RetrainedAgain.name, 0.93, NAN, attacked=True)]
+    (table,) = tables(rows).values()
+    again = {check.what: check.again for check in checks(PLACE, table) if not np.isnan(check.again)}
+    assert again == pytest.approx(
+        {
+            "recovered gap ≥ 0.95": 0.93,
+            "recovered gap, worst ≥ 0.85": 0.83,
+            "attacks above retrained ≤ 0.05": 0.04,
+            "relearning above retrained ≤ 0.10": 0.2,
+            "membership within 0.1": -0.15,
+        }
+    )
+    text = markdown(rows, {PLACE: 2}, [OUR], [])
+    assert "| ward, llava, patient | recovered gap ≥ 0.95 | 0.97 | yes | 0.93 |\n" in text
 
 
 def test_the_page_shows_figures_and_what_is_missing() -> None:

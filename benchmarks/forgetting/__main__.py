@@ -25,7 +25,7 @@ from benchmarks.forgetting.figures import Found, Row, all_rows
 from benchmarks.forgetting.gates import gate_of
 from benchmarks.forgetting.jobs import SEEDS, Model, Request, Scope, requests
 from benchmarks.forgetting.lines import Place
-from benchmarks.forgetting.methods import METHODS
+from benchmarks.forgetting.methods import METHODS, RetrainedAgain
 from benchmarks.forgetting.pictures import draw
 from benchmarks.forgetting.running import ALWAYS, Desk, Job, Told, Training, Work, first_jobs, rival_jobs, workers
 from benchmarks.forgetting.tables import for_terminal, markdown
@@ -91,7 +91,7 @@ class Run:
     def found(self) -> Found:
         """All that is known of what was asked for."""
         asked = (request for seed in range(self.scope.seeds) for request in self._requests(seed))
-        return {request: self._desk.find(request, self.methods) for request in asked}
+        return {request: self._desk.find(request, (*self.methods, RetrainedAgain.name)) for request in asked}
 
     def expected(self) -> dict[Place, int]:
         """How many results of each method were asked for."""
@@ -110,9 +110,10 @@ class Run:
 
 
 def _trainings(model: Model, level: str) -> tuple[Training, ...]:
-    """What a level is judged with: the family's first model, by which settings are chosen, the model, and the one that
-    it is compared with."""
-    return Training(replace(model, seed=0)), Training(model), Training(model, level)
+    """What a level is judged with: the family's first model, by which settings are chosen, the model, the one that it
+    is compared with, and the same of the seed before."""
+    again = () if model.previous is None else (Training(model.previous, level),)
+    return Training(replace(model, seed=0)), Training(model), Training(model, level), *again
 
 
 def write(out: Path, run: Run) -> list[Row]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best
+from benchmarks.forgetting.methods import RetrainedAgain
 from benchmarks.forgetting.results import NAN
 from chip.evaluation.rows import GAP
 
@@ -28,6 +29,8 @@ class Check:
     least: float | None = None
     most: float | None = None
     note: str = ""
+    again: float = NAN
+    """The same of the model retrained from another seed: what two retrainings are apart."""
 
     @property
     def met(self) -> bool | None:
@@ -41,22 +44,22 @@ def checks(place: Place, table: Table) -> Iterator[Check]:
     """Of our line in a table; none where it is not there."""
     if OUR not in table:
         return
-    line, level = table[OUR], place[2]
+    line, again = table[OUR], table.get(RetrainedAgain.name)
+    others = {} if again is None else {check.what: check.value for check in _forgotten(place, again)}
+    for check in _forgotten(place, line):
+        yield replace(check, again=others.get(check.what, NAN))
+    yield from _kept(place, line)
+    yield from _ahead(place, table, line)
+
+
+def _forgotten(place: Place, line: Line) -> Iterator[Check]:
+    """What is measured from the retrained model."""
+    level = place[2]
     if level in RECOVERED:
         yield Check(place, f"recovered gap ≥ {RECOVERED[level]:.2f}", line.recovered, least=RECOVERED[level])
     if level in RECOVERED_WORST:
         least = RECOVERED_WORST[level]
         yield Check(place, f"recovered gap, worst ≥ {least:.2f}", line.worst(GAP, "recovered_gap"), least)
-    yield Check(place, f"siblings kept ≥ {KEPT:.2f}", line.value("siblings", "kept"), KEPT)
-    yield Check(place, f"siblings kept, worst ≥ {KEPT_WORST:.2f}", line.worst("siblings", "kept"), KEPT_WORST)
-    for group in ("unrelated", "general"):
-        if line.mean(group, "kept") is not None:
-            yield Check(place, f"{group} kept ≥ {ELSEWHERE:.2f}", line.value(group, "kept"), ELSEWHERE)
-    yield from _attacks(place, line)
-    yield from _others(place, table, line)
-
-
-def _attacks(place: Place, line: Line) -> Iterator[Check]:
     attack, told = line.worst_attack, line.membership
     name = "" if attack is None else attack.measure.partition(" | ")[2]
     above = NAN if attack is None else attack.value
@@ -66,7 +69,15 @@ def _attacks(place: Place, line: Line) -> Iterator[Check]:
     yield Check(place, f"membership within {MEMBERSHIP:.1f}", apart, -MEMBERSHIP, MEMBERSHIP)
 
 
-def _others(place: Place, table: Table, line: Line) -> Iterator[Check]:
+def _kept(place: Place, line: Line) -> Iterator[Check]:
+    yield Check(place, f"siblings kept ≥ {KEPT:.2f}", line.value("siblings", "kept"), KEPT)
+    yield Check(place, f"siblings kept, worst ≥ {KEPT_WORST:.2f}", line.worst("siblings", "kept"), KEPT_WORST)
+    for group in ("unrelated", "general"):
+        if line.mean(group, "kept") is not None:
+            yield Check(place, f"{group} kept ≥ {ELSEWHERE:.2f}", line.value(group, "kept"), ELSEWHERE)
+
+
+def _ahead(place: Place, table: Table, line: Line) -> Iterator[Check]:
     free, trained = best(table, TRAINING_FREE_NAMES), best(table, TRAINED_NAMES)
     if free is not None:
         ahead = line.ahead_of(free)

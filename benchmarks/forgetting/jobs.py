@@ -4,7 +4,7 @@ same targets everywhere."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.forgetting.worlds import World
 
@@ -22,6 +22,11 @@ class Model:
 
     def __str__(self) -> str:
         return f"{self.world}, {self.family}, seed {self.seed}"
+
+    @property
+    def previous(self) -> Model | None:
+        """The family's model before it."""
+        return replace(self, seed=self.seed - 1) if self.seed else None
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.forgetting.figures import REPORTED, Row
 from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best, tables
-from benchmarks.forgetting.methods import Retrained, Untouched
+from benchmarks.forgetting.methods import Retrained, RetrainedAgain, Untouched
 
 PANEL = (2.9, 2.5)  # inches
 COLUMNS = 4
@@ -35,7 +35,7 @@ class Mark:
 OTHERS = Mark("controls", (), "x", "#999999")
 MARKS = (
     Mark("ours", (OUR,), "*", "#d62728", 190.0),
-    Mark("retrained", (Retrained.name,), "D", "#111111", 55.0),
+    Mark("retrained", (Retrained.name, RetrainedAgain.name), "D", "#111111", 55.0),
     Mark("untouched", (Untouched.name,), "s", "#999999"),
     Mark("other training-free", TRAINING_FREE_NAMES, "o", "#1f77b4"),
     Mark("by training", TRAINED_NAMES, "^", "#ff7f0e"),

@@ -26,7 +26,7 @@ from benchmarks.forgetting.figures import REPORTED, Found
 from benchmarks.forgetting.jobs import Model, Request, Scope
 from benchmarks.forgetting.judging import Judge
 from benchmarks.forgetting.lines import TRAINED_NAMES, TRAINING_FREE_NAMES
-from benchmarks.forgetting.methods import METHODS, Method, Retrained, Untouched
+from benchmarks.forgetting.methods import METHODS, Method, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.results import Result
@@ -35,7 +35,7 @@ from chip.evaluation.rows import GAP
 from chip.terminal import quiet_libraries
 
 ALWAYS = (Retrained.name, Untouched.name)
-"""What all others are compared with."""
+"""What all others are compared with; `RetrainedAgain` where there is a seed before."""
 RIVALS = (TRAINED_NAMES, TRAINING_FREE_NAMES)
 """Of each kind the best is attacked too."""
 
@@ -101,7 +101,9 @@ def first_jobs(scope: Scope, requests: Sequence[Request]) -> tuple[list[Job], li
         for request in requests
         for name in (Untouched.name, *scope.methods)
     ]
-    return [Job(request, Retrained.name, scope.attacks) for request in requests], others
+    retrained = [Job(request, Retrained.name, scope.attacks) for request in requests]
+    again = [Job(request, RetrainedAgain.name, scope.attacks) for request in requests if request.model.previous]
+    return retrained, [*again, *others]
 
 
 def rival_jobs(scope: Scope, requests: Iterable[Request], found: Found) -> list[Job]:
@@ -156,6 +158,9 @@ class Desk:
     def _method(self, name: str, request: Request, measure: bool) -> Method | None:
         if name == Retrained.name:
             return Retrained(self.subject(request.model).reference(request.level))
+        if name == RetrainedAgain.name:
+            other = request.model.previous
+            return None if other is None else RetrainedAgain(self.subject(other).reference(request.level))
         if name == Untouched.name:
             return Untouched()
         key = name, Model(request.model.world, request.model.family, 0), request.level

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from benchmarks.forgetting.bounds import Check, checks
 from benchmarks.forgetting.figures import Row
 from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best, tables
-from benchmarks.forgetting.methods import Retrained, Untouched
+from benchmarks.forgetting.methods import Retrained, RetrainedAgain, Untouched
 from chip.evaluation.rows import GAP
 
 NONE = "–"
@@ -30,7 +30,8 @@ bootstrap intervals over targets and seeds.
   the attack where that is largest. Relearning stands by itself, after its smallest budget.
 - *Membership*: the AUC that is farthest from the retrained model's, less that one.
 - *Peak MB*: of the edit alone, in a process that has run others before.
-- The retrained model was trained without all of a level's targets at once.
+- The retrained model was trained without all of a level's targets at once. *Retrained again* is the one of the seed
+  before, judged in an edited model's place: by how much two retrainings differ.
 """
 
 Column = Callable[[Line], str]
@@ -61,7 +62,7 @@ def _above(column: Column) -> Column:
     return lambda line: NONE if line.method == Retrained.name else column(line)
 
 
-_REFERENCES = (Untouched.name, Retrained.name)
+_REFERENCES = (Untouched.name, Retrained.name, RetrainedAgain.name)
 
 COLUMNS: Mapping[str, Column] = {
     "recovered gap": lambda line: _with_interval(line.mean(GAP, "recovered_gap")),
@@ -99,7 +100,7 @@ def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequen
             _markdown(["method", *COLUMNS], [_cells(line) for line in table.values()]),
         ]
     checked = [check for place, table in found.items() for check in checks(place, table)]
-    parts += ["## The bounds\n", _markdown(["where", "bound", "figure", "met"], [_verdict(check) for check in checked])]
+    parts += ["## The bounds\n", _markdown(BOUNDS, [_verdict(check) for check in checked])]
     return "\n".join(parts)
 
 
@@ -165,10 +166,13 @@ def _cells(line: Line) -> list[str]:
     return [line.method, *(column(line) for column in COLUMNS.values())]
 
 
+BOUNDS = ("where", "bound", "figure", "met", "retrained again")
+
+
 def _verdict(check: Check) -> list[str]:
     met = {True: "yes", False: "**no**", None: "not measured"}[check.met]
     note = f" ({check.note})" if check.note else ""
-    return [", ".join(check.place), check.what, f"{_number(check.value)}{note}", met]
+    return [", ".join(check.place), check.what, f"{_number(check.value)}{note}", met, _number(check.again)]
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from benchmarks.forgetting.methods.base import GRID_SIZE, Applied, Method, measu
 from benchmarks.forgetting.methods.controls import RandomChange, RandomProjection, Retrained, ShuffledLabels, Untouched
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.methods.neurons import Kvw, Manu
+from benchmarks.forgetting.methods.retrained_again import RetrainedAgain
 from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
 from benchmarks.forgetting.methods.trained import GradDiff, GradientAscent, Idk, KlMin, Llmu, Npo
 
@@ -17,6 +18,7 @@ __all__ = [
     "Applied",
     "Method",
     "Retrained",
+    "RetrainedAgain",
     "Untouched",
     "measured",
 ]
@@ -27,4 +29,4 @@ TRAINED: tuple[type[Method], ...] = (GradientAscent, GradDiff, KlMin, Npo, Idk, 
 CONTROLS: tuple[type[Method], ...] = (RandomProjection, RandomChange, ShuffledLabels)
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*OURS, *CLOSED_FORM, *TRAINED, *CONTROLS)}
-"""All that have settings; `Retrained` and `Untouched`, which all are compared with, have none."""
+"""All that have settings; `Retrained` and `Untouched`, which all are compared with, and `RetrainedAgain` have none."""
