@@ -44,6 +44,7 @@ from chip.hierarchy import Hierarchy
 from chip.kernels.gram import mirror_
 from chip.operators import Chip, Operator, Shielded
 from chip.operators.base import Case
+from chip.operators.shielded import ShieldedStatistics
 from chip.patching import compute_patch, select_sites
 from chip.records import Record, read_records
 from chip.vlm.loading import VLM, load_vlm
@@ -109,13 +110,17 @@ def by_chip(subject: Subject, operator: Operator) -> Moments:
 
 def _by_node(statistics: Any) -> dict[str, Tensor]:
     """The moments in chip's statistics, by the names that `compared` gives to nodes."""
-    if hasattr(statistics, "second"):
-        groups = zip(("forget", "siblings", "alike", "rest"), statistics.second, strict=True)
-        return {node: mirror_(each.half) / each.count for node, each in groups}
+    if isinstance(statistics, ShieldedStatistics):
+        groups = {"forget": statistics.forget, "shield": statistics.shield}
+        return {node: mirror_(each.half) / each.count for node, each in groups.items()}
     found = dict(zip(("|forget|", "|retained|"), statistics.magnitude.mean, strict=True))
     for number, pair in enumerate(zip(statistics.child.mean, statistics.around.mean, strict=True)):
         found[f"child {number}"], found[f"around {number}"] = pair
     return found
+
+
+SHARES = {"siblings": 0.3, "alike": 0.3, "rest": 0.4}
+"""Node -> its share of the shield, by default."""
 
 
 def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
@@ -184,6 +189,10 @@ def by_plain(subject: Subject, operator: Operator, each_once: bool = False) -> M
             else:
                 left_out = [_left_out(subject.case, node, i) for i in indices]
                 found[site.name, node] = _second_moment(records, left_out)
+    if isinstance(operator, Shielded):
+        for site in sites:
+            shared = [share * found.pop((site.name, node)) for node, share in SHARES.items()]
+            found[site.name, "shield"] = torch.stack(shared).sum(0)
     return found
 
 

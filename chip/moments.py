@@ -131,9 +131,15 @@ class KeyedMoment:
         self.total = torch.empty(0, width, dtype=wide_dtype(device), device=device)
 
     def update(self, x: Tensor, keys: Tensor, weights: Tensor) -> None:
-        """Add x (n, width), each as often as weights (n,) says, to the rows of keys (n,)."""
-        weights = weights.to(self.total.dtype)
-        self._add(x.to(self.total.dtype) * weights[:, None], weights, keys)
+        """Add x (n, width), each as often as weights (n,) says, to the rows of keys (n,).
+
+        The sums of one batch are taken in fp32, or in fp64 where x has it.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mine, rows = torch.unique(keys, return_inverse=True)
+        total = x.new_zeros(len(mine), x.shape[1]).index_add_(0, rows, x * weights.to(x.dtype)[:, None])
+        count = self.count.new_zeros(len(mine)).index_add_(0, rows, weights.to(self.count.dtype))
+        self._add(total, count, mine)
 
     def merge(self, processes: Processes) -> None:
         keys = processes.union(self.keys)
@@ -147,8 +153,8 @@ class KeyedMoment:
             self.count = self.count.new_zeros(len(self.keys)).index_copy_(0, kept, self.count)
             self.total = self.total.new_zeros(len(self.keys), total.shape[1]).index_copy_(0, kept, self.total)
         rows = torch.searchsorted(self.keys, keys)
-        self.count.index_add_(0, rows, count)
-        self.total.index_add_(0, rows, total)
+        self.count.index_add_(0, rows, count.to(self.count.dtype))
+        self.total.index_add_(0, rows, total.to(self.total.dtype))
 
     def mean_at(self, keys: Tensor) -> Tensor:
         """(n, width): the mean at each key; where it never came up, over all keys of its sign (zero without any)."""

@@ -22,7 +22,7 @@ from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
 from chip.moments import SecondMoment, Statistics
 from chip.operators.base import Case, Operator, Removed
-from chip.operators.shielded import AUTO, RETAINED, Shielded
+from chip.operators.shielded import AUTO, Shielded, ShieldedStatistics
 from chip.processes import Processes
 from chip.progress import Progress, silent
 from chip.records import Record
@@ -164,7 +164,7 @@ def _holdable(patching: _Patching) -> bool:
     for stage in in_data_order(patching.sites):
         site = stage.sites[0]
         width = site.weight(vlm.model).shape[1]
-        sizes[vlm.place_of(site.weight_name)] += (1 + len(RETAINED)) * SecondMoment.size(width)
+        sizes[vlm.place_of(site.weight_name)] += ShieldedStatistics.MOMENTS * SecondMoment.size(width)
     lacking = torch.tensor([float(not room_for(size, device)) for device, size in sizes.items()])
     patching.processes.add_(lacking)
     return not lacking.any()

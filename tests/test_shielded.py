@@ -50,12 +50,12 @@ def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
     )
 
 
-def _empty(width: int, case: Case | None = None) -> ShieldedStatistics:
-    return ShieldedStatistics(ShieldedGroups.of(case or _case(), CPU), width)
+def _empty(width: int, case: Case | None = None, near: float = 0.3) -> ShieldedStatistics:
+    return ShieldedStatistics(ShieldedGroups.of(case or _case(), near, CPU), width)
 
 
-def _statistics(tokens: Tokens, case: Case | None = None) -> ShieldedStatistics:
-    statistics = _empty(tokens.inputs.shape[1], case)
+def _statistics(tokens: Tokens, case: Case | None = None, near: float = 0.3) -> ShieldedStatistics:
+    statistics = _empty(tokens.inputs.shape[1], case, near)
     statistics.update(tokens)
     return statistics
 
@@ -70,7 +70,7 @@ def _weight(seed: int, width: int) -> Tensor:
 
 
 def _edited(operator: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
-    update = operator.update(weight, None, _statistics(tokens))
+    update = operator.update(weight, None, _statistics(tokens, near=operator.near))
     assert update is not None
     return update.weight
 
@@ -140,7 +140,7 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
 
 
 def _same(a: ShieldedStatistics, b: ShieldedStatistics) -> None:
-    for mine, theirs in zip(a.second, b.second, strict=True):
+    for mine, theirs in ((a.forget, b.forget), (a.shield, b.shield)):
         torch.testing.assert_close(mine.count, theirs.count)
         torch.testing.assert_close(mine.half.triu(), theirs.half.triu(), rtol=1e-5, atol=1e-5)
     for one, other in ((a.retained, b.retained), (a.target, b.target)):
@@ -177,9 +177,10 @@ def test_each_part_of_a_record_counts_alike_however_long() -> None:
 
 def test_nothing_before_the_image_is_the_targets() -> None:
     tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), Part.BEGINNING))
-    target, *retained = _statistics(tokens).second
-    assert target.count == 0
-    assert [moment.count for moment in retained] == [1, 1, 1]
+    statistics = _statistics(tokens)
+    assert statistics.forget.count == 0
+    assert statistics.shield.count == pytest.approx(1)
+    assert statistics.retained.count.sum() == pytest.approx(3)
 
 
 def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
@@ -194,29 +195,36 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
         ("Which? A) 5 mm B) 7 mm", "B", ("j", "the same letter alone"), "classification"),
     ]
     hierarchy = Hierarchy([Record(question, said, path, None, task) for question, said, path, task in asked])
-    groups = ShieldedGroups.of(Case(hierarchy, hierarchy.split([hierarchy.find("target")])), CPU)
-    of_answers = groups.of_records[:, Part.ANSWER]
-    assert of_answers.sum(1).eq(1).all()  # each in one group
-    assert of_answers.argmax(1).tolist() == [0, 0, 1, 2, 2, 2, 2, 3]
+    groups = ShieldedGroups.of(Case(hierarchy, hierarchy.split([hierarchy.find("target")])), 0.3, CPU)
+    forget, retained, shield = groups.of_records[:, Part.ANSWER].T
+    assert forget.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert retained.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert shield.tolist() == pytest.approx([0, 0, 0.3, *[0.3 / 4] * 4, 0.4])
 
 
-@given(SEEDS)
-def test_the_share_of_a_missing_group_goes_to_the_others(seed: int) -> None:
-    tokens, weight = _tokens(seed, 8), _weight(seed, 8)
-    rest_as_alike = _some(tokens, tokens.segments != ALIKE)
-    operator = Shielded(shield=3.0, near=0.3)
-    shares = [share for _, share in operator._shares(_statistics(rest_as_alike))]
-    assert shares == [0.3 / 0.7, 0.4 / 0.7]
-    assert operator.update(weight, None, _statistics(rest_as_alike)) is not None
-
-
-@pytest.mark.parametrize(("near", "there"), [(0.0, SIBLING), (0.0, ALIKE), (0.5, FAR)])
-def test_who_was_to_have_no_share_has_all_of_it_where_nothing_else_is_retained(near: float, there: int) -> None:
-    tokens, weight = _tokens(0, 8), _weight(0, 8)
-    few = _statistics(_some(tokens, (tokens.segments == TARGET) | (tokens.segments == there)))
-    operator = Shielded(shield=3.0, near=near)
-    assert [share for _, share in operator._shares(few)] == [1.0]
-    assert operator.update(weight, None, few) is not None
+@pytest.mark.parametrize(
+    ("near", "there", "shares"),
+    [
+        (0.3, (SIBLING, ALIKE, FAR), (0.3, 0.3, 0.4)),
+        (0.3, (SIBLING, FAR), (0.3, 0.4)),
+        (0.0, (SIBLING, FAR), (0.0, 1.0)),
+        (0.0, (SIBLING,), (1.0,)),  # who was to have nothing has all of it
+        (0.0, (SIBLING, ALIKE), (1.0, 1.0)),
+        (0.5, (FAR,), (1.0,)),
+    ],
+)
+def test_the_shield_is_of_the_groups_that_are_there(
+    near: float, there: tuple[int, ...], shares: tuple[float, ...]
+) -> None:
+    tokens, weight, records = _tokens(0, 8), _weight(0, 8), list(_case().hierarchy.records)
+    for missing in {SIBLING, ALIKE, FAR} - {*there}:
+        records[missing] = replace(records[missing], split="rephrased")
+    case = Case(Hierarchy(records), _case().split)
+    shield = ShieldedGroups.of(case, near, CPU).of_records[:, Part.ANSWER, 2]
+    assert shield[list(there)].tolist() == pytest.approx(list(shares))
+    assert shield.count_nonzero() == sum(share > 0 for share in shares)
+    seen = _some(tokens, torch.isin(tokens.segments, torch.tensor([TARGET, *there])))
+    assert Shielded(shield=3.0, near=near).update(weight, None, _statistics(seen, case, near)) is not None
 
 
 def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:
@@ -228,8 +236,8 @@ def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
     tokens = _tokens(0, 8)
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
-    assert [moment.count for moment in alone.second] == [2, 2, 2, 2]  # image and answer
-    assert [moment.count for moment in shared.second] == [1, 2, 2, 2]
+    assert [alone.forget.count, alone.shield.count] == pytest.approx([2, 2])  # image and answer
+    assert [shared.forget.count, shared.shield.count] == pytest.approx([1, 2])
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:
@@ -237,7 +245,7 @@ def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None
         records = [Record("q", "a", ("i", "target", f"study_{n}"), image) for n, image in enumerate(target)]
         hierarchy = Hierarchy([*records, Record("q", "a", ("i", "sibling"), other)])
         case = Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
-        return ShieldedGroups.of(case, CPU).pictures
+        return ShieldedGroups.of(case, 0.3, CPU).pictures
 
     scan = Path("scan")
     assert pictures([scan, Path("card")], Path("other")) == 2

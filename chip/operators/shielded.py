@@ -20,8 +20,7 @@ from chip.processes import Processes
 from chip.records import Record
 
 AUTO: Literal["auto"] = "auto"
-FORGET, SIBLINGS, ALIKE, REST = range(4)
-RETAINED = (SIBLINGS, ALIKE, REST)
+FORGET, RETAINED, SHIELD = range(3)
 
 
 @dataclass(frozen=True)
@@ -29,28 +28,30 @@ class ShieldedGroups:
     """Which record counts for what."""
 
     of_records: Tensor
-    """(records, parts, 4) fp32, 1 or 0: whether a record's part counts for forget, siblings, alike and rest.
+    """(records, parts, 3) fp32: how often a record's part counts for forget, retained and shield.
 
-    Alike is what is asked or said of others as it is of a target: the same question, or the same answer. Of a target
-    whose image a retained record shows too (a section shares its study's) the image is left out of forget, and of every
-    target the beginning: they are not the target's alone.
+    Of a target whose image a retained record shows too (a section shares its study's) the image is left out of forget,
+    and of every target the beginning: they are not the target's alone. For the shield a record has an even part of its
+    group's share, for the others 1 or 0.
     """
     pictures: float
     """How many pictures the targets have, shared ones by share."""
 
     @classmethod
-    def of(cls, case: Case, device: torch.device) -> ShieldedGroups:
-        split, alike = case.split, _alike(case)
-        rest = sorted({*split.rest} - {*alike})
-        groups = membership(len(case.hierarchy.records), (split.forget, split.siblings, alike, rest), device)
-        of_records = groups[:, None].repeat(1, len(Part), 1)
+    def of(cls, case: Case, near: float, device: torch.device) -> ShieldedGroups:
+        """`near`: the siblings' share of the shield, and as much for those alike."""
+        count, split = len(case.hierarchy.records), case.split
+        of_records = membership(count, (split.forget, split.retained, ()), device)
+        for indices, share in _shares(case, near):
+            of_records[indices, SHIELD] = share / len(indices)
+        of_records = of_records[:, None].repeat(1, len(Part), 1)
         of_records[:, Part.BEGINNING, FORGET] = 0
         of_records[_shares_image(case).to(device), Part.IMAGE, FORGET] = 0
         return cls(of_records, _pictures(case))
 
 
 class ShieldedStatistics:
-    """Second moments of a site's inputs, group by group, and what the retained show in a target's place.
+    """Second moments of a site's inputs, and what the retained show in a target's place.
 
     A target token is sent to the mean of the retained tokens with its key: the same word, the same place in the image.
     So the difference holds what is the target's, and not that words and places differ.
@@ -59,10 +60,12 @@ class ShieldedStatistics:
     would else be lost among hundreds of image tokens.
     """
 
+    MOMENTS: ClassVar[int] = 2
+    """How many second moments there are."""
+
     def __init__(self, groups: ShieldedGroups, d_in: int) -> None:
         self._groups, device = groups, groups.of_records.device
-        self.second = tuple(SecondMoment(d_in, device) for _ in (FORGET, *RETAINED))
-        """Of forget, siblings, alike, and rest."""
+        self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
         self.target, self.retained = KeyedMoment(d_in, device), KeyedMoment(d_in, device)
 
     @property
@@ -71,18 +74,16 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._groups.of_records)
-        for second, of_group in zip(self.second, weights.unbind(1), strict=True):
-            chosen, weight = _counted(of_group)
+        for second, group in ((self.forget, FORGET), (self.shield, SHIELD)):
+            chosen, weight = _counted(weights[:, group])
             second.update(tokens.inputs[chosen], weight)
-        for keyed, of_group in ((self.target, weights[:, FORGET]), (self.retained, weights[:, RETAINED].sum(1))):
-            chosen, weight = _counted(of_group)
+        for keyed, group in ((self.target, FORGET), (self.retained, RETAINED)):
+            chosen, weight = _counted(weights[:, group])
             keyed.update(tokens.inputs[chosen], tokens.keys[chosen], weight)
 
     def merge(self, processes: Processes) -> None:
-        for second in self.second:
-            second.merge(processes)
-        for keyed in (self.target, self.retained):
-            keyed.merge(processes)
+        for moment in (self.forget, self.shield, self.target, self.retained):
+            moment.merge(processes)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Shielded(Operator):
     """γ: the siblings' share of the shield, and as much for those alike; what a group is without goes to the others."""
 
     def groups(self, case: Case, device: torch.device) -> ShieldedGroups:
-        return ShieldedGroups.of(case, device)
+        return ShieldedGroups.of(case, self.near, device)
 
     def statistics(self, groups: ShieldedGroups, d_in: int, d_out: int) -> ShieldedStatistics:
         return ShieldedStatistics(groups, d_in)
@@ -134,36 +135,35 @@ class Shielded(Operator):
     def update(self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics) -> Update | None:
         if isinstance(self.shield, str):
             raise ValueError("the shield is still to be chosen")
-        forget, shares = statistics.second[FORGET], self._shares(statistics)
-        if forget.count == 0 or not shares:
+        forget, shield = statistics.forget, statistics.shield
+        if forget.count == 0 or shield.count == 0:
             return None  # nothing to take out, or nowhere to send it
         wide, urgency = weight.to(forget.half.dtype), sqrt(statistics.pictures) / forget.count
+        ridge = self.ridge * shield.half.diagonal().mean() / shield.count
         system = urgency * forget.half
-        mean_diagonal = torch.zeros_like(forget.count)
-        for moment, share in shares:
-            system.add_(moment.half, alpha=float(self.shield * share / moment.count))
-            mean_diagonal += share * moment.half.diagonal().mean() / moment.count
-        system.diagonal().add_(self.ridge * mean_diagonal)
+        system.add_(shield.half, alpha=float(self.shield / shield.count)).diagonal().add_(ridge)
         moved = wide @ mirror_(forget.half)  # (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
         moved -= (wide @ statistics.retained.mean_at(statistics.target.keys).T) @ statistics.target.total
         return Update(wide - solve_spd_(urgency * moved, system), None)
-
-    def _shares(self, statistics: ShieldedStatistics) -> list[tuple[SecondMoment, float]]:
-        """Of each retained group that has tokens, its share of the shield; together 1.
-
-        Where only such groups have any as were to have no share, these have it all.
-        """
-        wanted = {SIBLINGS: self.near, ALIKE: self.near, REST: 1 - 2 * self.near}
-        there = {group: share for group, share in wanted.items() if statistics.second[group].count}
-        found = {group: share for group, share in there.items() if share} or dict.fromkeys(there, 1.0)
-        whole = sum(found.values())
-        return [(statistics.second[group], share / whole) for group, share in found.items()]
 
 
 def _counted(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Where tokens count at all, and how often."""
     chosen = weight.nonzero()[:, 0]
     return chosen, weight[chosen]
+
+
+def _shares(case: Case, near: float) -> list[tuple[list[int], float]]:
+    """The trained records of each retained group, and its share of the shield.
+
+    What a group is without goes to the others; to such as were to have none where nobody else is there.
+    """
+    split, records, alike = case.split, case.hierarchy.records, _alike(case)
+    rest = {*split.rest} - {*alike}
+    groups = ((split.siblings, near), (alike, near), (sorted(rest), 1 - 2 * near))
+    trained = (([i for i in indices if not records[i].held_out], share) for indices, share in groups)
+    there = [(indices, share) for indices, share in trained if indices]
+    return there if any(share for _, share in there) else [(indices, 1.0) for indices, _ in there]
 
 
 def _alike(case: Case) -> list[int]:
