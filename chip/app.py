@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chip.errors import ChipError, InputError, printable
+
+if TYPE_CHECKING:
+    from chip.evaluation.judge import Judge
 
 app = typer.Typer(
     help="Forget a patient, a study, a section or an institution in a vision-language checkpoint. No training.",
@@ -186,6 +189,15 @@ def evaluate(
             help="reconstruction, cross-modal, quantisation, relearning, membership; or all.", metavar="A,B|all"
         ),
     ] = "",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a language model that says which generated answers are right. It is sent questions and "
+            "answers, as OpenAI's API has it; CHIP_JUDGE_KEY is its key.",
+            metavar="URL",
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
@@ -216,6 +228,7 @@ def evaluate(
         records=records,
         reference=reference,
         attacks=ATTACKS if attacks == "all" else [name for name in attacks.split(",") if name],
+        judge=_judge(judge, judge_model),
         device=device,
         batch_size=_batch_size(batch_size),
         seed=seed,
@@ -294,6 +307,20 @@ def _shield(text: str | None) -> float | str | None:
         return text if text is None else float(text)
     except ValueError:
         return text
+
+
+def _judge(address: str | None, model: str | None) -> Judge | None:
+    """Who else is asked; said aloud, since records are sent away."""
+    from chip.evaluation.judge import Judge
+
+    if address is None and model is None:
+        return None
+    if address is None or model is None:
+        given, lacking = ("--judge", "--judge-model") if model is None else ("--judge-model", "--judge")
+        raise InputError(f"{given}: goes with {lacking}")
+    judge = Judge(address, model, os.environ.get("CHIP_JUDGE_KEY"))
+    print(f"questions and answers are sent to {address}", file=sys.stderr)
+    return judge
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
 from chip.evaluation.asking import Measured, Plan, measure
-from chip.evaluation.evaluate import compare
+from chip.evaluation.comparing import compare
+from chip.evaluation.judge import Judge
 from chip.evaluation.rows import Evaluation
 from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
@@ -25,6 +26,7 @@ def evaluate(
     reference: Path | str | None = None,
     attacks: Sequence[str] = (),
     device: str | None = None,
+    judge: Judge | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -37,16 +39,17 @@ def evaluate(
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
         attacks: some of `chip.evaluation.asking.ATTACKS`.
+        judge: a language model that is sent questions and answers, to say which of those generated are right.
         batch_size: records per forward pass; changes the time, never the result.
         seed: of bootstrap samples, drawn answers and relearning.
 
     Raises:
         InputError: the request cannot be met as it stands.
-        RunError: a model does not fit into memory.
+        RunError: a model does not fit into memory, or the judge does not answer.
     """
     folders = [Checkpoint.open(Path(each)).folder for each in (checkpoint, reference) if each is not None]
     hierarchy = Hierarchy(read_records(find_records(folders[0], None if records is None else Path(records))))
-    plan = Plan(Case.of(hierarchy, forget), tuple(attacks), seed)
+    plan = Plan(Case.of(hierarchy, forget), tuple(attacks), seed, judge=judge)
 
     def ask(folder: Path) -> Measured:
         return measure(load_vlm(folder, device), plan, BatchSize(batch_size), progress)

@@ -18,8 +18,9 @@ MEASURES = {
     "rouge_l": "ROUGE-L",
     "classification_accuracy": "classification",
     "cloze_accuracy": "cloze",
+    "judged": "judged right",
 }
-WITH_INTERVAL = ("exact_match", "answer_probability", "rouge_l")
+WITH_INTERVAL = ("exact_match", "answer_probability", "rouge_l", "judged")
 OF_THE_TARGET = {"leak_at_16": "leaked in 16 draws", "truth_ratio": "truth ratio", "recovered_gap": "recovered gap"}
 
 
@@ -38,14 +39,15 @@ def print_evaluation(found: Evaluation) -> None:
 
 def _groups(title: str, rows: Sequence[Row]) -> Table:
     shown = {(row.group, row.measure): row for row in sorted(rows, key=_split_order) if row.attack == NO_ATTACK}
+    measures = {measure: name for measure, name in MEASURES.items() if any(measure == each for _, each in shown)}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title or None, title_justify="left")
     table.add_column("")
-    for name in ("questions", *MEASURES.values()):
+    for name in ("questions", *measures.values()):
         table.add_column(name, justify="right")
     for group in GROUPS:
         if (group, "exact_match") in shown:
             count = sum(row.count for row in rows if _plain(row, group) and row.split != WORST)
-            table.add_row(group, f"{count:,}", *(_cell(shown.get((group, measure))) for measure in MEASURES))
+            table.add_row(group, f"{count:,}", *(_cell(shown.get((group, measure))) for measure in measures))
     return table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,7 @@ from chip.hierarchy import Hierarchy
 from chip.records import read_records
 from chip.vlm.loading import VLM, load_vlm
 from tests.folders import make_snapshot
+from tests.judging import serving
 
 settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
 settings.load_profile("chip")
@@ -41,6 +44,13 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hierarchy(hospital: Path) -> Hierarchy:
     return Hierarchy(read_records(hospital / "records.jsonl"))
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """Of a judge."""
+    with serving() as judge:
+        yield judge
 
 
 @pytest.fixture

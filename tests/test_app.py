@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from chip.app import main
 from chip.hierarchy import Hierarchy
 from tests.families import build, write_records
+from tests.judging import said
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,29 @@ def test_an_evaluation_stands_beside_another_model(chip: Chip, small: Path) -> N
     report = json.loads(chip("eval", ckpt, "--forget", "patient_1", "--reference", ckpt, "--json").out)
     assert [row for row in report["rows"] if row in report["reference"]] == report["reference"]
     assert {row["value"] for row in report["rows"] if row["measure"] == "recovered_gap"} <= {0.0, 1.0, None}
+
+
+def test_a_judge_is_asked_where_the_user_names_one(
+    chip: Chip, small: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _rewrite(small, lambda rows: rows.__delitem__(slice(20, None)))
+    monkeypatch.setenv("CHIP_JUDGE_KEY", "secret")
+    ask, judge = ("eval", small / "ckpt", "--forget", "patient_1"), ("--judge", server.address, "--judge-model", "m")
+    assert "judged right" not in chip(*ask).out
+    assert server.sent == []  # nobody, by default
+    server.reply = said("yes")
+    result = chip(*ask, *judge)
+    assert "judged right" in result.out
+    assert f"questions and answers are sent to {server.address}\n" in result.err
+    assert "secret" not in result.out + result.err
+    asked = {record["question"] for record in map(json.loads, (small / "records.jsonl").read_text().splitlines())}
+    for _, key, body in server.sent:
+        assert (key, body["model"]) == ("Bearer secret", "m")
+        assert body["messages"][-1]["content"].split("\n")[0].removeprefix("Question: ") in asked
+    rows = json.loads(chip(*ask, *judge, "--json").out)["rows"]
+    assert {row["value"] for row in rows if row["measure"] == "judged"} == {1.0}
+    refused(chip(*ask, "--judge", server.address), "--judge", "--judge-model")
+    refused(chip(*ask, "--judge", "ftp://judge", "--judge-model", "m"), "ftp://judge", "http")
 
 
 def test_an_evaluation_refuses_what_it_does_not_know(chip: Chip, small: Path) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
@@ -17,8 +13,8 @@ from PIL import Image
 from chip.errors import InputError, RunError
 from chip.evaluation import relearning as module
 from chip.evaluation.asking import ATTACKS, Plan, measure
+from chip.evaluation.comparing import compare
 from chip.evaluation.cross_modal import CHANGES, Changed, cropped, recompressed, rotated
-from chip.evaluation.evaluate import compare
 from chip.evaluation.judge import Judge
 from chip.evaluation.membership import (
     auc,
@@ -39,6 +35,7 @@ from chip.operators.base import Case
 from chip.records import Record, open_image
 from chip.vlm.loading import VLM
 from chip.vlm.scoring import ask_all
+from tests.judging import said
 
 PATH = ("i", "p", "s", "findings")
 
@@ -240,44 +237,10 @@ def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     assert blind.value < 0.5
 
 
-class _Replies(BaseHTTPRequestHandler):
-    """Says what the server has been told to say, and keeps what it was sent."""
-
-    server: Any
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.sent.append((self.path, self.headers["Authorization"], json.loads(body)))
-        reply = self.server.reply.encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    server: Any = HTTPServer(("127.0.0.1", 0), _Replies)
-    server.sent, server.reply = [], ""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def _said(text: str) -> str:
-    return json.dumps({"choices": [{"message": {"content": text}}]})
-
-
 def test_the_judge_is_asked_and_believed(server: Any) -> None:
-    judge = Judge(f"http://127.0.0.1:{server.server_port}/v1/", "small", key="secret")
+    judge = Judge(f"{server.address}/", "small", key="secret")
     for text, expected in (("Yes.", True), ("no", False), ("No, it does not.", False)):
-        server.reply = _said(text)
+        server.reply = said(text)
         assert judge.right("Which?", "cyst", "a cyst") is expected
     path, key, body = server.sent[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer secret", "small", 0)
@@ -288,8 +251,8 @@ def test_the_judge_is_asked_and_believed(server: Any) -> None:
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (_said("Perhaps"), "neither yes nor no"),
-        (_said("nobody knows"), "neither yes nor no"),
+        (said("Perhaps"), "neither yes nor no"),
+        (said("nobody knows"), "neither yes nor no"),
         ("{}", "not answer as chat completions do"),
         ("[1]", "not answer as chat completions do"),
         ("<html>", "does not answer"),
@@ -298,7 +261,7 @@ def test_the_judge_is_asked_and_believed(server: Any) -> None:
 def test_a_judge_that_says_nothing_of_use_stops_the_run(server: Any, reply: str, message: str) -> None:
     server.reply = reply
     with pytest.raises(RunError, match=message):
-        Judge(f"http://127.0.0.1:{server.server_port}", "small").right("Which?", "cyst", "a cyst")
+        Judge(server.address, "small").right("Which?", "cyst", "a cyst")
 
 
 def test_a_judge_that_is_not_there_stops_the_run() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from chip.app import main
 from chip.evaluation.asking import ATTACKS, Measured, Plan
-from chip.evaluation.evaluate import compare
+from chip.evaluation.comparing import compare
 from chip.evaluation.groups import GROUPS
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, Row
 from chip.hierarchy import Hierarchy

@@ -10,9 +10,9 @@ import torch
 
 from chip.answers import alternatives, choices, right
 from chip.errors import InputError
-from chip.evaluation.asking import Measured, Plan
+from chip.evaluation.asking import Measured, Plan, measure
 from chip.evaluation.bootstrap import Array, interval, means, weights
-from chip.evaluation.evaluate import compare, evaluate
+from chip.evaluation.comparing import compare
 from chip.evaluation.forgetting import (
     expected_leak,
     forget_quality,
@@ -280,7 +280,9 @@ def test_a_model_beside_itself_has_recovered_nothing(vlm: VLM, hierarchy: Hierar
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::6]
     few = Hierarchy([*chosen, *hierarchy.records[:8]])
     case = Case(few, few.split([few.find("patient_17")]))
-    result = evaluate(vlm, case, reference=vlm, attacks=("reconstruction",), seed=3)
+    plan = Plan(case, ("reconstruction",), seed=3)
+    measured = measure(vlm, plan)
+    result = compare(plan, measured, measured)
     assert result.reference is not None
     assert all(
         row.value > 0.9 for row in result.rows if row.measure in ("exact_match", "rouge_l") and row.attack == "none"

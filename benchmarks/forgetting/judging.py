@@ -19,7 +19,7 @@ from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.patch import write_patched
 from chip.errors import ChipError
 from chip.evaluation.asking import ATTACKS, Measured, Plan, measure
-from chip.evaluation.evaluate import compare
+from chip.evaluation.comparing import compare
 from chip.evaluation.membership import never_trained
 from chip.evaluation.rows import NO_ATTACK
 from chip.vlm.loading import VLM, load_vlm

@@ -1,0 +1,48 @@
+"""A judge on this machine, that says what it is told to say."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+
+class _Replies(BaseHTTPRequestHandler):
+    """Says what the server has been told to say, and keeps what it was sent."""
+
+    server: Any
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.sent.append((self.path, self.headers["Authorization"], json.loads(body)))
+        reply = self.server.reply.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[Any]:
+    """A server with `address`, `reply` to be set, and what it has been `sent`: path, key and body of each request."""
+    server: Any = HTTPServer(("127.0.0.1", 0), _Replies)
+    server.sent, server.reply, server.address = [], "", f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def said(text: str) -> str:
+    """A chat completion."""
+    return json.dumps({"choices": [{"message": {"content": text}}]})
