@@ -501,7 +501,8 @@ def test_the_page_shows_figures_and_what_is_missing() -> None:
     assert "- ward, llava, patient: 2 of 4 results of shielded, npo, nullu, chip\n" in text
     assert "- ward, llava, study: 0 of 4 results of every method\n" in text
     assert (
-        "| ward, llava, patient | 2 × 1 | 0.97 / 0.87 | 0.25 (–) | 0.98 | 1.00 | 0.50 (nullu) | 0.90 (npo) |\n" in text
+        "| ward, llava, patient | 2 × 1 | 0.97 / 0.87 | 0.25 (–) | 0.98 | 1.00 | "
+        "0.50 (nullu: 0.98 / 1.00) | 0.90 (npo: 0.98 / 1.00) |\n" in text
     )
     (line,) = (line for line in text.splitlines() if line.startswith("| shielded |"))
     shown = [cell.strip() for cell in line.split("|")[1:-1]]

@@ -111,8 +111,8 @@ GLANCE = (
     "target (retrained)",
     "siblings kept",
     "unrelated kept",
-    "best other training-free",
-    "best trained",
+    "best other training-free (siblings / unrelated kept)",
+    "best trained (the same)",
 )
 
 
@@ -126,8 +126,13 @@ def _at_a_glance(place: Place, table: Table) -> list[str]:
         f"{_number(ours.recovered)} / {_number(ours.worst(GAP, 'recovered_gap'))}",
         f"{COLUMNS['target'](ours)} ({COLUMNS['target'](retrained)})",
         *(_number(ours.value(group, "kept")) for group in ("siblings", "unrelated")),
-        *(NONE if other is None else f"{_number(other.recovered)} ({other.method})" for other in others),
+        *(NONE if other is None else _other(other) for other in others),
     ]
+
+
+def _other(line: Line) -> str:
+    siblings, unrelated = (_number(line.value(group, "kept")) for group in ("siblings", "unrelated"))
+    return f"{_number(line.recovered)} ({line.method}: {siblings} / {unrelated})"
 
 
 NOT_IN_TERMINAL = ("their worst", "peak MB", "changed weights", "targets × seeds")
