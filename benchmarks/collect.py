@@ -119,8 +119,8 @@ def _by_node(statistics: Any) -> dict[str, Tensor]:
     return found
 
 
-SHARES = {"siblings": 0.3, "alike": 0.3, "rest": 0.4}
-"""Node -> its share of the shield, by default."""
+NEAR = 0.3
+"""Of the shield, what siblings have to themselves, and as much those alike; the rest of it is everyone's who stays."""
 
 
 def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
@@ -190,8 +190,12 @@ def by_plain(subject: Subject, operator: Operator, each_once: bool = False) -> M
                 left_out = [_left_out(subject.case, node, i) for i in indices]
                 found[site.name, node] = _second_moment(records, left_out)
     if isinstance(operator, Shielded):
+        staying = sum(len(nodes[node]) for node in ("siblings", "alike", "rest"))
         for site in sites:
-            shared = [share * found.pop((site.name, node)) for node, share in SHARES.items()]
+            shared = [
+                (own + (1 - 2 * NEAR) * len(nodes[node]) / staying) * found.pop((site.name, node))
+                for node, own in (("siblings", NEAR), ("alike", NEAR), ("rest", 0.0))
+            ]
             found[site.name, "shield"] = torch.stack(shared).sum(0)
     return found
 

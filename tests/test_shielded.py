@@ -87,7 +87,8 @@ def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielde
     assert not isinstance(operator.shield, str)
     moved = ((edited - weight) @ x.T).square().sum(0)
     kept, energy = torch.zeros((), dtype=torch.float64), 0.0
-    for other, share in ((SIBLING, operator.near), (ALIKE, operator.near), (FAR, 1 - 2 * operator.near)):
+    even = (1 - 2 * operator.near) / 3
+    for other, share in ((SIBLING, operator.near + even), (ALIKE, operator.near + even), (FAR, even)):
         kept = kept + share * moved[record == other].mean()
         energy += share * float(x[record == other].square().sum(1).mean())
     ridge = operator.ridge * energy / x.shape[1]
@@ -199,18 +200,19 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
     forget, retained, shield = groups.of_records[:, Part.ANSWER].T
     assert forget.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert retained.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
-    assert shield.tolist() == pytest.approx([0, 0, 0.3, *[0.3 / 4] * 4, 0.4])
+    even = 0.4 / 6
+    assert shield.tolist() == pytest.approx([0, 0, 0.3 + even, *[0.3 / 4 + even] * 4, even])
 
 
 @pytest.mark.parametrize(
     ("near", "there", "shares"),
     [
-        (0.3, (SIBLING, ALIKE, FAR), (0.3, 0.3, 0.4)),
-        (0.3, (SIBLING, FAR), (0.3, 0.4)),
-        (0.0, (SIBLING, FAR), (0.0, 1.0)),
-        (0.0, (SIBLING,), (1.0,)),  # who was to have nothing has all of it
-        (0.0, (SIBLING, ALIKE), (1.0, 1.0)),
-        (0.5, (FAR,), (1.0,)),
+        (0.3, (SIBLING, ALIKE, FAR), (0.3 + 0.4 / 3, 0.3 + 0.4 / 3, 0.4 / 3)),
+        (0.3, (SIBLING, FAR), (0.3 + 0.2, 0.2)),
+        (0.0, (SIBLING, ALIKE, FAR), (1 / 3, 1 / 3, 1 / 3)),
+        (0.0, (SIBLING,), (1.0,)),
+        (0.5, (SIBLING, FAR), (0.5, 0.0)),
+        (0.5, (FAR,), (1.0,)),  # nobody is near: all that are retained, whatever the share
     ],
 )
 def test_the_shield_is_of_the_groups_that_are_there(
@@ -222,7 +224,7 @@ def test_the_shield_is_of_the_groups_that_are_there(
     case = Case(Hierarchy(records), _case().split)
     shield = ShieldedGroups.of(case, near, CPU).of_records[:, Part.ANSWER, 2]
     assert shield[list(there)].tolist() == pytest.approx(list(shares))
-    assert shield.count_nonzero() == sum(share > 0 for share in shares)
+    assert shield.sum() == pytest.approx(sum(shares))
     seen = _some(tokens, torch.isin(tokens.segments, torch.tensor([TARGET, *there])))
     assert Shielded(shield=3.0, near=near).update(weight, None, _statistics(seen, case, near)) is not None
 

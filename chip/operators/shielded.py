@@ -31,19 +31,19 @@ class ShieldedGroups:
     """(records, parts, 3) fp32: how often a record's part counts for forget, retained and shield.
 
     Of a target whose image a retained record shows too (a section shares its study's) the image is left out of forget,
-    and of every target the beginning: they are not the target's alone. For the shield a record has an even part of its
-    group's share, for the others 1 or 0.
+    and of every target the beginning: they are not the target's alone. For the shield a record has an even part of the
+    shares of the groups that it is in, for the others 1 or 0.
     """
     pictures: float
     """How many pictures the targets have, shared ones by share."""
 
     @classmethod
     def of(cls, case: Case, near: float, device: torch.device) -> ShieldedGroups:
-        """`near`: the siblings' share of the shield, and as much for those alike."""
+        """`near`: as `Shielded` has it."""
         count, split = len(case.hierarchy.records), case.split
         of_records = membership(count, (split.forget, split.retained, ()), device)
         for indices, share in _shares(case, near):
-            of_records[indices, SHIELD] = share / len(indices)
+            of_records[indices, SHIELD] += share / len(indices)
         of_records = of_records[:, None].repeat(1, len(Part), 1)
         of_records[:, Part.BEGINNING, FORGET] = 0
         of_records[_shares_image(case).to(device), Part.IMAGE, FORGET] = 0
@@ -92,15 +92,15 @@ class Shielded(Operator):
 
         min over W'   √m E_f ‖W'x − W μ(x)‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
         W' = W − √m W B K⁻¹,   B = E_f[(x − μ(x)) xᵀ],   K = √m E_f[x xᵀ] + β C_r + λ I,
-        C_r = γ C_siblings + γ C_alike + (1 − 2γ) C_rest
+        C_r = γ C_siblings + γ C_alike + (1 − 2γ) C_retained
 
     μ(x) is the mean of the retained tokens that stand where x stands; x − μ is the differential direction of CHIP (Wu
     et al., arXiv 2512.09867, section 4), on the input side, and against all that is retained: the mean of a few
     siblings is an input like theirs, which a model takes for the nearest one it knows, often the target itself.
 
-    What is to go is where two things meet: this target, and that about it. So both neighbours have a share of the
-    shield of their own, however few they are: the siblings, of whom the same is not asked or said, and those alike, of
-    whom it is.
+    What is to go is where two things meet: this target, and that about it. So both neighbours have a share of their
+    own beside that of all that are retained, however few they are: the siblings, of whom the same is not asked or said,
+    and those alike, of whom it is.
 
     m is the number of the targets' pictures (a section has a part of one): each has but 1/m of E_f, so that without a
     weight an institution would be forgotten far less than a study, and a section more than its share. With m itself as
@@ -124,7 +124,7 @@ class Shielded(Operator):
     ridge: float = 0.05
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
     near: float = 0.3
-    """γ: the siblings' share of the shield, and as much for those alike; what a group is without goes to the others."""
+    """γ: the siblings' own share of the shield, and as much for those alike; 0: all that are retained count evenly."""
 
     def groups(self, case: Case, device: torch.device) -> ShieldedGroups:
         return ShieldedGroups.of(case, self.near, device)
@@ -154,16 +154,15 @@ def _counted(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(case: Case, near: float) -> list[tuple[list[int], float]]:
-    """The trained records of each retained group, and its share of the shield.
+    """Trained records, and their share of the shield: the siblings, those alike, and all that are retained.
 
-    What a group is without goes to the others; to such as were to have none where nobody else is there.
+    What there is none of leaves its share to the others, and if need be to all that are retained.
     """
-    split, records, alike = case.split, case.hierarchy.records, _alike(case)
-    rest = {*split.rest} - {*alike}
-    groups = ((split.siblings, near), (alike, near), (sorted(rest), 1 - 2 * near))
-    trained = (([i for i in indices if not records[i].held_out], share) for indices, share in groups)
-    there = [(indices, share) for indices, share in trained if indices]
-    return there if any(share for _, share in there) else [(indices, 1.0) for indices, _ in there]
+    records, split = case.hierarchy.records, case.split
+    groups = ((split.siblings, near), (_alike(case), near), (sorted(split.retained), 1 - 2 * near))
+    trained = [([i for i in indices if not records[i].held_out], share) for indices, share in groups]
+    there = [(indices, share) for indices, share in trained if indices and share]
+    return there or [(indices, 1.0) for indices, _ in trained[-1:] if indices]
 
 
 def _alike(case: Case) -> list[int]:
