@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from chip.errors import InputError
 from chip.evaluation.metrics import chances, mean
 from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
@@ -130,6 +131,9 @@ def choose(
     Args:
         ask: asks the model as it is.
         edited: the model is edited with this shield for a while.
+
+    Raises:
+        InputError: with every shield they lose more.
     """
     before, never = questions.left(ask), questions.never_trained(ask)
     tried: dict[float, Trial] = {}
@@ -152,6 +156,9 @@ def choose(
         middle = (low + high) // 2
         low, high = (low, middle) if good(SHIELDS[middle]) else (middle + 1, high)
     chosen = trial(SHIELDS[min(low, len(SHIELDS) - 1)])
+    if not chosen.within(tolerance):
+        told = f"even with shield {chosen.shield:g} {_lost(chosen)}"
+        raise InputError(f"--tolerance {tolerance:g}: {told}; allow more, or give --shield N")
     stronger = tried.get(SHIELDS[low - 1]) if 0 < low < len(SHIELDS) else None
     reason = _reason(chosen, stronger, never, tolerance)
     return Choice(chosen.shield, tolerance, before, never, tuple(tried.values()), reason)
@@ -159,8 +166,6 @@ def choose(
 
 def _reason(chosen: Trial, stronger: Trial | None, never: float, tolerance: float) -> str:
     told = f"the target's answers fall to a probability of {chosen.left:.2f}, {_lost(chosen)}"
-    if not chosen.within(tolerance):
-        return f"{told}; that is beyond {tolerance:g}, but nothing weaker was tried"
     if chosen.left < never:
         return f"{told}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if stronger is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from chip.choosing import SHIELDS, Choice, Questions, choose, set_apart
+from chip.errors import InputError
 from chip.hierarchy import Hierarchy
 from chip.operators.base import Case
 from chip.records import VALIDATION, Record
@@ -93,7 +94,6 @@ def test_not_below_what_was_never_trained_on() -> None:
     ("model", "shield", "told"),
     [
         (Model(UNKNOWN, KEPT, KEPT), SHIELDS[0], "nothing stronger was tried"),
-        (Model(UNKNOWN, dict.fromkeys(SHIELDS, 0.5), KEPT), SHIELDS[-1], "beyond 0.02"),
         (Model(dict.fromkeys(SHIELDS, 0.1), KEPT, KEPT), SHIELDS[-1], "nothing weaker was tried"),
     ],
 )
@@ -102,6 +102,11 @@ def test_says_so_at_either_end(model: Model, shield: float, told: str) -> None:
     assert choice.shield == shield
     assert told in choice.reason
     assert trials == 4
+
+
+def test_refuses_where_every_shield_costs_more_than_is_allowed() -> None:
+    with pytest.raises(InputError, match=r"--tolerance 0.02: even with shield 128 siblings lose 0.500 .* --shield N"):
+        _chosen(Model(UNKNOWN, dict.fromkeys(SHIELDS, 0.5), KEPT))
 
 
 def test_asks_nothing_that_is_reported() -> None:
