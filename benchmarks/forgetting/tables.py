@@ -29,6 +29,8 @@ bootstrap intervals over targets and seeds.
 - *Attacks above retrained*: the target's exact match under attack less the retrained model's under the same attack, for
   the attack where that is largest. Relearning stands by itself, after its smallest budget.
 - *Membership*: the AUC that is farthest from the retrained model's, less that one.
+- *Seconds*: of the edit alone, trials of its settings included where the method makes them itself; runs may have stood
+  beside each other.
 - *Peak MB*: of the edit alone, in a process that has run others before.
 - The retrained model was trained without all of a level's targets at once. *Retrained again* is the one of the seed
   before, judged in an edited model's place: by how much two retrainings differ.
