@@ -119,10 +119,6 @@ def _by_node(statistics: Any) -> dict[str, Tensor]:
     return found
 
 
-NEAR = 0.3
-"""Of the shield, what siblings have to themselves, and as much those alike; the rest of it is everyone's who stays."""
-
-
 def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
     """The nodes that a method compares, as indices of records; of those in bars it wants the mean of magnitudes."""
     split, (target,) = case.split, case.split.targets
@@ -190,11 +186,12 @@ def by_plain(subject: Subject, operator: Operator, each_once: bool = False) -> M
                 left_out = [_left_out(subject.case, node, i) for i in indices]
                 found[site.name, node] = _second_moment(records, left_out)
     if isinstance(operator, Shielded):
-        staying = sum(len(nodes[node]) for node in ("siblings", "alike", "rest"))
+        own = {"siblings": operator.near, "alike": operator.near, "rest": 0.0}
+        staying, everyones = sum(len(nodes[node]) for node in own), 1 - sum(own.values())
         for site in sites:
             shared = [
-                (own + (1 - 2 * NEAR) * len(nodes[node]) / staying) * found.pop((site.name, node))
-                for node, own in (("siblings", NEAR), ("alike", NEAR), ("rest", 0.0))
+                (share + everyones * len(nodes[node]) / staying) * found.pop((site.name, node))
+                for node, share in own.items()
             ]
             found[site.name, "shield"] = torch.stack(shared).sum(0)
     return found

@@ -311,13 +311,13 @@ def _shield(text: str | None) -> float | str | None:
 
 def _judge(address: str | None, model: str | None) -> Judge | None:
     """Who else is asked; said aloud, since records are sent away."""
-    from chip.evaluation.judge import Judge
-
     if address is None and model is None:
         return None
     if address is None or model is None:
         given, lacking = ("--judge", "--judge-model") if model is None else ("--judge-model", "--judge")
         raise InputError(f"{given}: goes with {lacking}")
+    from chip.evaluation.judge import Judge
+
     judge = Judge(address, model, os.environ.get("CHIP_JUDGE_KEY"))
     print(f"questions and answers are sent to {address}", file=sys.stderr)
     return judge

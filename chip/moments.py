@@ -153,7 +153,7 @@ class KeyedMoment:
             self.count = self.count.new_zeros(len(self.keys)).index_copy_(0, kept, self.count)
             self.total = self.total.new_zeros(len(self.keys), total.shape[1]).index_copy_(0, kept, self.total)
         rows = torch.searchsorted(self.keys, keys)
-        self.count.index_add_(0, rows, count.to(self.count.dtype))
+        self.count.index_add_(0, rows, count)
         self.total.index_add_(0, rows, total.to(self.total.dtype))
 
     def mean_at(self, keys: Tensor) -> Tensor:

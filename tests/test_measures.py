@@ -281,8 +281,7 @@ def test_a_model_beside_itself_has_recovered_nothing(vlm: VLM, hierarchy: Hierar
     few = Hierarchy([*chosen, *hierarchy.records[:8]])
     case = Case(few, few.split([few.find("patient_17")]))
     plan = Plan(case, ("reconstruction",), seed=3)
-    measured = measure(vlm, plan)
-    result = compare(plan, measured, measured)
+    result = compare(plan, measure(vlm, plan), measure(vlm, plan))
     assert result.reference is not None
     assert all(
         row.value > 0.9 for row in result.rows if row.measure in ("exact_match", "rouge_l") and row.attack == "none"
