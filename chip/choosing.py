@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from chip.operators.base import Case
 from chip.records import VALIDATION, Record
 from chip.vlm.scoring import Scores
 
-SHIELDS = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
+SHIELDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0)
 """What is tried, from the strongest forgetting to the weakest; by halves, so four at most."""
 TOLERANCE = 0.02
 ASKED = 256  # questions of a group, at most
@@ -85,6 +87,7 @@ class Questions:
     def __init__(self, case: Case, seed: int = 0) -> None:
         self._case, self._generator = case, np.random.default_rng(seed)
         self.groups = {group: self._some(indices) for group, indices in case.split.groups.items() if indices}
+        self._images = _images(case)
         self._strangers = [other for index in self.groups["target"] for other in self._about_others(index)]
 
     def left(self, ask: Callable[[Sequence[Record]], Scores]) -> dict[str, float]:
@@ -106,14 +109,21 @@ class Questions:
         return sorted(self._generator.permutation(chosen)[:ASKED].tolist())
 
     def _about_others(self, index: int) -> list[Record]:
-        records, split = self._case.hierarchy.records, self._case.split
-        record = records[index]
+        record = self._case.hierarchy.records[index]
         if record.image is None:
             return []
-        others = [records[i].image for i in split.retained if len(records[i].path) == len(record.path)]
-        images = [image for image in dict.fromkeys(others) if image is not None and image != record.image]
+        images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
         drawn = self._generator.permutation(len(images))[:STRANGERS].tolist()
         return [replace(record, image=images[i]) for i in drawn]
+
+
+def _images(case: Case) -> Mapping[int, list[Path | bytes]]:
+    """Depth of a node -> the pictures of the retained records at that depth, each once."""
+    found: dict[int, dict[Path | bytes, None]] = defaultdict(dict)
+    for record in (case.hierarchy.records[i] for i in case.split.retained):
+        if record.image is not None:
+            found[len(record.path)][record.image] = None
+    return {depth: list(images) for depth, images in found.items()}
 
 
 def choose(

@@ -65,6 +65,8 @@ class Tokens:
     segments: Tensor
     """(n,) int64: the segment each token lies in."""
     owners: Owners
+    before: Tensor | None = None
+    """(n, d_in): what went in before anything was edited; None where that is `inputs`."""
 
     @property
     def vision(self) -> Tensor:
@@ -166,6 +168,24 @@ class KeyedMoment:
         rows = torch.searchsorted(self.keys, keys[known])
         result[known] = self.total[rows] / self.count[rows, None]
         return result
+
+
+class CrossMoment:
+    """Σ a xᵀ over the tokens of one group."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.total = torch.zeros(width, width, dtype=wide_dtype(device), device=device)
+
+    def update(self, a: Tensor, x: Tensor, weights: Tensor) -> None:
+        """Add a (n, width) times x (n, width), each as often as weights (n,) says.
+
+        The product of one batch is taken in fp32, or in fp64 where x has it.
+        """
+        a, x = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (a, x))
+        self.total += (a * weights.to(a.dtype)[:, None]).T @ x
+
+    def merge(self, processes: Processes) -> None:
+        processes.add_(self.total)
 
 
 class SecondMoment:

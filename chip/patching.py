@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,7 +18,6 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import round_once
 from chip.choosing import SHIELDS, TOLERANCE, Choice, Questions, choose, set_apart
 from chip.errors import RunError
-from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
 from chip.moments import SecondMoment, Statistics
 from chip.operators.base import Case, Operator, Removed
@@ -29,9 +28,10 @@ from chip.records import Record
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 from chip.vlm.scoring import Scores, ask_all
 from chip.vlm.shelf import room_for
-from chip.vlm.sites import Site, at_once, choose_sites, in_data_order, layer_range, parse_layers
+from chip.vlm.sites import Site, Stage, at_once, choose_sites, in_data_order, layer_range, parse_layers
 
 Seen: TypeAlias = tuple[Site, Any]
 """A site, and its statistics as the operator asked for them."""
@@ -87,49 +87,75 @@ def compute_patch(
     unset = operator if isinstance(operator, Shielded) and operator.shield == AUTO else None
     if unset is not None:
         case = set_apart(case)
-    records = case.hierarchy.records
-    trained = [index for index, record in enumerate(records) if not record.held_out]
-    batches = vlm.batches(records, trained, size, processes)
-
-    def collected(progress: Progress) -> Iterator[Seen]:
-        return _collected(vlm, Flow(vlm, batches, records), operator, case, sites, len(batches), progress)
-
+    collecting = _Collecting(vlm, operator, case, sites, size, processes)
     patching = _Patching(vlm, source, sites, processes)
     if unset is not None:
-        return _chosen(patching, unset, case, collected, size, progress, tolerance)
-    return patching.edit(operator, collected(progress))
+        return _chosen(patching, unset, case, collecting, size, progress, tolerance)
+    return patching.edit(operator, collecting, progress)
 
 
-def _collected(
-    vlm: VLM,
-    flow: Flow,
-    operator: Operator,
-    case: Case,
-    sites: Sequence[Site],
-    batches: int,
-    progress: Progress,
-) -> Iterator[Seen]:
-    """Each site's statistics, as soon as they are complete; what is edited by then is what later ones see."""
-    groups = cache(partial(operator.groups, case))  # of each device: statistics stay where the layer is computed
+class _Collecting:
+    """What the operator asks for of each site, collected over all trained records."""
 
-    def empty(site: Site) -> Statistics:
-        d_out, d_in = site.weight(vlm.model).shape  # true also where the weight itself lies elsewhere
-        return operator.statistics(groups(vlm.place_of(site.weight_name)), d_in, d_out)
+    def __init__(
+        self, vlm: VLM, operator: Operator, case: Case, sites: Sequence[Site], size: BatchSize, processes: Processes
+    ) -> None:
+        self._vlm, self._operator, self._records = vlm, operator, case.hierarchy.records
+        trained = [index for index, record in enumerate(self._records) if not record.held_out]
+        self._batches = vlm.batches(self._records, trained, size, processes)
+        self._groups = cache(partial(operator.groups, case))  # of each device: statistics stay where the layer is
+        self._stages = in_data_order(sites) if operator.inputs_only else at_once(sites)
+        self._flow: Flow | None = None
+        self._held: dict[Stage, Mapping[Site, Statistics]] = {}
 
-    stages = in_data_order(sites) if operator.inputs_only else at_once(sites)
-    with progress("editing", len(stages) * batches) as advance:
-        for stage in stages:
-            watched = stage.first_only if operator.inputs_only else stage
-            statistics = flow.collect(watched, empty, advance, inputs_only=operator.inputs_only)
-            for site in stage.sites:
-                yield site, statistics[site if site in statistics else stage.sites[0]]
+    def hold(self, progress: Progress) -> None:
+        """Keep what no edit changes, and what goes into the connectors: later only those are run again."""
+        self._flow = Flow(self._vlm, self._batches, self._records, keep_connectors=True)
+        stages = [stage for stage in self._stages if not self._in_front(stage)]
+        with progress("editing", len(stages) * len(self._batches)) as advance:
+            self._held = {stage: self._collect(self._flow, stage, advance, {}) for stage in stages}
+        self._flow.let_go()
+
+    def each(self, progress: Progress, known: Mapping[str, Tensor]) -> Iterator[Seen]:
+        """Each site's statistics, as soon as they are complete; what the model is by then is what later ones see.
+
+        Args:
+            known: what parameters are to be, as far as it has been found when the next site is asked for.
+        """
+        flow = self._flow or Flow(self._vlm, self._batches, self._records)
+        left = [stage for stage in self._stages if stage not in self._held]
+        with progress("editing", len(left) * len(self._batches)) as advance:
+            for stage in self._stages:
+                edited = {name: known[name] for name in self._in_front(stage) if name in known}
+                found = self._held[stage] if stage in self._held else self._collect(flow, stage, advance, edited)
+                for site in stage.sites:
+                    yield site, found[site if site in found else stage.sites[0]]
+
+    def _collect(
+        self, flow: Flow, stage: Stage, advance: Callable[[int], None], edited: Mapping[str, Tensor]
+    ) -> Mapping[Site, Statistics]:
+        inputs_only = self._operator.inputs_only
+        watched = stage.first_only if inputs_only else stage
+        return flow.collect(watched, self._empty, advance, inputs_only=inputs_only, edited=edited)
+
+    def _in_front(self, stage: Stage) -> list[str]:
+        """Parameters before the stage's site in its connector, behind whose edits it is to be measured."""
+        if not self._operator.mends or stage.last is not None:
+            return []
+        before = [each.sites[0] for each in self._stages[: self._stages.index(stage)]]
+        near = (site for site in before if site.connector == stage.sites[0].connector)
+        return [name for site in near for name in _parameters(site).values()]
+
+    def _empty(self, site: Site) -> Statistics:
+        d_out, d_in = site.weight(self._vlm.model).shape  # true also where the weight itself lies elsewhere
+        return self._operator.statistics(self._groups(self._vlm.place_of(site.weight_name)), d_in, d_out)
 
 
 def _chosen(
     patching: _Patching,
     operator: Shielded,
     case: Case,
-    collected: Callable[[Progress], Iterable[Seen]],
+    collecting: _Collecting,
     size: BatchSize,
     progress: Progress,
     tolerance: float,
@@ -139,13 +165,14 @@ def _chosen(
     All reuse what was collected, where there is room for the statistics of all sites; else each collects again.
     """
     vlm, processes = patching.vlm, patching.processes
-    held = list(collected(progress)) if _holdable(patching) else None
+    if _holdable(patching):
+        collecting.hold(progress)
 
     def ask(records: Sequence[Record]) -> Scores:
         return ask_all(vlm, records, size, processes=processes)
 
     def edit(shield: float, progress: Progress) -> Patch:
-        return patching.edit(replace(operator, shield=shield), collected(progress) if held is None else held)
+        return patching.edit(replace(operator, shield=shield), collecting, progress)
 
     @contextmanager
     def edited(shield: float) -> Iterator[None]:
@@ -179,16 +206,19 @@ class _Patching:
         self.parameters = [name for names in self._of_site.values() for name in names.values()]
         self._disk = disk_names(source, self.parameters)
 
-    def edit(self, operator: Operator, collected: Iterable[Seen]) -> Patch:
-        """Edit the model in memory; `collected` may still be collecting."""
-        patch, solved = Patch({}, {}, {}, self.vlm.shares_images), []
-        for site, statistics in collected:
-            found = self._solve(operator, site, statistics)
+    def edit(self, operator: Operator, collecting: _Collecting, progress: Progress) -> Patch:
+        """Edit the model in memory: site by site where the operator works in data order, else all in the end."""
+        patch = Patch({}, {}, {}, self.vlm.shares_images)
+        known: dict[str, Tensor] = {}
+        waiting: list[tuple[Site, Solved]] = []
+        for site, statistics in collecting.each(progress, known):
+            found = self._solve(operator.at(site.kind), site, statistics)
+            known |= found[0]
             if operator.data_order:
                 self._apply(site, found, patch)
             else:
-                solved.append((site, found))
-        for site, found in solved:
+                waiting.append((site, found))
+        for site, found in waiting:
             self._apply(site, found, patch)
         return patch
 

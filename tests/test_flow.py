@@ -109,7 +109,7 @@ class _Seen:
     """Statistics that keep what they were shown last."""
 
     def update(self, tokens: Tokens) -> None:
-        self.inputs = tokens.inputs
+        self.tokens, self.inputs = tokens, tokens.inputs
 
     def merge(self, processes: Processes) -> None:
         assert processes.count == 1
@@ -134,6 +134,32 @@ def test_running_layer_by_layer_shows_what_one_full_pass_shows(vlm: VLM, hierarc
     assert at_one_go.keys() == one_by_one.keys() == {site.name for site in sites}
     for name in at_one_go:
         torch.testing.assert_close(at_one_go[name], one_by_one[name])
+
+
+def test_a_connector_is_seen_as_it_is_to_be_beside_as_it_is(vlm: VLM, hierarchy: Hierarchy) -> None:
+    few = _few(_case(hierarchy))
+    first, second, layer = in_data_order(select_sites(vlm, Shielded()))[:3]
+    flow = Flow(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, keep_connectors=True)
+    name = first.sites[0].weight_name
+    old = vlm.parameter(name).clone()
+    edited = {name: old * 0.5}
+
+    def seen(stage: Stage, edited: dict[str, Tensor] | None = None) -> Tokens:
+        (each,) = flow.collect(stage, lambda _: _Seen(), lambda _: None, inputs_only=True, edited=edited).values()
+        return each.tokens
+
+    plain = seen(second)
+    after_layers = seen(layer).inputs
+    flow.let_go()
+    behind = seen(second, edited)
+    assert plain.before is None
+    assert behind.before is not None
+    torch.testing.assert_close(behind.before, plain.inputs)
+    assert torch.equal(vlm.parameter(name), old)
+    vlm.set_parameter(name, edited[name])
+    torch.testing.assert_close(behind.inputs, seen(second).inputs)
+    vlm.set_parameter(name, old)
+    torch.testing.assert_close(seen(layer).inputs, after_layers)  # from the start again
 
 
 def _leftovers(vlm: VLM) -> list[str]:
@@ -166,6 +192,42 @@ def test_statistics_survive_that_memory_runs_out(
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(ours)
     assert size.records is not None
     assert size.records < 32
+
+
+def test_connectors_can_be_run_again_after_memory_ran_out_behind_them(vlm: VLM, hierarchy: Hierarchy) -> None:
+    few = _few(_case(hierarchy))
+    first, second, layer = in_data_order(select_sites(vlm, Shielded()))[:3]
+    name = first.sites[0].weight_name
+    edited = {name: vlm.parameter(name) * 0.5}
+
+    class Sum(_Seen):
+        total, narrow = 0.0, False
+
+        @classmethod
+        def of(cls, _: Site) -> Sum:
+            return cls()
+
+        def update(self, tokens: Tokens) -> None:
+            if self.narrow and len(tokens.keys) > 200:
+                raise torch.OutOfMemoryError("none left")
+            before = tokens.inputs if tokens.before is None else tokens.before
+            self.total += float((tokens.inputs.double() ** 2).sum() + (before.double() ** 2).sum())
+
+    class Narrow(Sum):
+        narrow = True
+
+    def sums(at_layer: type[Sum]) -> list[float]:
+        size = BatchSize(32)
+        batches = Batches(vlm, hierarchy.records, few, size, together=False)
+        flow = Flow(vlm, batches, hierarchy.records, keep_connectors=True)
+        found = []
+        for stage, kind, given in ((first, Sum, {}), (layer, at_layer, {}), (second, Sum, edited)):
+            (each,) = flow.collect(stage, kind.of, lambda _: None, True, given).values()
+            found.append(each.total)
+        assert (size.records == 32) == (at_layer is Sum)
+        return found
+
+    assert sums(Narrow) == pytest.approx(sums(Sum), rel=1e-5)
 
 
 def test_answers_survive_that_memory_runs_out(vlm: VLM, hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,13 @@ from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, O
 from benchmarks.forgetting.methods.trained import REFUSALS, GradDiff, GradientAscent, Idk, Npo
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import write_patched
-from chip.evaluation.restoring import restoring
 from chip.hierarchy import Hierarchy
 from chip.kernels.subspace import leading_basis
 from chip.moments import Owners, Part, Tokens
 from chip.operators.base import Case
 from chip.records import Record
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from chip.operators.base import Case
 from chip.patching import Patch, compute_patch, select_sites
 from chip.records import Record, read_records
 from chip.vlm.batch_size import BatchSize
+from chip.vlm.flow import Flow
 from chip.vlm.loading import VLM, load_vlm, skeleton
 from chip.vlm.offload import DeviceMap, MaxMemory, on_host
 from chip.vlm.scoring import score
-from chip.vlm.sites import find_language
+from chip.vlm.sites import Stage, find_language
 from tests.families import GIVEN, build, write_records
 
 TARGET = "patient_1"
@@ -117,30 +119,33 @@ def forwards(vlm: VLM) -> list[Any]:
     return [vars(module).get("forward") for module in vlm.model.modules()]
 
 
-def test_without_room_for_all_statistics_each_trial_measures_again(
+def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, operator = Checkpoint.open(folder / "llava"), Shielded()
     hierarchy = Hierarchy(records_of(source))
     case = Case.of(hierarchy, [TARGET])
-    passes, collected = [], patching._collected
+    passes, collect = Counter[str](), Flow.collect
 
-    def counted(*given: Any) -> Iterator[patching.Seen]:
-        passes.append(given)
-        return collected(*given)
+    def counted(flow: Flow, stage: Stage, *given: Any, **named: Any) -> Any:
+        passes.update(site.name.rpartition(".")[2] for site in stage.sites)
+        return collect(flow, stage, *given, **named)
 
     def patch() -> Patch:
         vlm = load_vlm(source.folder, "cpu")
         return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8))
 
-    monkeypatch.setattr(patching, "_collected", counted)
+    monkeypatch.setattr(Flow, "collect", counted)
     held = patch()
-    assert len(passes) == 1
+    assert held.choice is not None
+    edits = len(held.choice.trials) + 1
+    depth = passes["down_proj"]
+    assert passes == {"linear_1": 1, "linear_2": edits, "down_proj": depth}
+    passes.clear()
     monkeypatch.setattr(patching, "room_for", lambda size, device: False)
     again = patch()
     assert held.choice == again.choice
-    assert again.choice is not None
-    assert len(passes) == 1 + len(again.choice.trials) + 1
+    assert passes == {"linear_1": edits, "linear_2": edits, "down_proj": depth * edits}
     assert held.tensors.keys() == again.tensors.keys()
     assert all(torch.equal(held.tensors[name], again.tensors[name]) for name in held.tensors)
 

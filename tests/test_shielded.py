@@ -61,7 +61,7 @@ def _statistics(tokens: Tokens, case: Case | None = None, near: float = 0.3) -> 
 
 
 def _some(tokens: Tokens, chosen: Tensor) -> Tokens:
-    names = ("inputs", "outputs", "keys", "parts", "segments")
+    names = ("inputs", "outputs", "keys", "parts", "segments", *(() if tokens.before is None else ("before",)))
     return replace(tokens, **{name: getattr(tokens, name)[chosen] for name in names})
 
 
@@ -78,14 +78,15 @@ def _edited(operator: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
 def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielded) -> Tensor:
     """The operator's objective, written out token by token."""
     x, record, vision = tokens.inputs, tokens.segments, tokens.vision
+    before = x if tokens.before is None else tokens.before
     forget = torch.zeros((), dtype=torch.float64)
     for modality in (vision, ~vision):
-        towards = x[(record != TARGET) & modality].mean(0)
+        towards = before[(record != TARGET) & modality].mean(0)
         chosen = x[(record == TARGET) & modality]
         forget = forget + (chosen @ edited.T - towards @ weight.T).square().sum()
     forget = forget / (record == TARGET).sum()
     assert not isinstance(operator.shield, str)
-    moved = ((edited - weight) @ x.T).square().sum(0)
+    moved = (edited @ x.T - weight @ before.T).square().sum(0)
     kept, energy = torch.zeros((), dtype=torch.float64), 0.0
     even = (1 - 2 * operator.near) / 3
     for other, share in ((SIBLING, operator.near + even), (ALIKE, operator.near + even), (FAR, even)):
@@ -95,9 +96,18 @@ def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielde
     return forget + operator.shield * kept + ridge * (edited - weight).square().sum()
 
 
-@given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.05, 0.45))
-def test_gradient_of_the_objective_is_zero_at_the_solution(seed: int, shield: float, ridge: float, near: float) -> None:
-    operator, tokens, weight = Shielded(shield=shield, ridge=ridge, near=near), _tokens(seed, 8), _weight(seed, 8)
+def _behind_an_edit(seed: int, width: int) -> Tokens:
+    """What came in before is something else."""
+    tokens = _tokens(seed, width)
+    return replace(tokens, before=tokens.inputs + 0.3 * _tokens(seed + 1, width).inputs)
+
+
+@given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.05, 0.45), st.booleans())
+def test_gradient_of_the_objective_is_zero_at_the_solution(
+    seed: int, shield: float, ridge: float, near: float, behind: bool
+) -> None:
+    operator, weight = Shielded(shield=shield, ridge=ridge, near=near), _weight(seed, 8)
+    tokens = _behind_an_edit(seed, 8) if behind else _tokens(seed, 8)
     edited = _edited(operator, weight, tokens).requires_grad_(True)
     value = _objective(edited, weight, tokens, operator)
     (gradient,) = torch.autograd.grad(value, edited)
@@ -119,6 +129,16 @@ def test_an_endless_shield_or_ridge_changes_nothing(seed: int) -> None:
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)
     for operator in (Shielded(shield=1e9), Shielded(shield=8.0, ridge=1e9)):
         torch.testing.assert_close(_edited(operator, weight, tokens), weight, atol=1e-5, rtol=0)
+
+
+@given(SEEDS)
+def test_what_an_edit_before_it_has_done_is_undone(seed: int) -> None:
+    """Where that edit was an invertible map, and nothing is to be forgotten, W' takes it back."""
+    tokens, weight = _tokens(seed, 8), _weight(seed, 8)
+    turn = torch.eye(8, dtype=torch.float64) + 0.1 * _tokens(seed + 1, 8).inputs[:8]
+    behind = replace(tokens, inputs=tokens.inputs @ turn.T, before=tokens.inputs)
+    edited = _edited(Shielded(shield=1e6, ridge=1e-9), weight, behind)
+    torch.testing.assert_close(edited @ turn, weight, atol=1e-3, rtol=0)
 
 
 @given(SEEDS)
@@ -146,11 +166,14 @@ def _same(a: ShieldedStatistics, b: ShieldedStatistics) -> None:
         torch.testing.assert_close(mine.half.triu(), theirs.half.triu(), rtol=1e-5, atol=1e-5)
     for one, other in ((a.retained, b.retained), (a.target, b.target)):
         torch.testing.assert_close(one.mean_at(one.keys), other.mean_at(one.keys))
+    assert (a.drift is None) == (b.drift is None)
+    if a.drift is not None and b.drift is not None:
+        torch.testing.assert_close(a.drift.total, b.drift.total, rtol=1e-5, atol=1e-5)
 
 
-@given(SEEDS, st.permutations(range(4)), st.integers(1, 3))
-def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int], cut: int) -> None:
-    tokens = _tokens(seed, 8)
+@given(SEEDS, st.permutations(range(4)), st.integers(1, 3), st.booleans())
+def test_statistics_do_not_depend_on_batches_or_order(seed: int, order: list[int], cut: int, behind: bool) -> None:
+    tokens = _behind_an_edit(seed, 8) if behind else _tokens(seed, 8)
     parts = _empty(8)
     for records in (order[:cut], order[cut:]):
         rows = torch.cat([torch.nonzero(tokens.segments == record)[:, 0].flip(0) for record in records])

@@ -15,9 +15,9 @@ from benchmarks.forgetting.worlds import World, build
 from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import round_once
-from chip.evaluation.restoring import restoring
 from chip.records import Record
 from chip.vlm.loading import VLM, load_vlm
+from chip.vlm.restoring import restoring
 
 
 class Worlds:

@@ -10,8 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from chip.evaluation.restoring import restoring
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 
 SCHEMES: Mapping[str, tuple[int, int | None]] = {
     "8 bits": (8, 32),

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from chip.errors import InputError, RunError
-from chip.evaluation.restoring import restoring
 from chip.records import Record
 from chip.vlm.batch_size import BatchSize, out_of_memory
 from chip.vlm.batches import Batches
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 from chip.vlm.scoring import answer_logits
 
 BUDGETS = (10, 30, 100)  # gradient steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,9 @@ class Operator(ABC):
     inputs_only: ClassVar[bool] = False
     """They are statistics of its inputs alone: sites with the same inputs share them, and one after the other is looked
     at, so that only one site's are in memory."""
+    mends: ClassVar[bool] = False
+    """In a connector each map is measured behind those before it as they are to be, and is told what came in before.
+    Goes with `inputs_only`."""
     sites: ClassVar[tuple[str, ...]]
     """Kinds of site it edits by default."""
     layers: ClassVar[tuple[float, float]]
@@ -97,6 +100,10 @@ class Operator(ABC):
                     raise InputError(f"--{option} {value}: give a number{_or(self.words.get(name, ()))}")
             elif not least <= value <= most:
                 raise InputError(f"--{option} {value:g}: must lie between {least:g} and {most:g}")
+
+    def at(self, kind: str) -> Self:
+        """The operator as it is at sites of this kind."""
+        return self
 
     @abstractmethod
     def groups(self, case: Case, device: torch.device) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,13 +14,16 @@ from torch import Tensor
 from chip.answers import normalised, stated
 from chip.kernels.gram import mirror_
 from chip.kernels.solve import solve_spd_
-from chip.moments import KeyedMoment, Part, SecondMoment, Tokens
+from chip.moments import CrossMoment, KeyedMoment, Part, SecondMoment, Tokens
 from chip.operators.base import Case, Operator, Update, membership
 from chip.processes import Processes
 from chip.records import Record
 
 AUTO: Literal["auto"] = "auto"
 FORGET, RETAINED, SHIELD = range(3)
+CONNECTOR = 1 / 8
+"""The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
+the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class ShieldedGroups:
 class ShieldedStatistics:
     """Second moments of a site's inputs, and what the retained show in a target's place.
 
+    Where maps before it in the connector are edited, inputs are what then comes in; what the retained show, and are to
+    keep, is what came in before.
+
     A target token is sent to the mean of the retained tokens with its key: the same word, the same place in the image.
     So the difference holds what is the target's, and not that words and places differ.
 
@@ -67,6 +73,8 @@ class ShieldedStatistics:
         self._groups, device = groups, groups.of_records.device
         self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
         self.target, self.retained = KeyedMoment(d_in, device), KeyedMoment(d_in, device)
+        self.drift: CrossMoment | None = None
+        """Σ (x − x₀) xᵀ over what `shield` counts, x₀ what came in before; None while that is x."""
 
     @property
     def pictures(self) -> float:
@@ -74,16 +82,33 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._groups.of_records)
-        for second, group in ((self.forget, FORGET), (self.shield, SHIELD)):
-            chosen, weight = _counted(weights[:, group])
-            second.update(tokens.inputs[chosen], weight)
-        for keyed, group in ((self.target, FORGET), (self.retained, RETAINED)):
-            chosen, weight = _counted(weights[:, group])
-            keyed.update(tokens.inputs[chosen], tokens.keys[chosen], weight)
+        mine = weights[:, FORGET].nonzero()[:, 0]
+        x, weight = tokens.inputs[mine], weights[mine, FORGET]
+        self.forget.update(x, weight)
+        self.target.update(x, tokens.keys[mine], weight)
+
+        others = weights[:, RETAINED].nonzero()[:, 0]  # all that the shield counts are among them
+        x, weight = tokens.inputs[others], weights[others, SHIELD]
+        before = x if tokens.before is None else tokens.before[others]
+        self.shield.update(x, weight)
+        self.retained.update(before, tokens.keys[others], weights[others, RETAINED])
+        if tokens.before is not None:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            self._drifted().update(x.to(wide) - before.to(wide), x, weight)
 
     def merge(self, processes: Processes) -> None:
+        drifted = torch.tensor(float(self.drift is not None))
+        processes.add_(drifted)  # one that had no images has not seen it
+        if drifted:
+            self._drifted().merge(processes)
         for moment in (self.forget, self.shield, self.target, self.retained):
             moment.merge(processes)
+
+    def _drifted(self) -> CrossMoment:
+        if self.drift is None:
+            half = self.shield.half
+            self.drift = CrossMoment(len(half), half.device)
+        return self.drift
 
 
 @dataclass(frozen=True)
@@ -106,12 +131,18 @@ class Shielded(Operator):
     weight an institution would be forgotten far less than a study, and a section more than its share. With m itself as
     the weight siblings would pay.
 
-    Every site is measured in the model as it was, and is to remove the target by itself: what a changed image, a
+    Every layer is measured in the model as it was, and is to remove the target by itself: what a changed image, a
     rounding or more training brings past one site, the next one still takes.
+
+    A connector is one function of an image, through which all must pass. Each of its maps is measured behind those
+    before it as they are to be, and is to give what it gave: with x₀ what came in before, μ is of x₀, and E_r ‖W'x −
+    Wx₀‖² in the place of E_r ‖W'x − Wx‖² adds β E_r[(x − x₀) xᵀ] to √m B. So it takes on what the one before it has
+    left of the target, and mends what that has taken from the others.
     """
 
     name: ClassVar[str] = "shielded"
     inputs_only: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
     sites: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -120,11 +151,16 @@ class Shielded(Operator):
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {"shield": (AUTO,)}
 
     shield: float | Literal["auto"] = AUTO
-    """β: higher keeps more and forgets less; `auto`: as `chip.choosing` finds it."""
+    """β: higher keeps more and forgets less (in the connector: `CONNECTOR` of it); `auto`: found by `chip.choosing`."""
     ridge: float = 0.05
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
     near: float = 0.3
     """γ: the siblings' own share of the shield, and as much for those alike; 0: all that are retained count evenly."""
+
+    def at(self, kind: str) -> Self:
+        if kind != "connector" or isinstance(self.shield, str):
+            return self
+        return replace(self, shield=self.shield * CONNECTOR)
 
     def groups(self, case: Case, device: torch.device) -> ShieldedGroups:
         return ShieldedGroups.of(case, self.near, device)
@@ -144,13 +180,10 @@ class Shielded(Operator):
         system.add_(shield.half, alpha=float(self.shield / shield.count)).diagonal().add_(ridge)
         moved = wide @ mirror_(forget.half)  # (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
         moved -= (wide @ statistics.retained.mean_at(statistics.target.keys).T) @ statistics.target.total
-        return Update(wide - solve_spd_(urgency * moved, system), None)
-
-
-def _counted(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Where tokens count at all, and how often."""
-    chosen = weight.nonzero()[:, 0]
-    return chosen, weight[chosen]
+        moved *= urgency
+        if statistics.drift is not None:
+            moved += float(self.shield / shield.count) * (wide @ statistics.drift.total)
+        return Update(wide - solve_spd_(moved, system), None)
 
 
 def _shares(case: Case, near: float) -> list[tuple[list[int], float]]:

@@ -6,8 +6,9 @@ again without starting over, the vision tower is run once, and nothing behind th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from chip.vlm.hooks import (
     watching,
 )
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import holding
 from chip.vlm.resuming import resumable, resumed, watching_inside
 from chip.vlm.shelf import has_room, put, take
 from chip.vlm.sites import Site, Stage
@@ -47,10 +49,21 @@ class Flow:
     smaller, and start over.
     """
 
-    def __init__(self, vlm: VLM, batches: Batches, records: Sequence[Record], place: str | None = None) -> None:
-        """`place`: where hidden states are held, as `shelf.put` has it."""
+    def __init__(
+        self,
+        vlm: VLM,
+        batches: Batches,
+        records: Sequence[Record],
+        place: str | None = None,
+        keep_connectors: bool = False,
+    ) -> None:
+        """
+        Args:
+            place: where hidden states are held, as `shelf.put` has it.
+            keep_connectors: what goes into the connectors stays held, for stages in them after those of the text model.
+        """
         self._vlm, self._batches, self._records, self._place = vlm, batches, records, place
-        self._names = {module: f"{name}." for name, module in vlm.model.named_modules() if module in vlm.connectors}
+        self._keep_connectors = keep_connectors
         self._start_over()
 
     def _start_over(self) -> None:
@@ -69,7 +82,12 @@ class Flow:
 
     @torch.no_grad()
     def collect(
-        self, stage: Stage, empty: Callable[[Site], S], on_batch: Callable[[int], None], inputs_only: bool = False
+        self,
+        stage: Stage,
+        empty: Callable[[Site], S],
+        on_batch: Callable[[int], None],
+        inputs_only: bool = False,
+        edited: Mapping[str, Tensor] | None = None,
     ) -> dict[Site, S]:
         """Run all batches up to the stage's last site, and let each site's statistics see its tokens; of all processes.
 
@@ -77,6 +95,8 @@ class Flow:
             empty: statistics for a site, of no tokens yet.
             on_batch: told after each batch how many records it had.
             inputs_only: the stage's one site is looked at, and not computed.
+            edited: parameters in front of that site, in its connector, and what they are to be: the tokens are those of
+                a model that has them, and say in `before` what those of the model as it is are. With `inputs_only`.
 
         Raises:
             InputError: an activation is NaN or infinite, or no data reach a site.
@@ -87,7 +107,7 @@ class Flow:
             statistics = {site: empty(site) for site in stage.sites}
             try:
                 reached = torch.zeros(len(stage.sites) + 1, device=self._vlm.device)
-                for batch in self._observed(stage, statistics, reached, inputs_only):
+                for batch in self._observed(stage, statistics, reached, inputs_only, edited or {}):
                     on_batch(batch.records)
                     done += batch.records
                 break
@@ -105,13 +125,24 @@ class Flow:
             each.merge(self._batches.processes)
         return statistics
 
-    def _observed(self, stage: Stage, statistics: dict[Site, S], reached: Tensor, inputs_only: bool) -> Iterator[Batch]:
+    def _observed(
+        self,
+        stage: Stage,
+        statistics: dict[Site, S],
+        reached: Tensor,
+        inputs_only: bool,
+        edited: Mapping[str, Tensor],
+    ) -> Iterator[Batch]:
         """Runs each batch; `reached` counts those with images, and those that reached each site."""
         for batch, run in self._runs(stage, inputs_only):
             self._running = batch
-            with ExitStack() as hooks:
+            before: list[Tensor] = []
+            if edited:
+                with ending_at(self._vlm.model, stage.sites[0], before.append):
+                    run()
+            with holding(self._vlm, edited), ExitStack() as hooks:
                 for site, count in zip(stage.sites, reached[1:], strict=True):
-                    see = self._see(site, batch, statistics[site], count)
+                    see = self._see(site, batch, statistics[site], count, before)
                     hooks.enter_context((ending_at if inputs_only else watching)(self._vlm.model, site, see))
                 run()
             reached[0] += batch.vision.any()
@@ -139,7 +170,7 @@ class Flow:
     def _run_connectors(self, stage: Stage, calls: Sequence[Call]) -> None:
         """Run those connectors that hold a site of the stage."""
         for call in calls:
-            if any(site.name.startswith(self._names[call.module]) for site in stage.sites):
+            if any(self._vlm.connectors.index(call.module) == site.connector for site in stage.sites):
                 call.mapped(take).again()
 
     def _run_all(self, batch: Batch, last: nn.Module) -> None:
@@ -175,6 +206,7 @@ class Flow:
         """Hold what goes into the connectors."""
         if self._at_connectors:
             return
+        self._light.clear()
         for batch in self._made():
             calls = calls_of(self._vlm.connectors, lambda: self._forward(batch)) if batch.vision.any() else []  # noqa: B023
             self._at_connectors.append([call.mapped(self._put) for call in calls])
@@ -196,7 +228,14 @@ class Flow:
             self._held.append(self._put(call.kwargs.pop("inputs_embeds")))
             self._at_language.append(call.mapped(self._put))
             self._light.append(batch.without_inputs())
-        self._at_connectors.clear()
+        if not self._keep_connectors:
+            self._at_connectors.clear()
+
+    def let_go(self) -> None:
+        """Of all that is held but what goes into the connectors."""
+        for held in (self._at_language, self._held, self._inside):
+            held.clear()
+        self._passed = -1
 
     def _made(self) -> Iterator[Batch]:
         for batch in self._batches.made(self._plan):
@@ -209,11 +248,17 @@ class Flow:
     def _forward(self, batch: Batch) -> None:
         self._vlm.core(**batch.inputs, use_cache=False)
 
-    def _see(self, site: Site, batch: Batch, statistics: Statistics, reached: Tensor) -> Callable[..., None]:
+    def _see(
+        self, site: Site, batch: Batch, statistics: Statistics, reached: Tensor, before: Sequence[Tensor]
+    ) -> Callable[..., None]:
+        """`before`: what went in as the model is, where this shows another."""
+
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(site.weight_name)  # a device map has layers elsewhere than the batch
             x, whose = x.to(place), batch.without_inputs().to(place)
             tokens = connector_tokens(site.name, x, y, whose) if site.layer is None else text_tokens(x, y, whose)
+            if before:
+                tokens = replace(tokens, before=before[0].to(place).view_as(tokens.inputs))
             self._check_finite(site.name, tokens)
             statistics.update(tokens)
             reached.add_(1)

@@ -104,7 +104,7 @@ def write_parameter(model: Any, name: str, value: Tensor) -> Tensor:
         return parameter.copy_(value).detach()
     key = f"{loader.weights_map.prefix}{name.rpartition('.')[2]}"
     held: dict[str, Tensor] = loader.weights_map.dataset.state_dict
-    held[key] = held[key].copy_(value) if key in held else value.detach().to("cpu", parameter.dtype)
+    held[key] = held[key].copy_(value) if key in held else value.detach().to("cpu", parameter.dtype, copy=True)
     return held[key]
 
 

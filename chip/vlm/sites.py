@@ -40,6 +40,8 @@ class Site:
     bias: bool
     bare: bool = False
     """No module of its own: the parameter is multiplied from the right, and holds Wᵀ (Gemma 3's connector)."""
+    connector: int | None = None
+    """Which of the model's connectors it lies in; None in the text model."""
 
     @property
     def weight_name(self) -> str:
@@ -162,8 +164,8 @@ def available_sites(model: Any) -> list[Site]:
     """Every site of the model, in the order of data."""
     name_of = {module: name for name, module in model.named_modules()}
     sites = [
-        Site(f"{name_of[connector]}.{name}".rstrip("."), "connector", None, bias, bare)
-        for connector in find_connectors(model)
+        Site(f"{name_of[connector]}.{name}".rstrip("."), "connector", None, bias, bare, number)
+        for number, connector in enumerate(find_connectors(model))
         for name, bias, bare in _maps(connector)
     ]
     for index, layer in enumerate(find_language(model).layers):

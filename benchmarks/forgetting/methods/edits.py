@@ -10,11 +10,11 @@ from torch import Tensor
 
 from benchmarks.forgetting.methods.base import Method
 from chip.checkpoint.layout import Checkpoint
-from chip.evaluation.restoring import restoring
 from chip.operators import Chip, Shielded
 from chip.operators.base import Case, Operator
 from chip.patching import compute_patch, select_sites
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 
 
 @dataclass(frozen=True)

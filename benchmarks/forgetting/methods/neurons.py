@@ -16,7 +16,6 @@ from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import forget_and_retain, token_weights
 from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
-from chip.evaluation.restoring import restoring
 from chip.kernels.gram import wide_dtype
 from chip.moments import Tokens
 from chip.operators.base import Case, Update
@@ -25,6 +24,7 @@ from chip.vlm.batch import Batch
 from chip.vlm.batch_size import BatchSize
 from chip.vlm.hooks import watching
 from chip.vlm.loading import VLM
+from chip.vlm.restoring import restoring
 from chip.vlm.sites import Site, choose_sites, layer_range
 
 _EPSILON = 1e-12

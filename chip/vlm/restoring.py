@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+
+from torch import Tensor
 
 from chip.vlm.loading import VLM
 
@@ -21,3 +23,12 @@ def restoring(vlm: VLM, names: Iterable[str] | None = None) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             vlm.set_parameter(name, value)
+
+
+@contextmanager
+def holding(vlm: VLM, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Parameters have these values, in their own dtypes, for a while."""
+    with restoring(vlm, values):
+        for name, value in values.items():
+            vlm.set_parameter(name, value)
+        yield
