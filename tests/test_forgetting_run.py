@@ -488,7 +488,7 @@ def test_a_bound_stands_beside_what_two_retrainings_are_apart() -> None:
         }
     )
     text = markdown(rows, {PLACE: 2}, [OUR], [])
-    assert "| ward, llava, patient | recovered gap ≥ 0.95 | 0.97 | yes | 0.93 |\n" in text
+    assert "| ward, llava, patient | recovered gap ≥ 0.95 | 0.970 | yes | 0.930 |\n" in text
 
 
 def test_the_page_shows_figures_and_what_is_missing() -> None:

@@ -17,7 +17,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.patch import round_once
 from chip.records import Record
 from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.restoring import restoring
+from chip.vlm.restoring import holding
 
 
 class Worlds:
@@ -74,10 +74,12 @@ class Subject:
     @contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[VLM]:
         """The model in memory with these values, each rounded as it would be written."""
-        names = {disk: name for name, disk in self._names.items() if disk in tensors}
-        with restoring(self.vlm, names.values()):
-            for disk, name in names.items():
-                self.vlm.set_parameter(name, round_once(tensors[disk], self.source.entries[disk].torch_dtype))
+        values = {
+            name: round_once(tensors[disk], self.source.entries[disk].torch_dtype)
+            for name, disk in self._names.items()
+            if disk in tensors
+        }
+        with holding(self.vlm, values):
             yield self.vlm
 
     @cached_property

@@ -179,7 +179,8 @@ BOUNDS = ("where", "bound", "figure", "met", "retrained again")
 def _verdict(check: Check) -> list[str]:
     met = {True: "yes", False: "**no**", None: "not measured"}[check.met]
     note = f" ({check.note})" if check.note else ""
-    return [", ".join(check.place), check.what, f"{_number(check.value)}{note}", met, _number(check.again)]
+    value, again = (_number(each, ".3f") for each in (check.value, check.again))  # 0.986 is not 0.99
+    return [", ".join(check.place), check.what, f"{value}{note}", met, again]
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

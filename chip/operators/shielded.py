@@ -21,7 +21,7 @@ from chip.records import Record
 
 AUTO: Literal["auto"] = "auto"
 FORGET, RETAINED, SHIELD = range(3)
-CONNECTOR = 1 / 8
+CONNECTOR = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
 
