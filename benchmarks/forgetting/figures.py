@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.forgetting.jobs import Request
-from benchmarks.forgetting.methods import Retrained, Untouched
+from benchmarks.forgetting.methods import Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.results import NAN, Result
 from chip.evaluation.bootstrap import SAMPLES, interval
 from chip.evaluation.rows import GAP, NO_ATTACK
@@ -149,7 +149,8 @@ def _row(
 ) -> Row:
     model = request.model
     where = (model.world, model.family, request.level, request.target, model.seed)
-    return Row(*where, method, result.settings, *key, *values)
+    named = (Retrained.name, RetrainedAgain.name)  # the name of a checkpoint in the cache is no setting
+    return Row(*where, method, {} if method in named else result.settings, *key, *values)
 
 
 def _mean(rows: Sequence[Row]) -> Row:
