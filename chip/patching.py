@@ -127,7 +127,11 @@ class _Collecting:
         with progress("editing", len(left) * len(self._batches)) as advance:
             for stage in self._stages:
                 edited = {name: known[name] for name in self._in_front(stage) if name in known}
-                found = self._held[stage] if stage in self._held else self._collect(flow, stage, advance, edited)
+                found = None if edited else self._held.get(stage)
+                if found is None:
+                    found = self._collect(flow, stage, advance, edited)
+                    if self._flow is not None and not edited:  # nothing to forget in front of it, whatever the shield
+                        self._held[stage] = found
                 for site in stage.sites:
                     yield site, found[site if site in found else stage.sites[0]]
 

@@ -150,6 +150,25 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
     assert all(torch.equal(held.tensors[name], again.tensors[name]) for name in held.tensors)
 
 
+def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its image stays, so that no connector is edited."""
+    source, operator = Checkpoint.open(folder / "llava"), Shielded()
+    hierarchy = Hierarchy(records_of(source))
+    case = Case.of(hierarchy, ["/".join(hierarchy.records[0].path[-2:])])
+    stages, collect = Counter[Stage](), Flow.collect
+
+    def counted(flow: Flow, stage: Stage, *given: Any, **named: Any) -> Any:
+        stages[stage] += 1
+        return collect(flow, stage, *given, **named)
+
+    monkeypatch.setattr(Flow, "collect", counted)
+    vlm = load_vlm(source.folder, "cpu")
+    patch = compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8), tolerance=1.0)
+    assert patch.choice is not None
+    assert len(patch.choice.trials) > 1
+    assert set(stages.values()) == {1}
+
+
 @pytest.mark.parametrize("method", GIVEN)
 @pytest.mark.parametrize("elsewhere", ["disk", "host"])
 def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, method: str, elsewhere: str) -> None:
