@@ -18,7 +18,7 @@ from chip.operators.base import Case
 from chip.records import VALIDATION, Record
 from chip.vlm.scoring import Scores
 
-SHIELDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0)
+SHIELDS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
 """What is tried, from the strongest forgetting to the weakest; by halves, so four at most."""
 TOLERANCE = 0.02
 ASKED = 256  # questions of a group, at most

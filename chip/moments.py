@@ -170,19 +170,19 @@ class KeyedMoment:
         return result
 
 
-class CrossMoment:
-    """Σ a xᵀ over the tokens of one group."""
+class DriftMoment:
+    """Σ (x − x₀) xᵀ over the tokens of one group: by how much what comes in is no longer what came in before."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.total = torch.zeros(width, width, dtype=wide_dtype(device), device=device)
 
-    def update(self, a: Tensor, x: Tensor, weights: Tensor) -> None:
-        """Add a (n, width) times x (n, width), each as often as weights (n,) says.
+    def update(self, x: Tensor, before: Tensor, weights: Tensor) -> None:
+        """Add x (n, width), before it x₀ (n, width), each as often as weights (n,) says.
 
         The product of one batch is taken in fp32, or in fp64 where x has it.
         """
-        a, x = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (a, x))
-        self.total += (a * weights.to(a.dtype)[:, None]).T @ x
+        x, before = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (x, before))
+        self.total += ((x - before) * weights.to(x.dtype)[:, None]).T @ x
 
     def merge(self, processes: Processes) -> None:
         processes.add_(self.total)

@@ -105,7 +105,7 @@ def test_says_so_at_either_end(model: Model, shield: float, told: str) -> None:
 
 
 def test_refuses_where_every_shield_costs_more_than_is_allowed() -> None:
-    with pytest.raises(InputError, match=r"--tolerance 0.02: even with shield 192 siblings lose 0.500 .* --shield N"):
+    with pytest.raises(InputError, match=r"--tolerance 0.02: even with shield 384 siblings lose 0.500 .* --shield N"):
         _chosen(Model(UNKNOWN, dict.fromkeys(SHIELDS, 0.5), KEPT))
 
 

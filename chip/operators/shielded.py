@@ -14,7 +14,7 @@ from torch import Tensor
 from chip.answers import normalised, stated
 from chip.kernels.gram import mirror_
 from chip.kernels.solve import solve_spd_
-from chip.moments import CrossMoment, KeyedMoment, Part, SecondMoment, Tokens
+from chip.moments import DriftMoment, KeyedMoment, Part, SecondMoment, Tokens
 from chip.operators.base import Case, Operator, Update, membership
 from chip.processes import Processes
 from chip.records import Record
@@ -24,6 +24,9 @@ FORGET, RETAINED, SHIELD = range(3)
 CONNECTOR = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
+BEYOND = 1 / 2
+"""How far past the mean a target token is sent, as a part of its way there: in directions that the retained use too the
+shield lets it go but part of the way, and this makes up for it in the others."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class ShieldedStatistics:
     Where maps before it in the connector are edited, inputs are what then comes in; what the retained show, and are to
     keep, is what came in before.
 
-    A target token is sent to the mean of the retained tokens with its key: the same word, the same place in the image.
-    So the difference holds what is the target's, and not that words and places differ.
+    A target token is sent past the mean of the retained tokens with its key: the same word, the same place in the
+    image. So the difference holds what is the target's, and not that words and places differ.
 
     The image, the question and the answer of a record count alike, however many tokens they have: an answer of one word
     would else be lost among hundreds of image tokens.
@@ -73,8 +76,8 @@ class ShieldedStatistics:
         self._groups, device = groups, groups.of_records.device
         self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
         self.target, self.retained = KeyedMoment(d_in, device), KeyedMoment(d_in, device)
-        self.drift: CrossMoment | None = None
-        """Σ (x − x₀) xᵀ over what `shield` counts, x₀ what came in before; None while that is x."""
+        self.drifts: tuple[DriftMoment, DriftMoment] | None = None
+        """Of what `forget` and `shield` count; None while what comes in is what came in before."""
 
     @property
     def pictures(self) -> float:
@@ -88,40 +91,41 @@ class ShieldedStatistics:
         self.target.update(x, tokens.keys[mine], weight)
 
         others = weights[:, RETAINED].nonzero()[:, 0]  # all that the shield counts are among them
-        x, weight = tokens.inputs[others], weights[others, SHIELD]
-        before = x if tokens.before is None else tokens.before[others]
-        self.shield.update(x, weight)
+        kept, share = tokens.inputs[others], weights[others, SHIELD]
+        before = kept if tokens.before is None else tokens.before[others]
+        self.shield.update(kept, share)
         self.retained.update(before, tokens.keys[others], weights[others, RETAINED])
+
         if tokens.before is not None:
-            wide = torch.promote_types(x.dtype, torch.float32)
-            self._drifted().update(x.to(wide) - before.to(wide), x, weight)
+            of_forget, of_shield = self._drifted()
+            of_forget.update(x, tokens.before[mine], weight)
+            of_shield.update(kept, before, share)
 
     def merge(self, processes: Processes) -> None:
-        drifted = torch.tensor(float(self.drift is not None))
+        drifted = torch.tensor(float(self.drifts is not None))
         processes.add_(drifted)  # one that had no images has not seen it
-        if drifted:
-            self._drifted().merge(processes)
-        for moment in (self.forget, self.shield, self.target, self.retained):
+        for moment in (self.forget, self.shield, self.target, self.retained, *(self._drifted() if drifted else ())):
             moment.merge(processes)
 
-    def _drifted(self) -> CrossMoment:
-        if self.drift is None:
+    def _drifted(self) -> tuple[DriftMoment, DriftMoment]:
+        if self.drifts is None:
             half = self.shield.half
-            self.drift = CrossMoment(len(half), half.device)
-        return self.drift
+            self.drifts = DriftMoment(len(half), half.device), DriftMoment(len(half), half.device)
+        return self.drifts
 
 
 @dataclass(frozen=True)
 class Shielded(Operator):
     """Ridge regression of the target's outputs onto everyone's, shielded by what is retained:
 
-        min over W'   √m E_f ‖W'x − W μ(x)‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
-        W' = W − √m W B K⁻¹,   B = E_f[(x − μ(x)) xᵀ],   K = √m E_f[x xᵀ] + β C_r + λ I,
-        C_r = γ C_siblings + γ C_alike + (1 − 2γ) C_retained
+        min over W'   √m E_f ‖W'x − W t(x)‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
+        W' = W − √m W B K⁻¹,   B = E_f[(x − t(x)) xᵀ],   K = √m E_f[x xᵀ] + β C_r + λ I,
+        t(x) = μ(x) − ½ (x − μ(x)),   C_r = γ C_siblings + γ C_alike + (1 − 2γ) C_retained
 
     μ(x) is the mean of the retained tokens that stand where x stands; x − μ is the differential direction of CHIP (Wu
     et al., arXiv 2512.09867, section 4), on the input side, and against all that is retained: the mean of a few
-    siblings is an input like theirs, which a model takes for the nearest one it knows, often the target itself.
+    siblings is an input like theirs, which a model takes for the nearest one it knows, often the target itself. The
+    target goes past μ(x), by half the way to it (`BEYOND`).
 
     What is to go is where two things meet: this target, and that about it. So both neighbours have a share of their
     own beside that of all that are retained, however few they are: the siblings, of whom the same is not asked or said,
@@ -152,7 +156,7 @@ class Shielded(Operator):
 
     shield: float | Literal["auto"] = AUTO
     """β: higher keeps more and forgets less (in the connector: `CONNECTOR` of it); `auto`: found by `chip.choosing`."""
-    ridge: float = 0.05
+    ridge: float = 0.1
     """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantisation."""
     near: float = 0.3
     """γ: the siblings' own share of the shield, and as much for those alike; 0: all that are retained count evenly."""
@@ -180,9 +184,11 @@ class Shielded(Operator):
         system.add_(shield.half, alpha=float(self.shield / shield.count)).diagonal().add_(ridge)
         moved = wide @ mirror_(forget.half)  # (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
         moved -= (wide @ statistics.retained.mean_at(statistics.target.keys).T) @ statistics.target.total
-        moved *= urgency
-        if statistics.drift is not None:
-            moved += float(self.shield / shield.count) * (wide @ statistics.drift.total)
+        moved *= (1 + BEYOND) * urgency
+        if statistics.drifts is not None:
+            of_forget, of_shield = statistics.drifts
+            moved -= BEYOND * urgency * (wide @ of_forget.total)
+            moved += float(self.shield / shield.count) * (wide @ of_shield.total)
         return Update(wide - solve_spd_(moved, system), None)
 
 
