@@ -560,7 +560,7 @@ def test_a_run_from_jobs_to_pages(desk: Callable[[], Desk], tmp_path: Path, monk
     assert done == []
     rows = command.write(tmp_path / "out", run)
     assert {each.method for each in rows} == {"retrained", "untouched", "stub"}
-    assert json.loads((tmp_path / "out" / "rows.json").read_text()) == [each.to_json() for each in rows]
+    assert json.loads((tmp_path / "out" / "ward.json").read_text()) == [each.to_json() for each in rows]
     assert "## ward, llava, privacy" in (tmp_path / "out" / "tables.md").read_text()
     assert torch.get_num_threads() >= 1
     report = command.Run(replace(scope, methods=("stub", "failing")), desk(), False, measure=False)

@@ -117,11 +117,13 @@ def _trainings(model: Model, level: str) -> tuple[Training, ...]:
 
 
 def write(out: Path, run: Run) -> list[Row]:
-    """Rows, tables and pictures of what is known."""
+    """Rows (a file for each world), tables and pictures of what is known."""
     rows = all_rows(run.found())
     out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")) for row in rows)
-    (out / "rows.json").write_text(f"[\n{lines}\n]\n")
+    for world in dict.fromkeys(row.world for row in rows):
+        of_world = (row.to_json() for row in rows if row.world == world)
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in of_world)
+        (out / f"{world}.json").write_text(f"[\n{lines}\n]\n")
     refused = [f"{model}, {level}: {why}" for (model, level), why in run.refused.items() if why]
     (out / "tables.md").write_text(markdown(rows, run.expected(), run.methods, refused))
     draw(rows, out)
