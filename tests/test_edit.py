@@ -167,6 +167,13 @@ def test_a_random_change_of_the_same_size_does_not_forget(
     assert wanted >= 0.6
 
 
+def test_loading_leaves_the_progress_bars_of_transformers_as_they_were(hospital: Path) -> None:
+    for wanted, turn in ((False, "disable"), (True, "enable")):
+        getattr(transformers.logging, f"{turn}_progress_bar")()
+        load_vlm(hospital / "ckpt", "cpu")
+        assert transformers.logging.is_progress_bar_enabled() == wanted
+
+
 def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy) -> None:
     """On records of which the model, made noisy, knows some and not others."""
     generator = torch.Generator().manual_seed(0)

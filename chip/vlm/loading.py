@@ -251,6 +251,7 @@ class _Quiet:
 
     def __enter__(self) -> None:
         self._levels = transformers.logging.get_verbosity(), self._accelerate.level
+        self._bars = transformers.logging.is_progress_bar_enabled()
         transformers.logging.set_verbosity(logging.ERROR)
         transformers.logging.disable_progress_bar()
         self._accelerate.setLevel(logging.ERROR)
@@ -262,7 +263,8 @@ class _Quiet:
         transformers.logging.set_verbosity(self._levels[0])
         self._accelerate.setLevel(self._levels[1])
         self._warnings.__exit__(None, None, None)
-        transformers.logging.enable_progress_bar()
+        if self._bars:
+            transformers.logging.enable_progress_bar()
 
 
 class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]
