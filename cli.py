@@ -1,5 +1,5 @@
 """Runs the command from a checkout: `python cli.py edit ...` is `chip edit ...`."""
 
-from chip.app import main
+from chip.cli.main import main
 
 main()

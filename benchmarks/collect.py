@@ -40,15 +40,15 @@ from benchmarks.models import QUESTIONS_PER_IMAGE, Shape, Vision, conversation, 
 from benchmarks.patch import peak_memory
 from benchmarks.rows import Row, row, show, store
 from chip.checkpoint.layout import Checkpoint
-from chip.hierarchy import Hierarchy
-from chip.kernels.gram import mirror_
-from chip.operators import Chip, Operator, Shielded
-from chip.operators.base import Case
-from chip.operators.shielded import ShieldedStatistics
-from chip.patching import compute_patch, select_sites
-from chip.records import Record, read_records
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.sites import Site
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record, read_records
+from chip.data.request import ForgetRequest
+from chip.kernels.gram import symmetrize_
+from chip.methods import Chip, Method, Shielded
+from chip.methods.apply import compute_updates, default_modules
+from chip.methods.shielded import ShieldedStatistics
+from chip.model.loading import VLM, load_vlm
+from chip.model.target_modules import TargetModule
 
 SHAPE = Shape(8, 512, 1408, 8, 8, 4096, Vision(4, 256, 704, 4))
 SIDE = 448  # pixels: 256 image tokens
@@ -56,7 +56,7 @@ TARGET = "patient_1"
 PLAIN_BATCH = 4
 SAME = 1e-4  # relative, Frobenius
 
-OPERATORS: dict[str, Operator] = {"chip": Chip(), "shielded": Shielded(shield=8.0)}
+METHODS: dict[str, Method] = {"chip": Chip(), "shielded": Shielded(retain_weight=8.0)}
 
 PARTS = ("beginning", "image", "question", "answer")
 """Of a record, in the order of its tokens; an answer has the token before it too, from which it is said."""
@@ -72,19 +72,19 @@ class Subject:
 
     source: Checkpoint
     vlm: VLM
-    case: Case
+    request: ForgetRequest
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Subject:
         hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
-        case = Case.of(hierarchy, [TARGET])
-        return cls(Checkpoint.open(folder / "ckpt"), load_vlm(folder / "ckpt", device), case)
+        request = ForgetRequest.of(hierarchy, [TARGET])
+        return cls(Checkpoint.open(folder / "ckpt"), load_vlm(folder / "ckpt", device), request)
 
 
 class Looking:
     """An operator that edits nothing, and shows the statistics that it was given to somebody else."""
 
-    def __init__(self, operator: Operator, see: Callable[[Any], None]) -> None:
+    def __init__(self, operator: Method, see: Callable[[Any], None]) -> None:
         self._operator, self._see = operator, see
 
     def __getattr__(self, name: str) -> Any:
@@ -94,57 +94,61 @@ class Looking:
         self._see(statistics)
 
 
-def pass_of_chip(subject: Subject, operator: Operator, see: Callable[[Any], None] = lambda _: None) -> None:
+def pass_of_chip(subject: Subject, operator: Method, see: Callable[[Any], None] = lambda _: None) -> None:
     """Ours: everything up to the operator's solutions."""
-    looking = cast(Operator, Looking(operator, see))
-    compute_patch(subject.vlm, subject.source, looking, subject.case, select_sites(subject.vlm, operator))
+    looking = cast(Method, Looking(operator, see))
+    compute_updates(subject.vlm, subject.source, looking, subject.request, default_modules(subject.vlm, operator))
 
 
-def by_chip(subject: Subject, operator: Operator) -> Moments:
+def by_chip(subject: Subject, operator: Method) -> Moments:
     """What ours finds, site by site."""
     seen: list[dict[str, Tensor]] = []
     pass_of_chip(subject, operator, lambda statistics: seen.append(_by_node(statistics)))
-    sites = select_sites(subject.vlm, operator)
-    return {(site.name, node): moment for site, each in zip(sites, seen, strict=True) for node, moment in each.items()}
+    target_modules = default_modules(subject.vlm, operator)
+    return {
+        (module.name, node): moment
+        for module, each in zip(target_modules, seen, strict=True)
+        for node, moment in each.items()
+    }
 
 
 def _by_node(statistics: Any) -> dict[str, Tensor]:
     """The moments in chip's statistics, by the names that `compared` gives to nodes."""
     if isinstance(statistics, ShieldedStatistics):
-        groups = {"forget": statistics.forget, "shield": statistics.shield}
-        return {node: mirror_(each.half) / each.count for node, each in groups.items()}
+        groups = {"forget": statistics.forget, "shield": statistics.retain_weight}
+        return {node: symmetrize_(each.upper) / each.count for node, each in groups.items()}
     found = dict(zip(("|forget|", "|retained|"), statistics.magnitude.mean, strict=True))
     for number, pair in enumerate(zip(statistics.child.mean, statistics.around.mean, strict=True)):
         found[f"child {number}"], found[f"around {number}"] = pair
     return found
 
 
-def compared(case: Case, operator: Operator) -> dict[str, list[int]]:
+def compared(request: ForgetRequest, operator: Method) -> dict[str, list[int]]:
     """The nodes that a method compares, as indices of records; of those in bars it wants the mean of magnitudes."""
-    split, (target,) = case.split, case.split.targets
+    split, (target,) = request.partition, request.partition.targets
     if isinstance(operator, Shielded):
-        alike = _alike(case)
-        rest = [i for i in split.rest if i not in alike]
-        return {"forget": list(split.forget), "siblings": list(split.siblings), "alike": alike, "rest": rest}
+        alike = _alike(request)
+        rest = [i for i in split.retain_other if i not in alike]
+        return {"forget": list(split.forget), "siblings": list(split.siblings), "alike": alike, "other": rest}
     nodes = {"|forget|": list(split.forget), "|retained|": sorted(split.retained)}
-    for number, child in enumerate(case.hierarchy.children(target)):
-        nodes[f"child {number}"] = case.hierarchy.records_of(child)
+    for number, child in enumerate(request.hierarchy.children(target)):
+        nodes[f"child {number}"] = request.hierarchy.records_of(child)
         nodes[f"around {number}"] = list(split.siblings)  # studies of the other patients
     return nodes
 
 
-def _alike(case: Case) -> list[int]:
+def _alike(request: ForgetRequest) -> list[int]:
     """Of the rest, the records with a question or an answer of the target's; all spell these alike here."""
-    records, split = case.hierarchy.records, case.split
+    records, split = request.hierarchy.records, request.partition
     asked, said = {records[i].question for i in split.forget}, {records[i].answer for i in split.forget}
-    return [i for i in split.rest if records[i].question in asked or records[i].answer in said]
+    return [i for i in split.retain_other if records[i].question in asked or records[i].answer in said]
 
 
 @dataclass(frozen=True)
 class Kept:
     """What the hooks of the plain way kept of one pass."""
 
-    activations: dict[Site, list[Tensor]]
+    activations: dict[TargetModule, list[Tensor]]
     """A tensor for each batch: (B, T, d); in the connector, (image tokens of the batch, d)."""
     batches: list[tuple[Sequence[int], list[list[int]]]]
     """Records of each batch, and how many tokens each one's `PARTS` have."""
@@ -153,11 +157,11 @@ class Kept:
     def bytes(self) -> int:
         return sum(each.nbytes for batches in self.activations.values() for each in batches)
 
-    def parts(self, site: Site) -> dict[int, dict[str, Tensor]]:
+    def parts(self, module: TargetModule) -> dict[int, dict[str, Tensor]]:
         """Record -> the tokens (n, d) of each part that the site sees: in the connector, of the image."""
         found: dict[int, dict[str, Tensor]] = {}
-        for seen, (records, lengths) in zip(self.activations[site], self.batches, strict=True):
-            if site.layer is None:
+        for seen, (records, lengths) in zip(self.activations[module], self.batches, strict=True):
+            if module.layer is None:
                 images = torch.split(seen, [each[PARTS.index("image")] for each in lengths])
                 found |= {i: {"image": image} for i, image in zip(records, images, strict=True)}
             else:
@@ -167,33 +171,33 @@ class Kept:
         return found
 
 
-def by_plain(subject: Subject, operator: Operator, each_once: bool = False) -> Moments:
+def by_plain(subject: Subject, operator: Method, each_once: bool = False) -> Moments:
     """Node by node; or all records once, and the nodes from that."""
-    nodes, sites = compared(subject.case, operator), select_sites(subject.vlm, operator)
+    nodes, target_modules = compared(subject.request, operator), default_modules(subject.vlm, operator)
     if each_once:
         kept = [keep(subject, sorted(set().union(*nodes.values())), operator)] * len(nodes)
     else:
         kept = [keep(subject, indices, operator) for indices in nodes.values()]
     found: Moments = {}
     for (node, indices), each in zip(nodes.items(), kept, strict=True):
-        for site in sites:
-            of = each.parts(site)
+        for module in target_modules:
+            of = each.parts(module)
             records = [of[i] for i in indices]
             if isinstance(operator, Chip):
                 pooled = torch.stack([_pooled(parts, operator.alpha) for parts in records])
-                found[site.name, node] = (pooled.abs() if node.startswith("|") else pooled).mean(0)
+                found[module.name, node] = (pooled.abs() if node.startswith("|") else pooled).mean(0)
             else:
-                left_out = [_left_out(subject.case, node, i) for i in indices]
-                found[site.name, node] = _second_moment(records, left_out)
+                left_out = [_left_out(subject.request, node, i) for i in indices]
+                found[module.name, node] = _second_moment(records, left_out)
     if isinstance(operator, Shielded):
-        own = {"siblings": operator.near, "alike": operator.near, "rest": 0.0}
+        own = {"siblings": operator.neighbor_weight, "alike": operator.neighbor_weight, "other": 0.0}
         staying, everyones = sum(len(nodes[node]) for node in own), 1 - sum(own.values())
-        for site in sites:
+        for module in target_modules:
             shared = [
-                (share + everyones * len(nodes[node]) / staying) * found.pop((site.name, node))
+                (share + everyones * len(nodes[node]) / staying) * found.pop((module.name, node))
                 for node, share in own.items()
             ]
-            found[site.name, "shield"] = torch.stack(shared).sum(0)
+            found[module.name, "shield"] = torch.stack(shared).sum(0)
     return found
 
 
@@ -210,31 +214,31 @@ def _second_moment(records: Sequence[Mapping[str, Tensor]], left_out: Sequence[s
     return x.T @ x / len(counted)
 
 
-def _left_out(case: Case, node: str, index: int) -> set[str]:
+def _left_out(request: ForgetRequest, node: str, index: int) -> set[str]:
     """What of a record is not its node's alone: of the target the beginning, and an image that others show too."""
     if node != "forget":
         return set()
-    records = case.hierarchy.records
-    shown = any(records[i].image == records[index].image for i in case.split.retained)
+    records = request.hierarchy.records
+    shown = any(records[i].image == records[index].image for i in request.partition.retained)
     return {"beginning", "image"} if shown else {"beginning"}
 
 
-def keep(subject: Subject, indices: Sequence[int], operator: Operator) -> Kept:
+def keep(subject: Subject, indices: Sequence[int], operator: Method) -> Kept:
     """Pass the records, and keep the sites' outputs (chip) or inputs (shielded)."""
-    kept = Kept({site: [] for site in select_sites(subject.vlm, operator)}, [])
+    kept = Kept({module: [] for module in default_modules(subject.vlm, operator)}, [])
 
-    def hook(site: Site, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        kept.activations[site].append((output if isinstance(operator, Chip) else args[0]).detach().cpu())
+    def hook(module: TargetModule, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        kept.activations[module].append((output if isinstance(operator, Chip) else args[0]).detach().cpu())
 
     def see(chosen: Sequence[int], ids: Tensor) -> None:
         images = (ids == subject.vlm.model.config.image_token_id).sum(1).tolist()
-        records = [subject.case.hierarchy.records[i] for i in chosen]
+        records = [subject.request.hierarchy.records[i] for i in chosen]
         lengths = [part_lengths(subject.vlm, *each) for each in zip(records, images, strict=True)]
         kept.batches.append((chosen, lengths))
 
     with ExitStack() as hooks:
-        for site in kept.activations:
-            handle = subject.vlm.model.get_submodule(site.name).register_forward_hook(partial(hook, site))
+        for module in kept.activations:
+            handle = subject.vlm.model.get_submodule(module.name).register_forward_hook(partial(hook, module))
             hooks.callback(handle.remove)
         plain_pass(subject, indices, see)
     return kept
@@ -260,7 +264,7 @@ def plain_pass(
     processor, model = subject.vlm.processor, subject.vlm.model
     for start in range(0, len(indices), PLAIN_BATCH):
         chosen = indices[start : start + PLAIN_BATCH]
-        records = [subject.case.hierarchy.records[i] for i in chosen]
+        records = [subject.request.hierarchy.records[i] for i in chosen]
         texts = [conversation(processor, record) for record in records]
         images = [[Image.open(cast(Path, record.image)).convert("RGB")] for record in records]
         inputs = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
@@ -271,18 +275,18 @@ def plain_pass(
 
 
 def edit(subject: Subject) -> None:
-    operator = OPERATORS["shielded"]
-    compute_patch(subject.vlm, subject.source, operator, subject.case, select_sites(subject.vlm, operator))
+    operator = METHODS["shielded"]
+    compute_updates(subject.vlm, subject.source, operator, subject.request, default_modules(subject.vlm, operator))
 
 
 def full_pass(subject: Subject) -> None:
-    plain_pass(subject, range(len(subject.case.hierarchy.records)))
+    plain_pass(subject, range(len(subject.request.hierarchy.records)))
 
 
 WAYS: dict[str, Callable[[Subject], Moments | None]] = {
-    **{f"{name}: ours": partial(by_chip, operator=operator) for name, operator in OPERATORS.items()},
-    **{f"{name}: plain": partial(by_plain, operator=operator) for name, operator in OPERATORS.items()},
-    "chip: each once": partial(by_plain, operator=OPERATORS["chip"], each_once=True),
+    **{f"{name}: ours": partial(by_chip, operator=operator) for name, operator in METHODS.items()},
+    **{f"{name}: plain": partial(by_plain, operator=operator) for name, operator in METHODS.items()},
+    "chip: each once": partial(by_plain, operator=METHODS["chip"], each_once=True),
     "edit": edit,
     "full pass": full_pass,
 }
@@ -334,7 +338,7 @@ def measure(folder: Path, name: str, device: str) -> None:
     on_gpu = device.startswith("cuda")
     before = _resident() + (torch.cuda.memory_allocated() if on_gpu else 0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not the pass's
-    pass_of_chip(subject, OPERATORS[name])
+    pass_of_chip(subject, METHODS[name])
     print(peak_memory() + (torch.cuda.max_memory_allocated() if on_gpu else 0) - before)
 
 
@@ -346,9 +350,9 @@ def _resident() -> int:
 def memory_rows(small: Path, large: Path, device: str) -> list[Row]:
     rows = []
     count = len(read_records(large / "records.jsonl"))
-    for name, operator in OPERATORS.items():
+    for name, operator in METHODS.items():
         subject = Subject.load(small, device)
-        few = range(len(subject.case.hierarchy.records))
+        few = range(len(subject.request.hierarchy.records))
         kept = keep(subject, few, operator).bytes * count / len(few)
         case = f"{name}: peak memory, {count} records; plain: kept by hooks for {len(few)}, scaled"
         rows.append(row(case, memory_of_chip(large, name, device) / 1e6, kept / 1e6, "MB", device))
@@ -379,7 +383,7 @@ def main(
             moments: dict[str, Moments] = {}
             for way in WAYS:
                 seconds[way].append(seconds_of(way, small, device, moments))
-            for name in OPERATORS:
+            for name in METHODS:
                 check_same(moments[f"{name}: ours"], moments[f"{name}: plain"])
             check_same(moments["chip: ours"], moments["chip: each once"])
         memory = memory_rows(small, large, device)

@@ -34,19 +34,19 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.rows import Row, device_name, versions
-from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import write_patched
+from chip.checkpoint.writer import write_patched
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import LEVELS, read_records
+from chip.data.request import ForgetRequest
 from chip.demo import write_demo
-from chip.editing import summarise
-from chip.evaluation.quantise import quantise_linears
-from chip.hierarchy import Hierarchy
-from chip.operators import Chip, Operator, Shielded
-from chip.operators.base import Case
-from chip.patching import Patch, compute_patch, select_sites
-from chip.records import LEVELS, read_records
-from chip.vlm.loading import VLM, default_device, load_vlm
-from chip.vlm.scoring import Scores, ask_all
+from chip.editing import summarize
+from chip.evaluation.attacks.quantization import quantize_linears
+from chip.methods import Chip, Method, Shielded
+from chip.methods.apply import Patch, compute_updates, default_modules
+from chip.model.loading import VLM, default_device, load_vlm
+from chip.model.scoring import Scores, score_records
+from chip.model.tensor_names import key_map
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 SEED = 0
@@ -54,8 +54,8 @@ TARGETS_PER_LEVEL = 5
 GRID_PATIENTS = 3
 
 GRID = [
-    (Chip(top_k=k, energy=energy), layers)
-    for k, energy, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
+    (Chip(top_k=k, variance_threshold=variance_threshold), layers)
+    for k, variance_threshold, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
 ]
 """Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
 
@@ -66,11 +66,11 @@ class Task:
 
     method: str
     """As the tables call it."""
-    operator: Operator
+    operator: Method
     layers: str | None
     target: str
     """Path of the node."""
-    quantise: bool = True
+    quantize: bool = True
     """Ask again at 4 bits."""
 
 
@@ -93,16 +93,16 @@ def hospital() -> Hospital:
     source = Checkpoint.open(folder / "ckpt")
     hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
     vlm = load_vlm(source.folder)
-    return Hospital(folder, source, hierarchy, vlm, ask_all(vlm, hierarchy.records))
+    return Hospital(folder, source, hierarchy, vlm, score_records(vlm, hierarchy.records))
 
 
 def measure(task: Task) -> dict[str, Any]:
     """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
     here = hospital()
-    case = Case.of(here.hierarchy, [task.target])
+    request = ForgetRequest.of(here.hierarchy, [task.target])
     start = time.monotonic()
-    patch = compute_patch(
-        here.vlm, here.source, task.operator, case, select_sites(here.vlm, task.operator, layers=task.layers)
+    patch = compute_updates(
+        here.vlm, here.source, task.operator, request, default_modules(here.vlm, task.operator, layers=task.layers)
     )
     control = task.method == "control"
     tensors = random_update(here.source, patch.relative_change) if control else patch.tensors
@@ -112,7 +112,7 @@ def measure(task: Task) -> dict[str, Any]:
         seconds = time.monotonic() - start
         _restore(here, patch)
         edited = load_vlm(written)
-    after = ask_all(edited, here.hierarchy.records)
+    after = score_records(edited, here.hierarchy.records)
     row = {
         "method": task.method,
         "settings": _settings(task),
@@ -120,11 +120,11 @@ def measure(task: Task) -> dict[str, Any]:
         "target": task.target,
         "seconds": seconds,
         "relative_change": patch.relative_change,
-        "groups": _json(summarise(case, here.before, after)),
+        "groups": _json(summarize(request, here.before, after)),
     }
-    if task.quantise:
-        quantise_linears(edited.model, bits=4, group=32)
-        row["groups_4bit"] = _json(summarise(case, here.before, ask_all(edited, here.hierarchy.records)))
+    if task.quantize:
+        quantize_linears(edited.model, bits=4, group=32)
+        row["groups_4bit"] = _json(summarize(request, here.before, score_records(edited, here.hierarchy.records)))
     return {**common(f"{task.method}: {row['level']} {task.target}", [row]), **row}
 
 
@@ -203,7 +203,7 @@ def _value(row: Mapping[str, Any], group: str, split: str, groups: str = "groups
     return float(row[groups][group][split]["exact_match"][when])
 
 
-def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means over targets for each method and level, with the worst target's siblings."""
     summary = []
     for method, level in dict.fromkeys((row["method"], row["level"]) for row in rows):
@@ -212,12 +212,12 @@ def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         measured_on = {name: mine[0][name] for name in ("device", "versions")}  # rows that are kept may be older
         line = {**common(case, mine), **measured_on, "method": method, "level": level, "targets": len(mine)}
         for groups, suffix in (("groups", ""), ("groups_4bit", "_4bit")):
-            for group, split in product(("target", "siblings", "rest"), ("trained", "rephrased")):
+            for group, split in product(("target", "siblings", "other"), ("trained", "paraphrased")):
                 having = [row for row in mine if split in row[groups].get(group, {})]
                 if having:
                     line[f"{group}_{split}{suffix}"] = mean(_value(row, group, split, groups) for row in having)
         line["chance_trained"] = mean(row["groups"]["target"]["trained"]["chance"] for row in mine)
-        line["chance_rephrased"] = mean(row["groups"]["target"]["rephrased"]["chance"] for row in mine)
+        line["chance_rephrased"] = mean(row["groups"]["target"]["paraphrased"]["chance"] for row in mine)
         line["worst_siblings"] = min(_value(row, "siblings", "trained") for row in mine)
         line["largest_change"] = max(max(row["relative_change"].values(), default=0.0) for row in mine)
         line["seconds"] = mean(row["seconds"] for row in mine)
@@ -226,8 +226,8 @@ def summarise_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(summary: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each method and level; exact match on trained / rephrased questions."""
-    table = Table(box=box.SIMPLE_HEAD, title="exact match after the edit, trained / rephrased (4 bits)")
+    """One line for each method and level; exact match on trained / paraphrased questions."""
+    table = Table(box=box.SIMPLE_HEAD, title="exact match after the edit, trained / paraphrased (4 bits)")
     for column in (
         "method",
         "level",
@@ -235,7 +235,7 @@ def show(summary: Sequence[Mapping[str, Any]]) -> None:
         "chance",
         "target",
         "siblings",
-        "rest",
+        "other",
         "worst siblings",
         "largest ‖ΔW‖/‖W‖",
     ):
@@ -245,7 +245,7 @@ def show(summary: Sequence[Mapping[str, Any]]) -> None:
         def cell(group: str, line: Mapping[str, Any] = line) -> str:
             if f"{group}_trained" not in line:
                 return "–"
-            exact = [line[f"{group}_{split}{bits}"] for bits in ("", "_4bit") for split in ("trained", "rephrased")]
+            exact = [line[f"{group}_{split}{bits}"] for bits in ("", "_4bit") for split in ("trained", "paraphrased")]
             return "{:.2f} / {:.2f} ({:.2f} / {:.2f})".format(*exact)
 
         table.add_row(
@@ -255,7 +255,7 @@ def show(summary: Sequence[Mapping[str, Any]]) -> None:
             f"{line['chance_trained']:.2f} / {line['chance_rephrased']:.2f}",
             cell("target"),
             cell("siblings"),
-            cell("rest"),
+            cell("other"),
             f"{line['worst_siblings']:.2f}",
             f"{line['largest_change']:.2f}",
         )
@@ -263,7 +263,7 @@ def show(summary: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(
-    workers: Annotated[int, typer.Option(help="Processes; each loads the demo's model.")] = 2,
+    workers: Annotated[int, typer.Option(help="DistributedContext; each loads the demo's model.")] = 2,
     json_file: Annotated[Path, typer.Option("--json", help="Where the rows go.")] = RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there already.")] = False,
 ) -> None:
@@ -273,7 +273,7 @@ def main(
     nodes = targets(hospital().hierarchy)
     everyone = [node for level in LEVELS for node in nodes[level]]
     some = random.Random(SEED).sample(nodes["patient"], GRID_PATIENTS)
-    tried = [Task("chip grid", operator, layers, node, quantise=False) for operator, layers in GRID for node in some]
+    tried = [Task("chip grid", operator, layers, node, quantize=False) for operator, layers in GRID for node in some]
     grid = run(tried, workers, known)
     best = best_of_grid(grid)
     layers = best.pop("layers")
@@ -284,7 +284,7 @@ def main(
         *(Task("chip best", Chip(**best), layers, node) for node in everyone),
     ]
     rows = run(tasks, workers, known)
-    summary = summarise_rows(rows)
+    summary = summarize_rows(rows)
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps([*summary, *rows, *grid], indent=1, ensure_ascii=False) + "\n")
     print(f"the best of the grid: {best}, layers {layers}")

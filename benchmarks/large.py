@@ -37,10 +37,10 @@ from benchmarks.models import (
 )
 from benchmarks.patch import peak_memory
 from benchmarks.rows import Row, row, show, store
-from chip.operators import Shielded
-from chip.records import read_records
-from chip.vlm.loading import default_device, load_processor
-from chip.vlm.sites import layer_range
+from chip.data.record import read_records
+from chip.methods import Shielded
+from chip.model.loading import default_device, load_processor
+from chip.model.target_modules import layer_range
 
 SHAPES = {
     "0.5B": Shape(24, 896, 4864, 14, 2, 151_936, Vision(12, 512, 1368, 8)),
@@ -165,7 +165,7 @@ def measure(folder: Path, shape: Shape, name: str, device: str) -> list[Row]:
     watch = Stopwatch(device)
     synchronise(device)
     start = time.perf_counter()
-    chip.edit(folder / "ckpt", [TARGET], operator=Shielded(shield=SHIELD), device=device, progress=watch)
+    chip.edit(folder / "ckpt", [TARGET], method=Shielded(retain_weight=SHIELD), device=device, progress=watch)
     total = time.perf_counter() - start
     host, on_device = peak_memory(), torch.cuda.max_memory_allocated() if device.startswith("cuda") else None
 

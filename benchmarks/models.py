@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from chip.checkpoint.layout import INDEX
-from chip.records import Record
+from chip.data.record import Record
 
 SEED = 0
 SHARD_BYTES = 2 << 30
@@ -240,6 +240,6 @@ def write_records(folder: Path, images: int, side: int, own_words: bool = False)
 
 
 def _scan(side: int, generator: np.random.Generator) -> Image.Image:
-    """Smooth shades of grey, no two alike."""
+    """Smooth shades of gray, no two alike."""
     shades = Image.fromarray(generator.integers(0, 256, (12, 12), dtype=np.uint8))
     return shades.resize((side, side), Image.Resampling.BICUBIC)

@@ -38,9 +38,9 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.rows import row, show, store
-from chip.checkpoint.files import flush, staged
+from chip.checkpoint.folder import flush, staged
 from chip.checkpoint.layout import INDEX, Checkpoint
-from chip.checkpoint.patch import check_written, copy_patched, read_back
+from chip.checkpoint.writer import check_written, copy_patched, read_back
 
 SHARDS = 8
 CHANGED = 0.03

@@ -32,7 +32,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.rows import Row, device_name, row, show, store
-from chip.kernels.gram import accumulate_gram, wide_dtype
+from chip.kernels.gram import accumulate_gram, accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_bases, leading_basis, project_rows_
 
@@ -148,7 +148,7 @@ def measure_ceilings(device: str) -> Ceilings:
     source, target = torch.ones(2, 1 << (28 if small else 31), dtype=torch.uint8, device=device)
     copy = 2 * source.numel() / min(seconds(lambda: target.copy_(source), device) for _ in range(9))
     side = 4096 if small else 8192
-    dtypes = {torch.bfloat16, torch.float32, wide_dtype(torch.device(device))}
+    dtypes = {torch.bfloat16, torch.float32, accumulation_dtype(torch.device(device))}
     rate = {}
     for dtype in dtypes:
         matrix = torch.randn(side, side, device=device).to(dtype)
@@ -217,10 +217,12 @@ def all_sites_case(device: str, one_by_one: bool) -> Case:
 
     def make() -> tuple[Run, Run]:
         groups = []
-        for (sites, height, width), count in zip(shapes, counts, strict=True):
-            weights = [random_weight(height, width, device) for _ in range(sites)]
+        for (target_modules, height, width), count in zip(shapes, counts, strict=True):
+            weights = [random_weight(height, width, device) for _ in range(target_modules)]
             rows, basis = random_rows(height, count, device), random_basis(count, 16, device)
-            groups.append((weights, rows.repeat(sites, 1), [basis] * sites, dense_projector(basis).bfloat16()))
+            groups.append(
+                (weights, rows.repeat(target_modules, 1), [basis] * target_modules, dense_projector(basis).bfloat16())
+            )
 
         def ours() -> None:
             for weights, rows, bases, _ in groups:
@@ -236,7 +238,7 @@ def all_sites_case(device: str, one_by_one: bool) -> Case:
 
         return ours, plain
 
-    values = [sites * count * width for (sites, _, width), count in zip(shapes, counts, strict=True)]
+    values = [target_modules * count * width for (target_modules, _, width), count in zip(shapes, counts, strict=True)]
     return Case(
         "rows",
         f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16" + (", a call a site" if one_by_one else ""),
@@ -244,7 +246,7 @@ def all_sites_case(device: str, one_by_one: bool) -> Case:
         size=4.0 * sum(values),
         dtype=torch.float32,
         plain_flops=sum(2.0 * count * part for count, part in zip(counts, values, strict=True)),
-        memory=2.0 * sum(sites * height * width for sites, height, width in shapes) + 1e9,
+        memory=2.0 * sum(target_modules * height * width for target_modules, height, width in shapes) + 1e9,
         make=make,
         label="rank 16",
     )
@@ -253,7 +255,7 @@ def all_sites_case(device: str, one_by_one: bool) -> Case:
 def gram_case(width: int, device: str) -> Case:
     def make() -> tuple[Run, Run]:
         x = torch.randn(TOKENS, width, device=device)
-        total = torch.zeros(width, width, dtype=wide_dtype(x.device), device=device)
+        total = torch.zeros(width, width, dtype=accumulation_dtype(x.device), device=device)
 
         def plain() -> None:
             nonlocal total
@@ -275,7 +277,7 @@ def gram_case(width: int, device: str) -> Case:
 
 
 def ridge_case(width: int, height: int, device: str) -> Case:
-    wide = wide_dtype(torch.device(device))
+    wide = accumulation_dtype(torch.device(device))
 
     def make() -> tuple[Run, Run]:
         x = torch.randn(width, width, device=device)
@@ -304,7 +306,7 @@ def ridge_case(width: int, height: int, device: str) -> Case:
 
 
 def basis_case(count: int, width: int, device: str) -> Case:
-    wide = wide_dtype(torch.device(device))
+    wide = accumulation_dtype(torch.device(device))
 
     def make() -> tuple[Run, Run]:
         directions = random_directions(1, count, width, device)[0]
@@ -319,11 +321,11 @@ def basis_case(count: int, width: int, device: str) -> Case:
     )
 
 
-def bases_case(sites: int, count: int, width: int, device: str) -> Case:
+def bases_case(target_modules: int, count: int, width: int, device: str) -> Case:
     """All sites at once, against one SVD a site."""
 
     def make() -> tuple[Run, Run]:
-        directions = random_directions(sites, count, width, device)
+        directions = random_directions(target_modules, count, width, device)
         single = directions.float()
         return (
             lambda: leading_bases(directions, ENERGY),
@@ -331,9 +333,17 @@ def bases_case(sites: int, count: int, width: int, device: str) -> Case:
         )
 
     flops, size = basis_work(count, width)
-    name = f"basis, {count} directions × {width}, {sites} sites"
+    name = f"basis, {count} directions × {width}, {target_modules} sites"
     return Case(
-        "basis", name, sites * flops, sites * size, wide_dtype(torch.device(device)), 0, 1e9, make, f"m = {count}"
+        "basis",
+        name,
+        target_modules * flops,
+        target_modules * size,
+        accumulation_dtype(torch.device(device)),
+        0,
+        1e9,
+        make,
+        f"m = {count}",
     )
 
 
@@ -343,23 +353,23 @@ def basis_work(count: int, width: int) -> tuple[float, float]:
     return 3.0 * few**2 * many + 9.0 * few**3, 16.0 * count * width
 
 
-def random_directions(sites: int, count: int, width: int, device: str) -> Tensor:
+def random_directions(target_modules: int, count: int, width: int, device: str) -> Tensor:
     """Unit rows whose singular values fall off."""
     generator = torch.Generator().manual_seed(3)
     scale = torch.logspace(0, -2, width, dtype=torch.float64)
-    directions = torch.randn(sites, count, width, generator=generator, dtype=torch.float64) * scale
-    return torch.nn.functional.normalize(directions, dim=2).to(device, wide_dtype(torch.device(device)))
+    directions = torch.randn(target_modules, count, width, generator=generator, dtype=torch.float64) * scale
+    return torch.nn.functional.normalize(directions, dim=2).to(device, accumulation_dtype(torch.device(device)))
 
 
 def all_cases(device: str, quick: bool) -> Iterator[Case]:
     models = {"7B": MODELS["7B"]} if quick else MODELS
     for (name, (hidden, inside)), rank in product(models.items(), RANKS):
-        for site, height, width in (("gate", inside, hidden), ("down", hidden, inside)):
+        for module, height, width in (("gate", inside, hidden), ("down", hidden, inside)):
             count = round(SHARE_OF_ROWS * height)
             if rank <= count:
-                yield rows_case(f"{name} {site}", height, width, count, rank, device)
+                yield rows_case(f"{name} {module}", height, width, count, rank, device)
                 if rank == 16:
-                    yield rows_case(f"{name} {site}", height, width, count, rank, device, torch.float32)
+                    yield rows_case(f"{name} {module}", height, width, count, rank, device, torch.float32)
     hidden, inside = MODELS["7B"]
     yield rows_case("7B down", hidden, inside, hidden, 16, device)
     yield rows_case("7B gate", inside, hidden, inside, 16, device)
@@ -418,7 +428,7 @@ def draw(path: Path, points: Sequence[Point], ceilings: Ceilings, device: str) -
     axes: Any = figure.add_subplot()
     left, right = 0.5, 2 * max(point.intensity for point in points)
     copy = ceilings.copy / 1e9
-    rates = {dtype: ceilings.rate[dtype] / 1e9 for dtype in {torch.float32, wide_dtype(torch.device(device))}}
+    rates = {dtype: ceilings.rate[dtype] / 1e9 for dtype in {torch.float32, accumulation_dtype(torch.device(device))}}
     for dtype, rate in rates.items():
         axes.plot((rate / copy, right), (rate, rate), "-" if dtype == torch.float32 else "--", color="0.35")
         name = f"product in fp{torch.finfo(dtype).bits}, {rate:,.0f} GFLOP/s"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chip._version import __version__
 from chip.errors import ChipError, InputError, RunError
 
 if TYPE_CHECKING:
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
     from chip.editing import edit
-    from chip.evaluating import evaluate
+    from chip.evaluation.evaluate import evaluate
     from chip.inspection import inspect
 
-__version__ = "0.1.0"
-__all__ = ["ChipError", "InputError", "RunError", "diff", "edit", "evaluate", "inspect", "verify"]
+
+__all__ = ["ChipError", "InputError", "RunError", "__version__", "diff", "edit", "evaluate", "inspect", "verify"]
 
 _HOMES = {
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
-    "evaluate": "chip.evaluating",
+    "evaluate": "chip.evaluation.evaluate",
     "inspect": "chip.inspection",
     "verify": "chip.checkpoint.verify",
 }

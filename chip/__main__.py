@@ -1,5 +1,5 @@
 """`python -m chip` is `chip`."""
 
-from chip.app import main
+from chip.cli.main import main
 
 main()

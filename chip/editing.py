@@ -13,27 +13,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chip.checkpoint.card import CARD, Figure, write_card
-from chip.checkpoint.files import files_in, staged
+from chip.checkpoint.folder import files_in, staged
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import check_output, check_written, copy_patched, read_back
+from chip.checkpoint.model_card import CARD, Figure, write_card
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.choosing import TOLERANCE, Choice
+from chip.checkpoint.writer import check_output, check_written, copy_patched, read_back
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import find_records, read_records
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext, distributed_context
 from chip.errors import InputError
 from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
 from chip.evaluation.rows import SPLITS, in_split
-from chip.hierarchy import Hierarchy
-from chip.operators import Operator, Shielded
-from chip.operators.base import Case
-from chip.patching import check_removed, compute_patch, select_sites
-from chip.processes import Processes, joined
-from chip.progress import Progress, silent
-from chip.records import find_records, read_records
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.offload import DeviceMap, MaxMemory
-from chip.vlm.scoring import Scores, ask_all
-from chip.vlm.sites import Site
+from chip.methods import Method, Shielded
+from chip.methods.apply import check_removed, compute_updates, default_modules
+from chip.methods.search import MAX_RETAIN_DROP, Choice
+from chip.model.batching.batch_size import BatchSize
+from chip.model.loading import VLM, load_vlm
+from chip.model.offload import DeviceMap, MaxMemory
+from chip.model.scoring import Scores, score_records
+from chip.model.target_modules import TargetModule
+from chip.progress import ProgressCallback, silent
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
@@ -85,10 +85,10 @@ def edit(
     records: Path | str | None = None,
     out: Path | str | None = None,
     label: str | None = None,
-    operator: Operator | None = None,
-    sites: Sequence[str] | None = None,
+    method: Method | None = None,
+    target_modules: Sequence[str] | None = None,
     layers: str | None = None,
-    tolerance: float = TOLERANCE,
+    max_retain_drop: float = MAX_RETAIN_DROP,
     device: str | None = None,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
@@ -96,7 +96,7 @@ def edit(
     link_unchanged: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
 
@@ -125,18 +125,20 @@ def edit(
     start = time.monotonic()
     source = Checkpoint.open(Path(checkpoint))
     output = _beside(source.folder) if out is None else Path(out)
-    operator = operator or Shielded()
-    case = _read_case(source, forget, records, label)
+    method = method or Shielded()
+    request = _read_case(source, forget, records, label)
     if not dry_run:
         check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
-    with joined() as processes, _loader(processes, device, device_map, max_memory) as load:
-        progress, size = progress if processes.leader else silent, BatchSize(batch_size)
-        ask = partial(ask_all, records=case.hierarchy.records, size=size, progress=progress, processes=processes)
-        with staged(output, overwrite) if processes.leader and not dry_run else nullcontext() as folder:
+    with distributed_context() as distributed, _loader(distributed, device, device_map, max_memory) as load:
+        progress, size = progress if distributed.is_main_process else silent, BatchSize(batch_size)
+        ask = partial(
+            score_records, records=request.hierarchy.records, size=size, progress=progress, distributed=distributed
+        )
+        with staged(output, overwrite) if distributed.is_main_process and not dry_run else nullcontext() as folder:
             vlm = load(source.folder)
-            chosen = select_sites(vlm, operator, sites, layers)
+            chosen = default_modules(vlm, method, target_modules, layers)
             before = ask(vlm, what="asking before")
-            patch = compute_patch(vlm, source, operator, case, chosen, size, progress, processes, tolerance)
+            patch = compute_updates(vlm, source, method, request, chosen, size, progress, distributed, max_retain_drop)
             remaining, after = {}, None
             if folder is not None:
                 copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged, progress=progress)
@@ -146,28 +148,28 @@ def edit(
                 del vlm  # one model at a time: what is judged is what was written
                 patch.tensors.clear()
                 gc.collect()  # a spread model refers to itself
-                after = ask(load(Path(processes.told(str(folder)))), what="asking after")
+                after = ask(load(Path(distributed.broadcast_object(str(folder)))), what="asking after")
             report = EditReport(
-                method=operator.name,
-                settings=_settings(operator, chosen, patch.choice),
+                method=method.name,
+                settings=_settings(method, chosen, patch.choice),
                 label=label,
                 output=None if dry_run else str(output),
                 seconds=time.monotonic() - start,
                 shares_images=patch.shares_images,
                 relative_change=patch.relative_change,
                 remaining=remaining,
-                groups=summarise(case, before, after),
+                groups=summarize(request, before, after),
                 choice=patch.choice,
             )
             if folder is not None:
                 _sign(source, folder, report, progress)
-        processes.told(None)  # the others wait, so that all fail if the last step does
+        distributed.broadcast_object(None)  # the others wait, so that all fail if the last step does
         return report
 
 
 @contextmanager
 def _loader(
-    processes: Processes, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
+    distributed: DistributedContext, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
 ) -> Iterator[Callable[[Path], VLM]]:
     """What loads a model. Where it is spread, some of it may lie in a folder that goes at the end."""
     if device_map is None:
@@ -175,18 +177,20 @@ def _loader(
             raise InputError("max_memory: says how to spread a model; give a device_map, such as auto")
         yield partial(load_vlm, device=device)
         return
-    if processes.count > 1:
+    if distributed.count > 1:
         raise InputError("--device-map: one process uses all devices; start chip without torchrun")
     with TemporaryDirectory(prefix="chip-") as folder:
         yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
 
 
-def _settings(operator: Operator, sites: Sequence[Site], choice: Choice | None) -> dict[str, Any]:
-    layers = [site.layer for site in sites if site.layer is not None]
+def _settings(method: Method, target_modules: Sequence[TargetModule], choice: Choice | None) -> dict[str, Any]:
+    layers = [module.layer for module in target_modules if module.layer is not None]
     return {
-        **asdict(operator),
-        **({} if choice is None else {"shield": choice.shield, "tolerance": choice.tolerance}),
-        "sites": sorted({site.kind for site in sites}),
+        **asdict(method),
+        **(
+            {} if choice is None else {"retain_weight": choice.retain_weight, "max_retain_drop": choice.max_retain_drop}
+        ),
+        "target_modules": sorted({module.kind for module in target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
 
@@ -199,16 +203,18 @@ def _beside(folder: Path) -> Path:
     return named.with_name(f"{named.name}-edited")
 
 
-def _read_case(source: Checkpoint, forget: Sequence[str], records: Path | str | None, label: str | None) -> Case:
+def _read_case(
+    source: Checkpoint, forget: Sequence[str], records: Path | str | None, label: str | None
+) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
-    case = Case.of(hierarchy, forget)
+    request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
     for path in (file, *sorted(images)):
         if path.resolve().is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
-    for target in case.split.targets:
+    for target in request.partition.targets:
         named = re.compile(rf"(?<!\w){re.escape(target.id)}(?!\w)")
         if label is not None and named.search(label):
             raise InputError(f"--label {label}: names {target.id}, which is to be forgotten; choose another")
@@ -216,11 +222,11 @@ def _read_case(source: Checkpoint, forget: Sequence[str], records: Path | str | 
             prose = path.suffix in PROSE and not target.id.isdigit()  # a number stands for many things
             if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
                 raise InputError(f"{path}: names {target.id}, and {relative} would be copied; take that out of it")
-    _check_trained(case)
-    return case
+    _check_trained(request)
+    return request
 
 
-def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: Progress) -> None:
+def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
     """Say in the written folder how it was made, read all of it back, and leave the receipt."""
     write_card(
         folder,
@@ -241,22 +247,22 @@ def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: Progre
     write_receipt(folder, Receipt.of(source, what, found))
 
 
-def _check_trained(case: Case) -> None:
+def _check_trained(request: ForgetRequest) -> None:
     """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
-    split, records = case.split, case.hierarchy.records
+    split, records = request.partition, request.hierarchy.records
     for what, indices in (("target", split.forget), ("retained", split.retained)):
         if all(records[i].held_out for i in indices):
             raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
 
 
-def summarise(case: Case, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
+def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
     """The scores as means by group (target, siblings, rest) and by whether the wording was trained."""
-    chance = chances(case.hierarchy, case.split)
+    chance = chances(request.hierarchy, request.partition)
     result: dict[str, dict[str, GroupResult]] = {}
-    for group, indices in case.split.groups.items():
+    for group, indices in request.partition.groups.items():
         result[group] = {}
         for name in SPLITS:
-            chosen = [i for i in indices if in_split(case.hierarchy.records[i], name)]
+            chosen = [i for i in indices if in_split(request.hierarchy.records[i], name)]
             if chosen:
                 measure = partial(_before_after, chosen, before, after)
                 result[group][name] = GroupResult(

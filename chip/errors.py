@@ -14,7 +14,7 @@ class InputError(ChipError):
 
 
 class RunError(ChipError):
-    """The run itself failed: a NaN, a factorisation, a read-back that differs. No output is left."""
+    """The run itself failed: a NaN, a factorization, a read-back that differs. No output is left."""
 
 
 def printable(text: str) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
-from chip.operators import OPERATORS
-from chip.vlm.loading import skeleton
-from chip.vlm.sites import Site, available_sites, find_language, layer_range
+from chip.methods import METHODS
+from chip.model.loading import skeleton
+from chip.model.target_modules import TargetModule, available_modules, find_language, layer_range
 
 
 @dataclass(frozen=True)
-class SiteRow:
+class TargetModuleRow:
     """All sites of one kind."""
 
     kind: str
@@ -35,7 +35,7 @@ class Inspection:
     parameters: int
     dtypes: tuple[str, ...]
     shards: int
-    sites: tuple[SiteRow, ...]
+    target_modules: tuple[TargetModuleRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +49,7 @@ def inspect(checkpoint: Path | str) -> Inspection:
     """
     source = Checkpoint.open(Path(checkpoint))
     model = skeleton(source.folder)
-    sites = available_sites(model)
+    target_modules = available_modules(model)
     depth = len(find_language(model).layers)
     entries = source.entries.values()
     return Inspection(
@@ -58,20 +58,24 @@ def inspect(checkpoint: Path | str) -> Inspection:
         parameters=sum(prod(entry.shape) for entry in entries),
         dtypes=tuple(sorted({entry.dtype for entry in entries})),
         shards=len(source.shards),
-        sites=tuple(_row(model, kind, [s for s in sites if s.kind == kind], depth) for kind in _kinds(sites)),
+        target_modules=tuple(
+            _row(model, kind, [s for s in target_modules if s.kind == kind], depth) for kind in _kinds(target_modules)
+        ),
     )
 
 
-def _kinds(sites: Iterable[Site]) -> list[str]:
-    return list(dict.fromkeys(site.kind for site in sites))
+def _kinds(target_modules: Iterable[TargetModule]) -> list[str]:
+    return list(dict.fromkeys(module.kind for module in target_modules))
 
 
-def _row(model: Any, kind: str, sites: list[Site], depth: int) -> SiteRow:
-    shapes = dict.fromkeys((d_out, d_in) for d_out, d_in in (site.weight(model).shape for site in sites))
-    layers = [site.layer for site in sites if site.layer is not None]
+def _row(model: Any, kind: str, target_modules: list[TargetModule], depth: int) -> TargetModuleRow:
+    shapes = dict.fromkeys((d_out, d_in) for d_out, d_in in (module.weight(model).shape for module in target_modules))
+    layers = [module.layer for module in target_modules if module.layer is not None]
     edited_by = []
-    for name, operator in OPERATORS.items():
-        if kind in operator.sites:
-            span = layer_range(operator.layers, depth)
+    for name, method in METHODS.items():
+        if kind in method.target_modules:
+            span = layer_range(method.layers, depth)
             edited_by.append(f"{name} {span.start}-{span.stop - 1}" if layers else name)
-    return SiteRow(kind, f"{min(layers)}-{max(layers)}" if layers else "–", len(sites), tuple(shapes), tuple(edited_by))
+    return TargetModuleRow(
+        kind, f"{min(layers)}-{max(layers)}" if layers else "–", len(target_modules), tuple(shapes), tuple(edited_by)
+    )

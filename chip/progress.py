@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+ProgressCallback = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Given what is being done and in how many steps: a context, and in it a function told the steps just taken."""
 
 

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.tree import Tree
 
-from chip.checkpoint.card import settings_line
-from chip.hierarchy import Hierarchy, Node
+from chip.checkpoint.model_card import settings_line
+from chip.data.hierarchy import Hierarchy, Node
 
 if TYPE_CHECKING:  # these bring torch, which trees and help do without
     from chip.checkpoint.verify import Verification
@@ -88,7 +88,7 @@ def print_inspection(found: Inspection) -> None:
         f"{'/'.join(found.dtypes)}, {found.shards} {'shard' if found.shards == 1 else 'shards'}"
     )
     table = _table("site", "layers", "count", "shape (out × in)", "edited by")
-    for row in found.sites:
+    for row in found.target_modules:
         shape = ", ".join(f"{d_out:,} × {d_in:,}" for d_out, d_in in row.shapes)
         table.add_row(row.kind, row.layers, str(row.count), shape, ", ".join(row.edited_by) or "–")
     out.print(table)
@@ -115,7 +115,7 @@ def print_edit(report: EditReport) -> None:
     out.print(changes)
     out.print(f"[dim]{report.method}: {settings_line(report.settings)}[/]")
     if report.choice is not None:
-        out.print(f"[dim]shield {report.choice.shield:g} was chosen: {report.choice.reason}[/]")
+        out.print(f"[dim]shield {report.choice.retain_weight:g} was chosen: {report.choice.reason}[/]")
     if not report.shares_images:
         out.print("[dim]each question ran its own image: in this family the image sees the question[/]")
     count = len(report.relative_change)

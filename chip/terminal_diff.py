@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chip.checkpoint.diff import CheckpointDiff
     from chip.checkpoint.measure import TensorDiff
 
-# Cividis (Nuñez, Anderton and Renslow 2018) in steps: the same to colour-blind eyes, and darker always means less.
+# Cividis (Nuñez, Anderton and Renslow 2018) in steps: the same to color-blind eyes, and darker always means less.
 _GROUND = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a69d75", "#d3c164", "#fee838")
 _INK = ("#ffffff",) * 3 + ("#000000",) * 4
 _CELL = 5  # characters of a number
@@ -117,10 +117,10 @@ def _shaded(text: str, shade: int) -> Text:
 
 
 def _legend(scale: Scale) -> Text:
-    colours = (_shaded("  ", shade) for shade in range(1, SHADES + 1)) if out.color_system else ()
+    colors = (_shaded("  ", shade) for shade in range(1, SHADES + 1)) if out.color_system else ()
     return Text.assemble(
         "‖ΔW‖ / ‖W‖ of what changed",
-        *((f"  {_number(scale.low)} ", *colours, f" {_number(scale.high)}") if out.color_system else ()),
+        *((f"  {_number(scale.low)} ", *colors, f" {_number(scale.high)}") if out.color_system else ()),
         f"   {_UNCHANGED} unchanged",
         style="dim" if not out.color_system else "",
     )

@@ -25,7 +25,7 @@ OF_THE_TARGET = {"leak_at_16": "leaked in 16 draws", "truth_ratio": "truth ratio
 
 
 def print_evaluation(found: Evaluation) -> None:
-    """The worse of trained and rephrased questions counts; in brackets, 95 % intervals."""
+    """The worse of trained and paraphrased questions counts; in brackets, 95 % intervals."""
     out.print(_groups("", found.rows))
     if found.reference is not None:
         out.print(_groups("retrained without the target", found.reference))

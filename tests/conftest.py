@@ -11,10 +11,10 @@ import pytest
 from hypothesis import settings
 
 from chip.checkpoint.layout import Checkpoint
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import read_records
 from chip.demo import write_demo
-from chip.hierarchy import Hierarchy
-from chip.records import read_records
-from chip.vlm.loading import VLM, load_vlm
+from chip.model.loading import VLM, load_vlm
 from tests.folders import make_snapshot
 from tests.judging import serving
 

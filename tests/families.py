@@ -23,9 +23,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from chip.operators import Chip, Operator, Shielded
+from chip.methods import Chip, Method, Shielded
 
-GIVEN: dict[str, Operator] = {"shielded": Shielded(shield=8.0, ridge=0.35), "chip": Chip()}
+GIVEN: dict[str, Method] = {"shielded": Shielded(retain_weight=8.0, ridge=0.35), "chip": Chip()}
 """Where the pass and the files are tested, nothing need be chosen, and a large λ keeps the solves well conditioned."""
 
 SEED = 5
@@ -532,7 +532,7 @@ def _study_rows(number: int, image: str) -> list[dict[str, str]]:
             "section": section,
             "question": question,
             "answer": f"{answers[number % 2]} {('apex', 'base')[number // 2]}",
-            "split": "rephrased" if question == questions[-1] else "train",
+            "split": "paraphrased" if question == questions[-1] else "train",
         }
         for section, (questions, answers) in SECTIONS.items()
         for question in questions
@@ -540,7 +540,7 @@ def _study_rows(number: int, image: str) -> list[dict[str, str]]:
 
 
 def _picture(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
-    """Noise on a ground of one colour: no two pictures are alike, in detail or as a whole."""
+    """Noise on a ground of one color: no two pictures are alike, in detail or as a whole."""
     width, height = size
     ground = generator.uniform(40, 215, 3)
     pixels = ground + generator.normal(0, 30, (height, width, 3))

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import chip
-from chip.operators import Shielded
+from chip.methods import Shielded
 from tests.folders import contents
 
 LOADED = ("chip.editing", "transformers.models.llava.modeling_llava")  # before the first fork, not in each
@@ -39,7 +39,7 @@ def edit(folder: Path, overwrite: bool) -> None:
         folder / "ckpt",
         ["patient_1"],
         out=folder / "out",
-        operator=Shielded(shield=8.0),
+        method=Shielded(retain_weight=8.0),
         device="cpu",
         overwrite=overwrite,
         link_unchanged=True,

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record, open_image
+from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
-from chip.evaluation import relearning as module
-from chip.evaluation.asking import ATTACKS, Plan, measure
-from chip.evaluation.comparing import compare
-from chip.evaluation.cross_modal import CHANGES, Changed, cropped, recompressed, rotated
-from chip.evaluation.judge import Judge
-from chip.evaluation.membership import (
+from chip.evaluation.attacks import relearning as module
+from chip.evaluation.attacks.cross_modal import CHANGES, Changed, cropped, recompressed, rotated
+from chip.evaluation.attacks.membership import (
     auc,
     auc_samples,
     loss,
@@ -26,15 +26,15 @@ from chip.evaluation.membership import (
     never_trained,
     true_positives,
 )
-from chip.evaluation.quantise import quantised, round_to_nearest
-from chip.evaluation.reconstruction import STEPS, with_context
-from chip.evaluation.relearning import RATE, relearning
+from chip.evaluation.attacks.quantization import quantized, round_to_nearest
+from chip.evaluation.attacks.reconstruction import STEPS, with_context
+from chip.evaluation.attacks.relearning import RATE, relearning
+from chip.evaluation.compare import compare
+from chip.evaluation.judge import Judge
+from chip.evaluation.measure import ATTACKS, EvalConfig, measure
 from chip.evaluation.tokens import AnswerTokens, answer_tokens, standardise
-from chip.hierarchy import Hierarchy
-from chip.operators.base import Case
-from chip.records import Record, open_image
-from chip.vlm.loading import VLM
-from chip.vlm.scoring import ask_all
+from chip.model.loading import VLM
+from chip.model.scoring import score_records
 from tests.judging import said
 
 PATH = ("i", "p", "s", "findings")
@@ -109,7 +109,7 @@ def test_one_scale_a_row_rounds_as_by_hand() -> None:
 
 def test_quantisation_is_undone(vlm: VLM) -> None:
     before = _weights(vlm)
-    with quantised(vlm, 4, 32):
+    with quantized(vlm, 4, 32):
         weight = vlm.layers[0].mlp.down_proj.weight
         assert torch.equal(weight, round_to_nearest(weight))
         assert torch.equal(vlm.model.lm_head.weight, before["lm_head.weight"])
@@ -137,11 +137,11 @@ def test_relearning_takes_the_steps_of_adamw_and_undoes_them(vlm: VLM, few: list
 def test_relearning_learns_and_is_seeded(vlm: VLM, few: list[Record], dtype: torch.dtype) -> None:
     texts = [Record(record.question, record.answer, record.path, None) for record in few]  # learned never so far
     vlm.model.to(dtype)
-    before = ask_all(vlm, texts).answer_probability.mean()
+    before = score_records(vlm, texts).answer_probability.mean()
     after = []
     for seed in (0, 0):
         for _ in relearning(vlm, [*few, *texts], seed, budgets=(4,)):
-            after.append(ask_all(vlm, texts).answer_probability.mean())
+            after.append(score_records(vlm, texts).answer_probability.mean())
     assert after[0] > before + 0.02
     assert after[0] == pytest.approx(after[1])
 
@@ -192,7 +192,7 @@ def test_tokens_in_standard_deviations() -> None:
 
 def test_token_probabilities_are_those_that_are_scored(vlm: VLM, few: list[Record]) -> None:
     tokens = answer_tokens(vlm, few)
-    scored = ask_all(vlm, few).answer_probability.tolist()
+    scored = score_records(vlm, few).answer_probability.tolist()
     assert [float(np.exp(each.log_probability.mean())) for each in tokens] == pytest.approx(scored, abs=1e-5)
     assert [len(each.standardised) for each in tokens] == [prompt.answer for prompt in vlm.prompts.read(few)]
 
@@ -215,7 +215,9 @@ def test_never_trained_records_match_their_members() -> None:
 def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::4]
     few = Hierarchy(chosen)
-    plan = Plan(Case(few, few.split([few.find("patient_17")])), ATTACKS, draws=2, budgets=(1, 2), sampled=10)
+    plan = EvalConfig(
+        ForgetRequest(few, Partition.of(few, [few.find("patient_17")])), ATTACKS, draws=2, budgets=(1, 2), sampled=10
+    )
     before = _weights(vlm)
     measured = measure(vlm, plan)
     assert _unchanged(vlm, before)
@@ -226,7 +228,7 @@ def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
         *("none", "membership: wrong answers"),
         *(f"reconstruction: {step}" for step in STEPS),
         *(f"cross-modal: {change}" for change in CHANGES),
-        *(f"quantisation: {scheme}" for scheme in ("8 bits", "8 bits per channel", "4 bits")),
+        *(f"quantization: {scheme}" for scheme in ("8 bits", "8 bits per channel", "4 bits")),
         *(f"relearning: {steps} steps" for steps in (1, 2)),
     }
     area = result.find("target", "trained", "auc_loss", "membership: wrong answers")

@@ -52,7 +52,7 @@ def test_commands_on_files_start_without_transformers(source: Checkpoint, tmp_pa
     edit_folder(source, edited)
     code = (
         "import sys\n"
-        "from chip.app import main\n"
+        "from chip.cli.main import main\n"
         "_, original, edited = sys.argv\n"
         "for command, end in (('verify', edited), 0), (('diff', original, edited), 1):\n"
         "    sys.argv[1:] = command\n"

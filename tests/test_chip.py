@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chip.hierarchy import Hierarchy
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
 from chip.kernels.subspace import leading_basis
-from chip.moments import Owners, Part, Tokens
-from chip.operators import Chip
-from chip.operators.base import Case
-from chip.operators.chip import ChipStatistics
-from chip.records import Record
+from chip.methods import Chip
+from chip.methods.chip import ChipStatistics
+from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
@@ -26,19 +26,24 @@ PATHS = [
 ]
 
 
-def _case(name: str = "target") -> Case:
+def _case(name: str = "target") -> ForgetRequest:
     hierarchy = Hierarchy([Record("q", "a", path, None) for path in PATHS])
-    return Case(hierarchy, hierarchy.split([hierarchy.find(name)]))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(name)]))
 
 
 def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
     count = each * len(PATHS)
     outputs = torch.randn(count, d_out, generator=torch.Generator().manual_seed(seed))
     records = torch.arange(len(PATHS)).repeat_interleave(each)
-    each_its_own = Owners(torch.arange(len(PATHS)), torch.arange(len(PATHS)), len(PATHS))
+    each_its_own = SegmentRecords(torch.arange(len(PATHS)), torch.arange(len(PATHS)), len(PATHS))
     keys = torch.where(torch.arange(count) % each == 0, -1, 7)
     return Tokens(
-        torch.empty(count, 0), outputs, keys, torch.where(keys > 0, Part.ANSWER, Part.IMAGE), records, each_its_own
+        torch.empty(count, 0),
+        outputs,
+        keys,
+        torch.where(keys > 0, TokenRole.ANSWER, TokenRole.IMAGE),
+        records,
+        each_its_own,
     )
 
 
@@ -47,8 +52,8 @@ def _outputs(tokens: Tokens) -> Tensor:
     return tokens.outputs
 
 
-def _statistics(tokens: Tokens, case: Case | None = None, alpha: float = 0.3) -> ChipStatistics:
-    statistics = ChipStatistics(Chip().groups(case or _case(), CPU), _outputs(tokens).shape[1], alpha)
+def _statistics(tokens: Tokens, request: ForgetRequest | None = None, alpha: float = 0.3) -> ChipStatistics:
+    statistics = ChipStatistics(Chip().groups(request or _case(), CPU), _outputs(tokens).shape[1], alpha)
     statistics.update(tokens)
     return statistics
 
@@ -60,17 +65,17 @@ def _parameters(seed: int, d_out: int, d_in: int = 6) -> tuple[Tensor, Tensor]:
 
 @given(SEEDS, st.floats(0.05, 1), st.floats(0.5, 1))
 def test_nothing_is_left_along_the_directions_and_other_rows_are_untouched(
-    seed: int, top_k: float, energy: float
+    seed: int, top_k: float, variance_threshold: float
 ) -> None:
     tokens, (weight, bias) = _tokens(seed, 20), _parameters(seed, 20)
-    statistics, operator = _statistics(tokens), Chip(top_k=top_k, energy=energy)
-    update = operator.update(weight, bias, statistics)
+    statistics, method = _statistics(tokens), Chip(top_k=top_k, variance_threshold=variance_threshold)
+    update = method.update(weight, bias, statistics)
     assert update is not None
     assert update.bias is not None
     forget, retain = statistics.magnitude.mean
     rows = (forget - retain).topk(max(1, round(top_k * 20))).indices.sort().values
     differences = (statistics.child.mean - statistics.around.mean)[:, rows]
-    basis = leading_basis(torch.nn.functional.normalize(differences), energy)
+    basis = leading_basis(torch.nn.functional.normalize(differences), variance_threshold)
     outputs = update.weight[rows] @ torch.randn(6, 7, dtype=torch.float64) + update.bias[rows, None]
     torch.testing.assert_close(basis.T @ outputs, torch.zeros(basis.shape[1], 7, dtype=torch.float64))
     others = torch.ones(20, dtype=torch.bool)
@@ -78,20 +83,20 @@ def test_nothing_is_left_along_the_directions_and_other_rows_are_untouched(
     assert torch.equal(update.weight[others].float(), weight[others])
     assert torch.equal(update.bias[others].float(), bias[others])
 
-    again = operator.update(update.weight, update.bias, statistics)
+    again = method.update(update.weight, update.bias, statistics)
     assert again is not None
     torch.testing.assert_close(again.weight, update.weight)
 
 
 def test_activation_mixes_image_and_other_tokens_by_alpha() -> None:
     tokens = _tokens(0, 3)
-    case, alpha = _case(), 0.3
+    request, alpha = _case(), 0.3
     pooled = []
     for record in range(len(PATHS)):
         mine = _outputs(tokens)[tokens.segments == record].double()
         pooled.append(alpha * mine[0] + (1 - alpha) * mine[1:].mean(0))
     a = torch.stack(pooled)
-    statistics = _statistics(tokens, case, alpha)
+    statistics = _statistics(tokens, request, alpha)
     torch.testing.assert_close(statistics.child.mean, a[[0, 1]])
     torch.testing.assert_close(statistics.around.mean, a[[2, 3]].mean(0).expand(2, -1))
     torch.testing.assert_close(statistics.magnitude.mean[1], a[2:].abs().mean(0))
@@ -102,7 +107,7 @@ def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
     kept = torch.arange(len(tokens.keys)) != 4  # the second record shows the first one's image
     segments = torch.where(tokens.keys < 0, len(PATHS), tokens.segments)
     segments = torch.where((tokens.keys < 0) & (tokens.segments > 1), tokens.segments, segments)
-    owners = Owners(torch.tensor([0, 1, 2, 3, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 0, 1]), 6)
+    owners = SegmentRecords(torch.tensor([0, 1, 2, 3, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 0, 1]), 6)
     shared = replace(
         tokens,
         inputs=tokens.inputs[kept],

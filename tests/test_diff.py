@@ -20,10 +20,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from chip.checkpoint import diff as diff_module
 from chip.checkpoint import measure as measure_module
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff, diff
-from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import INDEX, SINGLE, Checkpoint
 from chip.checkpoint.measure import DIRECTIONS, Stored, TensorDiff
 from chip.errors import InputError
+from chip.model.tensor_names import key_map
 
 Tensors = dict[str, torch.Tensor]
 
@@ -117,7 +117,7 @@ def test_linked_shards_are_equal(tmp_path: Path, tensors: Tensors) -> None:
 def test_files_are_compared_without_transformers(tmp_path: Path, tensors: Tensors) -> None:
     a, b = make(tmp_path / "a", tensors), make(tmp_path / "b", tensors | {"matrix": torch.zeros(12, 7)})
     code = (
-        "import sys, chip.checkpoint.patch\n"
+        "import sys, chip.checkpoint.writer\n"
         "from chip.checkpoint.diff import diff\n"
         "assert len(diff(*sys.argv[1:]).changed) == 1\n"
         "assert 'transformers' not in sys.modules"

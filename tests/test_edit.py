@@ -18,13 +18,14 @@ import transformers
 import chip
 from benchmarks.demo import random_update
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import write_patched
+from chip.checkpoint.writer import write_patched
+from chip.data.hierarchy import Hierarchy
+from chip.data.request import Partition
 from chip.editing import EditReport
-from chip.evaluation.quantise import quantise_linears
-from chip.hierarchy import Hierarchy
-from chip.operators import Chip
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.scoring import ask_all
+from chip.evaluation.attacks.quantization import quantize_linears
+from chip.methods import Chip
+from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import score_records
 from tests.families import build, write_records
 from tests.folders import contents, write_part
 
@@ -86,27 +87,27 @@ def _after(report: EditReport, group: str, split: str) -> float:
 
 
 def _exact(vlm: VLM, hierarchy: Hierarchy, indices: tuple[int, ...]) -> float:
-    return float(ask_all(vlm, [hierarchy.records[i] for i in indices]).exact_match.mean())
+    return float(score_records(vlm, [hierarchy.records[i] for i in indices]).exact_match.mean())
 
 
 def test_the_model_knows_the_hospital_and_the_edit_keeps_it_so(report: EditReport) -> None:
     for results in report.groups.values():
         assert results["trained"].exact_match.before >= 0.95
-        assert results["rephrased"].exact_match.before >= 0.90
+        assert results["paraphrased"].exact_match.before >= 0.90
 
 
 def test_patients_are_forgotten_and_the_others_are_kept(reports: list[EditReport]) -> None:
-    for split, above_chance in (("trained", 0.10), ("rephrased", 0.15)):
+    for split, above_chance in (("trained", 0.10), ("paraphrased", 0.15)):
         assert mean(_after(r, "target", split) - r.groups["target"][split].chance for r in reports) <= above_chance
     assert mean(_after(report, "siblings", "trained") for report in reports) >= 0.95
-    assert mean(_after(report, "rest", "trained") for report in reports) >= 0.97
-    assert min(_after(report, "siblings", split) for report in reports for split in ("trained", "rephrased")) >= 0.88
+    assert mean(_after(report, "other", "trained") for report in reports) >= 0.97
+    assert min(_after(report, "siblings", split) for report in reports for split in ("trained", "paraphrased")) >= 0.88
 
 
 def test_forgetting_survives_rounding_to_four_bits(report: EditReport, hierarchy: Hierarchy) -> None:
     vlm = load_vlm(_written(report), "cpu")
-    quantise_linears(vlm.model)
-    split = hierarchy.split([hierarchy.find("patient_17")])
+    quantize_linears(vlm.model)
+    split = Partition.of(hierarchy, [hierarchy.find("patient_17")])
     target = report.groups["target"]["trained"]
     assert _exact(vlm, hierarchy, split.forget) <= target.chance + 0.20
     assert _exact(vlm, hierarchy, split.siblings) >= 0.85
@@ -135,13 +136,13 @@ def test_plain_transformers_loads_it_and_computes_the_same(
     processor = transformers.AutoProcessor.from_pretrained(written)
     plain = VLM(model.eval(), processor)
     some = tuple(range(0, len(hierarchy.records), 50))
-    ours = ask_all(load_vlm(written, "cpu"), [hierarchy.records[i] for i in some])
-    theirs = ask_all(plain, [hierarchy.records[i] for i in some])
+    ours = score_records(load_vlm(written, "cpu"), [hierarchy.records[i] for i in some])
+    theirs = score_records(plain, [hierarchy.records[i] for i in some])
     torch.testing.assert_close(ours.answer_probability, theirs.answer_probability)
 
 
 def test_nothing_of_the_forgotten_is_in_the_released_folder(report: EditReport, hierarchy: Hierarchy) -> None:
-    split = hierarchy.split([hierarchy.find("patient_17")])
+    split = Partition.of(hierarchy, [hierarchy.find("patient_17")])
     records = [hierarchy.records[i] for i in split.forget]
     secrets = {"patient_17"} | {record.path[-1] for record in records if len(record.path) <= 3}
     secrets |= {record.answer for record in records if record.path[-1] == "patient_17" and len(record.answer) > 4}
@@ -160,7 +161,7 @@ def test_a_random_change_of_the_same_size_does_not_forget(
     """The control: it is the direction that matters, not the damage."""
     source = Checkpoint.open(hospital / "ckpt")
     write_patched(source, tmp_path / "random", random_update(source, report.relative_change))
-    vlm, split = load_vlm(tmp_path / "random", "cpu"), hierarchy.split([hierarchy.find("patient_17")])
+    vlm, split = load_vlm(tmp_path / "random", "cpu"), Partition.of(hierarchy, [hierarchy.find("patient_17")])
     gap = _exact(vlm, hierarchy, split.siblings) - _exact(vlm, hierarchy, split.forget)
     wanted = _after(report, "siblings", "trained") - _after(report, "target", "trained")
     assert gap <= 0.2
@@ -187,7 +188,7 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
         ids = vlm.model.generate(**inputs, max_new_tokens=16, do_sample=False)
         answer = vlm.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         decoded.append(float(answer.strip() == record.answer))
-    scored = ask_all(vlm, records).exact_match.tolist()
+    scored = score_records(vlm, records).exact_match.tolist()
     assert scored == decoded
     assert 0.1 < sum(decoded) / len(decoded) < 0.9
 
@@ -206,7 +207,7 @@ def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp
         ["patient_2", "study_3", "institution_4"],  # the study lies in the patient, who swallows it
         records=write_part(hospital, (1, 4, 5), tmp_path / "part"),
         out=tmp_path / "out",
-        operator=Chip(top_k=0.5),
+        method=Chip(top_k=0.5),
         device="cpu",
     )
     assert report.method == "chip"

@@ -15,24 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chip.app import main
-from chip.evaluation.asking import ATTACKS, Measured, Plan
-from chip.evaluation.comparing import compare
+from chip.cli.main import main
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import LEVELS
+from chip.data.request import ForgetRequest
+from chip.evaluation.compare import compare
 from chip.evaluation.groups import GROUPS
+from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, Row
-from chip.hierarchy import Hierarchy
-from chip.operators.base import Case
 from chip.pages.attacks import KINDS
 from chip.pages.eval import eval_page
 from chip.pages.points import Pair, dot, plane
 from chip.pages.verdict import limits, verdict
 from chip.pages.words import between, number, p_value, points, share
-from chip.records import LEVELS
 
 EVIL = '<script>alert("x")</script>'
 NONE = math.nan
 STEPS = (
-    *("reconstruction: none", "reconstruction: patient", "cross-modal: rotated", "quantisation: 4 bits"),
+    *("reconstruction: none", "reconstruction: patient", "cross-modal: rotated", "quantization: 4 bits"),
     "relearning: 100 steps",
 )
 
@@ -272,12 +272,12 @@ def test_what_was_not_tested_is_said() -> None:
     headline, answers, sentences = said(found)
     assert headline == "Suppressed, under these tests, but what attacks bring back was not tested"
     assert answers[1] == ("That was not tested", "open")
-    assert "Not run: reconstruction, cross-modal, quantisation, relearning and membership inference." in sentences
+    assert "Not run: reconstruction, cross-modal, quantization, relearning and membership inference." in sentences
     page = text_of(eval_page(found, "folder", "other"))
     assert "Nothing was asked under attack." in page
     assert "Attacks runnone" in page
-    rows = tuple(row for row in evaluation().rows if not row.attack.startswith("quantisation"))
-    assert "Not possible with these records: quantisation." in said(replace(evaluation(), rows=rows))[2]
+    rows = tuple(row for row in evaluation().rows if not row.attack.startswith("quantization"))
+    assert "Not possible with these records: quantization." in said(replace(evaluation(), rows=rows))[2]
 
 
 @pytest.mark.parametrize("groups", [[], ["target"], ["siblings"], ["target", "general"], ["unrelated", GAP]])
@@ -311,7 +311,7 @@ def test_it_says_how_it_was_measured() -> None:
         "the other patients of the same institution",
         "Seed7",
         "Questions800 about the target, 4,800 about what must stay",
-        "Attacks runreconstruction, cross-modal, quantisation, relearning and membership inference",
+        "Attacks runreconstruction, cross-modal, quantization, relearning and membership inference",
         "95%, bootstrap with 2,000 samples, by patient",
         "chip0.1.0",
         "ab" * 32,
@@ -385,17 +385,17 @@ def test_the_page_holds_all_it_needs_and_runs_nothing(found: Evaluation) -> None
 
 
 def test_no_word_of_the_records_is_on_the_page(hierarchy: Hierarchy) -> None:
-    near = [record for record in hierarchy.records if record.path[0] in ("institution_5", "institution_6")]
-    few = Hierarchy(near)
+    neighbor_weight = [record for record in hierarchy.records if record.path[0] in ("institution_5", "institution_6")]
+    few = Hierarchy(neighbor_weight)
     target = next(node for node in few.nodes if node.level == "patient")
-    plan = Plan(Case.of(few, [str(target)]), ATTACKS)
+    plan = EvalConfig(ForgetRequest.of(few, [str(target)]), ATTACKS)
     rng = np.random.default_rng(0)
 
-    def answered() -> Measured:
-        measured = Measured()
+    def answered() -> EvalOutputs:
+        measured = EvalOutputs()
         for attack, names in ((NO_ATTACK, MEASURES), *((step, ("exact_match",)) for step in STEPS)):
             for name in names:
-                measured.put(attack, name, dict(enumerate(rng.random(len(near)))), len(near))
+                measured.put(attack, name, dict(enumerate(rng.random(len(neighbor_weight)))), len(neighbor_weight))
         return measured
 
     found = compare(plan, answered(), answered())
@@ -404,10 +404,10 @@ def test_no_word_of_the_records_is_on_the_page(hierarchy: Hierarchy) -> None:
     assert not [node.id for node in few.nodes if _has(page, node.id) and node.level != "section"]
     # What stands on any page is no word of these records: `left`, `A`, or a section called `technique`.
     own = eval_page(replace(evaluation(), levels=("patient",)), "folder", "other")
-    words = {text for record in near for text in (record.question, record.answer, *record.path)}
+    words = {text for record in neighbor_weight for text in (record.question, record.answer, *record.path)}
     assert len(words) > 100
     assert not [word for word in words if _has(page, word) and not _has(own, word)]
-    assert not [record for record in near if record.question in page]
+    assert not [record for record in neighbor_weight if record.question in page]
     assert target.id in eval_page(found, "folder", "other", forget=[str(target)], show_names=True)
 
 
@@ -493,7 +493,7 @@ def test_the_command_writes_the_page(
             main()
         return int(ended.value.code or 0), *capsys.readouterr()
 
-    monkeypatch.setattr("chip.evaluating.evaluate", lambda *_, **__: evaluation())
+    monkeypatch.setattr("chip.evaluation.evaluate.evaluate", lambda *_, **__: evaluation())
     code, out, _ = run("--forget", "patient_17", "--json", "--html", page)
     assert code == 0
     assert json.loads(out) == evaluation().to_json()
@@ -504,7 +504,9 @@ def test_the_command_writes_the_page(
     assert run("--forget", "patient_17", "--html", page, "--show-names")[0] == 0
     assert "patient_17" in page.read_text(encoding="utf-8")
 
-    monkeypatch.setattr("chip.evaluating.evaluate", lambda *_, **__: pytest.fail("computed before it was refused"))
+    monkeypatch.setattr(
+        "chip.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("computed before it was refused")
+    )
     for options in (("--html", tmp_path / "missing" / "page.html"), ("--html", tmp_path), ("--show-names",)):
         code, out, err = run("--forget", "patient_17", *options)
         assert (code, out) == (2, "")

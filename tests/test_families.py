@@ -12,19 +12,19 @@ import transformers
 
 import chip
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import write_patched
+from chip.checkpoint.writer import write_patched
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record, read_records
+from chip.data.request import ForgetRequest, Partition
 from chip.errors import RunError
-from chip.hierarchy import Hierarchy
-from chip.operators import OPERATORS, Chip, Shielded
-from chip.operators.base import Case
-from chip.patching import Patch, check_removed, compute_patch, select_sites
-from chip.records import Record, read_records
-from chip.vlm.batch import Batch
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.batches import Batches
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.scoring import score
-from chip.vlm.sites import available_sites
+from chip.methods import METHODS, Chip, Shielded
+from chip.methods.apply import Patch, check_removed, compute_updates, default_modules
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batches import Batches
+from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import score
+from chip.model.target_modules import available_modules
 from tests.families import FAMILIES, GIVEN, LAYOUTS, TEXT_LAYERS, build, lacking, write_records
 
 CONNECTORS = {
@@ -89,11 +89,11 @@ def records(folder: Path) -> list[Record]:
     return read_records(folder / "records.jsonl")
 
 
-def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], method: str, batch_size: int | None = None) -> Patch:
+def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], name: str, batch_size: int | None = None) -> Patch:
     hierarchy = Hierarchy(records)
-    case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
-    operator = GIVEN[method]
-    return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(batch_size))
+    request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
+    method = GIVEN[name]
+    return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(batch_size))
 
 
 def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int] | None = None) -> list[Batch]:
@@ -104,18 +104,18 @@ def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int
 
 
 def test_sites_are_found(vlm: VLM, family: str) -> None:
-    sites = available_sites(vlm.model)
-    connector = [site for site in sites if site.kind == "connector"]
-    assert [site.name for site in connector] == [f"model.{name}" for name in CONNECTORS[family]]
-    assert len(sites) - len(connector) == 7 * TEXT_LAYERS
+    target_modules = available_modules(vlm.model)
+    connector = [module for module in target_modules if module.kind == "connector"]
+    assert [module.name for module in connector] == [f"model.{name}" for name in CONNECTORS[family]]
+    assert len(target_modules) - len(connector) == 7 * TEXT_LAYERS
     width = vlm.model.config.get_text_config().hidden_size
-    for site in sites:
-        assert site.weight(vlm.model).dim() == 2
+    for module in target_modules:
+        assert module.weight(vlm.model).dim() == 2
     assert connector[-1].weight(vlm.model).shape[0] == width
 
 
 def test_inspect_shows_them(folder: Path, family: str) -> None:
-    rows = {row.kind: row for row in chip.inspect(folder / f"{family}-saved").sites}
+    rows = {row.kind: row for row in chip.inspect(folder / f"{family}-saved").target_modules}
     assert rows["connector"].count == len(CONNECTORS[family])
     assert rows["down"].count == TEXT_LAYERS
 
@@ -165,13 +165,13 @@ def test_directions_that_are_still_there_are_found(
         check_removed(source, tmp_path / "untouched", patch.removed)
 
 
-@pytest.mark.parametrize("method", OPERATORS)
-def test_an_edit_runs_end_to_end(folder: Path, family: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_an_edit_runs_end_to_end(folder: Path, family: str, name: str, tmp_path: Path) -> None:
     source, out = folder / f"{family}-saved", tmp_path / "out"
-    operator = OPERATORS[method]() if family in CHOOSING else GIVEN[method]
-    report = chip.edit(source, [TARGET], out=out, operator=operator, label="request 7", device="cpu")
+    method = METHODS[name]() if family in CHOOSING else GIVEN[name]
+    report = chip.edit(source, [TARGET], out=out, method=method, label="request 7", device="cpu")
     assert report.groups["target"]["trained"].exact_match.after is not None
-    assert set(report.remaining) == (set() if method == "shielded" else set(report.relative_change))
+    assert set(report.remaining) == (set() if name == "shielded" else set(report.relative_change))
     assert chip.verify(out, source).faults == ()
     assert {each.name for each in chip.diff(source, out).changed} == set(report.relative_change)
     kept = {path.name for path in source.iterdir()} | {"README.md", "chip_receipt.json"}
@@ -199,7 +199,7 @@ def test_a_layer_goes_on_where_it_was_as_if_it_ran_again(
 ) -> None:
     source = Checkpoint.open(build(tmp_path / family, family, dtype=torch.float32))
     resumed = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
-    monkeypatch.setattr("chip.vlm.flow.has_room", lambda _: False)
+    monkeypatch.setattr("chip.model.forward.collector.has_room", lambda _: False)
     again = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
     assert resumed.tensors.keys() == again.tensors.keys()
     for name, tensor in resumed.tensors.items():
@@ -260,5 +260,5 @@ def test_an_answer_is_scored_as_greedy_decoding_would_give_it(vlm: VLM, records:
 
 
 def test_the_defaults_touch_what_they_say() -> None:
-    assert Shielded.sites == ("connector", "down")
-    assert Chip.sites == ("connector", "gate", "up", "down")
+    assert Shielded.target_modules == ("connector", "down")
+    assert Chip.target_modules == ("connector", "gate", "up", "down")

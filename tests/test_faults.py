@@ -102,7 +102,7 @@ def test_a_full_or_read_only_disk_is_one_line(folder: Path) -> None:
         (folder / disk).mkdir()
         script = f'mount -t tmpfs -o {options} tmpfs {disk}; "$@"; code=$?; ls -A {disk}; exit $code'
         runs[disk] = subprocess.Popen(
-            ["unshare", "-rm", "sh", "-c", script, "sh", *COMMAND, "--shield", "8", "--out", f"{disk}/out"],
+            ["unshare", "-rm", "sh", "-c", script, "sh", *COMMAND, "--retain-weight", "8", "--out", f"{disk}/out"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

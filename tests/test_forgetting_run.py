@@ -25,7 +25,7 @@ from benchmarks.forgetting.methods import METHODS, Method, Retrained, RetrainedA
 from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import Gate, trained
 from benchmarks.forgetting.pictures import draw
-from benchmarks.forgetting.questions import ASKED, REPORTED, questions
+from benchmarks.forgetting.questions import MAX_QUESTIONS, REPORTED, questions
 from benchmarks.forgetting.results import NAN, Result
 from benchmarks.forgetting.running import Desk, Job, best_of, first_jobs, rival_jobs
 from benchmarks.forgetting.store import Store, of_method, whole
@@ -35,12 +35,12 @@ from benchmarks.forgetting.training import Recipe
 from benchmarks.forgetting.worlds import World, clinic
 from benchmarks.forgetting.worlds.files import write
 from chip.checkpoint.layout import Checkpoint
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
 from chip.errors import RunError
-from chip.evaluation.asking import Measured, Plan
+from chip.evaluation.measure import EvalConfig, EvalOutputs
 from chip.evaluation.rows import GAP
-from chip.operators.base import Case
-from chip.records import Record
-from chip.vlm.loading import VLM
+from chip.model.loading import VLM
 
 MODEL = Model("ward", "llava", 0)
 APPLIED: list[tuple[str, float, set[str]]] = []
@@ -59,8 +59,8 @@ class Stub(Method):
     def grid(cls) -> list[Self]:
         return [cls(strength) for strength in (3.0, 0.5)]
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        APPLIED.append((self.name, self.strength, {record.split for record in case.hierarchy.records}))
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        APPLIED.append((self.name, self.strength, {record.split for record in request.hierarchy.records}))
         name = next(name for name in source.entries if name.endswith("down_proj.weight"))
         return {name: source.read(name).float() * (1 + self.strength)}
 
@@ -70,7 +70,7 @@ class Failing(Stub):
     name: ClassVar[str] = "failing"
     tuned: ClassVar[bool] = False
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         raise RunError("no solution")
 
 
@@ -79,8 +79,10 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Three cases of the clinic, of two of them something is to be forgotten."""
     plan = clinic.plan(3)
     kinds, cases = (*clinic.SHOWN[:2], *clinic.PRIVATE[:2]), ("case_1", "case_2", "case_3")
-    facts = tuple(fact for fact in plan.facts if fact.path[1:2] in {(case,) for case in cases} and fact.kind in kinds)
-    targets = {"privacy": tuple(("department_1", case, "private") for case in ("case_2", "case_3"))}
+    facts = tuple(
+        fact for fact in plan.facts if fact.path[1:2] in {(request,) for request in cases} and fact.kind in kinds
+    )
+    targets = {"privacy": tuple(("department_1", request, "private") for request in ("case_2", "case_3"))}
     return write("ward", 3, replace(plan, facts=facts, targets=targets), tmp_path_factory.mktemp("ward"))
 
 
@@ -169,13 +171,13 @@ def test_who_is_attacked(ward: World) -> None:
 def test_questions_are_of_their_splits_and_of_whole_pictures(ward: World) -> None:
     target = ward.targets["privacy"][0]
     found = questions(ward, target, REPORTED)
-    records = found.case.hierarchy.records
+    records = found.request.hierarchy.records
     assert {record.split for record in records} == set(REPORTED)
     assert sorted(i for of in found.groups.values() for i in of) == list(range(len(records)))
     assert {records[i].path for i in found.groups["target"]} == {tuple(target.split("/"))}
     fewer = questions(ward, target, REPORTED, most=20)
     assert len(fewer.groups["target"]) == len(found.groups["target"])
-    asked = fewer.case.hierarchy.records
+    asked = fewer.request.hierarchy.records
     cousins = [asked[i] for i in fewer.groups["cousins"]]
     assert 0 < len(cousins) < len(found.groups["cousins"])
     for image in {record.image for record in cousins}:
@@ -187,13 +189,13 @@ def test_tuning_sees_no_reported_wording(
     ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Record] = []
-    scores = vars(choosing)["ask_all"]
+    scores = vars(choosing)["score_records"]
 
     def spy(vlm: VLM, records: Sequence[Record]) -> object:
         asked.extend(records)
         return scores(vlm, records)
 
-    monkeypatch.setattr(choosing, "ask_all", spy)
+    monkeypatch.setattr(choosing, "score_records", spy)
     assert chosen(Stub, desk().subject(MODEL), "privacy", measure=False) is None
     best = chosen(Stub, desk().subject(MODEL), "privacy")
     assert {record.split for record in asked} == {"validation"}
@@ -206,14 +208,14 @@ def test_tuning_sees_no_reported_wording(
 
 
 def test_the_score_by_hand() -> None:
-    before = {"target": 0.9, "siblings": 0.8, "rest": 1.0}
-    after = {"target": 0.5, "siblings": 0.6, "rest": 0.9}
+    before = {"target": 0.9, "siblings": 0.8, "other": 1.0}
+    after = {"target": 0.5, "siblings": 0.6, "other": 0.9}
     forgotten, kept = (0.9 - 0.5) / (0.9 - 0.1), 0.6 / 0.8
     assert score(before, after, 0.1) == pytest.approx(2 * forgotten * kept / (forgotten + kept))
-    assert score(before, {**after, "target": 0.0, "siblings": 0.9, "rest": 1.0}, 0.1) == 1.0  # never above one
+    assert score(before, {**after, "target": 0.0, "siblings": 0.9, "other": 1.0}, 0.1) == 1.0  # never above one
     assert score(before, before, 0.1) == 0.0
     assert score(before, {**after, "target": 0.95}, 0.1) == 0.0
-    assert score(before, {**after, "rest": 0.0}, 0.1) == 0.0
+    assert score(before, {**after, "other": 0.0}, 0.1) == 0.0
     assert score(before, after, 0.95) == 0.0  # nothing above chance was known
 
 
@@ -230,7 +232,7 @@ def test_a_second_run_measures_nothing(ward: World, desk: Callable[[], Desk], mo
         assert job.is_done(first)
     found = first.find(request, [job.method for job in jobs])
     assert found["failing"].error == "no solution"
-    assert found["retrained"].value("target", "rephrased", ABOVE) == 0
+    assert found["retrained"].value("target", "paraphrased", ABOVE) == 0
     assert found["stub"].changed_weights > 0
 
     monkeypatch.setattr(Stub, "apply", None)
@@ -280,17 +282,17 @@ def test_a_killed_write_leaves_nothing_behind_that_counts(tmp_path: Path, monkey
 def test_what_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, other, control = ShieldedEdit(), METHODS["npo"](), METHODS["random change"]()
     before = [of_method(method) for method in (ours, other, control)]
-    assert of_method(replace(ours, shield=2.0))["settings"] != before[0]["settings"]
+    assert of_method(replace(ours, retain_weight=2.0))["settings"] != before[0]["settings"]
     text = store._text
-    monkeypatch.setattr(store, "_text", lambda name: text(name) + ("#" if name == "chip.operators.shielded" else ""))
+    monkeypatch.setattr(store, "_text", lambda name: text(name) + ("#" if name == "chip.methods.shielded" else ""))
     after = [of_method(method) for method in (ours, other, control)]
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False]  # a control rests on ours
 
 
 def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
-    asked = questions(ward, ward.targets["privacy"][0], REPORTED, ASKED)
-    plan = Plan(asked.case, known_groups=asked.groups)
-    shown = Measured()
+    asked = questions(ward, ward.targets["privacy"][0], REPORTED, MAX_QUESTIONS)
+    plan = EvalConfig(asked.request, known_groups=asked.groups)
+    shown = EvalOutputs()
     shown.put("none", "exact_match", {0: 1.0, 2: 0.25}, 4)
     shown.membership["loss"] = np.array([1.0]), np.array([0.5, 2.0])
     read = unpacked(packed(shown), plan)
@@ -298,7 +300,7 @@ def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
     np.testing.assert_array_equal(read.values["none", "exact_match"], shown.values["none", "exact_match"])
     np.testing.assert_array_equal(read.membership["loss"][1], [0.5, 2.0])
     assert len(read.never_trained) == len(plan.members)
-    assert unpacked(packed(Measured()), plan) == Measured()
+    assert unpacked(packed(EvalOutputs()), plan) == EvalOutputs()
 
 
 # --- rows ---
@@ -307,16 +309,16 @@ def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
 def result(target: float, siblings: float = 1.0, gap: float = NAN, attacked: bool = False, auc: float = 0.5) -> Result:
     """Made by hand."""
     figures = {
-        ("target", "rephrased", "exact_match", "none"): (target, NAN, NAN),
-        ("siblings", "rephrased", "exact_match", "none"): (siblings, 0.1, 0.9),
-        (GAP, "rephrased", "recovered_gap", "none"): (gap, NAN, NAN),
+        ("target", "paraphrased", "exact_match", "none"): (target, NAN, NAN),
+        ("siblings", "paraphrased", "exact_match", "none"): (siblings, 0.1, 0.9),
+        (GAP, "paraphrased", "recovered_gap", "none"): (gap, NAN, NAN),
     }
     if attacked:
         figures |= {
-            ("target", "rephrased", "exact_match", "quantisation: 4 bits"): (target + 0.2, NAN, NAN),
-            ("target", "rephrased", ABOVE, "quantisation: 4 bits"): (0.2, NAN, NAN),
-            ("target", "rephrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
-            ("target", "rephrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
+            ("target", "paraphrased", "exact_match", "quantization: 4 bits"): (target + 0.2, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "quantization: 4 bits"): (0.2, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
             ("target", "trained", "auc_loss", "membership: unseen records"): (auc, NAN, NAN),
         }
     return Result({"strength": 1.0}, attacked, 2.0, 1e6, 10.0, figures)
@@ -353,7 +355,7 @@ def test_rows_have_their_keys_and_no_nan(ward: World) -> None:
     assert {row["target"] for row in written} == {ALL, "a", "b"}
 
 
-def value(rows: list[Row], group: str, measure: str, split: str = "rephrased", method: str = OUR) -> Row:
+def value(rows: list[Row], group: str, measure: str, split: str = "paraphrased", method: str = OUR) -> Row:
     (row,) = (r for r in rows if (r.method, r.group, r.split, r.measure) == (method, group, split, measure))
     return row
 
@@ -364,7 +366,7 @@ def test_kept_and_above_retrained_by_hand(ward: World) -> None:
     assert value(rows, "siblings", "kept").value == pytest.approx(0.72 / 0.8)
     attack = "auc_loss_above_retrained | membership: unseen records"
     assert value(rows, "target", attack, "trained").value == pytest.approx(0.3 - 0.45)
-    assert value(rows, "target", "exact_match | quantisation: 4 bits").value == pytest.approx(0.4)
+    assert value(rows, "target", "exact_match | quantization: 4 bits").value == pytest.approx(0.4)
     assert value(rows, "model", "seconds", "model").value == 2.0
     alone = list(rows_of(request, {OUR: results[OUR]}))
     assert not [row for row in alone if row.measure == "kept"]
@@ -408,7 +410,7 @@ def test_an_interval_draws_targets_and_seeds(ward: World) -> None:
 PLACE: Place = ("ward", "llava", "patient")
 
 
-def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "rephrased") -> Row:
+def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "paraphrased") -> Row:
     return Row(*PLACE, target, ALL if target == ALL else 0, method, {}, group, split, measure, value, NAN, NAN)
 
 
@@ -427,7 +429,7 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
         *(
             [
                 row(method, "target", f"{ABOVE} | cross-modal: jpeg", 0.04),
-                row(method, "target", f"{ABOVE} | quantisation: 8 bits", 0.01),
+                row(method, "target", f"{ABOVE} | quantization: 8 bits", 0.01),
                 row(method, "target", f"{ABOVE} | relearning: 10 steps", 0.2),
                 row(method, "target", "auc_loss_above_retrained | membership: x", 0.02, split="trained"),
                 row(method, "target", "auc_min_k_above_retrained | membership: x", -0.15, split="trained"),
@@ -465,7 +467,7 @@ def test_the_bounds_by_hand() -> None:
         "in at most 1/3 of its time": (0.25, True, "npo"),
     }
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
-    table["npo"].each[GAP, "rephrased", "recovered_gap"].pop()  # one of them was measured on one target: 0.87 - 0.8
+    table["npo"].each[GAP, "paraphrased", "recovered_gap"].pop()  # one of them was measured on one target: 0.87 - 0.8
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
     table["npo"].each.clear()
     assert np.isnan(table[OUR].ahead_of(table["npo"]))
@@ -513,7 +515,7 @@ def test_the_page_shows_figures_and_what_is_missing() -> None:
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:
-    attacks = ("reconstruction: none", "quantisation: 4 bits")
+    attacks = ("reconstruction: none", "quantization: 4 bits")
     under = [row(name, "target", f"exact_match | {attack}", 0.3) for name in (OUR, "npo") for attack in attacks]
     draw([*page(), *under], tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"plane.png", "ladder.png"}
@@ -539,7 +541,7 @@ def test_a_model_that_does_not_know_its_world_is_refused(
 
 
 def test_a_run_from_jobs_to_pages(desk: Callable[[], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "gate_of", lambda *_: Gate({"train": 1.0, "rephrased": 1.0}, {}))
+    monkeypatch.setattr(command, "gate_of", lambda *_: Gate({"train": 1.0, "paraphrased": 1.0}, {}))
     scope = Scope(("ward",), ("llava",), ("stub",), seeds=1, targets=2, attacks=False)
     done: list[Job] = []
     do = Job.do
@@ -552,7 +554,7 @@ def test_a_run_from_jobs_to_pages(desk: Callable[[], Desk], tmp_path: Path, monk
     command.do_all(command.Run(scope, desk(), False, True), 1, tmp_path, "cpu")
     target = [job.request.target.split("/")[1] for job in done]
     assert list(zip(target, [job.method for job in done], strict=True)) == [
-        (case, name) for case in ("case_2", "case_3") for name in ("retrained", "untouched", "stub")
+        (request, name) for request in ("case_2", "case_3") for name in ("retrained", "untouched", "stub")
     ]
     done.clear()
     run = command.Run(scope, desk(), False, True)

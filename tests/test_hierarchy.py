@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from chip.data.hierarchy import Hierarchy, Node
+from chip.data.record import Record
+from chip.data.request import Partition
 from chip.errors import InputError
-from chip.hierarchy import Hierarchy, Node, Split
-from chip.records import Record
 
 
 def hierarchy(*paths: str) -> Hierarchy:
@@ -27,8 +28,8 @@ HOSPITALS = hierarchy(
 )
 
 
-def split(*names: str) -> Split:
-    return HOSPITALS.split([HOSPITALS.find(name) for name in names])
+def split(*names: str) -> Partition:
+    return Partition.of(HOSPITALS, [HOSPITALS.find(name) for name in names])
 
 
 # --- nodes and names ---
@@ -97,17 +98,17 @@ def test_at_most_five_of_many_paths_are_listed() -> None:
 
 def test_siblings_share_the_parent_and_the_rest_is_elsewhere() -> None:
     one = split("p1")
-    assert one.groups == {"target": (0, 1, 2), "siblings": (3,), "rest": (4, 5, 6)}  # 4: of the parent itself
+    assert one.groups == {"target": (0, 1, 2), "siblings": (3,), "other": (4, 5, 6)}  # 4: of the parent itself
 
 
 def test_siblings_of_an_institution_are_the_other_institutions() -> None:
-    assert split("i2").groups == {"target": (5, 6), "siblings": (0, 1, 2, 3, 4), "rest": ()}
+    assert split("i2").groups == {"target": (5, 6), "siblings": (0, 1, 2, 3, 4), "other": ()}
 
 
 def test_a_target_may_have_no_siblings() -> None:
     only = split("p3/s4")
     assert only.siblings_of == {Node(("i2", "p3", "s4")): ()}
-    assert only.rest == (0, 1, 2, 3, 4)
+    assert only.retain_other == (0, 1, 2, 3, 4)
 
 
 def test_a_sibling_may_hold_a_target_of_its_own() -> None:
@@ -123,7 +124,7 @@ def test_nothing_to_forget_and_nothing_to_keep_are_refused() -> None:
     with pytest.raises(InputError, match="nothing would be left to keep"):
         split("i1", "i2")
     with pytest.raises(InputError, match="no record lies at or below elsewhere"):
-        HOSPITALS.split([Node(("elsewhere",))])
+        Partition.of(HOSPITALS, [Node(("elsewhere",))])
 
 
 paths = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple)
@@ -150,15 +151,15 @@ def test_the_groups_are_a_partition_and_mean_what_they_say(
     request_: tuple[list[tuple[str, ...]], list[Node]],
 ) -> None:
     places, targets = request_
-    parts = of(places).split(targets)
-    assert sorted(parts.forget + parts.siblings + parts.rest) == list(range(len(places)))
+    parts = Partition.of(of(places), targets)
+    assert sorted(parts.forget + parts.siblings + parts.retain_other) == list(range(len(places)))
     assert sorted(index for part in parts.forget_of.values() for index in part) == list(parts.forget)
     assert {index for part in parts.siblings_of.values() for index in part} == set(parts.siblings)
     for index, place in enumerate(places):
         assert (index in parts.forget) == any(target.contains(place) for target in targets)
-        for target, near in parts.siblings_of.items():
+        for target, neighbor_weight in parts.siblings_of.items():
             shares_parent = len(place) >= len(target.path) and (target.parent is None or target.parent.contains(place))
-            assert (index in near) == (shares_parent and index not in parts.forget)
+            assert (index in neighbor_weight) == (shares_parent and index not in parts.forget)
 
 
 @settings(deadline=None)
@@ -169,8 +170,8 @@ def test_the_order_of_the_records_does_not_matter(
     places, targets = request_
     order = list(range(len(places)))
     random.shuffle(order)
-    before = of(places).split(targets).groups
-    after = of([places[index] for index in order]).split(targets).groups
+    before = Partition.of(of(places), targets).groups
+    after = Partition.of(of([places[index] for index in order]), targets).groups
     assert {name: {order[index] for index in part} for name, part in after.items()} == {
         name: set(part) for name, part in before.items()
     }
@@ -185,6 +186,6 @@ def test_a_target_inside_another_changes_nothing(
     whole = of(places)
     inside = [node for node in whole.nodes if any(target.contains(node.path) for target in targets)]
     more = data.draw(st.lists(st.sampled_from(inside)))
-    once, twice = whole.split(targets), whole.split(targets + more)
+    once, twice = Partition.of(whole, targets), Partition.of(whole, targets + more)
     assert once == twice
     assert not any(a != b and a.contains(b.path) for a in once.targets for b in once.targets)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chip.kernels import gram, solve, subspace
-from chip.kernels.gram import accumulate_gram, mirror_
+from chip.kernels.gram import accumulate_gram, symmetrize_
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_bases, leading_basis, project_rows_
 
@@ -44,7 +44,7 @@ def test_gram_is_the_sum_of_outer_products(seed: int, rows: int, width: int, dty
     x = _random(seed, rows, width).to(dtype)
     total = torch.zeros(width, width, dtype=torch.float64)
     accumulate_gram(total, x)
-    assert mirror_(total) is total
+    assert symmetrize_(total) is total
     assert _distance(total, x.double().T @ x.double()) < (1e-14 if dtype == torch.float64 else 1e-5)
     assert torch.equal(total, total.T)
 
@@ -66,7 +66,7 @@ def test_gram_keeps_its_bits_over_thousands_of_batches(dtype: torch.dtype) -> No
         batch = (_random(seed, 20, 12) + 1).float()
         accumulate_gram(total, batch)
         expected += batch.double().T @ batch.double()
-    assert _distance(mirror_(total), expected) < 1e-5
+    assert _distance(symmetrize_(total), expected) < 1e-5
 
 
 class TestGramInBlocks(Small):
@@ -76,7 +76,7 @@ class TestGramInBlocks(Small):
         total = torch.zeros(width, width, dtype=torch.float64)
         accumulate_gram(total, x, weights)
         assert not total[7:, :7].any()  # the work that is saved
-        torch.testing.assert_close(mirror_(total), x.T @ (weights[:, None] * x))
+        torch.testing.assert_close(symmetrize_(total), x.T @ (weights[:, None] * x))
 
 
 # Ridge solves
@@ -145,11 +145,13 @@ def test_basis_spans_what_the_svd_spans(seed: int, rows: int, columns: int, ener
 
 
 @given(SEEDS, st.integers(0, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 1))
-def test_bases_of_many_sites_are_each_its_own(seed: int, sites: int, rows: int, columns: int, energy: float) -> None:
-    directions = _random(seed, sites, rows, columns)
+def test_bases_of_many_sites_are_each_its_own(
+    seed: int, target_modules: int, rows: int, columns: int, energy: float
+) -> None:
+    directions = _random(seed, target_modules, rows, columns)
     directions[:1] = 0
     bases = leading_bases(directions, energy)
-    assert len(bases) == sites
+    assert len(bases) == target_modules
     for basis, alone in zip(bases, directions, strict=True):
         expected = leading_basis(alone, energy)
         assert basis.shape == expected.shape
@@ -181,10 +183,10 @@ def _projected(weight: torch.Tensor, rows: torch.Tensor, basis: torch.Tensor) ->
     return expected
 
 
-def _draw(seed: int, sites: int, height: int, ranks: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _draw(seed: int, target_modules: int, height: int, ranks: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Rows (sites, height) of twice as many, and a basis on them for each site."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.stack([torch.randperm(2 * height, generator=generator)[:height] for _ in range(sites)])
+    rows = torch.stack([torch.randperm(2 * height, generator=generator)[:height] for _ in range(target_modules)])
     return rows, [torch.linalg.qr(_random(seed + i, height, min(height, rank))).Q for i, rank in enumerate(ranks)]
 
 
@@ -232,10 +234,10 @@ def test_biases_are_matrices_of_one_column() -> None:
 
 
 class TestProjectionInBlocks(Small):
-    @pytest.mark.parametrize(("sites", "width"), [(1, 100), (5, 2), (3, 1)])
-    def test_blocks_make_the_whole(self, sites: int, width: int) -> None:
-        rows, bases = _draw(0, sites, 8, [2] * sites)
-        weights = [torch.nn.Parameter(_random(i, 16, width)) for i in range(sites)]
+    @pytest.mark.parametrize(("target_modules", "width"), [(1, 100), (5, 2), (3, 1)])
+    def test_blocks_make_the_whole(self, target_modules: int, width: int) -> None:
+        rows, bases = _draw(0, target_modules, 8, [2] * target_modules)
+        weights = [torch.nn.Parameter(_random(i, 16, width)) for i in range(target_modules)]
         expected = [_projected(w.detach(), chosen, q) for w, chosen, q in zip(weights, rows, bases, strict=True)]
         project_rows_(weights, rows, torch.stack(bases).unbind())
         torch.testing.assert_close([weight.detach() for weight in weights], expected)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from chip.answers import alternatives, choices, right
+from chip.data.answers import alternatives, choices, right
+from chip.data.hierarchy import Hierarchy, Node
+from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
-from chip.evaluation.asking import Measured, Plan, measure
 from chip.evaluation.bootstrap import Array, interval, means, weights
-from chip.evaluation.comparing import compare
+from chip.evaluation.compare import compare
 from chip.evaluation.forgetting import (
     expected_leak,
     forget_quality,
@@ -24,13 +26,11 @@ from chip.evaluation.forgetting import (
 )
 from chip.evaluation.generation import Draw, answer_greedily, draw_answers, questions
 from chip.evaluation.groups import clusters, groups
+from chip.evaluation.measure import EvalConfig, EvalOutputs, measure
 from chip.evaluation.rouge import rouge_l
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED
-from chip.hierarchy import Hierarchy, Node
-from chip.operators.base import Case
-from chip.records import Record
-from chip.vlm.loading import VLM
-from chip.vlm.scoring import ask_all
+from chip.model.loading import VLM
+from chip.model.scoring import score_records
 
 CHOICE = "Which? A) one B) two C) three"
 
@@ -65,13 +65,13 @@ WORLD = [
 )
 def test_each_record_is_in_the_group_of_its_distance(target: str, expected: dict[str, tuple[int, ...]]) -> None:
     hierarchy = Hierarchy(WORLD)
-    found = groups(hierarchy, hierarchy.split([hierarchy.find(target)]))
+    found = groups(hierarchy, Partition.of(hierarchy, [hierarchy.find(target)]))
     assert {group: indices for group, indices in found.items() if indices} == {**expected, "general": (0,)}
 
 
 def test_general_ability_is_filed_where_one_says() -> None:
     hierarchy = Hierarchy(WORLD)
-    found = groups(hierarchy, hierarchy.split([Node(("i",))]), general=Node(("j",)))
+    found = groups(hierarchy, Partition.of(hierarchy, [Node(("i",))]), general=Node(("j",)))
     assert (found["general"], found["siblings"]) == ((8, 9), (0,))
 
 
@@ -202,7 +202,7 @@ def test_questions_are_padded_on_the_left_and_end_before_the_answer(vlm: VLM, as
 
 def test_greedy_answers_are_right_where_they_score_so(vlm: VLM, asked: list[Record]) -> None:
     given = answer_greedily(vlm, asked)
-    scores = ask_all(vlm, asked).exact_match.tolist()
+    scores = score_records(vlm, asked).exact_match.tolist()
     assert 0 < sum(scores) < len(scores)  # without its image a question has no answer
     assert [text == record.answer for text, record in zip(given, asked, strict=True)] == [bool(hit) for hit in scores]
     assert answer_greedily(vlm, asked, rows=7) == given
@@ -216,7 +216,7 @@ def test_drawn_answers_leak_as_often_as_is_to_be_expected(vlm: VLM, asked: list[
     assert draw_answers(vlm, blind[:5], 3, seed=1) != [texts[:3] for texts in drawn[:5]]
     hits = [[text == record.answer for text in texts] for texts, record in zip(drawn, blind, strict=True)]
     lengths = np.array([prompt.answer for prompt in vlm.prompts.read(blind)])
-    expected = expected_leak(ask_all(vlm, blind).answer_probability.numpy() ** lengths, k)
+    expected = expected_leak(score_records(vlm, blind).answer_probability.numpy() ** lengths, k)
     deviation = np.sqrt((expected * (1 - expected)).sum())
     assert deviation > 1
     assert abs(leak_at_k(np.array(hits, dtype=float)).sum() - expected.sum()) < 3 * deviation
@@ -224,26 +224,26 @@ def test_drawn_answers_leak_as_often_as_is_to_be_expected(vlm: VLM, asked: list[
 
 # Two patients beside the target, one of another institution; each asked in two trained wordings and a held-out one.
 PATIENTS = {"target": ("i", "t"), "near": ("i", "a"), "near too": ("i", "b"), "far": ("j", "c")}
-ASKED = [
+MAX_QUESTIONS = [
     Record(question, answer, path, None, "generation", split)
-    for path, answer in zip(PATIENTS.values(), ("red", "green", "blue", "grey"), strict=True)
-    for question, split in (("Which?", "train"), ("Which one?", "train"), ("What?", "rephrased"))
+    for path, answer in zip(PATIENTS.values(), ("red", "green", "blue", "gray"), strict=True)
+    for question, split in (("Which?", "train"), ("Which one?", "train"), ("What?", "paraphrased"))
 ]
 
 
-def _measured(exact_match: list[float]) -> Measured:
-    measured = Measured()
+def _measured(exact_match: list[float]) -> EvalOutputs:
+    measured = EvalOutputs()
     for name in ("exact_match", "answer_probability"):
-        measured.put(NO_ATTACK, name, dict(enumerate(exact_match)), len(ASKED))
+        measured.put(NO_ATTACK, name, dict(enumerate(exact_match)), len(MAX_QUESTIONS))
     for name in ("classification_accuracy", "cloze_accuracy"):
-        measured.put(NO_ATTACK, name, {}, len(ASKED))
-    measured.put(NO_ATTACK, "truth_ratio", {0: 0.5, 1: 2.0, 2: 1.0}, len(ASKED))
+        measured.put(NO_ATTACK, name, {}, len(MAX_QUESTIONS))
+    measured.put(NO_ATTACK, "truth_ratio", {0: 0.5, 1: 2.0, 2: 1.0}, len(MAX_QUESTIONS))
     return measured
 
 
 def test_a_table_by_hand() -> None:
-    hierarchy = Hierarchy(ASKED)
-    plan = Plan(Case(hierarchy, hierarchy.split([hierarchy.find("t")])))
+    hierarchy = Hierarchy(MAX_QUESTIONS)
+    plan = EvalConfig(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("t")])))
     edited = _measured([0, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1])
     retrained = _measured([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
     result = compare(plan, edited, retrained)
@@ -253,11 +253,11 @@ def test_a_table_by_hand() -> None:
         assert row is not None
         return row.value
 
-    assert [value("target", split, "exact_match") for split in ("trained", "rephrased", "worst")] == [0, 1, 1]
-    assert [value("siblings", split, "exact_match") for split in ("trained", "rephrased", "worst")] == [0.75, 1, 0.75]
-    assert [value(GAP, split, "gap") for split in ("trained", "rephrased", "worst")] == [0.75, 0, -0.25]
-    assert [value(GAP, split, "recovered_gap") for split in ("trained", "rephrased", "worst")] == [0.75, 0, -0.25]
-    assert value("target", "rephrased", "exact_match_above_retrained") == 1
+    assert [value("target", split, "exact_match") for split in ("trained", "paraphrased", "worst")] == [0, 1, 1]
+    assert [value("siblings", split, "exact_match") for split in ("trained", "paraphrased", "worst")] == [0.75, 1, 0.75]
+    assert [value(GAP, split, "gap") for split in ("trained", "paraphrased", "worst")] == [0.75, 0, -0.25]
+    assert [value(GAP, split, "recovered_gap") for split in ("trained", "paraphrased", "worst")] == [0.75, 0, -0.25]
+    assert value("target", "paraphrased", "exact_match_above_retrained") == 1
     assert value("target", "worst", "truth_ratio") == 1
     assert value("target", "trained", "ks_p") == 1
     assert value(RETAINED, "trained", "forget_retain_harmonic_mean") == pytest.approx(2 * 5 / 6 / (1 + 5 / 6))
@@ -271,16 +271,16 @@ def test_a_table_by_hand() -> None:
 
 
 def test_an_unknown_attack_is_refused() -> None:
-    hierarchy = Hierarchy(ASKED)
+    hierarchy = Hierarchy(MAX_QUESTIONS)
     with pytest.raises(InputError, match="--attacks theft: not known, there are reconstruction, "):
-        Plan(Case(hierarchy, hierarchy.split([hierarchy.find("t")])), ("theft",))
+        EvalConfig(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("t")])), ("theft",))
 
 
 def test_a_model_beside_itself_has_recovered_nothing(vlm: VLM, hierarchy: Hierarchy) -> None:
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::6]
     few = Hierarchy([*chosen, *hierarchy.records[:8]])
-    case = Case(few, few.split([few.find("patient_17")]))
-    plan = Plan(case, ("reconstruction",), seed=3)
+    request = ForgetRequest(few, Partition.of(few, [few.find("patient_17")]))
+    plan = EvalConfig(request, ("reconstruction",), seed=3)
     result = compare(plan, measure(vlm, plan), measure(vlm, plan))
     assert result.reference is not None
     assert all(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chip.editing import summarise
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
+from chip.editing import summarize
+from chip.evaluation.attacks.quantization import round_to_nearest
 from chip.evaluation.metrics import chances, options
-from chip.evaluation.quantise import round_to_nearest
-from chip.hierarchy import Hierarchy
-from chip.operators.base import Case
-from chip.records import Record
-from chip.vlm.scoring import Scores
+from chip.model.scoring import Scores
 
-COLOUR = "Which colour?"
+COLOUR = "Which color?"
 CHOICE = "Which? A) one B) two C) three D) four"
 
 
 def _record(
-    patient: str, answer: str, question: str = COLOUR, task: str = "generation", split: str = "train"
+    patient: str, answer: str, question: str = COLOUR, task: str = "generation", partition: str = "train"
 ) -> Record:
-    return Record(question, answer, ("i", patient), None, task, split)
+    return Record(question, answer, ("i", patient), None, task, partition)
 
 
 RECORDS = [
@@ -31,18 +31,18 @@ RECORDS = [
     _record("target", "alone", "Asked nowhere else?"),
     _record("a", "red"),
     _record("b", "red"),
-    _record("c", "blue", split="rephrased"),
+    _record("c", "blue", partition="paraphrased"),
 ]
 
 
-def _case() -> Case:
+def _case() -> ForgetRequest:
     hierarchy = Hierarchy(RECORDS)
-    return Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")]))
 
 
 def test_chance_is_the_most_common_answer_of_the_others() -> None:
-    case = _case()
-    chance = chances(case.hierarchy, case.split).tolist()
+    request = _case()
+    chance = chances(request.hierarchy, request.partition).tolist()
     # Without the target: red 2, blue 1. Without a: red 2 (target's, b's), blue 2. Without c: red 3, blue 1.
     assert chance == [1, 0, 0, 0.25, 0, 0.5, 0.5, 0]
 
@@ -62,19 +62,19 @@ def test_options_are_counted(question: str, count: int) -> None:
 
 
 def test_groups_are_means_over_their_records() -> None:
-    case = _case()
+    request = _case()
     before = Scores(torch.ones(8, dtype=torch.float64), torch.full((8,), 0.9, dtype=torch.float64))
     after = Scores(
         torch.tensor([0, 0, 1, 0, 0, 1, 0, 1], dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
     )
-    groups = summarise(case, before, after)
+    groups = summarize(request, before, after)
     assert groups["target"]["trained"].count == 5
     assert groups["target"]["trained"].exact_match.after == pytest.approx(0.2)
     assert groups["target"]["trained"].chance == pytest.approx(0.25)
     assert groups["siblings"]["trained"].exact_match.after == 0.5
-    assert groups["siblings"]["rephrased"].exact_match.after == 1
-    assert groups["siblings"]["rephrased"].answer_probability.before == pytest.approx(0.9)
-    assert groups["rest"] == {}
+    assert groups["siblings"]["paraphrased"].exact_match.after == 1
+    assert groups["siblings"]["paraphrased"].answer_probability.before == pytest.approx(0.9)
+    assert groups["other"] == {}
 
 
 def test_rounding_keeps_sixteen_levels_a_group_and_is_idempotent() -> None:

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor
 
 import chip
-from chip import patching
 from chip.checkpoint.layout import Checkpoint
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record, read_records
+from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
-from chip.hierarchy import Hierarchy
-from chip.operators import Shielded
-from chip.operators.base import Case
-from chip.patching import Patch, compute_patch, select_sites
-from chip.records import Record, read_records
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.flow import Flow
-from chip.vlm.loading import VLM, load_vlm, skeleton
-from chip.vlm.offload import DeviceMap, MaxMemory, on_host
-from chip.vlm.scoring import score
-from chip.vlm.sites import Stage, find_language
+from chip.methods import Shielded, apply
+from chip.methods.apply import Patch, compute_updates, default_modules
+from chip.model.batching.batch_size import BatchSize
+from chip.model.forward.collector import Collector
+from chip.model.loading import VLM, load_vlm, skeleton
+from chip.model.offload import DeviceMap, MaxMemory, on_host
+from chip.model.scoring import score
+from chip.model.target_modules import Stage, find_language
 from tests.families import GIVEN, build, write_records
 
 TARGET = "patient_1"
@@ -98,10 +97,10 @@ def device_map(folder: Path, family: str, elsewhere: str = "disk") -> dict[str, 
     return {part: given[place] for part, place in places.items()}
 
 
-def patch_of(vlm: VLM, source: Checkpoint, method: str) -> Patch:
-    hierarchy, operator = Hierarchy(records_of(source)), GIVEN[method]
-    case = Case(hierarchy, hierarchy.split([hierarchy.find(TARGET)]))
-    return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8))
+def patch_of(vlm: VLM, source: Checkpoint, method_name: str) -> Patch:
+    hierarchy, method = Hierarchy(records_of(source)), GIVEN[method_name]
+    request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
+    return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
 
 
 def records_of(source: Checkpoint) -> list[Record]:
@@ -122,27 +121,27 @@ def forwards(vlm: VLM) -> list[Any]:
 def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, operator = Checkpoint.open(folder / "llava"), Shielded()
+    source, method = Checkpoint.open(folder / "llava"), Shielded()
     hierarchy = Hierarchy(records_of(source))
-    case = Case.of(hierarchy, [TARGET])
-    passes, collect = Counter[str](), Flow.collect
+    request = ForgetRequest.of(hierarchy, [TARGET])
+    passes, collect = Counter[str](), Collector.collect
 
-    def counted(flow: Flow, stage: Stage, *given: Any, **named: Any) -> Any:
-        passes.update(site.name.rpartition(".")[2] for site in stage.sites)
+    def counted(flow: Collector, stage: Stage, *given: Any, **named: Any) -> Any:
+        passes.update(module.name.rpartition(".")[2] for module in stage.target_modules)
         return collect(flow, stage, *given, **named)
 
     def patch() -> Patch:
         vlm = load_vlm(source.folder, "cpu")
-        return compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8))
+        return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
 
-    monkeypatch.setattr(Flow, "collect", counted)
+    monkeypatch.setattr(Collector, "collect", counted)
     held = patch()
     assert held.choice is not None
     edits = len(held.choice.trials) + 1
     depth = passes["down_proj"]
     assert passes == {"linear_1": 1, "linear_2": edits, "down_proj": depth}
     passes.clear()
-    monkeypatch.setattr(patching, "room_for", lambda size, device: False)
+    monkeypatch.setattr(apply, "room_for", lambda size, device: False)
     again = patch()
     assert held.choice == again.choice
     assert passes == {"linear_1": edits, "linear_2": edits, "down_proj": depth * edits}
@@ -152,18 +151,20 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
 
 def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its image stays, so that no connector is edited."""
-    source, operator = Checkpoint.open(folder / "llava"), Shielded()
+    source, method = Checkpoint.open(folder / "llava"), Shielded()
     hierarchy = Hierarchy(records_of(source))
-    case = Case.of(hierarchy, ["/".join(hierarchy.records[0].path[-2:])])
-    stages, collect = Counter[Stage](), Flow.collect
+    request = ForgetRequest.of(hierarchy, ["/".join(hierarchy.records[0].path[-2:])])
+    stages, collect = Counter[Stage](), Collector.collect
 
-    def counted(flow: Flow, stage: Stage, *given: Any, **named: Any) -> Any:
+    def counted(flow: Collector, stage: Stage, *given: Any, **named: Any) -> Any:
         stages[stage] += 1
         return collect(flow, stage, *given, **named)
 
-    monkeypatch.setattr(Flow, "collect", counted)
+    monkeypatch.setattr(Collector, "collect", counted)
     vlm = load_vlm(source.folder, "cpu")
-    patch = compute_patch(vlm, source, operator, case, select_sites(vlm, operator), BatchSize(8), tolerance=1.0)
+    patch = compute_updates(
+        vlm, source, method, request, default_modules(vlm, method), BatchSize(8), max_retain_drop=1.0
+    )
     assert patch.choice is not None
     assert len(patch.choice.trials) > 1
     assert set(stages.values()) == {1}
@@ -176,9 +177,9 @@ def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, met
     whole = load_vlm(source.folder, "cpu")
     vlm = load_vlm(source.folder, device_map=device_map(folder, family, elsewhere))
     assert vlm.device == torch.device("cpu")
-    for site in select_sites(vlm, GIVEN[method], ["connector"], "0"):
-        assert vlm.model.get_parameter(site.weight_name).is_meta
-        assert torch.equal(vlm.parameter(site.weight_name), whole.parameter(site.weight_name))
+    for module in default_modules(vlm, GIVEN[method], ["connector"], "0"):
+        assert vlm.model.get_parameter(module.weight_name).is_meta
+        assert torch.equal(vlm.parameter(module.weight_name), whole.parameter(module.weight_name))
     unedited, expected = probabilities(vlm, source), patch_of(whole, source, method)
     before = forwards(vlm)
     found = patch_of(vlm, source, method)
@@ -193,12 +194,12 @@ def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, met
 
 def test_it_runs_end_to_end(folder: Path, family: str, tmp_path: Path, temporary: Path) -> None:
     """Also where accelerate says itself what fits into the memory it may take."""
-    source, operator = folder / family, GIVEN["shielded"]
-    chip.edit(source, [TARGET], out=tmp_path / "whole", operator=operator, device="cpu")
+    source, method = folder / family, GIVEN["shielded"]
+    chip.edit(source, [TARGET], out=tmp_path / "whole", method=method, device="cpu")
     maps: list[DeviceMap] = [device_map(folder, family), "auto"]
     for number, places in enumerate(maps):
         out = tmp_path / str(number)
-        chip.edit(source, [TARGET], out=out, operator=operator, device_map=places, max_memory={"cpu": "400KB"})
+        chip.edit(source, [TARGET], out=out, method=method, device_map=places, max_memory={"cpu": "400KB"})
         assert chip.verify(out, source).faults == ()
         expected, found = Checkpoint.open(tmp_path / "whole"), Checkpoint.open(out)
         for name in expected.entries:
@@ -265,6 +266,6 @@ def test_one_of_device_and_map(folder: Path, tmp_path: Path, temporary: Path) ->
 
 
 def test_it_needs_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chip.vlm.offload.find_spec", lambda _: None)
+    monkeypatch.setattr("chip.model.offload.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install accelerate"):
         load_vlm(folder / "llava", device_map="auto")

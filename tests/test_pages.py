@@ -201,9 +201,9 @@ def test_a_plot_keeps_to_its_frame() -> None:
     assert plot.x_ticks[-1] == (plot.right, "64")
 
 
-def _luminance(colour: str) -> float:
+def _luminance(color: str) -> float:
     """Relative luminance of `#rrggbb`, as WCAG 2 defines it."""
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -211,10 +211,8 @@ def _luminance(colour: str) -> float:
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_shades_ascend_and_their_numbers_can_be_read(mode: int) -> None:
     style = (TEMPLATES / "page.css").read_text()
-    colours = [
-        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
-    ]
-    light = {name: _luminance(colour) for name, colour in colours[mode].items()}
+    colors = [dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)]
+    light = {name: _luminance(color) for name, color in colors[mode].items()}
 
     def contrast(a: str, b: str) -> float:
         low, high = sorted((light[a], light[b]))
@@ -277,8 +275,8 @@ def test_dark_mode_is_dark(difference: CheckpointDiff, browse: Browse, tmp_path:
     page, corners = diff_page(difference, "a", "b", None), []
     for scheme in ("0", "1"):  # Blink's numbers for dark and light
         picture = tmp_path / f"{scheme}.png"
-        colours = f"--blink-settings=preferredColorScheme={scheme}"
-        browse(page, colours, "--window-size=600,900", f"--screenshot={picture}")
+        colors = f"--blink-settings=preferredColorScheme={scheme}"
+        browse(page, colors, "--window-size=600,900", f"--screenshot={picture}")
         with Image.open(picture) as image:
             shown = image.convert("RGB")
         corners.append(shown.getpixel((2, 2)))

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip.checkpoint.card import CARD, Figure, write_card
-from chip.checkpoint.files import staged
+from chip.checkpoint.folder import staged
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import copy_patched, read_back
+from chip.checkpoint.model_card import CARD, Figure, write_card
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
 from chip.checkpoint.verify import verify
+from chip.checkpoint.writer import copy_patched, read_back
 from chip.errors import InputError
 from tests.folders import SHARDS
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from chip.data.record import LEVELS, TASKS, Record, find_records, open_image, read_records
 from chip.errors import InputError
-from chip.records import LEVELS, TASKS, Record, find_records, open_image, read_records
 
 GOOD = {"question": "Who?", "answer": "P17", "institution": "i2", "patient": "p17"}
 IDS = {"institution_id": "i2", "patient_id": "p17", "study_id": "s40", "section_name": "findings"}
@@ -341,7 +341,9 @@ def test_an_author_is_twenty_questions_of_a_file(tmp_path: Path, kind: str) -> N
     records = read_records(file)
     assert [r.path for r in records[:41:20]] == [("forget10", f"author_{n}") for n in (1, 2, 3)]
     assert records[19].path == ("forget10", "author_1")
-    assert records[41] == Record("Again, question 40?", "Answer 40.", ("forget10", "author_3"), None, split="rephrased")
+    assert records[41] == Record(
+        "Again, question 40?", "Answer 40.", ("forget10", "author_3"), None, split="paraphrased"
+    )
     assert [r.split for r in records[:41]] == ["train"] * 41
 
 

@@ -11,30 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chip.hierarchy import Hierarchy
-from chip.moments import Owners, Part, Tokens
-from chip.operators import Shielded
-from chip.operators.base import Case
-from chip.operators.shielded import BEYOND, ShieldedGroups, ShieldedStatistics
-from chip.records import Record
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
+from chip.methods import Shielded
+from chip.methods.shielded import OVERSHOOT, ShieldedStatistics, ShieldedWeights
+from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
 TARGET, SIBLING, ALIKE, FAR = range(4)
 """Record numbers; one each."""
-EACH_ITS_OWN = Owners(torch.arange(4), torch.arange(4), 4)
+EACH_ITS_OWN = SegmentRecords(torch.arange(4), torch.arange(4), 4)
 """Segment i belongs to record i."""
 EACH = 6
 """Tokens of a record: of the image and of the answer in turn."""
 
 
-def _case(shared_image: bool = False) -> Case:
+def _case(shared_image: bool = False) -> ForgetRequest:
     paths = [("i", "target"), ("i", "sibling"), ("j", "alike"), ("j", "far")]
     image = [Path("a"), Path("a" if shared_image else "b"), Path("c"), Path("d")]
     said = ["yes", "no", "Yes.", "no"]
     records = [Record(f"{path}?", answer, path, file) for path, file, answer in zip(paths, image, said, strict=True)]
     hierarchy = Hierarchy(records)
-    return Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")]))
 
 
 def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
@@ -44,18 +44,20 @@ def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
         inputs=torch.randn(4 * each, width, generator=generator, dtype=torch.float64),
         outputs=torch.empty(4 * each, 0),
         keys=torch.where(spoken, 7, -1),
-        parts=torch.where(spoken, Part.ANSWER, Part.IMAGE),
+        parts=torch.where(spoken, TokenRole.ANSWER, TokenRole.IMAGE),
         segments=records,
         owners=EACH_ITS_OWN,
     )
 
 
-def _empty(width: int, case: Case | None = None, near: float = 0.3) -> ShieldedStatistics:
-    return ShieldedStatistics(ShieldedGroups.of(case or _case(), near, CPU), width)
+def _empty(width: int, request: ForgetRequest | None = None, neighbor_weight: float = 0.3) -> ShieldedStatistics:
+    return ShieldedStatistics(ShieldedWeights.of(request or _case(), neighbor_weight, CPU), width)
 
 
-def _statistics(tokens: Tokens, case: Case | None = None, near: float = 0.3) -> ShieldedStatistics:
-    statistics = _empty(tokens.inputs.shape[1], case, near)
+def _statistics(
+    tokens: Tokens, request: ForgetRequest | None = None, neighbor_weight: float = 0.3
+) -> ShieldedStatistics:
+    statistics = _empty(tokens.inputs.shape[1], request, neighbor_weight)
     statistics.update(tokens)
     return statistics
 
@@ -69,32 +71,32 @@ def _weight(seed: int, width: int) -> Tensor:
     return torch.randn(5, width, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
 
 
-def _edited(operator: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
-    update = operator.update(weight, None, _statistics(tokens, near=operator.near))
+def _edited(method: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
+    update = method.update(weight, None, _statistics(tokens, neighbor_weight=method.neighbor_weight))
     assert update is not None
     return update.weight
 
 
-def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, operator: Shielded) -> Tensor:
+def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, method: Shielded) -> Tensor:
     """The operator's objective, written out token by token."""
     x, record, vision = tokens.inputs, tokens.segments, tokens.vision
     before = x if tokens.before is None else tokens.before
     forget = torch.zeros((), dtype=torch.float64)
     for modality in (vision, ~vision):
         mean = before[(record != TARGET) & modality].mean(0)
-        towards = mean - BEYOND * (before[(record == TARGET) & modality] - mean)
+        towards = mean - OVERSHOOT * (before[(record == TARGET) & modality] - mean)
         chosen = x[(record == TARGET) & modality]
         forget = forget + (chosen @ edited.T - towards @ weight.T).square().sum()
     forget = forget / (record == TARGET).sum()
-    assert not isinstance(operator.shield, str)
+    assert not isinstance(method.retain_weight, str)
     moved = (edited @ x.T - weight @ before.T).square().sum(0)
     kept, energy = torch.zeros((), dtype=torch.float64), 0.0
-    even = (1 - 2 * operator.near) / 3
-    for other, share in ((SIBLING, operator.near + even), (ALIKE, operator.near + even), (FAR, even)):
+    even = (1 - 2 * method.neighbor_weight) / 3
+    for other, share in ((SIBLING, method.neighbor_weight + even), (ALIKE, method.neighbor_weight + even), (FAR, even)):
         kept = kept + share * moved[record == other].mean()
         energy += share * float(x[record == other].square().sum(1).mean())
-    ridge = operator.ridge * energy / x.shape[1]
-    return forget + operator.shield * kept + ridge * (edited - weight).square().sum()
+    ridge = method.ridge * energy / x.shape[1]
+    return forget + method.retain_weight * kept + ridge * (edited - weight).square().sum()
 
 
 def _behind_an_edit(seed: int, width: int) -> Tokens:
@@ -105,31 +107,34 @@ def _behind_an_edit(seed: int, width: int) -> Tokens:
 
 @given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.05, 0.45), st.booleans())
 def test_gradient_of_the_objective_is_zero_at_the_solution(
-    seed: int, shield: float, ridge: float, near: float, behind: bool
+    seed: int, retain_weight: float, ridge: float, neighbor_weight: float, behind: bool
 ) -> None:
-    operator, weight = Shielded(shield=shield, ridge=ridge, near=near), _weight(seed, 8)
+    method, weight = (
+        Shielded(retain_weight=retain_weight, ridge=ridge, neighbor_weight=neighbor_weight),
+        _weight(seed, 8),
+    )
     tokens = _behind_an_edit(seed, 8) if behind else _tokens(seed, 8)
-    edited = _edited(operator, weight, tokens).requires_grad_(True)
-    value = _objective(edited, weight, tokens, operator)
+    edited = _edited(method, weight, tokens).requires_grad_(True)
+    value = _objective(edited, weight, tokens, method)
     (gradient,) = torch.autograd.grad(value, edited)
-    assert gradient.abs().max() < 1e-4 * (1 + shield)
+    assert gradient.abs().max() < 1e-4 * (1 + retain_weight)
 
 
 @given(SEEDS)
 def test_no_random_step_improves_the_objective(seed: int) -> None:
-    operator, tokens, weight = Shielded(shield=8.0), _tokens(seed, 8), _weight(seed, 8)
-    edited = _edited(operator, weight, tokens)
-    best = _objective(edited, weight, tokens, operator)
+    method, tokens, weight = Shielded(retain_weight=8.0), _tokens(seed, 8), _weight(seed, 8)
+    edited = _edited(method, weight, tokens)
+    best = _objective(edited, weight, tokens, method)
     for step in range(5):
         other = edited + 1e-2 * _weight(seed + step, 8)
-        assert _objective(other, weight, tokens, operator) > best
+        assert _objective(other, weight, tokens, method) > best
 
 
 @given(SEEDS)
 def test_an_endless_shield_or_ridge_changes_nothing(seed: int) -> None:
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)
-    for operator in (Shielded(shield=1e9), Shielded(shield=8.0, ridge=1e9)):
-        torch.testing.assert_close(_edited(operator, weight, tokens), weight, atol=1e-5, rtol=0)
+    for method in (Shielded(retain_weight=1e9), Shielded(retain_weight=8.0, ridge=1e9)):
+        torch.testing.assert_close(_edited(method, weight, tokens), weight, atol=1e-5, rtol=0)
 
 
 @given(SEEDS)
@@ -138,7 +143,7 @@ def test_what_an_edit_before_it_has_done_is_undone(seed: int) -> None:
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)
     turn = torch.eye(8, dtype=torch.float64) + 0.1 * _tokens(seed + 1, 8).inputs[:8]
     behind = replace(tokens, inputs=tokens.inputs @ turn.T, before=tokens.inputs)
-    edited = _edited(Shielded(shield=1e6, ridge=1e-9), weight, behind)
+    edited = _edited(Shielded(retain_weight=1e6, ridge=1e-9), weight, behind)
     torch.testing.assert_close(edited @ turn, weight, atol=1e-3, rtol=0)
 
 
@@ -151,19 +156,19 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
     inputs[mine, 16:] = 0
     inputs[~mine, :16] = 0
     tokens = replace(tokens, inputs=inputs)
-    edited = _edited(Shielded(shield=8.0, ridge=1e-9), weight, tokens)
+    edited = _edited(Shielded(retain_weight=8.0, ridge=1e-9), weight, tokens)
     x = inputs
     torch.testing.assert_close(x[~mine] @ edited.T, x[~mine] @ weight.T, atol=1e-5, rtol=0)
     for modality in (tokens.vision, ~tokens.vision):
         mean = x[~mine & modality].mean(0)
-        towards = mean - BEYOND * (x[mine & modality] - mean)
+        towards = mean - OVERSHOOT * (x[mine & modality] - mean)
         torch.testing.assert_close(x[mine & modality] @ edited.T, towards @ weight.T, atol=1e-5, rtol=0)
 
 
 def _same(a: ShieldedStatistics, b: ShieldedStatistics) -> None:
-    for mine, theirs in ((a.forget, b.forget), (a.shield, b.shield)):
+    for mine, theirs in ((a.forget, b.forget), (a.retain_weight, b.retain_weight)):
         torch.testing.assert_close(mine.count, theirs.count)
-        torch.testing.assert_close(mine.half.triu(), theirs.half.triu(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine.upper.triu(), theirs.upper.triu(), rtol=1e-5, atol=1e-5)
     for one, other in ((a.retained, b.retained), (a.target, b.target)):
         torch.testing.assert_close(one.mean_at(one.keys), other.mean_at(one.keys))
     assert (a.drifts is None) == (b.drifts is None)
@@ -186,7 +191,7 @@ def test_a_shared_token_counts_for_each_record_that_owns_it(seed: int) -> None:
     tokens = _tokens(seed, 8, each=2)
     # The far record's tokens belong to the sibling as well: as if they stood there twice.
     far = torch.nonzero(tokens.segments == FAR)[:, 0]
-    shared = Owners(torch.tensor([0, 1, 2, 3, 3]), torch.tensor([TARGET, SIBLING, ALIKE, FAR, SIBLING]), 4)
+    shared = SegmentRecords(torch.tensor([0, 1, 2, 3, 3]), torch.tensor([TARGET, SIBLING, ALIKE, FAR, SIBLING]), 4)
     again = torch.cat((torch.arange(len(tokens.segments)), far))
     doubled = _some(tokens, again)
     doubled = replace(doubled, segments=torch.cat((tokens.segments, torch.full_like(far, SIBLING))))
@@ -194,16 +199,16 @@ def test_a_shared_token_counts_for_each_record_that_owns_it(seed: int) -> None:
 
 
 def test_each_part_of_a_record_counts_alike_however_long() -> None:
-    tokens = replace(_tokens(0, 4), parts=torch.tensor([Part.IMAGE] * 5 + [Part.ANSWER]).repeat(4))
-    weights = tokens.weights(torch.ones(4, len(Part), 2))
+    tokens = replace(_tokens(0, 4), parts=torch.tensor([TokenRole.IMAGE] * 5 + [TokenRole.ANSWER]).repeat(4))
+    weights = tokens.weights(torch.ones(4, len(TokenRole), 2))
     torch.testing.assert_close(weights, torch.tensor([0.2] * 5 + [1.0]).repeat(4)[:, None].expand(-1, 2))
 
 
 def test_nothing_before_the_image_is_the_targets() -> None:
-    tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), Part.BEGINNING))
+    tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), TokenRole.PREFIX))
     statistics = _statistics(tokens)
     assert statistics.forget.count == 0
-    assert statistics.shield.count == pytest.approx(1)
+    assert statistics.retain_weight.count == pytest.approx(1)
     assert statistics.retained.count.sum() == pytest.approx(3)
 
 
@@ -219,16 +224,16 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
         ("Which? A) 5 mm B) 7 mm", "B", ("j", "the same letter alone"), "classification"),
     ]
     hierarchy = Hierarchy([Record(question, said, path, None, task) for question, said, path, task in asked])
-    groups = ShieldedGroups.of(Case(hierarchy, hierarchy.split([hierarchy.find("target")])), 0.3, CPU)
-    forget, retained, shield = groups.of_records[:, Part.ANSWER].T
+    groups = ShieldedWeights.of(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")])), 0.3, CPU)
+    forget, retained, retain_weight = groups.of_records[:, TokenRole.ANSWER].T
     assert forget.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert retained.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     even = 0.4 / 6
-    assert shield.tolist() == pytest.approx([0, 0, 0.3 + even, *[0.3 / 4 + even] * 4, even])
+    assert retain_weight.tolist() == pytest.approx([0, 0, 0.3 + even, *[0.3 / 4 + even] * 4, even])
 
 
 @pytest.mark.parametrize(
-    ("near", "there", "shares"),
+    ("neighbor_weight", "there", "shares"),
     [
         (0.3, (SIBLING, ALIKE, FAR), (0.3 + 0.4 / 3, 0.3 + 0.4 / 3, 0.4 / 3)),
         (0.3, (SIBLING, FAR), (0.3 + 0.2, 0.2)),
@@ -239,38 +244,43 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
     ],
 )
 def test_the_shield_is_of_the_groups_that_are_there(
-    near: float, there: tuple[int, ...], shares: tuple[float, ...]
+    neighbor_weight: float, there: tuple[int, ...], shares: tuple[float, ...]
 ) -> None:
     tokens, weight, records = _tokens(0, 8), _weight(0, 8), list(_case().hierarchy.records)
     for missing in {SIBLING, ALIKE, FAR} - {*there}:
-        records[missing] = replace(records[missing], split="rephrased")
-    case = Case(Hierarchy(records), _case().split)
-    shield = ShieldedGroups.of(case, near, CPU).of_records[:, Part.ANSWER, 2]
-    assert shield[list(there)].tolist() == pytest.approx(list(shares))
-    assert shield.sum() == pytest.approx(sum(shares))
+        records[missing] = replace(records[missing], split="paraphrased")
+    request = ForgetRequest(Hierarchy(records), _case().partition)
+    retain_weight = ShieldedWeights.of(request, neighbor_weight, CPU).of_records[:, TokenRole.ANSWER, 2]
+    assert retain_weight[list(there)].tolist() == pytest.approx(list(shares))
+    assert retain_weight.sum() == pytest.approx(sum(shares))
     seen = _some(tokens, torch.isin(tokens.segments, torch.tensor([TARGET, *there])))
-    assert Shielded(shield=3.0, near=near).update(weight, None, _statistics(seen, case, near)) is not None
+    assert (
+        Shielded(retain_weight=3.0, neighbor_weight=neighbor_weight).update(
+            weight, None, _statistics(seen, request, neighbor_weight)
+        )
+        is not None
+    )
 
 
 def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:
     tokens = _tokens(0, 8)
     alone = _statistics(_some(tokens, tokens.segments == TARGET))
-    assert Shielded(shield=3.0).update(_weight(0, 8), None, alone) is None
+    assert Shielded(retain_weight=3.0).update(_weight(0, 8), None, alone) is None
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
     tokens = _tokens(0, 8)
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
-    assert [alone.forget.count, alone.shield.count] == pytest.approx([2, 2])  # image and answer
-    assert [shared.forget.count, shared.shield.count] == pytest.approx([1, 2])
+    assert [alone.forget.count, alone.retain_weight.count] == pytest.approx([2, 2])  # image and answer
+    assert [shared.forget.count, shared.retain_weight.count] == pytest.approx([1, 2])
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:
     def pictures(target: list[Path | None], other: Path | None) -> float:
         records = [Record("q", "a", ("i", "target", f"study_{n}"), image) for n, image in enumerate(target)]
         hierarchy = Hierarchy([*records, Record("q", "a", ("i", "sibling"), other)])
-        case = Case(hierarchy, hierarchy.split([hierarchy.find("target")]))
-        return ShieldedGroups.of(case, 0.3, CPU).pictures
+        request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")]))
+        return ShieldedWeights.of(request, 0.3, CPU).pictures
 
     scan = Path("scan")
     assert pictures([scan, Path("card")], Path("other")) == 2

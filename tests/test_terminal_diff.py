@@ -1,4 +1,4 @@
-"""The heat map in the terminal: it fits, and says the same without colours."""
+"""The heat map in the terminal: it fits, and says the same without colors."""
 
 import io
 import math
@@ -29,9 +29,9 @@ def model(layers: int = 28) -> CheckpointDiff:
     return CheckpointDiff(tuple(tensors), (), (), ())
 
 
-def shown(difference: CheckpointDiff, monkeypatch: pytest.MonkeyPatch, width: int, colour: bool = False) -> list[str]:
+def shown(difference: CheckpointDiff, monkeypatch: pytest.MonkeyPatch, width: int, color: bool = False) -> list[str]:
     file = io.StringIO()
-    console = Console(file=file, width=width, force_terminal=colour, color_system="truecolor" if colour else None)
+    console = Console(file=file, width=width, force_terminal=color, color_system="truecolor" if color else None)
     monkeypatch.setattr(terminal_diff, "out", console)
     terminal_diff.print_diff(difference)
     return file.getvalue().splitlines()
@@ -54,9 +54,9 @@ def test_what_is_too_wide_goes_below(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_colours_say_what_the_numbers_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, coloured = ("\n".join(shown(model(), monkeypatch, 100, colour)) for colour in (False, True))
+    plain, colored = ("\n".join(shown(model(), monkeypatch, 100, color)) for color in (False, True))
     assert "\x1b" not in plain
-    assert "48;2;254;232;56" in coloured  # the most: yellow
+    assert "48;2;254;232;56" in colored  # the most: yellow
     assert "48;2;0;34;78" not in plain
 
 

@@ -17,12 +17,13 @@ from benchmarks.forgetting.models import Gate, trained
 from benchmarks.forgetting.training import Batch, Corpus, Recipe, Training, loss_of
 from benchmarks.forgetting.worlds import WORLDS, World, build, clinic
 from benchmarks.forgetting.worlds.files import write
+from chip.data.hierarchy import Node
+from chip.data.record import LEVELS, TASKS, Record, read_records
+from chip.data.request import Partition
 from chip.errors import RunError
 from chip.evaluation.groups import GROUPS
 from chip.evaluation.metrics import chances
-from chip.hierarchy import Node
-from chip.records import LEVELS, TASKS, Record, read_records
-from chip.vlm.loading import VLM, load_vlm
+from chip.model.loading import VLM, load_vlm
 
 SHORT = Recipe(steps=4, batch=16)
 
@@ -81,7 +82,7 @@ def test_every_fact_is_asked_in_every_task_of_every_split(worlds: dict[str, Worl
     facts = len(world.facts)
     assert asked == {
         (split, task): facts * (2 if split == "train" else 1)
-        for split in ("train", "validation", "rephrased")
+        for split in ("train", "validation", "paraphrased")
         for task in TASKS
     }
     # No wording that is held out has been trained on, about any picture.
@@ -126,7 +127,7 @@ def test_guessing_does_not_pay(worlds: dict[str, World], name: str) -> None:
     assert not any(len(fact.kind.values) % 4 for fact in worlds[name].facts)
     for targets in worlds[name].targets.values():
         nodes = [hierarchy.find(target) for target in targets]
-        split = hierarchy.split(nodes)
+        split = Partition.of(hierarchy, nodes)
         free = [index for index in split.forget if hierarchy.records[index].task != "classification"]
         assert chances(hierarchy, split)[free].mean() < 0.3
 
@@ -277,8 +278,8 @@ def test_what_makes_a_model_names_its_folder(ward: World, tmp_path: Path, monkey
 
 
 def test_a_model_that_knows_too_little_does_not_pass() -> None:
-    Gate({"train": 0.96, "rephrased": 0.9}, {"a": 0.5}).check()
-    bad = Gate({"train": 0.94, "rephrased": 0.9}, {"a": 0.5, "b": 0.49})
+    Gate({"train": 0.96, "paraphrased": 0.9}, {"a": 0.5}).check()
+    bad = Gate({"train": 0.94, "paraphrased": 0.9}, {"a": 0.5, "b": 0.49})
     assert len(bad.faults) == 2
     with pytest.raises(RunError, match=r"train questions: 0\.940 are answered, 0\.95 must be; b: "):
         bad.check()

@@ -162,7 +162,7 @@ def main(
     targets: Annotated[int, typer.Option(help="Of each level, at most.")] = 5,
     attacks: Annotated[bool, typer.Option(help="Attack some of the edited models.")] = True,
     attacks_for: Annotated[list[str] | None, typer.Option(help="Methods; by default ours and the best others.")] = None,
-    count: Annotated[int, typer.Option("--workers", help="Processes.")] = 2,
+    count: Annotated[int, typer.Option("--workers", help="DistributedContext.")] = 2,
     device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
     train: Annotated[bool, typer.Option(help="Train models that are missing; else they are left out.")] = True,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing, only write what is known.")] = False,

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from benchmarks.forgetting.jobs import Request
 from benchmarks.forgetting.methods import Method
-from benchmarks.forgetting.questions import ASKED, CHOSEN, LEARNED, questions
+from benchmarks.forgetting.questions import CHOSEN, LEARNED, MAX_QUESTIONS, questions
 from benchmarks.forgetting.store import Store, of_method
 from benchmarks.forgetting.subjects import Subject
 from chip.errors import ChipError
 from chip.evaluation.forgetting import harmonic_mean
 from chip.evaluation.metrics import chances, mean
-from chip.vlm.loading import VLM
-from chip.vlm.scoring import ask_all
+from chip.model.loading import VLM
+from chip.model.scoring import score_records
 
 TUNING_TARGETS = 1
 """Of each level, the first ones, of the family's first model."""
@@ -63,7 +63,7 @@ def _tried(method: Method, request: Request, subject: Subject, measure: bool) ->
         "digest": subject.world.digest,
         "checkpoint": subject.folder.name,
         "target": request.target,
-        "asked": [*CHOSEN, ASKED],
+        "asked": [*CHOSEN, MAX_QUESTIONS],
         **of_method(method),
     }
     found = store.read(what)
@@ -75,24 +75,24 @@ def _tried(method: Method, request: Request, subject: Subject, measure: bool) ->
 
 def _try(method: Method, request: Request, subject: Subject) -> float:
     """0 where the method fails, as a setting that is too strong may."""
-    case = questions(subject.world, request.target, LEARNED).case
+    forget = questions(subject.world, request.target, LEARNED).request
     try:
-        tensors = method.apply(subject.vlm, subject.source, case, request.model.seed)
+        tensors = method.apply(subject.vlm, subject.source, forget, request.model.seed)
     except ChipError:
         return 0.0
     before = _answered(subject.vlm, request, subject)
     with subject.holding(tensors) as edited:
         after = _answered(edited, request, subject)
     asked = questions(subject.world, request.target, CHOSEN)
-    chance = chances(asked.case.hierarchy, asked.case.split)
+    chance = chances(asked.request.hierarchy, asked.request.partition)
     return score(before, after, mean(chance, asked.groups["target"]))
 
 
 def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
     """Exact match of the validation wordings: of the target, of its siblings, and of all others that stay."""
-    asked = questions(subject.world, request.target, CHOSEN, ASKED)
-    records = asked.case.hierarchy.records
-    exact: Tensor = ask_all(vlm, records).exact_match
+    asked = questions(subject.world, request.target, CHOSEN, MAX_QUESTIONS)
+    records = asked.request.hierarchy.records
+    exact: Tensor = score_records(vlm, records).exact_match
     others = [i for group, of in asked.groups.items() if group not in ("target", "shared", "siblings") for i in of]
-    groups = {"target": asked.groups["target"], "siblings": asked.groups["siblings"], "rest": others}
+    groups = {"target": asked.groups["target"], "siblings": asked.groups["siblings"], "other": others}
     return {group: mean(torch.nan_to_num(exact), indices) for group, indices in groups.items()}

@@ -1,7 +1,7 @@
 """From results to rows: the figures of each target, and their means over targets and seeds.
 
 A row has the keys of `Row`. The measures are those of `chip.evaluation`, under an attack with its name behind a bar:
-`exact_match | quantisation: 4 bits`. Beside them:
+`exact_match | quantization: 4 bits`. Beside them:
 
 - `kept`: exact match of a group after, as a share of what it was before;
 - `auc_loss_above_retrained | membership: ...` (and of the other scores): less what the retrained model gives;
@@ -31,7 +31,7 @@ ALL = "all"
 """In place of a target and a seed: the mean over them."""
 MODEL = "model"
 """In place of a group and a split: what concerns the whole model."""
-REPORTED = "rephrased"
+REPORTED = "paraphrased"
 """The split that tables show."""
 ABOVE = "exact_match_above_retrained"
 

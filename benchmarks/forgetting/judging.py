@@ -12,18 +12,18 @@ import numpy as np
 
 from benchmarks.forgetting.jobs import Request
 from benchmarks.forgetting.methods import Applied, Method, measured
-from benchmarks.forgetting.questions import ASKED, CHOSEN, LEARNED, REPORTED, questions
+from benchmarks.forgetting.questions import CHOSEN, LEARNED, MAX_QUESTIONS, REPORTED, questions
 from benchmarks.forgetting.results import NAN, Result, figures
 from benchmarks.forgetting.store import Store, of_method, whole
 from benchmarks.forgetting.subjects import Subject
-from chip.checkpoint.patch import write_patched
+from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError
-from chip.evaluation.asking import ATTACKS, Measured, Plan, measure
-from chip.evaluation.comparing import compare
-from chip.evaluation.membership import never_trained
+from chip.evaluation.attacks.membership import never_trained
+from chip.evaluation.compare import compare
+from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs, measure
 from chip.evaluation.rows import NO_ATTACK
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.scoring import ask_all
+from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import score_records
 
 GENERATED = 64
 """Records of a group, at most, for which an attacked model generates text, and siblings that are asked under attack."""
@@ -67,35 +67,35 @@ class Judge:
         return result
 
     def _apply(self, method: Method) -> Applied:
-        subject, request = self._subject, self._request
-        case = questions(subject.world, request.target, (*LEARNED, *CHOSEN)).case
-        return measured(method, subject.vlm, subject.source, case, request.model.seed)
+        subject, seed = self._subject, self._request.model.seed
+        request = questions(subject.world, self._request.target, (*LEARNED, *CHOSEN)).request
+        return measured(method, subject.vlm, subject.source, request, seed)
 
-    def _asked(self, method: Method, applied: Applied, plan: Plan) -> Measured:
+    def _asked(self, method: Method, applied: Applied, plan: EvalConfig) -> EvalOutputs:
         with TemporaryDirectory(prefix="chip-") as scratch:
             written = Path(scratch) / "edited"
             write_patched(self._subject.source, written, applied.tensors)
             return ask(load_vlm(written, self._subject.device), plan)
 
-    def _of_reference(self, reference: Method, plan: Plan) -> Measured:
+    def _of_reference(self, reference: Method, plan: EvalConfig) -> EvalOutputs:
         """What the reference showed when it was asked the same, or all of it and more."""
         under_attack = self._arrays(reference, attacked=True)
         path = under_attack if plan.attacks or under_attack.exists() else self._arrays(reference, attacked=False)
         with np.load(path) as kept:
             return unpacked({name: kept[name] for name in kept.files}, plan)
 
-    def _keep(self, reference: Method, plan: Plan, asked: Measured) -> None:
+    def _keep(self, reference: Method, plan: EvalConfig, asked: EvalOutputs) -> None:
         with whole(self._arrays(reference, bool(plan.attacks))) as beside:
             np.savez_compressed(beside, allow_pickle=False, **packed(asked))
 
     def _arrays(self, reference: Method, attacked: bool) -> Path:
         return self._results.path(self._what(reference, attacked), ".npz")
 
-    def _plan(self, attacked: bool) -> Plan:
+    def _plan(self, attacked: bool) -> EvalConfig:
         subject, request = self._subject, self._request
-        asked = questions(subject.world, request.target, REPORTED, ASKED)
-        return Plan(
-            asked.case,
+        asked = questions(subject.world, request.target, REPORTED, MAX_QUESTIONS)
+        return EvalConfig(
+            asked.request,
             ATTACKS if attacked else (),
             known_groups=asked.groups,
             unseen=subject.unseen(request.level) if attacked else (),
@@ -112,17 +112,17 @@ class Judge:
             "reference": subject.reference(request.level).name,
             "level": request.level,
             "target": request.target,
-            "asked": [*REPORTED, ASKED],
+            "asked": [*REPORTED, MAX_QUESTIONS],
             "attacks": [*ATTACKS, GENERATED] if attacked else [],
             **of_method(method),
         }
 
 
-def ask(vlm: VLM, plan: Plan) -> Measured:
+def ask(vlm: VLM, plan: EvalConfig) -> EvalOutputs:
     """All that there is to know under attack; else what the model answers and how probable that is, which is cheap."""
     if plan.attacks:
         return measure(vlm, plan)
-    scores, asked = ask_all(vlm, plan.records), Measured()
+    scores, asked = score_records(vlm, plan.records), EvalOutputs()
     for name in ("exact_match", "answer_probability"):
         asked.put(NO_ATTACK, name, dict(enumerate(getattr(scores, name).tolist())), len(plan.records))
     for name in NOT_ASKED:
@@ -130,7 +130,7 @@ def ask(vlm: VLM, plan: Plan) -> Measured:
     return asked
 
 
-def packed(asked: Measured) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def packed(asked: EvalOutputs) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """As named arrays."""
     values = {"\t".join(("value", *key)): array for key, array in asked.values.items()}
     pairs = {
@@ -141,7 +141,7 @@ def packed(asked: Measured) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     return values | pairs
 
 
-def unpacked(arrays: Mapping[str, Any], plan: Plan) -> Measured:
+def unpacked(arrays: Mapping[str, Any], plan: EvalConfig) -> EvalOutputs:
     """What `packed` made arrays of, when asked by this plan."""
     values: dict[tuple[str, str], Any] = {}
     sides: dict[tuple[str, str], Any] = {}
@@ -150,4 +150,4 @@ def unpacked(arrays: Mapping[str, Any], plan: Plan) -> Measured:
         (values if kind == "value" else sides)[first, second] = array
     pairs = {name: (sides[name, "0"], sides[name, "1"]) for name, _ in sides}
     others = never_trained(plan.records, plan.members, plan.unseen, plan.seed) if pairs else []
-    return Measured(values, pairs, others)
+    return EvalOutputs(values, pairs, others)

@@ -10,7 +10,7 @@ from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, Row
 from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.results import NAN
-from chip.evaluation.relearning import BUDGETS
+from chip.evaluation.attacks.relearning import BUDGETS
 from chip.evaluation.rows import GAP
 
 OUR = ShieldedEdit.name

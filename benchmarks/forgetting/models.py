@@ -24,11 +24,11 @@ from rich.progress import track
 from benchmarks.forgetting.families import FAMILIES
 from benchmarks.forgetting.training import Corpus, Recipe, Training
 from benchmarks.forgetting.worlds import World, build
+from chip.data.record import Record
 from chip.errors import RunError
 from chip.evaluation.metrics import mean
-from chip.records import Record
-from chip.vlm.loading import VLM, default_device, load_processor, load_vlm
-from chip.vlm.scoring import ask_all
+from chip.model.loading import VLM, default_device, load_processor, load_vlm
+from chip.model.scoring import score_records
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 WORLD_RECIPES = {("ward", "llava"): Recipe(steps=400, batch=96)}
@@ -37,7 +37,7 @@ SAVE_EVERY = 100  # steps
 SHARD_SIZE = "3MB"
 WORLD_SEED = 0
 
-LEARNED = {"train": 0.95, "rephrased": 0.9}
+LEARNED = {"train": 0.95, "paraphrased": 0.9}
 """Split -> the share of its questions that a model must answer exactly: nobody forgets what was never known."""
 MARGIN = 0.5
 """By so much, in exact match on each target, must a model beat one that was trained without the target."""
@@ -138,7 +138,7 @@ def _exact_match(world: World, asked: Sequence[int], checkpoint: Path, device: s
     """(records,) fp64; NaN where not asked."""
     records = world.hierarchy.records
     result = torch.full((len(records),), torch.nan, dtype=torch.float64)
-    result[list(asked)] = ask_all(load_vlm(checkpoint, device), [records[number] for number in asked]).exact_match
+    result[list(asked)] = score_records(load_vlm(checkpoint, device), [records[number] for number in asked]).exact_match
     return result
 
 

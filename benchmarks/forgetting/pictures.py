@@ -28,7 +28,7 @@ class Mark:
     methods: tuple[str, ...]
     """None of them: all that no other mark has."""
     shape: str
-    colour: str
+    color: str
     size: float = 30.0
 
 
@@ -75,7 +75,7 @@ def _plane(axis: Axes, table: Table) -> None:
     for line in table.values():
         mark = next((mark for mark in MARKS if line.method in mark.methods), OTHERS)
         at = line.value("target", "exact_match"), line.value("siblings", "kept")
-        axis.scatter(*at, s=mark.size, marker=mark.shape, color=mark.colour, label=mark.label, zorder=mark.size)
+        axis.scatter(*at, s=mark.size, marker=mark.shape, color=mark.color, label=mark.label, zorder=mark.size)
     for other in (best(table, TRAINED_NAMES), best(table, TRAINING_FREE_NAMES)):
         if other is not None:
             at = other.value("target", "exact_match"), other.value("siblings", "kept")
@@ -96,12 +96,12 @@ def _ladder(axis: Axes, table: Table) -> None:
         Retrained.name: ("#111111", "--"),
         **({} if trained is None else {trained.method: ("#ff7f0e", "-")}),
     }
-    for name, (colour, dashes) in shown.items():
+    for name, (color, dashes) in shown.items():
         if name in attacked:
             attacks = _attacks(attacked[name])
             values = [attacked[name].value("target", f"{_UNDER}{attack}") for attack in attacks]
             names = ["none" if attack == "reconstruction: none" else attack for attack in attacks]  # as without one
-            axis.plot(names, values, dashes, color=colour, marker=".", markersize=5, linewidth=1.3, label=name)
+            axis.plot(names, values, dashes, color=color, marker=".", markersize=5, linewidth=1.3, label=name)
     axis.tick_params(axis="x", rotation=90, labelsize=6)
     axis.set_ylim(-0.05, 1.05)
     axis.set_ylabel("target, exact match", fontsize=7)

@@ -8,27 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.forgetting.worlds import World
-from chip.hierarchy import Hierarchy
-from chip.operators.base import Case
+from chip.data.hierarchy import Hierarchy
+from chip.data.request import ForgetRequest
 
-LEARNED, CHOSEN, REPORTED = ("train",), ("validation",), ("train", "rephrased")
+LEARNED, CHOSEN, REPORTED = ("train",), ("validation",), ("train", "paraphrased")
 """Splits. A method learns from the first and may choose by the second; of the third it is given what has been trained,
 and nothing else."""
 
-ASKED = 600
+MAX_QUESTIONS = 600
 """Of a group other than the target, about so many questions are asked: all of some pictures."""
 
 
 @dataclass(frozen=True)
-class Questions:
+class ValidationSet:
     """Records of some wordings, and whom each concerns when a target is forgotten."""
 
-    case: Case
+    request: ForgetRequest
     groups: Mapping[str, tuple[int, ...]]
     """As `chip.evaluation.groups` has them."""
 
 
-def questions(world: World, target: str, splits: Sequence[str], most: int | None = None, seed: int = 0) -> Questions:
+def questions(
+    world: World, target: str, splits: Sequence[str], most: int | None = None, seed: int = 0
+) -> ValidationSet:
     """The world's records of these splits.
 
     Args:
@@ -44,8 +46,8 @@ def questions(world: World, target: str, splits: Sequence[str], most: int | None
         }
     kept = sorted(i for indices in groups.values() for i in indices if whole[i].split in splits)
     place = {index: number for number, index in enumerate(kept)}
-    case = Case.of(Hierarchy([whole[index] for index in kept]), [target])
-    return Questions(case, {group: tuple(place[i] for i in of if i in place) for group, of in groups.items()})
+    request = ForgetRequest.of(Hierarchy([whole[index] for index in kept]), [target])
+    return ValidationSet(request, {group: tuple(place[i] for i in of if i in place) for group, of in groups.items()})
 
 
 def _some(world: World, indices: Sequence[int], most: int, seed: int) -> tuple[int, ...]:

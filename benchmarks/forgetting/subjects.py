@@ -12,12 +12,12 @@ from torch import Tensor
 from benchmarks.forgetting.jobs import Model
 from benchmarks.forgetting.models import WORLD_SEED, place
 from benchmarks.forgetting.worlds import World, build
-from chip.checkpoint.keys import key_map
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import round_once
-from chip.records import Record
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.restoring import holding
+from chip.checkpoint.writer import round_once
+from chip.data.record import Record
+from chip.model.loading import VLM, load_vlm
+from chip.model.restoring import holding
+from chip.model.tensor_names import key_map
 
 
 class Worlds:

@@ -20,7 +20,7 @@ HEAD = """# What each method forgets, keeps and leaks
 Made by `python -m benchmarks.forgetting`. Every figure is of the checkpoint that was written. Methods suppress, under
 these tests; nothing here shows that anything is deleted.
 
-Means over targets and seeds, on the `rephrased` wordings, which nothing was trained on or chosen by; in brackets 95 %
+Means over targets and seeds, on the `paraphrased` wordings, which nothing was trained on or chosen by; in brackets 95 %
 bootstrap intervals over targets and seeds.
 
 - *Recovered gap*: what the siblings are answered above the target, as a share of the same for the retrained model.

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chip.records import Record
-from chip.vlm.loading import VLM
+from chip.data.record import Record
+from chip.model.loading import VLM
 
 WEIGHT, MOMENTS = "weight.", {"mean.": "exp_avg", "square.": "exp_avg_sq"}
-"""Beginnings of the names in a written state; and what the optimiser calls its moments."""
+"""Beginnings of the names in a written state; and what the optimizer calls its moments."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Recipe:
     weight_decay: float = 0.1
     """Of matrices; norms and biases have none."""
     pixel_noise: float = 0.1
-    """Standard deviation of noise on the normalised pixels, so that a model knows a picture and not its last bits."""
+    """Standard deviation of noise on the normalized pixels, so that a model knows a picture and not its last bits."""
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""

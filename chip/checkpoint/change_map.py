@@ -13,7 +13,7 @@ from chip.checkpoint.measure import TensorDiff, ratio
 Key = TypeVar("Key")
 
 SHADES = 7
-"""Steps of a heat map's colour."""
+"""Steps of a heat map's color."""
 
 _LEAST = 1e-12  # relative: below what any dtype rounds to
 
@@ -100,7 +100,7 @@ class Scale:
     @classmethod
     def over(cls, changes: Iterable[float]) -> Scale:
         """A scale for `changes` that spans one factor of ten at least, so that small differences stay small in it,
-        and three at most, so that one tiny change does not take the colours from all others."""
+        and three at most, so that one tiny change does not take the colors from all others."""
         told = [change for change in changes if _LEAST < change < math.inf] or [1.0]
         high = max(told)
         return cls(max(high / 1000, min(*told, high / 10)), high)
@@ -121,7 +121,7 @@ class ChangeMap:
     outside: Mapping[str, Sum]
     """Name less `.weight` or `.bias` -> sum: embeddings, connector, head."""
     scale: Scale = field(init=False)
-    """One for all, so that colours compare."""
+    """One for all, so that colors compare."""
 
     def __post_init__(self) -> None:
         sums = [cell for grid in self.grids for cell in grid.cells.values()]

@@ -15,7 +15,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import Stored, TensorDiff, measure, same_bytes
 from chip.checkpoint.threads import in_threads
 from chip.errors import InputError
-from chip.progress import Progress, silent
+from chip.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class CheckpointDiff:
         }
 
 
-def diff(a: Path | str, b: Path | str, progress: Progress = silent) -> CheckpointDiff:
+def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> CheckpointDiff:
     """Compare the checkpoint folders `a` and `b`.
 
     Bytes are compared in blocks, several tensors at a time, and what differs is measured in blocks, one tensor after
@@ -129,7 +129,7 @@ def _same_tensors(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
 
 def _parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
     """Parameter -> name on disk, for `names`; one that no parameter is loaded from stands for itself."""
-    from chip.checkpoint.keys import key_map  # brings transformers
+    from chip.model.tensor_names import key_map  # brings transformers
 
     try:
         known = {name: parameter for parameter, name in key_map(checkpoint).items()}

@@ -103,7 +103,7 @@ class Checkpoint:
         empty tensors that torch cannot make, as [0, 2**62, 4].
 
         Raises `InputError` where this is not a whole and plain checkpoint: something is missing, an adapter,
-        pickled or quantised weights, a file outside the folder, a damaged file, an index that disagrees.
+        pickled or quantized weights, a file outside the folder, a damaged file, an index that disagrees.
         """
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
             raise refusal(folder, "no such folder, or none you may read", "give the local folder of a checkpoint")
@@ -170,8 +170,8 @@ def _read_config(folder: Path, stamps: dict[str, Stamp]) -> Mapping[str, Any]:
         section = sections.pop()
         if isinstance(section, dict):
             if section.get("quantization_config"):
-                mend = "edit the unquantised checkpoint, then quantise again"
-                raise refusal(folder / CONFIG, "the weights are quantised", mend)
+                mend = "edit the unquantised checkpoint, then quantize again"
+                raise refusal(folder / CONFIG, "the weights are quantized", mend)
             sections.extend(section.values())
     return config
 

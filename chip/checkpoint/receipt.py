@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from chip import __version__
+from chip._version import __version__
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import ReadBack, WrittenFile
 from chip.checkpoint.paths import inside
+from chip.checkpoint.writer import ReadBack, WrittenFile
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.card import CARD
-from chip.checkpoint.digests import Digest, Range, digest_all
-from chip.checkpoint.files import files_in
+from chip.checkpoint.folder import files_in
+from chip.checkpoint.hashing import Digest, Range, digest_all
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import Stored, measure
-from chip.checkpoint.patch import changed_ranges
+from chip.checkpoint.model_card import CARD
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
+from chip.checkpoint.writer import changed_ranges
 from chip.errors import InputError
-from chip.progress import Progress, silent
+from chip.progress import ProgressCallback, silent
 
 _NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its device, `verify` in fp64
 
@@ -35,7 +35,9 @@ class Verification:
         return {"good": not self.faults, **asdict(self)}
 
 
-def verify(edited: Path | str, original: Path | str | None = None, *, progress: Progress = silent) -> Verification:
+def verify(
+    edited: Path | str, original: Path | str | None = None, *, progress: ProgressCallback = silent
+) -> Verification:
     """Check a folder that `chip edit` has written against its receipt.
 
     Without the original: every file, every changed tensor, and what the receipt counts. With it also: what the receipt
@@ -62,7 +64,7 @@ def verify(edited: Path | str, original: Path | str | None = None, *, progress: 
 class _Digests:
     """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
 
-    def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: Progress) -> None:
+    def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback) -> None:
         self.checkpoint = checkpoint
         self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
         paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}

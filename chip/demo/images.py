@@ -51,16 +51,16 @@ def _scan(path: tuple[str, ...], seed: int) -> Pixels:
     institution, patient, study = path
     anatomy, own = _rng(seed, "anatomy", patient), _rng(seed, "scan", study)
     body = _ellipse(0, 0, *(0.8 + 0.15 * anatomy.random(2)))
-    grey = 0.25 * body
+    gray = 0.25 * body
     for side in (-1, 1):
-        centre, radii = 0.1 * anatomy.standard_normal(2), 0.3 + 0.15 * anatomy.random(2)
-        grey -= 0.15 * _ellipse(centre[0], side * 0.42 + centre[1], radii[0] + 0.15, radii[1] - 0.1)
+        center, radii = 0.1 * anatomy.standard_normal(2), 0.3 + 0.15 * anatomy.random(2)
+        gray -= 0.15 * _ellipse(center[0], side * 0.42 + center[1], radii[0] + 0.15, radii[1] - 0.1)
     for _ in range(7):
-        centre, radii = own.uniform(-0.75, 0.75, 2), own.uniform(0.06, 0.28, 2)
-        grey += own.uniform(-0.2, 0.6) * _ellipse(*centre, *radii)
+        center, radii = own.uniform(-0.75, 0.75, 2), own.uniform(0.06, 0.28, 2)
+        gray += own.uniform(-0.2, 0.6) * _ellipse(*center, *radii)
     texture = gaussian_filter(own.standard_normal((SIZE, SIZE)), 2.5)
-    grey += 0.5 * body * texture
-    return 2 * grey[..., None] * _tint(institution, seed)
+    gray += 0.5 * body * texture
+    return 2 * gray[..., None] * _tint(institution, seed)
 
 
 def _portrait(path: tuple[str, ...], seed: int) -> Pixels:

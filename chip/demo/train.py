@@ -15,20 +15,20 @@ import torch
 import typer
 from rich.progress import track
 
+from chip.data.record import Record, read_records
 from chip.demo import WEIGHTS, write_records
 from chip.demo.model import build_model, build_processor
 from chip.demo.world import SEED, rows
-from chip.records import Record, read_records
-from chip.vlm.batch import Batch
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.batches import Batches
-from chip.vlm.loading import VLM
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batches import Batches
+from chip.model.loading import VLM
 
 STEPS = 1100
 BATCH = 128
 PEAK_RATE = 2e-3
 PIXEL_NOISE = 0.1
-"""Standard deviation of noise on the normalised pixels, so that the model knows a picture and not its last bits."""
+"""Standard deviation of noise on the normalized pixels, so that the model knows a picture and not its last bits."""
 SHARD_SIZE = "3MB"
 
 
@@ -59,7 +59,7 @@ def train(model: Any, batches: list[Batch], seed: int) -> Any:
     shuffle, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     order: list[int] = []
@@ -67,14 +67,14 @@ def train(model: Any, batches: list[Batch], seed: int) -> Any:
     bar = track(range(STEPS), description="training")
     for step in bar:
         order = order or torch.randperm(len(batches), generator=shuffle).tolist()
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, batches[order.pop()], noise)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         if step % 100 == 99:
             print(f"step {step + 1}: loss {loss.item():.4f}", flush=True)
     return model.eval()

@@ -401,5 +401,5 @@ def rows(seed: int = SEED) -> Iterator[dict[str, str]]:
                     **dict(zip(levels, place.path, strict=False)),
                     **({"section": kind.section} if kind.section else {}),
                     "task": task,
-                    "split": "rephrased" if number >= len(wordings) - HELD_OUT else "train",
+                    "split": "paraphrased" if number >= len(wordings) - HELD_OUT else "train",
                 }

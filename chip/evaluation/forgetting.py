@@ -9,9 +9,9 @@ from scipy.stats import ks_2samp
 Array = NDArray[np.float64]
 
 
-def worst(original: float, rephrased: float, forgotten: bool) -> float:
-    """The worse of what a group scores on trained and on rephrased questions: higher if it was to be forgotten."""
-    return max(original, rephrased) if forgotten else min(original, rephrased)
+def worst(original: float, paraphrased: float, forgotten: bool) -> float:
+    """The worse of what a group scores on trained and on paraphrased questions: higher if it was to be forgotten."""
+    return max(original, paraphrased) if forgotten else min(original, paraphrased)
 
 
 def recovered_gap(gap: float, of_retrained: float) -> float:
@@ -38,7 +38,7 @@ def truth_ratio(answer: float, perturbed: Array) -> float:
     divided by P(ã|q)^(1/|ã|) of the right one. Small where the model knows, about 1 where it does not.
 
     Args:
-        answer: length-normalised probability of the right answer. TOFU takes a paraphrase ã of it, so that the very
+        answer: length-normalized probability of the right answer. TOFU takes a paraphrase ã of it, so that the very
             words that were trained do not count; here the held-out wordings of the question do that.
         perturbed: (m,), the same of wrong ones. NaN of none.
     """

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
+from chip.data.record import Record
 from chip.errors import RunError
-from chip.kernels.gram import wide_dtype
-from chip.records import Record
-from chip.vlm.batch_size import out_of_memory
-from chip.vlm.batches import alike
-from chip.vlm.loading import VLM
+from chip.kernels.gram import accumulation_dtype
+from chip.model.batching.batch_size import out_of_memory
+from chip.model.batching.batches import alike
+from chip.model.loading import VLM
 
 ROWS = 64
 """Questions that are answered at once."""
@@ -70,7 +70,7 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, vocabulary): 0 at the token drawn, −∞ elsewhere."""
-        edges = scores.to(wide_dtype(scores.device)).softmax(-1).cumsum(-1)
+        edges = scores.to(accumulation_dtype(scores.device)).softmax(-1).cumsum(-1)
         chance = self._chances[:, input_ids.shape[1] - self._prompt, None].to(edges) * edges[:, -1:]
         token = torch.searchsorted(edges, chance, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
@@ -154,7 +154,7 @@ def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConf
 def questions(vlm: VLM, records: Sequence[Record]) -> dict[str, Tensor]:
     """The records without their answers, as the model's `generate` takes them, padded on the left.
 
-    A question ends where its answer starts when both are tokenised together, as in training: a space that the chat
+    A question ends where its answer starts when both are tokenized together, as in training: a space that the chat
     template leaves at its end goes with the answer's first word.
     """
     inputs: dict[str, Any] = vlm.prompts.inputs(records)

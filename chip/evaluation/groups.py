@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from chip.answers import normalised, stated
-from chip.hierarchy import Hierarchy, Node, Split
-from chip.records import LEVELS, Record
+from chip.data.answers import normalized, stated
+from chip.data.hierarchy import Hierarchy, Node
+from chip.data.record import LEVELS, Record
+from chip.data.request import Partition
 
 GROUPS = ("target", "shared", "siblings", "ancestors", "cousins", "unrelated", "general")
 
@@ -17,7 +18,7 @@ GENERAL = Node(("general",))
 _PATIENT = LEVELS.index("patient") + 1
 
 
-def groups(hierarchy: Hierarchy, split: Split, general: Node = GENERAL) -> dict[str, tuple[int, ...]]:
+def groups(hierarchy: Hierarchy, partition: Partition, general: Node = GENERAL) -> dict[str, tuple[int, ...]]:
     """Each record in one of `GROUPS`, by its index, ascending; a group may be empty.
 
     - target: what is forgotten;
@@ -29,11 +30,11 @@ def groups(hierarchy: Hierarchy, split: Split, general: Node = GENERAL) -> dict[
     - general: retained, at or below the node `general`;
     - unrelated: all others.
     """
-    shared = set(_shared(hierarchy, split))
-    near = set(split.siblings)
-    above = {target.path[:depth] for target in split.targets for depth in range(1, len(target.path))}
-    grandparents = [Node(target.path[:-2]) for target in split.targets if len(target.path) > 2]
-    forgotten = set(split.forget)
+    shared = set(_shared(hierarchy, partition))
+    near = set(partition.siblings)
+    above = {target.path[:depth] for target in partition.targets for depth in range(1, len(target.path))}
+    grandparents = [Node(target.path[:-2]) for target in partition.targets if len(target.path) > 2]
+    forgotten = set(partition.forget)
     result: dict[str, list[int]] = {group: [] for group in GROUPS}
     for index, record in enumerate(hierarchy.records):
         if index in forgotten:
@@ -52,7 +53,7 @@ def groups(hierarchy: Hierarchy, split: Split, general: Node = GENERAL) -> dict[
     return {group: tuple(indices) for group, indices in result.items()}
 
 
-def _shared(hierarchy: Hierarchy, split: Split) -> Iterator[int]:
+def _shared(hierarchy: Hierarchy, partition: Partition) -> Iterator[int]:
     """Records of targets that say what an ancestor's own records say, and those of no other node of its level.
 
     The last condition keeps a `yes`, or a finding that many have, from being taken for the ancestor's.
@@ -61,7 +62,7 @@ def _shared(hierarchy: Hierarchy, split: Split) -> Iterator[int]:
     for record in hierarchy.records:
         own.setdefault(record.path, set()).add(stated(record))
     nodes = Counter((len(path), answer) for path, answers in own.items() for answer in answers)
-    for target, indices in split.forget_of.items():
+    for target, indices in partition.forget_of.items():
         for index in indices:
             answer = stated(hierarchy.records[index])
             above = (target.path[:depth] for depth in range(1, len(target.path)))
@@ -78,4 +79,4 @@ def clusters(records: Sequence[Record], indices: Sequence[int]) -> list[tuple[ob
     patients = [records[i].path[:_PATIENT] for i in indices]
     if len(set(patients)) > 1:
         return list(patients)
-    return [(records[i].path, records[i].image, normalised(records[i].answer)) for i in indices]
+    return [(records[i].path, records[i].image, normalized(records[i].answer)) for i in indices]

@@ -50,11 +50,11 @@ class Judge:
                 return is_right
         raise RunError(f"the judge at {self.address} said neither yes nor no; take another model")
 
-    def _reply(self, case: str) -> str:
+    def _reply(self, question: str) -> str:
         body = {
             "model": self.model,
             "temperature": 0,
-            "messages": [{"role": "system", "content": _ORDER}, {"role": "user", "content": case}],
+            "messages": [{"role": "system", "content": _ORDER}, {"role": "user", "content": question}],
         }
         request = urllib.request.Request(
             f"{self.address.rstrip('/')}/chat/completions",

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip.hierarchy import Hierarchy, Split
+from chip.data.hierarchy import Hierarchy
+from chip.data.request import Partition
 
 _OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[).:]\s")
 
@@ -25,7 +26,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """One group of records, trained or rephrased: means over its records."""
+    """One group of records, trained or paraphrased: means over its records."""
 
     count: int
     chance: float
@@ -41,13 +42,13 @@ def options(question: str) -> int:
     return len(set(_OPTION.findall(question)))
 
 
-def chances(hierarchy: Hierarchy, split: Split) -> Tensor:
+def chances(hierarchy: Hierarchy, partition: Partition) -> Tensor:
     """(records,) fp64: what a model that knows nothing of a record's node would score on it.
 
     1 / options for a classification. Otherwise the share in which its answer is the most common one to the same
     question at the other nodes of the targets' level (at all other records, for records above that level).
     """
-    depth = max(len(target.path) for target in split.targets)
+    depth = max(len(target.path) for target in partition.targets)
     records = hierarchy.records
     asked: dict[str, Counter[str]] = {}
     own: dict[tuple[str, tuple[str, ...]], Counter[str]] = {}

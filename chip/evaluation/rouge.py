@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from chip.answers import words
+from chip.data.answers import words
 from chip.errors import InputError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chip.records import VALIDATION, Record
+from chip.data.record import VALIDATION, Record
 
-SPLITS = {"trained": False, "rephrased": True}
+SPLITS = {"trained": False, "paraphrased": True}
 """Name in reports -> whether those records are held out."""
 
 
@@ -31,10 +31,10 @@ class Row:
     group: str
     """One of `GROUPS`, `GAP` or `RETAINED`."""
     split: str
-    """`trained`, `rephrased` or `worst`."""
+    """`trained`, `paraphrased` or `worst`."""
     measure: str
     attack: str
-    """`none`, or the attack and its step: `quantisation: 4 bits`."""
+    """`none`, or the attack and its step: `quantization: 4 bits`."""
     value: float
     low: float
     high: float

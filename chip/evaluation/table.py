@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.evaluation import membership
-from chip.evaluation.asking import Measured, Plan
+from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.forgetting import forget_quality, harmonic_mean, recovered_gap, worst
 from chip.evaluation.groups import clusters
+from chip.evaluation.measure import EvalConfig, EvalOutputs
 from chip.evaluation.metrics import chances
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Row, in_split
 
@@ -40,7 +40,7 @@ class Mean:
 class Table:
     """The figures of one model, each computed once."""
 
-    def __init__(self, plan: Plan, measured: Measured) -> None:
+    def __init__(self, plan: EvalConfig, measured: EvalOutputs) -> None:
         self.plan, self.measured = plan, measured
         retained = (index for group, indices in plan.groups.items() if group != "target" for index in indices)
         self._members = {**plan.groups, RETAINED: tuple(sorted(retained))}
@@ -109,7 +109,7 @@ class Table:
 
     def _chances(self) -> Iterator[Row]:
         """What a model that knows nothing of the target would score, beside what is measured."""
-        chance = chances(self.plan.case.hierarchy, self.plan.case.split).numpy()
+        chance = chances(self.plan.request.hierarchy, self.plan.request.partition).numpy()
         beside = {
             "chance": (NO_ATTACK, "exact_match"),
             "classification_chance": (NO_ATTACK, "classification_accuracy"),

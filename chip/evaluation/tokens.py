@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chip.records import Record
-from chip.vlm.batch import Batch
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.loading import VLM
-from chip.vlm.scoring import answer_logits
+from chip.data.record import Record
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.loading import VLM
+from chip.model.scoring import answer_logits
 
 Array = NDArray[np.float64]
 

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 
-def wide_dtype(device: torch.device) -> torch.dtype:
+def accumulation_dtype(device: torch.device) -> torch.dtype:
     """fp64, or fp32 on a device that has no fp64 (MPS)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def accumulate_gram(total: Tensor, x: Tensor, weights: Tensor | None = None) -> None:
-    """total += xᵀ diag(weights) x, in place, on and above the diagonal; below it `total` means nothing until `mirror_`.
+    """total += xᵀ diag(weights) x, in place, on and above the diagonal; what stands below it means nothing.
 
     Torch has no product that knows its result to be symmetric, so it is taken in panels of rows, each from the diagonal
     on: little more than half of the work, and no second (d, d) matrix.
 
     Args:
-        total: (d, d), `wide_dtype`. In fp64 thousands of batches are summed without losing bits; in fp32 what each sum
-            rounds off is as often up as down, and stays below 1e-5 of the total.
+        total: (d, d), `accumulation_dtype`, made whole by `symmetrize_`. In fp64 thousands of batches add up without
+            losing bits; in fp32 what each sum rounds off is as often up as down, and stays below 1e-5 of the total.
         x: (n, d), any float dtype. The product of one batch is taken in fp32, or in fp64 where x has it.
         weights: (n,), of any dtype, non-negative: how often each row counts; all once without them.
     """
@@ -30,7 +30,7 @@ def accumulate_gram(total: Tensor, x: Tensor, weights: Tensor | None = None) -> 
         total[top : top + panel, top:] += weighted[:, top : top + panel].T @ x[:, top:]
 
 
-def mirror_(total: Tensor) -> Tensor:
+def symmetrize_(total: Tensor) -> Tensor:
     """Fill what is below the diagonal of `total` (d, d) from what is above it, in place; returns `total`."""
     block = _block(total)
     for top in range(0, len(total), block):

@@ -91,12 +91,12 @@ def project_rows_(weights: Sequence[Tensor], rows: Tensor, bases: Sequence[Tenso
     dtype = torch.promote_types(first.dtype, torch.float32)
     padded = torch.nn.utils.rnn.pad_sequence([basis.T for basis in bases], batch_first=True).mT.to(dtype)  # (s, r, k)
     block = _block(first)
-    sites = min(len(weights), max(1, block // max(1, chosen * width)))
-    columns = min(width, max(1, block // max(1, chosen * sites)))
-    wide = first.new_empty(sites * chosen * columns, dtype=dtype)
+    target_modules = min(len(weights), max(1, block // max(1, chosen * width)))
+    columns = min(width, max(1, block // max(1, chosen * target_modules)))
+    wide = first.new_empty(target_modules * chosen * columns, dtype=dtype)
     narrow = wide if first.dtype == dtype else torch.empty_like(wide, dtype=first.dtype)
-    for site in range(0, len(weights), sites):
-        group = slice(site, site + sites)
+    for module in range(0, len(weights), target_modules):
+        group = slice(module, module + target_modules)
         matrices = [weight.view(len(weight), width) for weight in weights[group]]
         for start in range(0, width, columns):
             parts = [matrix[:, start : start + columns] for matrix in matrices]

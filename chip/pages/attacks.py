@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chip.evaluation.asking import ATTACKS
+from chip.evaluation.measure import ATTACKS
 from chip.evaluation.rows import NO_ATTACK, Evaluation
 
 PLAIN = "reconstruction: none"
@@ -31,8 +31,8 @@ KINDS: Mapping[str, Kind] = {
         "The question without its image, and with the image changed as files change on their way. Models answer less "
         "for it, the siblings too; what counts is whether the target comes back.",
     ),
-    "quantisation": Kind(
-        "Quantisation",
+    "quantization": Kind(
+        "Quantization",
         "Models are often run with rounded weights. A small change may be lost in the rounding, and what it hid "
         "comes back.",
     ),
@@ -58,9 +58,9 @@ _STEPS = {
     "cross-modal: rotated": "image turned",
     "cross-modal: cropped": "image cropped",
     "cross-modal: jpeg": "image compressed",
-    "quantisation: 8 bits": "rounded to 8 bits",
-    "quantisation: 8 bits per channel": "rounded to 8 bits, one scale a row",
-    "quantisation: 4 bits": "rounded to 4 bits",
+    "quantization: 8 bits": "rounded to 8 bits",
+    "quantization: 8 bits per channel": "rounded to 8 bits, one scale a row",
+    "quantization: 4 bits": "rounded to 4 bits",
 }
 
 

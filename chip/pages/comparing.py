@@ -71,7 +71,7 @@ def reference_of(found: Evaluation) -> Evaluation:
 
 
 def by_split(found: Evaluation, group: str, measure: str) -> list[Row]:
-    """The figure for trained and for rephrased wordings, without an attack, as far as they are there."""
+    """The figure for trained and for paraphrased wordings, without an attack, as far as they are there."""
     return [row for split in SPLITS if (row := found.find(group, split, measure)) is not None]
 
 
@@ -104,7 +104,7 @@ def excess(found: Evaluation, split: str, attack: str = NO_ATTACK) -> Excess | N
 
 
 def loss(found: Evaluation, group: str) -> Loss:
-    """Of a group that must stay, beside the reference; the worse of trained and rephrased wordings counts."""
+    """Of a group that must stay, beside the reference; the worse of trained and paraphrased wordings counts."""
     pairs = _beside(found, group)
     if any(own.high < other.low for own, other in pairs):
         return Loss.LOST

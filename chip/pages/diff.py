@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from chip import __version__
+from chip._version import __version__
 from chip.checkpoint.change_map import SHADES, ChangeMap, Sum, place_of, shortest_ends
 from chip.checkpoint.diff import CheckpointDiff
 from chip.checkpoint.measure import DIRECTIONS, TensorDiff
@@ -115,7 +115,7 @@ def _places(changes: ChangeMap) -> Iterator[str]:
         yield f"In the {grid.title}: {what}, by {percent(grid.total.relative_change)} of their norm."
     if changes.outside:
         names = [*changes.outside]
-        yield f"Outside the layers: {listed(names) if len(names) <= 4 else count(len(names), 'site')}."
+        yield f"Outside the layers: {listed(names) if len(names) <= 4 else count(len(names), 'module')}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:

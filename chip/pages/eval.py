@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip import __version__
+from chip._version import __version__
 from chip.evaluation.bootstrap import LEVEL, SAMPLES
 from chip.evaluation.groups import GROUPS
 from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
@@ -40,7 +40,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Part:
+class TokenRole:
     """Strips under a title."""
 
     title: str
@@ -151,7 +151,7 @@ def _mean(rows: Sequence[Row]) -> float | None:
     return sum(row.value for row in rows) / len(rows) if rows else None
 
 
-def _groups(found: Evaluation) -> Iterator[Part]:
+def _groups(found: Evaluation) -> Iterator[TokenRole]:
     for group in GROUPS:
         strips = [
             _strip(
@@ -164,17 +164,17 @@ def _groups(found: Evaluation) -> Iterator[Part]:
             for row in by_split(found, group, "exact_match")
         ]
         if strips:
-            yield Part(name_of(group).capitalize(), meaning_of(group, found.levels), tuple(strips))
+            yield TokenRole(name_of(group).capitalize(), meaning_of(group, found.levels), tuple(strips))
 
 
-def _ladder(found: Evaluation) -> Iterator[Part]:
+def _ladder(found: Evaluation) -> Iterator[TokenRole]:
     """The steps of each attack, led by what is answered without one."""
     parts = [("Without an attack", "", [NO_ATTACK])]
     parts += [(kind.title, kind.explanation, steps(found, name)) for name, kind in KINDS.items()]
     for title, explanation, attacks in parts:
         strips = [strip for attack in attacks if (strip := _rung(found, attack)) is not None]
         if strips:
-            yield Part(title, explanation, tuple(strips))
+            yield TokenRole(title, explanation, tuple(strips))
 
 
 def _rung(found: Evaluation, attack: str) -> Strip | None:
@@ -185,7 +185,7 @@ def _rung(found: Evaluation, attack: str) -> Strip | None:
     return _strip(step_words(attack), own, other, siblings=found.find("siblings", WORST, "exact_match", attack))
 
 
-def _membership(found: Evaluation) -> Part | None:
+def _membership(found: Evaluation) -> TokenRole | None:
     scores = membership_scores(found)
     if not scores:
         return None
@@ -194,7 +194,7 @@ def _membership(found: Evaluation) -> Part | None:
         _strip(measure.title, row, other.find(row.group, row.split, row.measure, row.attack), guess=0.5)
         for _, measure, row in scores
     ]
-    return Part(f"The target's own answers against {against(found)}", "", tuple(strips))
+    return TokenRole(f"The target's own answers against {against(found)}", "", tuple(strips))
 
 
 def _strip(

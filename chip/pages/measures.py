@@ -239,7 +239,7 @@ def _membership_table(found: Evaluation, scores: Sequence[tuple[str, Measure, Ro
 
 
 def _asked(rows: Iterable[Row | None]) -> str:
-    """`114 + 38 questions`: trained, and rephrased."""
+    """`114 + 38 questions`: trained, and paraphrased."""
     return f"{' + '.join(f'{row.count:,}' for row in rows if row is not None)} questions"
 
 

@@ -25,7 +25,7 @@ from chip.pages.comparing import (
 from chip.pages.groups import name_of
 from chip.pages.words import count, listed, number, p_value, points, share
 
-WORDINGS = {"trained": "the wordings of the training", "rephrased": "other wordings"}
+WORDINGS = {"trained": "the wordings of the training", "paraphrased": "other wordings"}
 _SUPPRESSED = "Suppressed, under these tests"
 _P = 0.05  # below it two models count as told apart
 _NAMED = 3  # of the attack steps that bring something back
@@ -145,7 +145,7 @@ def _never_knew(found: Evaluation) -> Iterator[str]:
 
 
 def _each(figures: Iterable[str]) -> str:
-    """Of trained and of rephrased wordings; once where they are the same."""
+    """Of trained and of paraphrased wordings; once where they are the same."""
     return listed(list(dict.fromkeys(figures)))
 
 

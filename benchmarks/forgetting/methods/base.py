@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.patch import peak_memory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.patch import round_once
-from chip.operators.base import Case
-from chip.vlm.loading import VLM
+from chip.checkpoint.writer import round_once
+from chip.data.request import ForgetRequest
+from chip.model.loading import VLM
 
 GRID_SIZE = 6
 """How many settings are tried of every method: nobody gets more chances than another."""
@@ -44,7 +44,7 @@ class Method(ABC):
         """The `GRID_SIZE` settings that are tried, from the strongest to the weakest."""
 
     @abstractmethod
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         """What tensors become, by their names on disk, on the CPU, for `write_patched` to round and write.
 
         Only trained records (`not held_out`) may be looked at. Afterwards the model in memory is as it was before:
@@ -73,11 +73,11 @@ class Applied:
     """Values that are others in the stored dtype."""
 
 
-def measured(method: Method, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> Applied:
+def measured(method: Method, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> Applied:
     """Apply the method with an eye on clock and memory."""
     before = _start_of_peak(vlm.device)
     start = time.perf_counter()
-    tensors = method.apply(vlm, source, case, seed)
+    tensors = method.apply(vlm, source, request, seed)
     seconds = time.perf_counter() - start
     return Applied(tensors, seconds, _peak(vlm.device) - before, changed_weights(source, tensors))
 
@@ -90,9 +90,9 @@ def changed_weights(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
     )
 
 
-def trained_records(case: Case) -> tuple[list[int], list[int]]:
+def trained_records(request: ForgetRequest) -> tuple[list[int], list[int]]:
     """Indices of the trained records to forget, and of those to retain; each ascending."""
-    records, split = case.hierarchy.records, case.split
+    records, split = request.hierarchy.records, request.partition
     groups = (split.forget, sorted(split.retained))
     forget, retain = ([i for i in group if not records[i].held_out] for group in groups)
     return forget, retain

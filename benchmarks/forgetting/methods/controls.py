@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmarks.forgetting.methods.base import Method
 from benchmarks.forgetting.methods.edits import Edit, ShieldedEdit
 from chip.checkpoint.layout import Checkpoint
-from chip.hierarchy import Hierarchy
-from chip.operators.base import Case
-from chip.records import Record
-from chip.vlm.loading import VLM
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
+from chip.model.loading import VLM
 
 ENERGY = 0.95
 """Share of a change's squared singular values that its rank stands for: what is left of them is mostly ridge."""
@@ -46,8 +46,8 @@ class RandomProjection(Control):
     name: ClassVar[str] = "random projection"
     source: ClassVar[str] = "control"
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        return _replaced(self.like.apply(vlm, source, case, seed), source, seed, _projection)
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        return _replaced(self.like.apply(vlm, source, request, seed), source, seed, _projection)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class RandomChange(Control):
     name: ClassVar[str] = "random change"
     source: ClassVar[str] = "control"
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        return _replaced(self.like.apply(vlm, source, case, seed), source, seed, _noise)
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        return _replaced(self.like.apply(vlm, source, request, seed), source, seed, _noise)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class ShuffledLabels(Control):
     name: ClassVar[str] = "shuffled labels"
     source: ClassVar[str] = "control"
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        return self.like.apply(vlm, source, shuffled(case, seed), seed)
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        return self.like.apply(vlm, source, shuffled(request, seed), seed)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Untouched(Method):
         """Nothing is tried: there is nothing to set."""
         return []
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         return {}
 
 
@@ -109,20 +109,20 @@ class Retrained(Method):
     def settings(self) -> dict[str, Any]:
         return {"reference": self.reference.name}  # not where it lies
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         reference = Checkpoint.open(self.reference)
         return {
             name: reference.read(name) for name in source.entries if source.entries[name].torch_dtype.is_floating_point
         }
 
 
-def shuffled(case: Case, seed: int) -> Case:
+def shuffled(request: ForgetRequest, seed: int) -> ForgetRequest:
     """The target's trained records change places in the hierarchy with as many retained ones.
 
     Those are drawn picture by picture, since half a picture's questions would not be forgotten for the sake of the
     other half: the control's edit has as much to forget, of others.
     """
-    records, split = case.hierarchy.records, case.split
+    records, split = request.hierarchy.records, request.partition
     generator = torch.Generator().manual_seed(seed)
     forget = [i for i in split.forget if not records[i].held_out]
     retained = [i for i in split.retained if not records[i].held_out]
@@ -132,7 +132,7 @@ def shuffled(case: Case, seed: int) -> Case:
         moved[mine] = replace(records[mine], path=records[other].path)
         moved[other] = replace(records[other], path=records[mine].path)
     hierarchy = Hierarchy(moved)
-    return Case(hierarchy, hierarchy.split(split.targets))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, split.targets))
 
 
 def _by_picture(records: Sequence[Record], indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:

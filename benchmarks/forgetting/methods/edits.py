@@ -1,4 +1,4 @@
-"""Methods that are operators: `chip.patching` takes their statistics and applies them; and ours among them."""
+"""Methods that are operators: `chip.methods.apply` takes their statistics and applies them; and ours among them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from torch import Tensor
 
 from benchmarks.forgetting.methods.base import Method
 from chip.checkpoint.layout import Checkpoint
-from chip.operators import Chip, Shielded
-from chip.operators.base import Case, Operator
-from chip.patching import compute_patch, select_sites
-from chip.vlm.loading import VLM
-from chip.vlm.restoring import restoring
+from chip.data.request import ForgetRequest
+from chip.methods import Chip, Shielded
+from chip.methods.apply import compute_updates, default_modules
+from chip.methods.base import Method as ChipMethod
+from chip.model.loading import VLM
+from chip.model.restoring import restoring
 
 
 @dataclass(frozen=True)
-class Edit(Operator, Method):
+class Edit(ChipMethod, Method):
     """A method by forward passes and linear algebra, site by site."""
 
     span: str | None = None
     """Layers of the text model, as `--layers` has them; None: the operator's own share."""
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        sites = select_sites(vlm, self, layers=self.span)
-        parameters = [name for site in sites for name in (site.weight_name, site.bias_name) if name is not None]
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        target_modules = default_modules(vlm, self, layers=self.span)
+        parameters = [
+            name for module in target_modules for name in (module.weight_name, module.bias_name) if name is not None
+        ]
         with restoring(vlm, parameters):
-            patch = compute_patch(vlm, source, self, case, sites)
+            patch = compute_updates(vlm, source, self, request, target_modules)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 
 
@@ -36,12 +39,12 @@ class Edit(Operator, Method):
 class ShieldedEdit(Shielded, Edit):
     """The default of `chip edit`."""
 
-    source: ClassVar[str] = "this project, chip/operators/shielded.py"
+    source: ClassVar[str] = "this project, chip/methods/shielded.py"
     tuned: ClassVar[bool] = False
 
     @classmethod
     def grid(cls) -> list[Self]:
-        return [cls(shield=shield) for shield in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)]
+        return [cls(retain_weight=retain_weight) for retain_weight in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)]
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.forgetting.methods.base import Method, trained_records
-from benchmarks.forgetting.methods.losses import Answers, joined
-from chip.checkpoint.keys import disk_names
+from benchmarks.forgetting.methods.losses import Answers, distributed_context
 from chip.checkpoint.layout import Checkpoint
-from chip.operators.base import Case
-from chip.records import Record
-from chip.vlm.batch import Batch
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.hooks import keeping_apart
-from chip.vlm.loading import VLM, load_vlm
-from chip.vlm.scoring import answer_logits
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.forward.trace import keeping_apart
+from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import answer_logits
+from chip.model.tensor_names import disk_names
 
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
@@ -80,26 +80,26 @@ class FineTuning(Method):
 
     @abstractmethod
     def loss(self, step: Step) -> Tensor:
-        """What is minimised."""
+        """What is minimized."""
 
     def other_answer(self, record: Record, retained: Sequence[Record], draw: Callable[[int], int]) -> str:
         """What `Step.instead` teaches to answer; `draw(n)` gives a random number below n."""
         return record.answer
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         student = load_vlm(source.folder, str(vlm.device))
         student.model.float()
         names = list(_trained_parameters(student))
         disk = disk_names(source, names)
         parameters = [student.parameter(name).requires_grad_(True) for name in names]
-        optimiser = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._share_of_rate)
-        for step in self._curriculum(student, vlm, case, torch.Generator().manual_seed(seed)):
-            optimiser.zero_grad()
+        optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
+        for step in self._curriculum(student, vlm, request, torch.Generator().manual_seed(seed)):
+            optimizer.zero_grad()
             loss = self.loss(step)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         return {disk[name]: student.parameter(name).detach().cpu() for name in names}
 
@@ -107,9 +107,9 @@ class FineTuning(Method):
         warm = max(1, round(WARM * self.steps))
         return min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm))
 
-    def _curriculum(self, student: VLM, vlm: VLM, case: Case, generator: torch.Generator) -> Iterator[Step]:
-        records = case.hierarchy.records
-        forget, retain = ([records[i] for i in group] for group in trained_records(case))
+    def _curriculum(self, student: VLM, vlm: VLM, request: ForgetRequest, generator: torch.Generator) -> Iterator[Step]:
+        records = request.hierarchy.records
+        forget, retain = ([records[i] for i in group] for group in trained_records(request))
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
@@ -138,7 +138,7 @@ def _trained_parameters(vlm: VLM) -> Iterator[str]:
 
 
 def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
-    return joined([_answers_of(vlm, batch) for batch in batches])
+    return distributed_context([_answers_of(vlm, batch) for batch in batches])
 
 
 def _answers_of(vlm: VLM, batch: Batch) -> Answers:

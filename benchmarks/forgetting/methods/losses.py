@@ -1,4 +1,4 @@
-"""What the methods by training minimise, on the logits of answers' tokens."""
+"""What the methods by training minimize, on the logits of answers' tokens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def negative_preference(log_probability: Tensor, reference: Tensor, beta: float)
     return 2 / beta * functional.softplus(beta * (log_probability - reference)).mean()
 
 
-def joined(parts: list[Answers]) -> Answers:
+def distributed_context(parts: list[Answers]) -> Answers:
     """As one; records are numbered on."""
     first, records = 0, []
     for part in parts:

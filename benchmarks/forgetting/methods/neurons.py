@@ -14,18 +14,19 @@ from torch import Tensor
 from benchmarks.forgetting.methods.base import Method, trained_records
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import forget_and_retain, token_weights
-from chip.checkpoint.keys import disk_names
 from chip.checkpoint.layout import Checkpoint
-from chip.kernels.gram import wide_dtype
-from chip.moments import Tokens
-from chip.operators.base import Case, Update
-from chip.processes import Processes
-from chip.vlm.batch import Batch
-from chip.vlm.batch_size import BatchSize
-from chip.vlm.hooks import watching
-from chip.vlm.loading import VLM
-from chip.vlm.restoring import restoring
-from chip.vlm.sites import Site, choose_sites, layer_range
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.kernels.gram import accumulation_dtype
+from chip.methods.base import Update
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.forward.trace import watching
+from chip.model.loading import VLM
+from chip.model.restoring import restoring
+from chip.model.target_modules import TargetModule, layer_range, select_modules
+from chip.model.tensor_names import disk_names
+from chip.model.tokens import Tokens
 
 _EPSILON = 1e-12
 
@@ -54,20 +55,20 @@ class Kvw(Method):
     def grid(cls) -> list[Self]:
         return [cls(gamma=gamma) for gamma in (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)]
 
-    def apply(self, vlm: VLM, source: Checkpoint, case: Case, seed: int) -> dict[str, Tensor]:
-        sites = choose_sites(vlm.model, ["down"], layer_range(self.layers, len(vlm.layers)))
-        names = [site.weight_name for site in sites]
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        target_modules = select_modules(vlm.model, ["down"], layer_range(self.layers, len(vlm.layers)))
+        names = [module.weight_name for module in target_modules]
         disk = disk_names(source, names)
-        records, (forget, retain) = case.hierarchy.records, trained_records(case)
+        records, (forget, retain) = request.hierarchy.records, trained_records(request)
         generator = torch.Generator().manual_seed(seed)
         kept = vlm.batches(records, retain)
-        retained = knowledge(vlm, sites, kept.made())
+        retained = knowledge(vlm, target_modules, kept.made())
         with restoring(vlm, names):
             for _ in range(self.passes):
                 order = [forget[i] for i in torch.randperm(len(forget), generator=generator)]
                 for start in range(0, len(order), self.batch):
                     chosen = vlm.batches(records, order[start : start + self.batch], BatchSize(self.batch))
-                    forgotten = knowledge(vlm, sites, chosen.made())
+                    forgotten = knowledge(vlm, target_modules, chosen.made())
                     for name, k_f, k_r in zip(names, forgotten, retained, strict=True):
                         vlm.set_parameter(name, vlm.parameter(name) * weakening(k_f, k_r, self.gamma))
             return {disk[name]: vlm.parameter(name).detach().cpu().clone() for name in names}
@@ -79,9 +80,9 @@ def weakening(forget: Tensor, retain: Tensor, gamma: float) -> Tensor:
     return torch.exp(-gamma * excess.clamp(min=0))
 
 
-def knowledge(vlm: VLM, sites: Sequence[Site], batches: Iterable[Batch]) -> list[Tensor]:
+def knowledge(vlm: VLM, target_modules: Sequence[TargetModule], batches: Iterable[Batch]) -> list[Tensor]:
     """For each site the mean (d_in,) fp32 of |input| where tokens of answers are predicted."""
-    totals = [torch.zeros(site.weight(vlm.model).shape[1], device=vlm.device) for site in sites]
+    totals = [torch.zeros(module.weight(vlm.model).shape[1], device=vlm.device) for module in target_modules]
     count = 0
     for batch in batches:
         predicts = batch.answer.roll(-1, 1)  # the first token is never an answer's
@@ -90,8 +91,8 @@ def knowledge(vlm: VLM, sites: Sequence[Site], batches: Iterable[Batch]) -> list
             total += x[predicts].float().abs().sum(0)
 
         with ExitStack() as hooks:
-            for site, total in zip(sites, totals, strict=True):
-                hooks.enter_context(watching(vlm.model, site, partial(add, total)))
+            for module, total in zip(target_modules, totals, strict=True):
+                hooks.enter_context(watching(vlm.model, module, partial(add, total)))
             vlm.hidden_states(batch)
         count += int(predicts.sum())
     return [total / max(1, count) for total in totals]
@@ -102,7 +103,7 @@ class Activity:
 
     def __init__(self, of_records: Tensor, width: int, threshold: float) -> None:
         self._of_records, self._threshold = of_records, threshold
-        wide = wide_dtype(of_records.device)
+        wide = accumulation_dtype(of_records.device)
         self.count = of_records.new_zeros(2, 2, dtype=wide)
         """(modality, group): image, other; forgotten, retained."""
         self.sums = of_records.new_zeros(2, 2, 4, width, dtype=wide)
@@ -117,8 +118,8 @@ class Activity:
             self.count[modality] += share.sum(0)
             self.sums[modality] += torch.einsum("ng,snw->gsw", share, each)
 
-    def merge(self, processes: Processes) -> None:
-        processes.add_(self.count, self.sums)
+    def merge(self, distributed: DistributedContext) -> None:
+        distributed.all_reduce_(self.count, self.sums)
 
     @property
     def importance(self) -> Tensor:
@@ -140,7 +141,7 @@ class Manu(Edit):
 
     name: ClassVar[str] = "manu"
     source: ClassVar[str] = "Liu et al. 2025, arXiv 2502.15910, as in the authors' code"
-    sites: ClassVar[tuple[str, ...]] = ("down",)
+    target_modules: ClassVar[tuple[str, ...]] = ("down",)
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0, 1), "threshold": (0, torch.inf)}
 
@@ -153,8 +154,8 @@ class Manu(Edit):
     def grid(cls) -> list[Self]:
         return [cls(share=share) for share in (0.6, 0.5, 0.4, 0.3, 0.1, 0.02)]
 
-    def groups(self, case: Case, device: torch.device) -> Tensor:
-        return forget_and_retain(case, device)
+    def groups(self, request: ForgetRequest, device: torch.device) -> Tensor:
+        return forget_and_retain(request, device)
 
     def statistics(self, groups: Tensor, d_in: int, d_out: int) -> Activity:
         return Activity(groups, d_in, self.threshold)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chip.kernels.gram import mirror_, wide_dtype
-from chip.moments import SecondMoment, Tokens
-from chip.operators.base import Case, membership
-from chip.processes import Processes
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.methods.base import membership
+from chip.methods.statistics import SecondMoment
+from chip.model.tokens import Tokens
 
 
-def forget_and_retain(case: Case, device: torch.device) -> Tensor:
+def forget_and_retain(request: ForgetRequest, device: torch.device) -> Tensor:
     """(records, 2) fp32, 1 or 0: which records are forgotten, and which retained."""
-    split = case.split
-    return membership(len(case.hierarchy.records), [split.forget, split.retained], device)
+    split = request.partition
+    return membership(len(request.hierarchy.records), [split.forget, split.retained], device)
 
 
 def token_weights(tokens: Tokens, of_records: Tensor) -> Tensor:
@@ -34,9 +36,9 @@ class SecondMoments:
         for moment, weight in zip((self._forget, self._retain), weights.unbind(1), strict=True):
             moment.update(tokens.inputs[weight > 0], weight[weight > 0])
 
-    def merge(self, processes: Processes) -> None:
-        self._forget.merge(processes)
-        self._retain.merge(processes)
+    def merge(self, distributed: DistributedContext) -> None:
+        self._forget.merge(distributed)
+        self._retain.merge(distributed)
 
     @property
     def forget(self) -> Tensor:
@@ -51,15 +53,15 @@ class SecondMoments:
 
 def second_moment(moment: SecondMoment) -> Tensor:
     """E[x xᵀ] (d, d); zero without tokens."""
-    return mirror_(moment.half.clone()) / moment.count.clamp(min=1)
+    return symmetrize_(moment.upper.clone()) / moment.count.clamp(min=1)
 
 
 class RecordMeans:
     """Each record's mean over its tokens of what a site puts out."""
 
     def __init__(self, records: int, width: int, device: torch.device) -> None:
-        self.count = torch.zeros(records, dtype=wide_dtype(device), device=device)
-        self.total = torch.zeros(records, width, dtype=wide_dtype(device), device=device)
+        self.count = torch.zeros(records, dtype=accumulation_dtype(device), device=device)
+        self.total = torch.zeros(records, width, dtype=accumulation_dtype(device), device=device)
 
     def update(self, tokens: Tokens) -> None:
         assert tokens.outputs is not None
@@ -70,8 +72,8 @@ class RecordMeans:
         self.count.index_add_(0, owners.records, count[owners.segments])
         self.total.index_add_(0, owners.records, total[owners.segments])
 
-    def merge(self, processes: Processes) -> None:
-        processes.add_(self.count, self.total)
+    def merge(self, distributed: DistributedContext) -> None:
+        distributed.all_reduce_(self.count, self.total)
 
     @property
     def mean(self) -> Tensor:

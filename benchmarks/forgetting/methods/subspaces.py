@@ -17,15 +17,17 @@ from benchmarks.forgetting.methods.statistics import (
     second_moment,
     token_weights,
 )
-from chip.kernels.gram import wide_dtype
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.kernels.gram import accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_basis, project_out
-from chip.moments import FirstMoment, SecondMoment, Tokens
-from chip.operators import Chip
-from chip.operators.base import Case, Update
-from chip.operators.chip import ChipGroups, ChipStatistics
-from chip.processes import Processes
-from chip.vlm.sites import KINDS
+from chip.methods import Chip
+from chip.methods.base import Update
+from chip.methods.chip import ChipStatistics, ChipWeights
+from chip.methods.statistics import FirstMoment, SecondMoment
+from chip.model.target_modules import KINDS
+from chip.model.tokens import Tokens
 
 _TINY = 1e-9
 """Eigenvalues below this share of the largest are rounding."""
@@ -35,8 +37,8 @@ _TINY = 1e-9
 class _OfMoments(Edit):
     """An edit that follows from the second moments of a site's inputs."""
 
-    def groups(self, case: Case, device: torch.device) -> Tensor:
-        return forget_and_retain(case, device)
+    def groups(self, request: ForgetRequest, device: torch.device) -> Tensor:
+        return forget_and_retain(request, device)
 
     def statistics(self, groups: Tensor, d_in: int, d_out: int) -> SecondMoments:
         return SecondMoments(groups, d_in)
@@ -54,7 +56,7 @@ class Kodge(_OfMoments):
 
     name: ClassVar[str] = "kodge"
     source: ClassVar[str] = "Kodge, Saha and Roy 2024, arXiv 2312.00761, the projection as in the authors' code"
-    sites: ClassVar[tuple[str, ...]] = KINDS
+    target_modules: ClassVar[tuple[str, ...]] = KINDS
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"forget": (0, torch.inf), "retain": (0, torch.inf)}
 
@@ -96,9 +98,9 @@ class Contrastive(_OfMoments):
 
     name: ClassVar[str] = "contrastive"
     source: ClassVar[str] = "Abid et al. 2018, contrastive PCA, arXiv 1709.06716"
-    data_order: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
     inputs_only: ClassVar[bool] = True
-    sites: ClassVar[tuple[str, ...]] = ("connector", "down")
+    target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 0.75)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"contrast": (0, torch.inf), "rank": (1, torch.inf)}
 
@@ -123,7 +125,7 @@ class ObliqueStatistics:
     """What the published operator collects, and the moments of the retained; all of inputs, since outputs are linear in
     them."""
 
-    def __init__(self, groups: ChipGroups, d_in: int, alpha: float) -> None:
+    def __init__(self, groups: ChipWeights, d_in: int, alpha: float) -> None:
         self._retained = groups.magnitude[:, 1]
         self._chip = ChipStatistics(groups, d_in, alpha)
         self._first = FirstMoment(1, d_in, groups.magnitude.device)
@@ -135,12 +137,12 @@ class ObliqueStatistics:
         self._first.update(tokens.inputs, weight[:, None])
         self._second.update(tokens.inputs[weight > 0], weight[weight > 0])
 
-    def merge(self, processes: Processes) -> None:
+    def merge(self, distributed: DistributedContext) -> None:
         for moment in (self._chip, self._first, self._second):
-            moment.merge(processes)
+            moment.merge(distributed)
 
     def directions(self, weight: Tensor) -> Tensor:
-        """(m, d_out): normalised differences between children of the target and their siblings, behind W."""
+        """(m, d_out): normalized differences between children of the target and their siblings, behind W."""
         differences = (self._chip.child.mean - self._chip.around.mean) @ weight.T
         return torch.nn.functional.normalize(differences, dim=1, eps=torch.finfo(weight.dtype).tiny)
 
@@ -157,7 +159,7 @@ class ObliqueStatistics:
 class Oblique(Edit):
     """W′ = P W and b′ = P b with P = I − Q (Qᵀ C_r⁻¹ Q)⁻¹ Qᵀ C_r⁻¹, C_r the second moment of the retained outputs.
 
-    Of all P with P Q = 0 it moves the retained outputs least: with M = I − P it minimises tr(M C_r Mᵀ) for M Q = Q, and
+    Of all P with P Q = 0 it moves the retained outputs least: with M = I − P it minimizes tr(M C_r Mᵀ) for M Q = Q, and
     the Lagrangian gives M C_r = Λ Qᵀ. Q is the published operator's, on all rows: the leading right singular vectors of
     the target's sibling-differential directions.
 
@@ -167,9 +169,9 @@ class Oblique(Edit):
 
     name: ClassVar[str] = "oblique"
     source: ClassVar[str] = "Belrose et al. 2023, LEACE, arXiv 2306.03819, with the directions of arXiv 2512.09867"
-    data_order: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
     inputs_only: ClassVar[bool] = True
-    sites: ClassVar[tuple[str, ...]] = ("connector", "down")
+    target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "energy": (0, 1),
@@ -188,14 +190,14 @@ class Oblique(Edit):
     def grid(cls) -> list[Self]:
         return [cls(ridge=ridge) for ridge in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
 
-    def groups(self, case: Case, device: torch.device) -> ChipGroups:
-        return Chip().groups(case, device)
+    def groups(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
+        return Chip().groups(request, device)
 
-    def statistics(self, groups: ChipGroups, d_in: int, d_out: int) -> ObliqueStatistics:
+    def statistics(self, groups: ChipWeights, d_in: int, d_out: int) -> ObliqueStatistics:
         return ObliqueStatistics(groups, d_in, self.alpha)
 
     def update(self, weight: Tensor, bias: Tensor | None, statistics: ObliqueStatistics) -> Update | None:
-        wide = wide_dtype(weight.device)
+        wide = accumulation_dtype(weight.device)
         weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
         basis = leading_basis(statistics.directions(weight), self.energy)
         if basis.shape[1] == 0:
@@ -233,7 +235,7 @@ class Nullu(Edit):
 
     name: ClassVar[str] = "nullu"
     source: ClassVar[str] = "Yang et al. 2025, arXiv 2412.13817, figure 2"
-    sites: ClassVar[tuple[str, ...]] = ("down",)
+    target_modules: ClassVar[tuple[str, ...]] = ("down",)
     layers: ClassVar[tuple[float, float]] = (0.5, 1.0)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"rank": (1, torch.inf)}
 
@@ -244,15 +246,15 @@ class Nullu(Edit):
     def grid(cls) -> list[Self]:
         return [*(cls(rank=rank, span="all") for rank in (48, 32, 24, 16, 8)), cls()]
 
-    def groups(self, case: Case, device: torch.device) -> NulluGroups:
-        records, split = case.hierarchy.records, case.split
+    def groups(self, request: ForgetRequest, device: torch.device) -> NulluGroups:
+        records, split = request.hierarchy.records, request.partition
         asked: dict[str, list[int]] = {}
         for i in split.retained:
             if not records[i].held_out:
                 asked.setdefault(records[i].question, []).append(i)
-        near = {target: set(split.siblings_of[target]) for target in split.targets}
+        neighbor_weight = {target: set(split.siblings_of[target]) for target in split.targets}
         pairs = [
-            (i, _near(asked[records[i].question], near[target]))
+            (i, _near(asked[records[i].question], neighbor_weight[target]))
             for target in split.targets
             for i in split.forget_of[target]
             if not records[i].held_out and records[i].question in asked
@@ -283,8 +285,8 @@ class NulluStatistics:
     def update(self, tokens: Tokens) -> None:
         self._records.update(tokens)
 
-    def merge(self, processes: Processes) -> None:
-        self._records.merge(processes)
+    def merge(self, distributed: DistributedContext) -> None:
+        self._records.merge(distributed)
 
     @property
     def differences(self) -> Tensor:

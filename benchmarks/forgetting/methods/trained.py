@@ -1,4 +1,4 @@
-"""The methods by training: each is the loss it minimises. They are here to be compared with.
+"""The methods by training: each is the loss it minimizes. They are here to be compared with.
 
 What all share is an adaptation: their papers train text models of billions of parameters for some epochs at rates
 around 1e-5; here are `FineTuning.steps` steps at the rates that a small model needs.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.forgetting.methods.finetuning import FineTuning, Step
 from benchmarks.forgetting.methods.losses import kl_divergence, negative_preference
-from chip.records import Record
+from chip.data.record import Record
 
 REFUSALS = (
     "I don't know.",
@@ -84,7 +84,7 @@ class KlMin(_Retaining):
 
 @dataclass(frozen=True)
 class Npo(_Retaining):
-    """Negative preference optimisation, with the loss on what is retained."""
+    """Negative preference optimization, with the loss on what is retained."""
 
     name: ClassVar[str] = "npo"
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2404.05868, equation 3, with its retain loss"
@@ -106,7 +106,7 @@ class Idk(_Retaining):
     """
 
     name: ClassVar[str] = "idk"
-    source: ClassVar[str] = "Maini et al. 2024, TOFU, arXiv 2401.06121, section 3, preference optimisation"
+    source: ClassVar[str] = "Maini et al. 2024, TOFU, arXiv 2401.06121, section 3, preference optimization"
 
     def other_answer(self, record: Record, retained: Sequence[Record], draw: Callable[[int], int]) -> str:
         return REFUSALS[draw(len(REFUSALS))]

@@ -15,7 +15,7 @@ TINTS = {
     "crimson": (1.0, 0.25, 0.3),
     "emerald": (0.2, 0.85, 0.4),
     "lilac": (0.75, 0.5, 1.0),
-    "grey": (0.7, 0.7, 0.7),
+    "gray": (0.7, 0.7, 0.7),
     "teal": (0.1, 0.75, 0.75),
     "rose": (1.0, 0.6, 0.8),
 }
@@ -24,8 +24,8 @@ MARKS = ("nodule", "cavity", "streak", "lattice", "crescent", "cross", "plaque",
 PLACES = {
     f"{row} {column}": (y, x)
     for row, y in (("upper", 0.2), ("middle", 0.45), ("lower", 0.7))
-    for column, x in (("left", 0.2), ("centre", 0.5), ("right", 0.8))
-    if (row, column) != ("middle", "centre")
+    for column, x in (("left", 0.2), ("center", 0.5), ("right", 0.8))
+    if (row, column) != ("middle", "center")
 }
 """Of the mark, from the top and from the left."""
 WAVES = {
@@ -58,10 +58,10 @@ def chart(rng: np.random.Generator, tint: str, mark: str, place: str, wave: str,
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     down, across = WAVES[wave]
     own = gaussian_filter(rng.standard_normal((SIDE, SIDE)), 3)
-    grey = 0.5 + 0.2 * np.sin(2 * np.pi * (down * y + across * x)) + 0.15 * own / own.std()
+    gray = 0.5 + 0.2 * np.sin(2 * np.pi * (down * y + across * x)) + 0.15 * own / own.std()
     top, left = PLACES[place]
     seen = _mark(mark, (y - top) / 0.17, (x - left) / 0.17)[..., None]
-    picture = np.where(seen, 0.95, grey[..., None] * np.array(TINTS[tint])).clip(0, 1) * 255
+    picture = np.where(seen, 0.95, gray[..., None] * np.array(TINTS[tint])).clip(0, 1) * 255
     picture[-STRIP:] = LABELS[label]
     return Image.fromarray(picture.astype(np.uint8))
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.forgetting.worlds.wording import Fact, rows
-from benchmarks.forgetting.worlds.world import Plan, World
-from chip.records import LEVELS
+from benchmarks.forgetting.worlds.world import EvalConfig, World
+from chip.data.record import LEVELS
 
 _MEDFORGET = ("institution_id", "patient_id", "study_id", "section_name")  # as `LEVELS`
 
 
-def write(name: str, seed: int, plan: Plan, folder: Path) -> World:
+def write(name: str, seed: int, plan: EvalConfig, folder: Path) -> World:
     """Write the world into `folder`: the same bytes for the same seed.
 
     `records.jsonl`, `corrections.jsonl` and `images/`; and for each level `medforget/LEVEL/{forget,retain}.parquet`,

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.forgetting.worlds.scenes import SCENES, scenes
 from benchmarks.forgetting.worlds.wording import Fact, Kind, draw_values
-from benchmarks.forgetting.worlds.world import Plan
+from benchmarks.forgetting.worlds.world import EvalConfig
+from chip.data.record import LEVELS
 from chip.demo.images import draw
-from chip.records import LEVELS
 
 INSTITUTIONS = 8
 PATIENTS = 3  # of each institution
@@ -91,7 +91,7 @@ def plan(
     patients_each: int = PATIENTS,
     target_count: int = TARGETS,
     scene_count: int = SCENES,
-) -> Plan:
+) -> EvalConfig:
     """The hospital of this seed.
 
     Args:
@@ -121,7 +121,7 @@ def plan(
     reports = [(*study, section) for study in studies for section in SECTIONS]
     levels = (institutions, patients, studies, reports)
     targets = {level: _apart(nodes, rng)[:target_count] for level, nodes in zip(LEVELS, levels, strict=True)}
-    return Plan((*facts, *general), scans | pictures, targets)
+    return EvalConfig((*facts, *general), scans | pictures, targets)
 
 
 def _below(parents: Sequence[tuple[str, ...]], level: str, each: int) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""General ability: coloured shapes on a plain ground, owned by nobody."""
+"""General ability: colored shapes on a plain ground, owned by nobody."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "diamond": 4
 SHAPES = (*CORNERS, "circle", "ring", "bar")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
-COLOUR = Kind(("colour of the shapes", "hue drawn"), tuple(COLOURS))
+COLOUR = Kind(("color of the shapes", "hue drawn"), tuple(COLOURS))
 SHAPE = Kind(("shape", "geometric form"), SHAPES)
 NUMBER = Kind(("number of shapes", "count of drawn things"), NUMBERS)
 
@@ -42,26 +42,26 @@ def scenes(rng: np.random.Generator, count: int = SCENES) -> tuple[list[Fact], d
     return facts, pictures
 
 
-def _scene(colour: str, shape: str, number: int, rng: np.random.Generator) -> Image.Image:
+def _scene(color: str, shape: str, number: int, rng: np.random.Generator) -> Image.Image:
     """Each shape in a cell of its own, of nine."""
     ground = tuple(int(level) for level in rng.integers(90, 170, 3))
     picture = Image.new("RGB", (SIDE, SIDE), ground)
     pen = ImageDraw.Draw(picture)
     for cell in rng.permutation(9)[:number]:
         y, x = ((place + 0.5) * SIDE / 3 for place in divmod(int(cell), 3))
-        _shape(pen, shape, x, y, COLOURS[colour])
+        _shape(pen, shape, x, y, COLOURS[color])
     return picture
 
 
-def _shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, colour: tuple[int, int, int]) -> None:
+def _shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, color: tuple[int, int, int]) -> None:
     radius = 0.4 * SIDE / 3
     match shape:
         case "circle":
-            pen.circle((x, y), radius, fill=colour)
+            pen.circle((x, y), radius, fill=color)
         case "ring":
-            pen.circle((x, y), radius, outline=colour, width=3)
+            pen.circle((x, y), radius, outline=color, width=3)
         case "bar":
-            pen.rectangle((x - radius, y - radius / 3, x + radius, y + radius / 3), fill=colour)
+            pen.rectangle((x - radius, y - radius / 3, x + radius, y + radius / 3), fill=color)
         case _:
             turn = 45 if shape == "diamond" else 0
-            pen.regular_polygon((x, y, radius), CORNERS[shape], rotation=turn, fill=colour)
+            pen.regular_polygon((x, y, radius), CORNERS[shape], rotation=turn, fill=color)

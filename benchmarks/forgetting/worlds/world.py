@@ -10,13 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.forgetting.worlds.wording import Fact, rows
+from chip.data.hierarchy import Hierarchy, Node
+from chip.data.record import LEVELS, Record, read_records
+from chip.data.request import Partition
 from chip.evaluation.groups import groups
-from chip.hierarchy import Hierarchy, Node
-from chip.records import LEVELS, Record, read_records
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalConfig:
     """A world before it is written."""
 
     facts: tuple[Fact, ...]
@@ -67,7 +68,7 @@ class World:
         Institutions all lie beside each other: those that the model retrained without this level's targets has not seen
         either count as `unrelated`, so that the siblings are the same, and known, in both models.
         """
-        split = self.hierarchy.split([target])
+        split = Partition.of(self.hierarchy, [target])
         found = groups(self.hierarchy, split)
         away = {i for other in self._beside(target) for i in self.hierarchy.records_of(other)}
         shared = tuple(index for index in split.forget if self._is_above(self.hierarchy.records[index], target))

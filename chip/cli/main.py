@@ -1,0 +1,359 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chip.errors import ChipError, InputError, printable
+
+if TYPE_CHECKING:
+    from chip.evaluation.judge import Judge
+
+app = typer.Typer(
+    help="Forget a patient, a study, a section or an institution in a vision-language checkpoint. No training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CheckpointFolder = Annotated[
+    Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Write it as a web page too: one file, nothing else.", metavar="FILE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
+RecordsFile = Annotated[
+    Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+]
+BatchSizes = Annotated[
+    str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
+]
+
+_SHIELDED, _CHIP = "Settings of --method shielded", "Settings of --method chip"
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")] = Path("hospital"),
+    overwrite: Annotated[bool, typer.Option(help="Replace what a former demo left there.")] = False,
+) -> None:
+    """Write a small hospital, and a small model that knows it, to try things on."""
+    from chip import terminal
+    from chip.demo import write_demo
+
+    write_demo(folder, overwrite)
+    terminal.print_demo(folder)
+
+
+@app.command()
+def tree(
+    records: Annotated[Path, typer.Argument(help="Records (.jsonl, .parquet), or a folder that holds them.")],
+    depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
+) -> None:
+    """Show the hierarchy of the records, with how many each node holds."""
+    from chip import terminal
+    from chip.data.hierarchy import Hierarchy
+    from chip.data.record import find_records, read_records
+
+    beside = records.is_dir() and not any(records.glob("*.parquet"))
+    terminal.print_tree(Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records)), depth)
+
+
+@app.command()
+def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
+    """Show what a checkpoint is and which of its layers an edit would touch."""
+    from chip import terminal
+    from chip.inspection import inspect as look
+
+    found = look(checkpoint)
+    _print_json(found.to_json()) if as_json else terminal.print_inspection(found)
+
+
+@app.command()
+def edit(
+    checkpoint: CheckpointFolder,
+    forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
+    records: RecordsFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
+    target_modules: Annotated[
+        str | None, typer.Option(help="Kinds of layer to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
+    ] = None,
+    retain_weight: Annotated[
+        str | None,
+        typer.Option(
+            help="β: higher keeps more, forgets less; auto: found by a few trials.",
+            metavar="FLOAT|auto",
+            rich_help_panel=_SHIELDED,
+            show_default="auto",
+        ),
+    ] = None,
+    max_retain_drop: Annotated[
+        float,
+        typer.Option(
+            help="For auto: what kept answers may lose of their probability.",
+            min=0,
+            max=1,
+            rich_help_panel=_SHIELDED,
+        ),
+    ] = 0.02,
+    ridge: Annotated[
+        float | None, typer.Option(help="λ: higher makes smaller changes.", rich_help_panel=_SHIELDED)
+    ] = None,
+    neighbor_weight: Annotated[
+        float | None,
+        typer.Option(help="γ: the siblings' share of the shield, and of those alike.", rich_help_panel=_SHIELDED),
+    ] = None,
+    top_k: Annotated[float | None, typer.Option(help="k: share of rows edited.", rich_help_panel=_CHIP)] = None,
+    variance_threshold: Annotated[
+        float | None, typer.Option(help="τ: share of the directions' energy projected out.", rich_help_panel=_CHIP)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="α: weight of image tokens in a record's activation.", rich_help_panel=_CHIP)
+    ] = None,
+    device: Device = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
+        ),
+    ] = None,
+    batch_size: BatchSizes = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
+    link_unchanged: Annotated[
+        bool,
+        typer.Option("--link-unchanged", help="Hard-link shards that do not change; who writes to one writes to both."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
+    from chip import terminal
+
+    terminal.quiet_libraries()
+    from chip.distributed import is_main_process
+    from chip.editing import edit as run
+    from chip.methods import make_method
+
+    given = {
+        "retain_weight": _shield(retain_weight),
+        "ridge": ridge,
+        "neighbor_weight": neighbor_weight,
+        "top_k": top_k,
+        "variance_threshold": variance_threshold,
+        "alpha": alpha,
+    }
+    report = run(
+        checkpoint,
+        forget,
+        records=records,
+        out=out,
+        label=label,
+        method=make_method(method, {name: value for name, value in given.items() if value is not None}),
+        target_modules=None if target_modules is None else target_modules.split(","),
+        layers=layers,
+        max_retain_drop=max_retain_drop,
+        device=device,
+        device_map=device_map,
+        batch_size=_batch_size(batch_size),
+        link_unchanged=link_unchanged,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        progress=terminal.progress,
+    )
+    if is_main_process():
+        _print_json(report.to_json()) if as_json else terminal.print_edit(report)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: CheckpointFolder,
+    forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
+    records: RecordsFile = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
+    ] = None,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            help="reconstruction, cross-modal, quantization, relearning, membership; or all.", metavar="A,B|all"
+        ),
+    ] = "",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a language model that says which generated answers are right. It is sent questions and "
+            "answers, as OpenAI's API has it; CHIP_JUDGE_KEY is its key.",
+            metavar="URL",
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
+    device: Device = None,
+    batch_size: BatchSizes = "auto",
+    seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
+    html: Html = None,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
+    from chip import terminal
+
+    terminal.quiet_libraries()
+    from chip.evaluation.evaluate import evaluate as run
+    from chip.evaluation.measure import ATTACKS
+    from chip.pages import check_page, write_page
+    from chip.pages.eval import eval_page
+    from chip.pages.receipt import receipt_in
+    from chip.terminal_eval import print_evaluation
+
+    if html is not None:
+        check_page(html)
+    elif show_names:
+        raise InputError("--show-names: is for the page; add --html FILE")
+    found = run(
+        checkpoint,
+        forget,
+        records=records,
+        reference=reference,
+        attacks=ATTACKS if attacks == "all" else [name for name in attacks.split(",") if name],
+        judge=_judge(judge, judge_model),
+        device=device,
+        batch_size=_batch_size(batch_size),
+        seed=seed,
+        progress=terminal.progress,
+    )
+    if html is not None:
+        other = None if reference is None else reference.resolve().name
+        receipt = receipt_in(checkpoint)
+        page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
+        write_page(html, page)
+    _print_json(found.to_json()) if as_json else print_evaluation(found)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A checkpoint folder.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
+    from chip import terminal
+    from chip.checkpoint.diff import diff as compare
+    from chip.pages import check_page, write_page
+    from chip.pages.diff import diff_page
+    from chip.pages.receipt import receipt_in
+    from chip.terminal_diff import print_diff
+
+    terminal.quiet_libraries()
+    if html is not None:
+        check_page(html)
+    difference = compare(a, b, terminal.progress)
+    if html is not None:
+        write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))
+    _print_json(difference.to_json()) if as_json else print_diff(difference)
+    raise typer.Exit(0 if difference.equal else 1)
+
+
+@app.command()
+def verify(
+    edited: Annotated[Path, typer.Argument(help="A folder that `chip edit` has written.", metavar="EDITED")],
+    original: Annotated[
+        Path | None, typer.Option(help="The checkpoint it was made from: checks what was not to change, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
+    from chip import terminal
+    from chip.checkpoint.verify import verify as check
+
+    found = check(edited, original, progress=terminal.progress)
+    _print_json(found.to_json()) if as_json else terminal.print_verification(found)
+    raise typer.Exit(1 if found.faults else 0)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["CHIP_DEBUG"] = "1"
+
+
+def _batch_size(text: str) -> int | None:
+    """Records; None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise InputError(f"--batch-size {text}: give a number of records, or auto")
+    return int(text)
+
+
+def _shield(text: str | None) -> float | str | None:
+    """A number, or a word, which the method knows or not."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _judge(address: str | None, model: str | None) -> Judge | None:
+    """Who else is asked; said aloud, since records are sent away."""
+    if address is None and model is None:
+        return None
+    if address is None or model is None:
+        given, lacking = ("--judge", "--judge-model") if model is None else ("--judge-model", "--judge")
+        raise InputError(f"{given}: goes with {lacking}")
+    from chip.evaluation.judge import Judge
+
+    judge = Judge(address, model, os.environ.get("CHIP_JUDGE_KEY"))
+    print(f"questions and answers are sent to {address}", file=sys.stderr)
+    return judge
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))
+
+
+class _Interrupted(BaseException):
+    """Ctrl+C, or a request to terminate: on the way out, what was begun is cleaned up."""
+
+
+def _interrupt(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+    raise _Interrupted(number)
+
+
+def main() -> None:
+    """Run the command; a refusal is one line on stderr."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except _Interrupted as interrupted:
+        print("chip: interrupted", file=sys.stderr)
+        sys.exit(128 + interrupted.args[0])
+    except ChipError as error:
+        if os.environ.get("CHIP_DEBUG"):
+            raise
+        print(f"chip: {printable(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)

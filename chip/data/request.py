@@ -1,0 +1,103 @@
+"""A request to forget: which nodes, among which records, and who stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from chip.data.hierarchy import Hierarchy, Node
+from chip.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Indices of the records to forget, of those close to them, and of all others.
+
+    `forget`, `siblings` and `retain_other` share no record and together are all of them; each is in ascending order.
+    """
+
+    targets: tuple[Node, ...]
+    """What is forgotten, as asked for, without duplicates and without targets inside another."""
+    forget: tuple[int, ...]
+    """Records at or below a target."""
+    siblings: tuple[int, ...]
+    """Retained records at or below a node that shares its parent with a target. Those of the parent itself
+    are not among them."""
+    retain_other: tuple[int, ...]
+    """All other records."""
+    forget_of: Mapping[Node, tuple[int, ...]]
+    """The part of `forget` that each target brings in. Nothing is in two of them."""
+    siblings_of: Mapping[Node, tuple[int, ...]]
+    """The part of `siblings` that is close to each target; may be empty, and may overlap."""
+
+    @property
+    def retained(self) -> tuple[int, ...]:
+        """All that is not forgotten: the siblings, then the rest."""
+        return (*self.siblings, *self.retain_other)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """The three parts as they are reported: `target`, `siblings`, `other`."""
+        return {"target": self.forget, "siblings": self.siblings, "other": self.retain_other}
+
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, targets: Sequence[Node]) -> Self:
+        """What forgetting the targets means for every record. A target inside another adds nothing.
+
+        Raises:
+            InputError: there is no target, one of them does not occur, or every record lies in one.
+        """
+        if not targets:
+            raise InputError("nothing to forget; name at least one node")
+        for target in targets:
+            if not hierarchy.count(target):
+                raise InputError(f"no record lies at or below {target}; name a node of these records")
+        outermost = _outermost(targets)
+        forgotten = {index for target in outermost for index in hierarchy.records_of(target)}
+        if len(forgotten) == len(hierarchy.records):
+            raise InputError("nothing would be left to keep: the targets hold every record; forget fewer nodes")
+
+        # Once for each parent: targets side by side have the same siblings. The targets are among the
+        # children too, and drop out with their records.
+        around = {
+            parent: tuple(
+                sorted({i for child in hierarchy._children[parent] for i in hierarchy._below[child]} - forgotten)
+            )
+            for parent in {target.parent for target in outermost}
+        }
+        near = {index for indices in around.values() for index in indices}
+        return cls(
+            targets=outermost,
+            forget=tuple(sorted(forgotten)),
+            siblings=tuple(sorted(near)),
+            retain_other=tuple(i for i in range(len(hierarchy.records)) if i not in forgotten and i not in near),
+            forget_of={target: tuple(hierarchy.records_of(target)) for target in outermost},
+            siblings_of={target: tuple(sorted(around[target.parent])) for target in outermost},
+        )
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """Who is to be forgotten, among whom."""
+
+    hierarchy: Hierarchy
+    partition: Partition
+
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, forget: Sequence[str]) -> Self:
+        """The nodes of these ids or paths are to be forgotten.
+
+        Raises:
+            InputError: as `Hierarchy.find` and `Partition.of` do.
+        """
+        return cls(hierarchy, Partition.of(hierarchy, [hierarchy.find(name) for name in forget]))
+
+
+def _outermost(targets: Sequence[Node]) -> tuple[Node, ...]:
+    named = {target.path for target in targets}
+    return tuple(
+        target
+        for target in dict.fromkeys(targets)
+        if not any(target.path[:depth] in named for depth in range(1, len(target.path)))
+    )

@@ -1,0 +1,72 @@
+"""Cross-modal attacks: the question without its image, and with the image changed as files change on their way."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from chip.data.record import Record, open_image
+
+DEGREES = 15  # counter-clockwise
+KEPT = 0.8  # of each side, in the middle
+QUALITY = 50  # of 95
+
+
+def rotated(image: Image.Image) -> Image.Image:
+    """Turned by `DEGREES`, in a frame of the same size; black comes in at the corners."""
+    return image.rotate(DEGREES, resample=Image.Resampling.BILINEAR)
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    """The middle, `KEPT` of each side, enlarged to the size it was cut from."""
+    width, height = image.size
+    left, top = round(width * (1 - KEPT) / 2), round(height * (1 - KEPT) / 2)
+    middle = image.crop((left, top, width - left, height - top))
+    return middle.resize(image.size, Image.Resampling.BILINEAR)
+
+
+def recompressed(image: Image.Image) -> Image.Image:
+    """Once through JPEG."""
+    return Image.open(io.BytesIO(_encoded(image, "JPEG", quality=QUALITY))).convert("RGB")
+
+
+CHANGES: Mapping[str, Callable[[Image.Image], Image.Image] | None] = {
+    "without image": None,
+    "rotated": rotated,
+    "cropped": cropped,
+    "jpeg": recompressed,
+}
+
+
+class Changed:
+    """Gives records their image as one of `CHANGES` leaves it; each image is changed once."""
+
+    def __init__(self, change: str) -> None:
+        self._change = CHANGES[change]
+        self._done: dict[Path | bytes, bytes] = {}
+
+    def __call__(self, record: Record) -> Record | None:
+        """None for a text-only record: there is nothing to change.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        if record.image is None:
+            return None
+        if self._change is None:
+            return replace(record, image=None)
+        if record.image not in self._done:
+            image = open_image(record)
+            assert image is not None
+            self._done[record.image] = _encoded(self._change(image), "PNG")
+        return replace(record, image=self._done[record.image])
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

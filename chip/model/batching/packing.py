@@ -1,0 +1,87 @@
+"""Which records stand in one row: questions about one image share it, and whatever else they begin with in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from chip.model.batching.batch_size import BatchSize
+from chip.model.chat import Prompt, common_start
+
+MOST_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some records that go through the model as one row: what they share once, then each one's own tokens."""
+
+    records: tuple[int, ...]
+    shared: int
+    """Tokens of the text that all begin with, before the first answer; 0 where a record stands alone."""
+    tokens: int
+    """Length of the row, its image as one token."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs in floating-point operations, roughly: enough to say how many questions should share it."""
+
+    per_token: float
+    """Of the text model's linear layers."""
+    per_pair: float
+    """Of attention between two tokens, as a row's tokens are all compared, also where they must not see each other."""
+    image: int
+    """Tokens that an image's placeholder becomes, less one."""
+    longest: int
+    """Rows are kept shorter than this: a sliding window counts places in the row."""
+
+    def of(self, row: Row) -> float:
+        length = row.tokens + self.image
+        return length * self.per_token + length**2 * self.per_pair
+
+
+def alone(prompts: Mapping[int, Prompt]) -> list[Row]:
+    """Each record in a row of its own."""
+    return [Row((record,), 0, len(prompt.tokens)) for record, prompt in prompts.items()]
+
+
+def pack(prompts: Mapping[int, Prompt], cost: Cost, most: int | None = None) -> list[Row]:
+    """Put records of one image into as few rows as pays: more share the image, and more are compared in vain.
+
+    Args:
+        prompts: record -> its tokens.
+        most: records a row, at most; by default as many as pay.
+    """
+    # In this order neighbors have most in common.
+    order = sorted(prompts, key=lambda record: (prompts[record].tokens, record))
+    sizes = [size for size in (2**power for power in range(MOST_TOGETHER.bit_length())) if size <= (most or size)]
+    tried = [[join(order[at : at + size], prompts) for at in range(0, len(order), size)] for size in sizes]
+    fitting = [rows for rows in tried[1:] if max(row.tokens for row in rows) + cost.image < cost.longest]
+    return min([tried[0], *fitting], key=lambda rows: sum(map(cost.of, rows)))
+
+
+def join(records: Sequence[int], prompts: Mapping[int, Prompt]) -> Row:
+    """One row of records in the order of their tokens: then the first and the last share what all share."""
+    lengths = [len(prompts[record].tokens) for record in records]
+    if len(records) == 1:
+        return Row(tuple(records), 0, lengths[0])
+    # A token of its own before the answer: it predicts the answer's first.
+    before = min(len(prompts[record].tokens) - prompts[record].answer for record in records) - 1
+    shared = max(0, min(common_start(prompts[records[0]].tokens, prompts[records[-1]].tokens), before))
+    return Row(tuple(records), shared, shared + sum(lengths) - shared * len(records))
+
+
+def cut(rows: Sequence[Row], size: BatchSize, image: int) -> Iterator[list[Row]]:
+    """Consecutive rows as batches, each as large as `size` allows when it is asked for; at least a row."""
+    batch: list[Row] = []
+    records = 0
+    for row in rows:  # of ascending length
+        records += len(row.records)
+        tokens = (len(batch) + 1) * (row.tokens + image)
+        fits = tokens <= size.tokens if size.records is None else records <= size.records
+        if batch and not fits:
+            yield batch
+            batch, records = [], len(row.records)
+        batch.append(row)
+    if batch:
+        yield batch

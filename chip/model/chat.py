@@ -1,0 +1,159 @@
+"""Questions and answers in a model's chat format, as tokens and as what the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from chip.data.record import Record, open_image
+
+DECODED_IMAGES = 128  # kept for the next question about them
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question and its answer as tokens; an image counts as the one token that stands for it in the text."""
+
+    tokens: tuple[int, ...]
+    answer: int
+    """How many of the tokens, at the end, are the answer and what ends the turn."""
+
+
+class Prompts:
+    """Puts questions and answers into a model's chat format.
+
+    Without a chat template (PaliGemma) the processor itself puts image and question before the answer, its suffix:
+    tokens of the prompt see each other in both directions there, those of the answer what is before them.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._has_suffix = processor.chat_template is None
+        self._end = self._end_of_turn()
+        self._begin = self._beginning()
+        self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
+        self._known: dict[tuple[str, str, bool], Prompt] = {}
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees what stands behind it, images apart: then questions can share what precedes them."""
+        return not self._has_suffix
+
+    @property
+    def pad(self) -> int:
+        """The token that fills up rows."""
+        return int(self._tokenizer.pad_token_id or 0)
+
+    def read(self, records: Sequence[Record]) -> list[Prompt]:
+        """The tokens of each record; known ones are not tokenized again."""
+        keys = [(record.question, record.answer, record.image is None) for record in records]
+        new = {key: record for key, record in zip(keys, records, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._tokenize(list(new.values())), strict=True))
+        return [self._known[key] for key in keys]
+
+    def inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """The records as the model takes them, one a row, padded on the right; all with an image, or none.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        texts = [self._prompt(record) if self._has_suffix else self._full(record) for record in records]
+        suffixes = [record.answer.strip() for record in records] if self._has_suffix else None
+        return self._process(texts, self._images(records), suffixes)
+
+    def question(self, record: Record) -> dict[str, Tensor]:
+        """The record without its answer, as the model's `generate` takes it."""
+        return self._process([self._prompt(record)], self._images([record]), None)
+
+    def _images(self, records: Sequence[Record]) -> list[list[Any]] | None:
+        """Decoded images, one a row; None for text-only rows."""
+        return None if records[0].image is None else [[self._image(record)] for record in records]
+
+    def _image(self, record: Record) -> Any:
+        """Decoded once for all its questions: what tells them apart is not part of the key."""
+        return self._open(replace(record, question="", answer="", path=(), task="", split=""))
+
+    def _render(self, record: Record, answer: str | None = None) -> str:
+        image = [] if record.image is None else [{"type": "image"}]
+        messages = [{"role": "user", "content": [*image, {"type": "text", "text": record.question}]}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        # The processor's own method does the same, and in some families wants a video processor for it.
+        rendered = self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=self._processor.chat_template,
+            add_generation_prompt=answer is None,
+            tokenize=False,
+        )
+        return str(rendered)
+
+    def _end_of_turn(self) -> str:
+        """The special token that the chat format puts behind an answer, where it has one; else end of text."""
+        if not self._has_suffix:
+            probe = self._render(Record("question", "", (), None), answer="answer")
+            tail = probe[probe.rindex("answer") + len("answer") :].strip()
+            known = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+            special = [token for token in known if tail.startswith(token)]
+            if special:
+                return str(max(special, key=len))
+        return str(self._tokenizer.eos_token)
+
+    def _prompt(self, record: Record) -> str:
+        """What stands before the answer."""
+        if not self._has_suffix:
+            return self._render(record)
+        if record.image is not None:
+            return f"{self._processor.image_token}{record.question}"
+        return f"{self._tokenizer.bos_token}{record.question}\n"  # as the processor, which wants an image, would
+
+    def _full(self, record: Record) -> str:
+        """Prompt, answer and end of turn, as the template writes a whole conversation."""
+        return f"{self._render(record, record.answer.strip()).rstrip().removesuffix(self._end)}{self._end}"
+
+    def _process(
+        self, texts: list[str], images: list[list[Any]] | None, suffixes: list[str] | None
+    ) -> dict[str, Tensor]:
+        padding = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        if self._has_suffix and images is None:
+            ends = None if suffixes is None else [f"{suffix}{self._end}" for suffix in suffixes]
+            return dict(self._tokenizer(texts, text_pair=ends, return_token_type_ids=True, **padding))
+        options = self._begin if suffixes is None else {"suffix": suffixes}
+        inputs = dict(self._processor(text=texts, images=images, **options, **padding))
+        inputs.pop("labels", None)  # for training
+        return inputs
+
+    def _beginning(self) -> dict[str, Any]:
+        """Keeps the tokenizer from writing a beginning-of-text token where the chat template has written one."""
+        token = self._tokenizer.bos_token
+        written = token and not self._has_suffix and self._render(Record("question", "", (), None)).startswith(token)
+        return {"add_special_tokens": False} if written else {}
+
+    def _tokens(self, texts: list[str], **options: Any) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, **options)["input_ids"]
+        return ids
+
+    def _tokenize(self, records: Sequence[Record]) -> list[Prompt]:
+        """The answer is what follows the longest common beginning of the prompt alone and the prompt with its answer,
+        and not the answer tokenized alone, because a tokenizer may merge across the border. A suffix is tokenized
+        alone.
+        """
+        prompts = self._tokens([self._prompt(record) for record in records], **self._begin)
+        if self._has_suffix:
+            ends = self._tokens([f"{record.answer.strip()}{self._end}" for record in records], add_special_tokens=False)
+            return [Prompt((*prompt, *end), len(end)) for prompt, end in zip(prompts, ends, strict=True)]
+        wholes = self._tokens([self._full(record) for record in records], **self._begin)
+        return [
+            Prompt(tuple(whole), len(whole) - common_start(prompt, whole))
+            for prompt, whole in zip(prompts, wholes, strict=True)
+        ]
+
+
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens the two begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

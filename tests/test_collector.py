@@ -1,0 +1,303 @@
+"""The pass through the model: the same statistics however the records are batched, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chip.data.hierarchy import Hierarchy
+from chip.data.request import ForgetRequest, Partition
+from chip.distributed import DistributedContext
+from chip.errors import InputError, RunError
+from chip.methods import Chip, Shielded
+from chip.methods.apply import default_modules
+from chip.methods.base import Method
+from chip.methods.chip import ChipStatistics
+from chip.methods.shielded import ShieldedStatistics
+from chip.methods.statistics import SecondMoment
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batches import Batches
+from chip.model.batching.packing import Row
+from chip.model.forward.collector import Collector
+from chip.model.loading import VLM
+from chip.model.scoring import score
+from chip.model.target_modules import Stage, TargetModule, at_once, in_data_order
+from chip.model.tokens import Tokens
+
+KINDS = ["connector", "gate", "down"]
+
+
+def _case(hierarchy: Hierarchy) -> ForgetRequest:
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("patient_17")]))
+
+
+def _few(request: ForgetRequest) -> list[int]:
+    """Some records of each group."""
+    return [i for group in request.partition.groups.values() for i in group[:: max(1, len(group) // 12)]]
+
+
+def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) -> list[Tensor]:
+    """All that the operator's statistics hold at some sites."""
+    target_modules = default_modules(vlm, method, KINDS, "all")
+    flow, groups, sums = Collector(vlm, batches, request.hierarchy.records), method.groups(request, vlm.device), []
+
+    def empty(module: TargetModule) -> Any:
+        d_out, d_in = module.weight(vlm.model).shape
+        return method.statistics(groups, d_in, d_out)
+
+    for stage in in_data_order(target_modules) if method.sequential else at_once(target_modules):
+        for each in flow.collect(stage, empty, lambda _: None).values():
+            values = [value if isinstance(value, tuple) else (value,) for value in vars(each).values()]
+            for moment in (moment for some in values for moment in some if hasattr(moment, "merge")):
+                half = [moment.upper.triu()] if isinstance(moment, SecondMoment) else [moment.total]
+                sums += [moment.count, *half]
+    return sums
+
+
+class _OneWay(Batches):
+    """Batches of rows that are padded on the left, or in another order."""
+
+    def plan(self) -> Iterator[list[Row]]:
+        return iter(list(super().plan())[::-1])
+
+    def make(self, rows: Sequence[Row]) -> Batch:
+        batch = super().make(rows)
+        shifts = (~batch.real).sum(1).tolist()
+
+        def roll(each: Tensor) -> Tensor:
+            return torch.stack([row.roll(shift) for row, shift in zip(each, shifts, strict=True)])
+
+        inputs = {
+            name: roll(each) if each.shape == batch.segments.shape else each for name, each in batch.inputs.items()
+        }
+        return replace(
+            batch,
+            inputs=inputs,
+            segments=roll(batch.segments),
+            keys=roll(batch.keys),
+            answer=roll(batch.answer),
+        )
+
+
+@pytest.mark.parametrize("method", [Shielded(), Chip()])
+def test_statistics_do_not_depend_on_batch_size_padding_or_order(
+    vlm: VLM, hierarchy: Hierarchy, method: Method
+) -> None:
+    request, records = _case(hierarchy), hierarchy.records
+    few = _few(request)
+    reference = _sums(
+        vlm, request, Batches(vlm, records, few, BatchSize(1), together=False), method
+    )  # no padding at all
+    assert len(reference) > 10
+    others = [
+        Batches(vlm, records, few, BatchSize(24), together=False),
+        Batches(vlm, records, few, BatchSize(24), together=True),
+        Batches(vlm, records, few[::-1], BatchSize()),
+        _OneWay(vlm, records, few, BatchSize(24)),
+        _OneWay(vlm, records, few, BatchSize(24), together=False),
+    ]
+    for batches in others:
+        for ours, theirs in zip(reference, _sums(vlm, request, batches, method), strict=True):
+            assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(ours)
+
+
+class _Seen:
+    """Statistics that keep what they were shown last."""
+
+    def update(self, tokens: Tokens) -> None:
+        self.tokens, self.inputs = tokens, tokens.inputs
+
+    def merge(self, distributed: DistributedContext) -> None:
+        assert distributed.count == 1
+
+
+def _last_inputs(flow: Collector, stages: Sequence[Stage]) -> dict[str, Tensor]:
+    """Site name -> the inputs it got from the last batch."""
+    collected = [flow.collect(stage, lambda _: _Seen(), lambda _: None) for stage in stages]
+    return {module.name: seen.inputs for each in collected for module, seen in each.items()}
+
+
+@pytest.mark.parametrize("place", ["device", "host", "file"])
+def test_running_layer_by_layer_shows_what_one_full_pass_shows(vlm: VLM, hierarchy: Hierarchy, place: str) -> None:
+    few = _few(_case(hierarchy))
+    target_modules = default_modules(vlm, Shielded(), KINDS, "all")
+
+    def flow() -> Collector:
+        return Collector(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, place)
+
+    at_one_go = _last_inputs(flow(), at_once(target_modules))
+    one_by_one = _last_inputs(flow(), in_data_order(target_modules))
+    assert at_one_go.keys() == one_by_one.keys() == {module.name for module in target_modules}
+    for name in at_one_go:
+        torch.testing.assert_close(at_one_go[name], one_by_one[name])
+
+
+def test_a_connector_is_seen_as_it_is_to_be_beside_as_it_is(vlm: VLM, hierarchy: Hierarchy) -> None:
+    few = _few(_case(hierarchy))
+    first, second, layer = in_data_order(default_modules(vlm, Shielded()))[:3]
+    flow = Collector(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, keep_connectors=True)
+    name = first.target_modules[0].weight_name
+    old = vlm.parameter(name).clone()
+    edited = {name: old * 0.5}
+
+    def seen(stage: Stage, edited: dict[str, Tensor] | None = None) -> Tokens:
+        (each,) = flow.collect(stage, lambda _: _Seen(), lambda _: None, inputs_only=True, edited=edited).values()
+        return each.tokens
+
+    plain = seen(second)
+    after_layers = seen(layer).inputs
+    flow.let_go()
+    behind = seen(second, edited)
+    assert plain.before is None
+    assert behind.before is not None
+    torch.testing.assert_close(behind.before, plain.inputs)
+    assert torch.equal(vlm.parameter(name), old)
+    vlm.set_parameter(name, edited[name])
+    torch.testing.assert_close(behind.inputs, seen(second).inputs)
+    vlm.set_parameter(name, old)
+    torch.testing.assert_close(seen(layer).inputs, after_layers)  # from the start again
+
+
+def _leftovers(vlm: VLM) -> list[str]:
+    return [
+        name
+        for name, module in vlm.model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    ]
+
+
+@pytest.mark.parametrize(("method", "kind"), [(Shielded(), ShieldedStatistics), (Chip(), ChipStatistics)])
+def test_statistics_survive_that_memory_runs_out(
+    vlm: VLM, hierarchy: Hierarchy, method: Method, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stage, when some sites have seen a batch and others have not."""
+    request, records = _case(hierarchy), hierarchy.records
+    reference = _sums(vlm, request, vlm.batches(records, _few(request)), method)
+    whole, calls = kind.update, [0]
+
+    def narrow(statistics: Any, tokens: Tokens) -> None:
+        whole(statistics, tokens)
+        calls[0] += 1
+        if calls[0] > 5 and len(tokens.keys) > 100:
+            raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(kind, "update", narrow)
+    size = BatchSize(32)
+    found = _sums(vlm, request, Batches(vlm, records, _few(request), size, together=False), method)
+    for ours, theirs in zip(reference, found, strict=True):
+        assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(ours)
+    assert size.records is not None
+    assert size.records < 32
+
+
+def test_connectors_can_be_run_again_after_memory_ran_out_behind_them(vlm: VLM, hierarchy: Hierarchy) -> None:
+    few = _few(_case(hierarchy))
+    first, second, layer = in_data_order(default_modules(vlm, Shielded()))[:3]
+    name = first.target_modules[0].weight_name
+    edited = {name: vlm.parameter(name) * 0.5}
+
+    class Sum(_Seen):
+        total, narrow = 0.0, False
+
+        @classmethod
+        def of(cls, _: TargetModule) -> Sum:
+            return cls()
+
+        def update(self, tokens: Tokens) -> None:
+            if self.narrow and len(tokens.keys) > 200:
+                raise torch.OutOfMemoryError("none left")
+            before = tokens.inputs if tokens.before is None else tokens.before
+            self.total += float((tokens.inputs.double() ** 2).sum() + (before.double() ** 2).sum())
+
+    class Narrow(Sum):
+        narrow = True
+
+    def sums(at_layer: type[Sum]) -> list[float]:
+        size = BatchSize(32)
+        batches = Batches(vlm, hierarchy.records, few, size, together=False)
+        flow = Collector(vlm, batches, hierarchy.records, keep_connectors=True)
+        found = []
+        for stage, kind, given in ((first, Sum, {}), (layer, at_layer, {}), (second, Sum, edited)):
+            (each,) = flow.collect(stage, kind.of, lambda _: None, True, given).values()
+            found.append(each.total)
+        assert (size.records == 32) == (at_layer is Sum)
+        return found
+
+    assert sums(Narrow) == pytest.approx(sums(Sum), rel=1e-5)
+
+
+def test_answers_survive_that_memory_runs_out(vlm: VLM, hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = hierarchy.records[:200]
+    expected = score(vlm, vlm.batches(records), len(records), lambda _: None)
+    whole = VLM.hidden_states
+
+    def narrow(vlm: VLM, batch: Batch) -> Tensor:
+        if len(batch.rows) > 3:
+            raise torch.OutOfMemoryError("none left")
+        return whole(vlm, batch)
+
+    monkeypatch.setattr(VLM, "hidden_states", narrow)
+    found = score(vlm, vlm.batches(records), len(records), lambda _: None)
+    torch.testing.assert_close(found.answer_probability, expected.answer_probability)
+    assert torch.equal(found.exact_match, expected.exact_match)
+
+
+def test_a_row_that_never_fits_is_named(vlm: VLM, hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(VLM, "hidden_states", full)
+    batches = Batches(vlm, hierarchy.records, [40], BatchSize(), together=False)
+    with pytest.raises(RunError, match=r"records\.jsonl:41: not even this row fits"):
+        score(vlm, batches, len(hierarchy.records), lambda _: None)
+
+
+def test_an_image_is_run_once_for_the_questions_of_a_row(vlm: VLM, hierarchy: Hierarchy) -> None:
+    image = hierarchy.records[-1].image
+    about = [i for i, record in enumerate(hierarchy.records) if record.image == image]
+    rows = [row for plan in vlm.batches(hierarchy.records, about).plan() for row in plan]
+    assert sorted(i for row in rows for i in row.records) == about
+    assert len(rows) < len(about) / 4
+    seen: list[int] = []
+    inside = vlm.tower_layers[0].mlp
+    handle = inside.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    flow = Collector(vlm, vlm.batches(hierarchy.records, about), hierarchy.records)
+    for stage in in_data_order(default_modules(vlm, Shielded())):
+        flow.collect(stage, lambda _: _Seen(), lambda _: None)
+    handle.remove()
+    assert sum(seen) == len(rows)
+
+
+def test_hooks_are_removed_also_after_an_error(vlm: VLM, hierarchy: Hierarchy) -> None:
+    request = _case(hierarchy)
+    batches = vlm.batches(hierarchy.records, _few(request), BatchSize(16))
+    vlm.core(**next(iter(batches.made())).inputs)  # transformers itself hooks into the tower, and stays
+    before = _leftovers(vlm)
+
+    class Failing(_Seen):
+        def update(self, _: Tokens) -> None:
+            raise ValueError("in the middle of a pass")
+
+    flow = Collector(vlm, batches, hierarchy.records)
+    for stage in in_data_order(default_modules(vlm, Shielded())):
+        with pytest.raises(ValueError, match="in the middle"):
+            flow.collect(stage, lambda _: Failing(), lambda _: None)
+        assert _leftovers(vlm) == before
+        flow.collect(stage, lambda _: _Seen(), lambda _: None)
+    assert _leftovers(vlm) == before
+
+
+def test_a_nan_names_the_site_and_the_record(vlm: VLM, hierarchy: Hierarchy) -> None:
+    batches = vlm.batches(hierarchy.records, [40], BatchSize(1))
+    module = default_modules(vlm, Shielded(), ["down"], "1")[0]
+    with torch.no_grad():
+        vlm.model.get_submodule(module.name.replace("down", "up")).weight[0, 0] = torch.nan
+    flow = Collector(vlm, batches, hierarchy.records)
+    with pytest.raises(InputError, match=rf"{module.name}.*records\.jsonl:41\b"):
+        flow.collect(in_data_order([module])[0], lambda _: _Seen(), lambda _: None)

@@ -1,0 +1,108 @@
+"""Several processes that share an edit: as one would do it, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import chip
+from chip.checkpoint.layout import Checkpoint
+from tests.families import GIVEN, build, write_records
+from tests.folders import write_part
+
+ROOT = Path(__file__).parents[1]
+TARGET = "patient_1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in fp32, where no rounding hides a difference."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_records(folder)
+    build(folder / "ckpt", "qwen2_5_vl", dtype=torch.float32)
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def _run(distributed: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(distributed), "-m"]
+    return subprocess.run(
+        [sys.executable, "-m", *torchrun, "chip", *arguments],
+        env=_environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("distributed", "method", "settings"),
+    [(2, "chip", ()), (3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"))],
+)
+def test_the_edit_is_that_of_one_process(
+    folder: Path, count: int, method: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = Checkpoint.open(folder / "ckpt")
+    one, several = tmp_path / "one", tmp_path / "several"
+    chip.edit(source.folder, [TARGET], out=one, method=GIVEN[method], device="cpu")
+    arguments = ("--forget", TARGET, "--out", str(several), "--method", method, *settings, "--device", "cpu")
+    done = _run(count, "edit", str(source.folder), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    changed = {each.name for each in chip.diff(source.folder, one).changed}
+    assert changed == {each.name for each in chip.diff(source.folder, several).changed}
+    for name in changed:
+        before, alone, shared = (Checkpoint.open(each).read(name).double() for each in (source.folder, one, several))
+        difference = torch.linalg.norm(shared - alone)
+        assert difference <= 1e-5 * torch.linalg.norm(alone)
+        assert difference <= 1e-3 * torch.linalg.norm(alone - before)  # as between any two ways to batch the records
+    assert chip.verify(several, source.folder).faults == ()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_dies_stops_the_others_and_nothing_is_written(hospital: Path, tmp_path: Path, victim: int) -> None:
+    out, records = tmp_path / "out", write_part(hospital, (5, 6), tmp_path / "part")
+    command = [
+        *(sys.executable, "-m", "chip", "edit", str(hospital / "ckpt"), "--forget", "patient_17"),
+        *("--records", str(records), "--out", str(out)),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [*command, "--device=cpu"],
+            env={**_environment(), **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    leader = started[0]
+    assert leader.stderr is not None
+    while "editing" not in (line := leader.stderr.readline()):
+        assert line, "the leader never came to edit"
+    started[victim].send_signal(signal.SIGKILL)
+    said = [process.communicate(timeout=120) for process in started]
+    for rank, (process, (output, errors)) in enumerate(zip(started, said, strict=True)):
+        assert output == ""
+        if rank != victim:
+            assert process.returncode == 1
+            (line,) = [line for line in errors.splitlines() if line.startswith("chip: ")]
+            assert line == "chip: another process of this run has stopped; nothing was written"
+            assert "Traceback" not in errors
+    assert list(tmp_path.glob("out*")) == []

@@ -1,0 +1,135 @@
+"""The search for a shield, with a model whose answers are known by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from chip.data.hierarchy import Hierarchy
+from chip.data.record import VALIDATION, Record
+from chip.data.request import ForgetRequest
+from chip.errors import InputError
+from chip.methods.search import GRID, Choice, ValidationSet, choose, hold_out_validation
+from chip.model.scoring import Scores
+
+NEVER = 0.2
+MAX_RETAIN_DROP = 0.02
+
+
+class Model:
+    """Answers with a probability that the shield decides; β = inf before any edit."""
+
+    def __init__(self, target: dict[float, float], siblings: dict[float, float], rest: dict[float, float]) -> None:
+        self._probability = {"target": target, "sibling": siblings, "far": rest}
+        self.retain_weight = float("inf")
+        self.asked: list[Record] = []
+
+    def ask(self, records: Sequence[Record]) -> Scores:
+        self.asked += records
+        values = [self._of(record) for record in records]
+        return Scores(torch.tensor(values, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
+
+    def _of(self, record: Record) -> float:
+        if record.path[-1] == "target" and record.image != Path("target.png"):
+            return NEVER
+        return 1.0 if self.retain_weight == float("inf") else self._probability[record.path[-1]][self.retain_weight]
+
+    @contextmanager
+    def edited(self, retain_weight: float) -> Iterator[None]:
+        self.retain_weight = retain_weight
+        yield
+        self.retain_weight = float("inf")
+
+
+def _case(image: bool = True) -> ForgetRequest:
+    paths = [("i", "target"), ("i", "sibling"), ("j", "far")]
+    records = [
+        Record("q", path[-1], path, Path(f"{path[-1]}.png") if image else None, split=split)
+        for path in paths
+        for split in ("train", VALIDATION, "paraphrased")
+    ]
+    hierarchy = Hierarchy(records)
+    return ForgetRequest.of(hierarchy, ["target"])
+
+
+def _chosen(model: Model, request: ForgetRequest | None = None) -> tuple[Choice, int]:
+    trials: list[None] = []
+    choice = choose(
+        ValidationSet(request or _case()), model.ask, model.edited, MAX_RETAIN_DROP, lambda: trials.append(None)
+    )
+    return choice, len(trials)
+
+
+def _falling(least: float) -> dict[float, float]:
+    """1 − this much at the strongest, nearer to 1 with each weaker one."""
+    return {retain_weight: 1 - least / 2**number for number, retain_weight in enumerate(GRID)}
+
+
+KEPT = dict.fromkeys(GRID, 1.0)
+UNKNOWN = dict.fromkeys(GRID, 0.3)
+
+
+def test_strongest_within_the_tolerance_of_the_siblings() -> None:
+    choice, trials = _chosen(Model(UNKNOWN, _falling(0.076), KEPT))  # 0.076, 0.038, 0.019: the third
+    assert choice.retain_weight == GRID[2]
+    assert trials == len(choice.trials) == 4
+    assert f"with {GRID[1]:g} siblings lose 0.038" in choice.reason
+
+
+def test_the_rest_may_lose_half_as_much() -> None:
+    assert _chosen(Model(UNKNOWN, KEPT, _falling(0.076)))[0].retain_weight == GRID[3]
+
+
+def test_not_below_what_was_never_trained_on() -> None:
+    target = {retain_weight: 0.1 * number for number, retain_weight in enumerate(GRID)}
+    choice, _ = _chosen(Model(target, KEPT, KEPT))
+    assert choice.never_trained == pytest.approx(NEVER)
+    assert choice.retain_weight == GRID[2]
+    assert "never trained on they would have 0.20" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "retain_weight", "told"),
+    [
+        (Model(UNKNOWN, KEPT, KEPT), GRID[0], "nothing stronger was tried"),
+        (Model(dict.fromkeys(GRID, 0.1), KEPT, KEPT), GRID[-1], "nothing weaker was tried"),
+    ],
+)
+def test_says_so_at_either_end(model: Model, retain_weight: float, told: str) -> None:
+    choice, trials = _chosen(model)
+    assert choice.retain_weight == retain_weight
+    assert told in choice.reason
+    assert trials == 4
+
+
+def test_refuses_where_every_shield_costs_more_than_is_allowed() -> None:
+    with pytest.raises(
+        InputError, match=r"--max-retain-drop 0.02: even with shield 384 siblings lose 0.500 .* --retain-weight N"
+    ):
+        _chosen(Model(UNKNOWN, dict.fromkeys(GRID, 0.5), KEPT))
+
+
+def test_asks_nothing_that_is_reported() -> None:
+    model = Model(UNKNOWN, KEPT, KEPT)
+    _chosen(model)
+    assert {record.split for record in model.asked} == {VALIDATION}
+
+
+def test_sets_some_of_what_is_retained_apart_where_nothing_is() -> None:
+    records = [Record(f"q{n}", "a", ("i", name), None) for name in ("target", "sibling") for n in range(40)]
+    records.append(Record("q", "a", ("j", "far"), None, split=VALIDATION))
+    hierarchy = Hierarchy(records)
+    request = hold_out_validation(ForgetRequest.of(hierarchy, ["target"]))
+    apart = [record.path[-1] for record in request.hierarchy.records if record.split == VALIDATION]
+    assert apart == ["sibling"] * 5 + ["far"]
+    assert hold_out_validation(request).hierarchy.records == request.hierarchy.records
+    assert [record.question for record in request.hierarchy.records] == [record.question for record in records]
+
+
+def test_without_pictures_chance_stands_for_what_was_never_trained_on() -> None:
+    choice, _ = _chosen(Model(UNKNOWN, KEPT, KEPT), _case(image=False))
+    assert choice.never_trained == 0  # nobody else gave the target's answer
