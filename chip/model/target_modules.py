@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,14 @@ KINDS = ("connector", *LAYER_MODULES)
 _SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
 
 
+class Component(StrEnum):
+    """The part of a model that a module lies in."""
+
+    VISION = "vision"
+    CONNECTOR = "connector"
+    TEXT = "text"
+
+
 @dataclass(frozen=True, slots=True)
 class TargetModule:
     """One linear map y = W x + b."""
@@ -42,6 +51,10 @@ class TargetModule:
     """No module of its own: the parameter is multiplied from the right, and holds Wᵀ (Gemma 3's connector)."""
     connector: int | None = None
     """Which of the model's connectors it lies in; None in the text model."""
+
+    @property
+    def component(self) -> Component:
+        return Component.CONNECTOR if self.layer is None else Component.TEXT
 
     @property
     def weight_name(self) -> str:
