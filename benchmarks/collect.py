@@ -45,7 +45,7 @@ from chip.data.record import Record, read_records
 from chip.data.request import ForgetRequest
 from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import compute_updates, default_modules
+from chip.methods.apply import default_modules, edit_model
 from chip.methods.shielded import ShieldedStatistics
 from chip.model.loading import VLM, load_vlm
 from chip.model.target_modules import TargetModule
@@ -97,7 +97,7 @@ class Looking:
 def pass_of_chip(subject: Subject, operator: Method, see: Callable[[Any], None] = lambda _: None) -> None:
     """Ours: everything up to the operator's solutions."""
     looking = cast(Method, Looking(operator, see))
-    compute_updates(subject.vlm, subject.source, looking, subject.request, default_modules(subject.vlm, operator))
+    edit_model(subject.vlm, subject.source, looking, subject.request, default_modules(subject.vlm, operator))
 
 
 def by_chip(subject: Subject, operator: Method) -> Moments:
@@ -276,7 +276,7 @@ def plain_pass(
 
 def edit(subject: Subject) -> None:
     operator = METHODS["shielded"]
-    compute_updates(subject.vlm, subject.source, operator, subject.request, default_modules(subject.vlm, operator))
+    edit_model(subject.vlm, subject.source, operator, subject.request, default_modules(subject.vlm, operator))
 
 
 def full_pass(subject: Subject) -> None:

@@ -40,13 +40,13 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import LEVELS, read_records
 from chip.data.request import ForgetRequest
 from chip.demo import write_demo
-from chip.editing import summarize
 from chip.evaluation.attacks.quantization import quantize_linears
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import Patch, compute_updates, default_modules
+from chip.methods.apply import Patch, default_modules, edit_model
 from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 from chip.model.tensor_names import key_map
+from chip.report.edit_report import summarize
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 SEED = 0
@@ -101,7 +101,7 @@ def measure(task: Task) -> dict[str, Any]:
     here = hospital()
     request = ForgetRequest.of(here.hierarchy, [task.target])
     start = time.monotonic()
-    patch = compute_updates(
+    patch = edit_model(
         here.vlm, here.source, task.operator, request, default_modules(here.vlm, task.operator, layers=task.layers)
     )
     control = task.method == "control"

@@ -52,6 +52,10 @@ class DistributedContext:
         """What the leader says."""
         return value
 
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.broadcast_object(None)
+
 
 class _Several(DistributedContext):
     def __init__(self) -> None:

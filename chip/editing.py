@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,59 +23,20 @@ from chip.data.record import find_records, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
 from chip.errors import InputError
-from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
-from chip.evaluation.rows import SPLITS, in_split
 from chip.methods import Method, Shielded
-from chip.methods.apply import check_removed, compute_updates, default_modules
-from chip.methods.search import MAX_RETAIN_DROP, Choice
+from chip.methods.apply import Patch, check_removed, default_modules, edit_model
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM, load_vlm
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
+from chip.report.edit_report import EditReport, summarize
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
 
-
-@dataclass(frozen=True)
-class EditReport:
-    """What an edit did, measured on the checkpoint that was written."""
-
-    method: str
-    settings: Mapping[str, Any]
-    label: str | None
-    output: str | None
-    """The written folder; None for a dry run."""
-    seconds: float
-    shares_images: bool
-    """Whether questions about one image ran it once together, or each on its own, as in families where it sees them."""
-    relative_change: Mapping[str, float]
-    """Name on disk of each changed tensor -> ‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
-    remaining: Mapping[str, float]
-    """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
-    groups: Mapping[str, Mapping[str, GroupResult]]
-    choice: Choice | None = None
-    """How the shield was found, where nobody gave one."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "settings": dict(self.settings),
-            "label": self.label,
-            "output": self.output,
-            "seconds": self.seconds,
-            "shares_images": self.shares_images,
-            "changed_tensors": sorted(self.relative_change),
-            "relative_change": dict(self.relative_change),
-            "remaining": dict(self.remaining),
-            "choice": None if self.choice is None else self.choice.to_json(),
-            "groups": {
-                group: {split: result.to_json() for split, result in results.items()}
-                for group, results in self.groups.items()
-            },
-        }
+ModelLoader = Callable[[Path], VLM]
 
 
 def edit(
@@ -88,7 +49,6 @@ def edit(
     method: Method | None = None,
     target_modules: Sequence[str] | None = None,
     layers: str | None = None,
-    max_retain_drop: float = MAX_RETAIN_DROP,
     device: str | None = None,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
@@ -106,16 +66,15 @@ def edit(
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
-        operator: method and settings; by default `Shielded()`.
-        sites: kinds of site to edit; by default the operator's.
-        layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the operator's share.
-        tolerance: where the shield is chosen, what retained records may lose of their answers' probability.
+        method: method and settings; by default `Shielded()`.
+        target_modules: kinds of module to edit; by default the method's.
+        layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
         device: by default the best there is.
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
             then stays on the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
-        link_unchanged: shards that do not change become hard links to the source's; who writes to one writes to both.
+        link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         dry_run: compute the edit, and write nothing.
 
     Raises:
@@ -123,87 +82,156 @@ def edit(
         RunError: the run failed. No output is left.
     """
     start = time.monotonic()
+    # 1. Resolve the request.
     source = Checkpoint.open(Path(checkpoint))
-    output = _beside(source.folder) if out is None else Path(out)
+    output = _default_output(source.folder) if out is None else Path(out)
+    request = _resolve_request(source, forget, records, label)
     method = method or Shielded()
-    request = _read_case(source, forget, records, label)
-    if not dry_run:
-        check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
-    with distributed_context() as distributed, _loader(distributed, device, device_map, max_memory) as load:
-        progress, size = progress if distributed.is_main_process else silent, BatchSize(batch_size)
-        ask = partial(
-            score_records, records=request.hierarchy.records, size=size, progress=progress, distributed=distributed
-        )
-        with staged(output, overwrite) if distributed.is_main_process and not dry_run else nullcontext() as folder:
-            vlm = load(source.folder)
-            chosen = default_modules(vlm, method, target_modules, layers)
-            before = ask(vlm, what="asking before")
-            patch = compute_updates(vlm, source, method, request, chosen, size, progress, distributed, max_retain_drop)
-            remaining, after = {}, None
-            if folder is not None:
-                copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged, progress=progress)
-                check_written(source, folder, patch.tensors)
-                remaining = check_removed(source, folder, patch.removed)
-            if not dry_run:
-                del vlm  # one model at a time: what is judged is what was written
-                patch.tensors.clear()
-                gc.collect()  # a spread model refers to itself
-                after = ask(load(Path(distributed.broadcast_object(str(folder)))), what="asking after")
-            report = EditReport(
-                method=method.name,
-                settings=_settings(method, chosen, patch.choice),
-                label=label,
-                output=None if dry_run else str(output),
-                seconds=time.monotonic() - start,
-                shares_images=patch.shares_images,
-                relative_change=patch.relative_change,
-                remaining=remaining,
-                groups=summarize(request, before, after),
-                choice=patch.choice,
-            )
-            if folder is not None:
-                _sign(source, folder, report, progress)
-        distributed.broadcast_object(None)  # the others wait, so that all fail if the last step does
+    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    with distributed_context() as distributed, _model_loader(distributed, device, device_map, max_memory) as load:
+        progress = progress if distributed.is_main_process else silent
+        run = _Run(source, request, method, target_modules, layers, BatchSize(batch_size), distributed, progress)
+        if dry_run:
+            edited = run.edit(load)
+            return run.report(edited, seconds=time.monotonic() - start)
+        with _output_folder(output, overwrite, distributed) as folder:
+            # 2. Edit the model.
+            edited = run.edit(load)
+            # 3. Write.
+            remaining = run.write(edited, folder, link_unchanged)
+            # 4. Evaluate what was written.
+            after = run.score(load(folder), "asking after")
+            report = run.report(edited, time.monotonic() - start, after, remaining, output=output, label=label)
+            if distributed.is_main_process:
+                _write_receipt(source, folder, report, progress)
         return report
 
 
-@contextmanager
-def _loader(
-    distributed: DistributedContext, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
-) -> Iterator[Callable[[Path], VLM]]:
-    """What loads a model. Where it is spread, some of it may lie in a folder that goes at the end."""
-    if device_map is None:
-        if max_memory is not None:
-            raise InputError("max_memory: says how to spread a model; give a device_map, such as auto")
-        yield partial(load_vlm, device=device)
-        return
-    if distributed.count > 1:
-        raise InputError("--device-map: one process uses all devices; start chip without torchrun")
-    with TemporaryDirectory(prefix="chip-") as folder:
-        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+@dataclass
+class _Edited:
+    """The edit, before it is written."""
+
+    patch: Patch
+    target_modules: Sequence[TargetModule]
+    before: Scores
+    """What the unedited model answers."""
 
 
-def _settings(method: Method, target_modules: Sequence[TargetModule], choice: Choice | None) -> dict[str, Any]:
-    layers = [module.layer for module in target_modules if module.layer is not None]
+@dataclass(frozen=True)
+class _Run:
+    """What all steps of one edit share."""
+
+    source: Checkpoint
+    request: ForgetRequest
+    method: Method
+    kinds: Sequence[str] | None
+    layers: str | None
+    size: BatchSize
+    distributed: DistributedContext
+    progress: ProgressCallback
+
+    def edit(self, load: ModelLoader) -> _Edited:
+        """The edit, and what the model answered before; the model itself is let go."""
+        vlm = load(self.source.folder)
+        modules = default_modules(vlm, self.method, self.kinds, self.layers)
+        before = self.score(vlm, "asking before")
+        patch = edit_model(
+            vlm, self.source, self.method, self.request, modules, self.size, self.progress, self.distributed
+        )
+        return _Edited(patch, modules, before)
+
+    def score(self, vlm: VLM, what: str) -> Scores:
+        records = self.request.hierarchy.records
+        return score_records(vlm, records, self.size, self.progress, what, self.distributed)
+
+    def write(self, edited: _Edited, folder: Path, link_unchanged: bool) -> dict[str, float]:
+        """The edited checkpoint into the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor. Frees the edited weights."""
+        patch, remaining = edited.patch, {}
+        if self.distributed.is_main_process:
+            copy_patched(self.source, folder, patch.tensors, link_unchanged=link_unchanged, progress=self.progress)
+            check_written(self.source, folder, patch.tensors)
+            remaining = check_removed(self.source, folder, patch.removed)
+        self.distributed.barrier()
+        patch.tensors.clear()
+        gc.collect()  # a spread model refers to itself
+        return remaining
+
+    def report(
+        self,
+        edited: _Edited,
+        seconds: float,
+        after: Scores | None = None,
+        remaining: dict[str, float] | None = None,
+        output: Path | None = None,
+        label: str | None = None,
+    ) -> EditReport:
+        patch = edited.patch
+        return EditReport(
+            method=self.method.name,
+            settings=_settings(self.method, edited),
+            label=label,
+            output=None if output is None else str(output),
+            seconds=seconds,
+            shares_images=patch.shares_images,
+            relative_change=patch.relative_change,
+            remaining=remaining or {},
+            groups=summarize(self.request, edited.before, after),
+            choice=patch.choice,
+        )
+
+
+def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
+    """What the edit was made with: the method's settings, those that were found among them, and where."""
+    choice = edited.patch.choice
+    resolved = method if choice is None else method.resolve_search(choice.value)
+    limits = {} if choice is None else {"max_retain_drop": choice.max_retain_drop}
+    layers = [module.layer for module in edited.target_modules if module.layer is not None]
     return {
-        **asdict(method),
-        **(
-            {} if choice is None else {"retain_weight": choice.retain_weight, "max_retain_drop": choice.max_retain_drop}
-        ),
-        "target_modules": sorted({module.kind for module in target_modules}),
+        **{name: value for name, value in asdict(resolved).items() if value is not None},
+        **limits,
+        "target_modules": sorted({module.kind for module in edited.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
 
 
-def _beside(folder: Path) -> Path:
-    """Where the output goes if nobody says."""
+@contextmanager
+def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
+    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(staged(output, overwrite)) if distributed.is_main_process else output
+        yield Path(distributed.broadcast_object(str(folder)))
+    distributed.barrier()  # so that all fail if putting it in place does
+
+
+@contextmanager
+def _model_loader(
+    distributed: DistributedContext,
+    device: str | None,
+    device_map: DeviceMap | None,
+    max_memory: MaxMemory | None,
+) -> Iterator[ModelLoader]:
+    """What loads a model. Where it is spread, some of it may lie in a folder that goes at the end."""
+    if device_map is None:
+        if max_memory is not None:
+            hint = "says how to spread a model; give a device_map, such as auto"
+            raise InputError(hint, argument="max_memory", value=max_memory)
+        yield partial(load_vlm, device=device)
+        return
+    if distributed.count > 1:
+        hint = "one process uses all devices; start chip without torchrun"
+        raise InputError(hint, argument="device_map", value=device_map)
+    with TemporaryDirectory(prefix="chip-") as folder:
+        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+
+
+def _default_output(folder: Path) -> Path:
     if folder.absolute().parent.name == "snapshots":
-        raise InputError(f"{folder}: in the hub's cache, which chip does not write to; say where with --out")
+        raise InputError(f"{folder}: in the hub's cache, which chip does not write to; say where with out")
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}-edited")
 
 
-def _read_case(
+def _resolve_request(
     source: Checkpoint, forget: Sequence[str], records: Path | str | None, label: str | None
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
@@ -215,18 +243,31 @@ def _read_case(
         if path.resolve().is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
     for target in request.partition.targets:
-        named = re.compile(rf"(?<!\w){re.escape(target.id)}(?!\w)")
-        if label is not None and named.search(label):
-            raise InputError(f"--label {label}: names {target.id}, which is to be forgotten; choose another")
-        for path, relative in files_in(source.folder):
-            prose = path.suffix in PROSE and not target.id.isdigit()  # a number stands for many things
-            if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
-                raise InputError(f"{path}: names {target.id}, and {relative} would be copied; take that out of it")
+        _check_not_named(source, target.id, label)
     _check_trained(request)
     return request
 
 
-def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
+def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:
+    """Raise `InputError` where the label, or prose that would be copied, names the target."""
+    named = re.compile(rf"(?<!\w){re.escape(target)}(?!\w)")
+    if label is not None and named.search(label):
+        raise InputError(f"names {target}, which is to be forgotten; choose another", argument="label", value=label)
+    for path, relative in files_in(source.folder):
+        prose = path.suffix in PROSE and not target.isdigit()  # a number stands for many things
+        if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
+            raise InputError(f"{path}: names {target}, and {relative} would be copied; take that out of it")
+
+
+def _check_trained(request: ForgetRequest) -> None:
+    """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
+    partition, records = request.partition, request.hierarchy.records
+    for part, indices in (("target", partition.forget), ("retained", partition.retained)):
+        if all(records[i].held_out for i in indices):
+            raise InputError(f"no {part} record has split 'train'; the edit has nothing to go by, add some")
+
+
+def _write_receipt(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
     """Say in the written folder how it was made, read all of it back, and leave the receipt."""
     write_card(
         folder,
@@ -242,37 +283,6 @@ def _sign(source: Checkpoint, folder: Path, report: EditReport, progress: Progre
         ],
     )
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
-    found = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT}, progress=progress)
+    files = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT}, progress=progress)
     what = Edit(report.method, report.settings, None, report.relative_change, report.remaining, report.label)
-    write_receipt(folder, Receipt.of(source, what, found))
-
-
-def _check_trained(request: ForgetRequest) -> None:
-    """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
-    split, records = request.partition, request.hierarchy.records
-    for what, indices in (("target", split.forget), ("retained", split.retained)):
-        if all(records[i].held_out for i in indices):
-            raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
-
-
-def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
-    """The scores as means by group (target, siblings, rest) and by whether the wording was trained."""
-    chance = chances(request.hierarchy, request.partition)
-    result: dict[str, dict[str, GroupResult]] = {}
-    for group, indices in request.partition.groups.items():
-        result[group] = {}
-        for name in SPLITS:
-            chosen = [i for i in indices if in_split(request.hierarchy.records[i], name)]
-            if chosen:
-                measure = partial(_before_after, chosen, before, after)
-                result[group][name] = GroupResult(
-                    len(chosen), mean(chance, chosen), measure("exact_match"), measure("answer_probability")
-                )
-    return result
-
-
-def _before_after(chosen: Sequence[int], before: Scores, after: Scores | None, measure: str) -> BeforeAfter:
-    return BeforeAfter(
-        mean(getattr(before, measure), chosen),
-        None if after is None else mean(getattr(after, measure), chosen),
-    )
+    write_receipt(folder, Receipt.of(source, what, files))

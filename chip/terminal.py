@@ -23,9 +23,9 @@ from chip.data.hierarchy import Hierarchy, Node
 
 if TYPE_CHECKING:  # these bring torch, which trees and help do without
     from chip.checkpoint.verify import Verification
-    from chip.editing import EditReport
     from chip.evaluation.metrics import BeforeAfter
     from chip.inspection import Inspection
+    from chip.report.edit_report import EditReport
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 """Where results go; piped, wide enough that no line is broken."""
@@ -115,7 +115,8 @@ def print_edit(report: EditReport) -> None:
     out.print(changes)
     out.print(f"[dim]{report.method}: {settings_line(report.settings)}[/]")
     if report.choice is not None:
-        out.print(f"[dim]shield {report.choice.retain_weight:g} was chosen: {report.choice.reason}[/]")
+        choice = report.choice
+        out.print(f"[dim]{choice.setting.replace('_', ' ')} {choice.value:g} was chosen: {choice.reason}[/]")
     if not report.shares_images:
         out.print("[dim]each question ran its own image: in this family the image sees the question[/]")
     count = len(report.relative_change)

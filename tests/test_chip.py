@@ -53,7 +53,7 @@ def _outputs(tokens: Tokens) -> Tensor:
 
 
 def _statistics(tokens: Tokens, request: ForgetRequest | None = None, alpha: float = 0.3) -> ChipStatistics:
-    statistics = ChipStatistics(Chip().groups(request or _case(), CPU), _outputs(tokens).shape[1], alpha)
+    statistics = ChipStatistics(Chip().record_weights(request or _case(), CPU), _outputs(tokens).shape[1], alpha)
     statistics.update(tokens)
     return statistics
 
@@ -69,7 +69,7 @@ def test_nothing_is_left_along_the_directions_and_other_rows_are_untouched(
 ) -> None:
     tokens, (weight, bias) = _tokens(seed, 20), _parameters(seed, 20)
     statistics, method = _statistics(tokens), Chip(top_k=top_k, variance_threshold=variance_threshold)
-    update = method.update(weight, bias, statistics)
+    update = method.solve(weight, bias, statistics)
     assert update is not None
     assert update.bias is not None
     forget, retain = statistics.magnitude.mean
@@ -83,7 +83,7 @@ def test_nothing_is_left_along_the_directions_and_other_rows_are_untouched(
     assert torch.equal(update.weight[others].float(), weight[others])
     assert torch.equal(update.bias[others].float(), bias[others])
 
-    again = method.update(update.weight, update.bias, statistics)
+    again = method.solve(update.weight, update.bias, statistics)
     assert again is not None
     torch.testing.assert_close(again.weight, update.weight)
 

@@ -45,13 +45,14 @@ def _few(request: ForgetRequest) -> list[int]:
 def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) -> list[Tensor]:
     """All that the operator's statistics hold at some sites."""
     target_modules = default_modules(vlm, method, KINDS, "all")
-    flow, groups, sums = Collector(vlm, batches, request.hierarchy.records), method.groups(request, vlm.device), []
+    flow, sums = Collector(vlm, batches, request.hierarchy.records), []
+    record_weights = method.record_weights(request, vlm.device)
 
     def empty(module: TargetModule) -> Any:
         d_out, d_in = module.weight(vlm.model).shape
-        return method.statistics(groups, d_in, d_out)
+        return method.statistics(record_weights, d_in, d_out)
 
-    for stage in in_data_order(target_modules) if method.sequential else at_once(target_modules):
+    for stage in at_once(target_modules):
         for each in flow.collect(stage, empty, lambda _: None).values():
             values = [value if isinstance(value, tuple) else (value,) for value in vars(each).values()]
             for moment in (moment for some in values for moment in some if hasattr(moment, "merge")):

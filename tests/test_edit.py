@@ -21,11 +21,11 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
 from chip.data.request import Partition
-from chip.editing import EditReport
 from chip.evaluation.attacks.quantization import quantize_linears
 from chip.methods import Chip
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
+from chip.report.edit_report import EditReport
 from tests.families import build, write_records
 from tests.folders import contents, write_part
 

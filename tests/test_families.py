@@ -18,7 +18,7 @@ from chip.data.record import Record, read_records
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import RunError
 from chip.methods import METHODS, Chip, Shielded
-from chip.methods.apply import Patch, check_removed, compute_updates, default_modules
+from chip.methods.apply import Patch, check_removed, default_modules, edit_model
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -93,7 +93,7 @@ def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], name: str, bat
     hierarchy = Hierarchy(records)
     request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
     method = GIVEN[name]
-    return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(batch_size))
+    return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(batch_size))
 
 
 def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int] | None = None) -> list[Batch]:

@@ -8,10 +8,10 @@ import torch
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
-from chip.editing import summarize
 from chip.evaluation.attacks.quantization import round_to_nearest
 from chip.evaluation.metrics import chances, options
 from chip.model.scoring import Scores
+from chip.report.edit_report import summarize
 
 COLOUR = "Which color?"
 CHOICE = "Which? A) one B) two C) three D) four"

@@ -19,8 +19,9 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record, read_records
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
-from chip.methods import Shielded, apply
-from chip.methods.apply import Patch, compute_updates, default_modules
+from chip.methods import Shielded
+from chip.methods import source as statistics_source
+from chip.methods.apply import Patch, default_modules, edit_model
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM, load_vlm, skeleton
@@ -100,7 +101,7 @@ def device_map(folder: Path, family: str, elsewhere: str = "disk") -> dict[str, 
 def patch_of(vlm: VLM, source: Checkpoint, method_name: str) -> Patch:
     hierarchy, method = Hierarchy(records_of(source)), GIVEN[method_name]
     request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
-    return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
+    return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
 
 
 def records_of(source: Checkpoint) -> list[Record]:
@@ -132,7 +133,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
 
     def patch() -> Patch:
         vlm = load_vlm(source.folder, "cpu")
-        return compute_updates(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
+        return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
 
     monkeypatch.setattr(Collector, "collect", counted)
     held = patch()
@@ -141,7 +142,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
     depth = passes["down_proj"]
     assert passes == {"linear_1": 1, "linear_2": edits, "down_proj": depth}
     passes.clear()
-    monkeypatch.setattr(apply, "room_for", lambda size, device: False)
+    monkeypatch.setattr(statistics_source, "room_for", lambda size, device: False)
     again = patch()
     assert held.choice == again.choice
     assert passes == {"linear_1": edits, "linear_2": edits, "down_proj": depth * edits}
@@ -151,7 +152,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
 
 def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its image stays, so that no connector is edited."""
-    source, method = Checkpoint.open(folder / "llava"), Shielded()
+    source, method = Checkpoint.open(folder / "llava"), Shielded(max_retain_drop=1.0)
     hierarchy = Hierarchy(records_of(source))
     request = ForgetRequest.of(hierarchy, ["/".join(hierarchy.records[0].path[-2:])])
     stages, collect = Counter[Stage](), Collector.collect
@@ -162,9 +163,7 @@ def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(Collector, "collect", counted)
     vlm = load_vlm(source.folder, "cpu")
-    patch = compute_updates(
-        vlm, source, method, request, default_modules(vlm, method), BatchSize(8), max_retain_drop=1.0
-    )
+    patch = edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
     assert patch.choice is not None
     assert len(patch.choice.trials) > 1
     assert set(stages.values()) == {1}

@@ -13,7 +13,9 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import InputError
-from chip.methods.search import GRID, Choice, ValidationSet, choose, hold_out_validation
+from chip.methods.base import Search
+from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
+from chip.methods.shielded import GRID
 from chip.model.scoring import Scores
 
 NEVER = 0.2
@@ -58,9 +60,8 @@ def _case(image: bool = True) -> ForgetRequest:
 
 def _chosen(model: Model, request: ForgetRequest | None = None) -> tuple[Choice, int]:
     trials: list[None] = []
-    choice = choose(
-        ValidationSet(request or _case()), model.ask, model.edited, MAX_RETAIN_DROP, lambda: trials.append(None)
-    )
+    search = Search("retain_weight", GRID, MAX_RETAIN_DROP)
+    choice = run_search(search, ValidationSet(request or _case()), model.ask, model.edited, lambda: trials.append(None))
     return choice, len(trials)
 
 
@@ -75,20 +76,20 @@ UNKNOWN = dict.fromkeys(GRID, 0.3)
 
 def test_strongest_within_the_tolerance_of_the_siblings() -> None:
     choice, trials = _chosen(Model(UNKNOWN, _falling(0.076), KEPT))  # 0.076, 0.038, 0.019: the third
-    assert choice.retain_weight == GRID[2]
+    assert choice.value == GRID[2]
     assert trials == len(choice.trials) == 4
     assert f"with {GRID[1]:g} siblings lose 0.038" in choice.reason
 
 
 def test_the_rest_may_lose_half_as_much() -> None:
-    assert _chosen(Model(UNKNOWN, KEPT, _falling(0.076)))[0].retain_weight == GRID[3]
+    assert _chosen(Model(UNKNOWN, KEPT, _falling(0.076)))[0].value == GRID[3]
 
 
 def test_not_below_what_was_never_trained_on() -> None:
     target = {retain_weight: 0.1 * number for number, retain_weight in enumerate(GRID)}
     choice, _ = _chosen(Model(target, KEPT, KEPT))
     assert choice.never_trained == pytest.approx(NEVER)
-    assert choice.retain_weight == GRID[2]
+    assert choice.value == GRID[2]
     assert "never trained on they would have 0.20" in choice.reason
 
 
@@ -101,14 +102,15 @@ def test_not_below_what_was_never_trained_on() -> None:
 )
 def test_says_so_at_either_end(model: Model, retain_weight: float, told: str) -> None:
     choice, trials = _chosen(model)
-    assert choice.retain_weight == retain_weight
+    assert choice.value == retain_weight
     assert told in choice.reason
     assert trials == 4
 
 
 def test_refuses_where_every_shield_costs_more_than_is_allowed() -> None:
     with pytest.raises(
-        InputError, match=r"--max-retain-drop 0.02: even with shield 384 siblings lose 0.500 .* --retain-weight N"
+        InputError,
+        match=r"max_retain_drop=0.02: even with a retain weight of 384 siblings lose 0.500 .* allow more",
     ):
         _chosen(Model(UNKNOWN, dict.fromkeys(GRID, 0.5), KEPT))
 

@@ -72,7 +72,7 @@ def _weight(seed: int, width: int) -> Tensor:
 
 
 def _edited(method: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
-    update = method.update(weight, None, _statistics(tokens, neighbor_weight=method.neighbor_weight))
+    update = method.solve(weight, None, _statistics(tokens, neighbor_weight=method.neighbor_weight))
     assert update is not None
     return update.weight
 
@@ -166,10 +166,10 @@ def test_separable_targets_are_moved_exactly_and_the_retained_stay(seed: int) ->
 
 
 def _same(a: ShieldedStatistics, b: ShieldedStatistics) -> None:
-    for mine, theirs in ((a.forget, b.forget), (a.retain_weight, b.retain_weight)):
+    for mine, theirs in ((a.forget, b.forget), (a.shield, b.shield)):
         torch.testing.assert_close(mine.count, theirs.count)
         torch.testing.assert_close(mine.upper.triu(), theirs.upper.triu(), rtol=1e-5, atol=1e-5)
-    for one, other in ((a.retained, b.retained), (a.target, b.target)):
+    for one, other in ((a.retained_means, b.retained_means), (a.forget_means, b.forget_means)):
         torch.testing.assert_close(one.mean_at(one.keys), other.mean_at(one.keys))
     assert (a.drifts is None) == (b.drifts is None)
     for of_a, of_b in zip(a.drifts or (), b.drifts or (), strict=True):
@@ -208,8 +208,8 @@ def test_nothing_before_the_image_is_the_targets() -> None:
     tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), TokenRole.PREFIX))
     statistics = _statistics(tokens)
     assert statistics.forget.count == 0
-    assert statistics.retain_weight.count == pytest.approx(1)
-    assert statistics.retained.count.sum() == pytest.approx(3)
+    assert statistics.shield.count == pytest.approx(1)
+    assert statistics.retained_means.count.sum() == pytest.approx(3)
 
 
 def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
@@ -255,7 +255,7 @@ def test_the_shield_is_of_the_groups_that_are_there(
     assert retain_weight.sum() == pytest.approx(sum(shares))
     seen = _some(tokens, torch.isin(tokens.segments, torch.tensor([TARGET, *there])))
     assert (
-        Shielded(retain_weight=3.0, neighbor_weight=neighbor_weight).update(
+        Shielded(retain_weight=3.0, neighbor_weight=neighbor_weight).solve(
             weight, None, _statistics(seen, request, neighbor_weight)
         )
         is not None
@@ -265,14 +265,14 @@ def test_the_shield_is_of_the_groups_that_are_there(
 def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:
     tokens = _tokens(0, 8)
     alone = _statistics(_some(tokens, tokens.segments == TARGET))
-    assert Shielded(retain_weight=3.0).update(_weight(0, 8), None, alone) is None
+    assert Shielded(retain_weight=3.0).solve(_weight(0, 8), None, alone) is None
 
 
 def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> None:
     tokens = _tokens(0, 8)
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
-    assert [alone.forget.count, alone.retain_weight.count] == pytest.approx([2, 2])  # image and answer
-    assert [shared.forget.count, shared.retain_weight.count] == pytest.approx([1, 2])
+    assert [alone.forget.count, alone.shield.count] == pytest.approx([2, 2])  # image and answer
+    assert [shared.forget.count, shared.shield.count] == pytest.approx([1, 2])
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:
@@ -280,7 +280,7 @@ def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None
         records = [Record("q", "a", ("i", "target", f"study_{n}"), image) for n, image in enumerate(target)]
         hierarchy = Hierarchy([*records, Record("q", "a", ("i", "sibling"), other)])
         request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")]))
-        return ShieldedWeights.of(request, 0.3, CPU).pictures
+        return ShieldedWeights.of(request, 0.3, CPU).target_images
 
     scan = Path("scan")
     assert pictures([scan, Path("card")], Path("other")) == 2

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chip.cli.options import CommandsWithMethodSettings, given_settings, in_terms_of_options
 from chip.errors import ChipError, InputError, printable
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
 
 app = typer.Typer(
+    cls=CommandsWithMethodSettings,
     help="Forget a patient, a study, a section or an institution in a vision-language checkpoint. No training.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,8 +41,6 @@ RecordsFile = Annotated[
 BatchSizes = Annotated[
     str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
 ]
-
-_SHIELDED, _CHIP = "Settings of --method shielded", "Settings of --method chip"
 
 
 @app.command()
@@ -82,6 +82,7 @@ def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
 
 @app.command()
 def edit(
+    context: typer.Context,
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
@@ -91,42 +92,10 @@ def edit(
     ] = None,
     method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
     target_modules: Annotated[
-        str | None, typer.Option(help="Kinds of layer to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
+        str | None, typer.Option(help="Kinds of module to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
-    ] = None,
-    retain_weight: Annotated[
-        str | None,
-        typer.Option(
-            help="β: higher keeps more, forgets less; auto: found by a few trials.",
-            metavar="FLOAT|auto",
-            rich_help_panel=_SHIELDED,
-            show_default="auto",
-        ),
-    ] = None,
-    max_retain_drop: Annotated[
-        float,
-        typer.Option(
-            help="For auto: what kept answers may lose of their probability.",
-            min=0,
-            max=1,
-            rich_help_panel=_SHIELDED,
-        ),
-    ] = 0.02,
-    ridge: Annotated[
-        float | None, typer.Option(help="λ: higher makes smaller changes.", rich_help_panel=_SHIELDED)
-    ] = None,
-    neighbor_weight: Annotated[
-        float | None,
-        typer.Option(help="γ: the siblings' share of the shield, and of those alike.", rich_help_panel=_SHIELDED),
-    ] = None,
-    top_k: Annotated[float | None, typer.Option(help="k: share of rows edited.", rich_help_panel=_CHIP)] = None,
-    variance_threshold: Annotated[
-        float | None, typer.Option(help="τ: share of the directions' energy projected out.", rich_help_panel=_CHIP)
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="α: weight of image tokens in a record's activation.", rich_help_panel=_CHIP)
     ] = None,
     device: Device = None,
     device_map: Annotated[
@@ -139,7 +108,7 @@ def edit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: Annotated[
         bool,
-        typer.Option("--link-unchanged", help="Hard-link shards that do not change; who writes to one writes to both."),
+        typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
     as_json: Json = False,
@@ -152,24 +121,15 @@ def edit(
     from chip.editing import edit as run
     from chip.methods import make_method
 
-    given = {
-        "retain_weight": _shield(retain_weight),
-        "ridge": ridge,
-        "neighbor_weight": neighbor_weight,
-        "top_k": top_k,
-        "variance_threshold": variance_threshold,
-        "alpha": alpha,
-    }
     report = run(
         checkpoint,
         forget,
         records=records,
         out=out,
         label=label,
-        method=make_method(method, {name: value for name, value in given.items() if value is not None}),
+        method=make_method(method, given_settings(context)),
         target_modules=None if target_modules is None else target_modules.split(","),
         layers=layers,
-        max_retain_drop=max_retain_drop,
         device=device,
         device_map=device_map,
         batch_size=_batch_size(batch_size),
@@ -304,16 +264,8 @@ def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) == 0:
-        raise InputError(f"--batch-size {text}: give a number of records, or auto")
+        raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
-
-
-def _shield(text: str | None) -> float | str | None:
-    """A number, or a word, which the method knows or not."""
-    try:
-        return text if text is None else float(text)
-    except ValueError:
-        return text
 
 
 def _judge(address: str | None, model: str | None) -> Judge | None:
@@ -355,5 +307,5 @@ def main() -> None:
     except ChipError as error:
         if os.environ.get("CHIP_DEBUG"):
             raise
-        print(f"chip: {printable(str(error))}", file=sys.stderr)
+        print(f"chip: {printable(in_terms_of_options(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,30 +1,31 @@
-"""What an operator is: it says what to measure at a site, and what the site's weights become."""
+"""What a method is: it says what to measure at a module, and what the module's weights become."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
-from chip.errors import InputError
+from chip.methods.settings import check_settings
+from chip.model.target_modules import Component
 from chip.model.tokens import Statistics
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Directions that an update takes out of a site's outputs. They tell of the forgotten: never stored."""
+    """Directions that an update takes out of a module's outputs. They tell of the forgotten: never stored."""
 
     rows: Tensor
     """(r,) int64: the output rows S they live on."""
     basis: Tensor
     """Q (r, k), orthonormal columns."""
 
-    def left_in(self, parameter: Tensor) -> float:
+    def norm_in(self, parameter: Tensor) -> float:
         """‖Qᵀ W_S‖ (Frobenius, fp64 on the CPU) of a weight (d_out, d_in) or a bias (d_out,)."""
         return float(torch.linalg.norm(self.basis.cpu().double().T @ self._rows_of(parameter)))
 
@@ -40,8 +41,8 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one site's parameters become, before they are rounded to the dtype they are stored in."""
+class WeightUpdate:
+    """What one module's parameters become, before they are rounded to the dtype they are stored in."""
 
     weight: Tensor
     """(d_out, d_in), fp32 or fp64."""
@@ -52,65 +53,90 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a method asks of the pass through the model."""
+
+    outputs: bool = True
+    """Its statistics see what comes out of a module too. Without, modules that have the same input share their
+    statistics, and only one module's are in memory at a time."""
+    model: Literal["original", "sequential"] = "original"
+    """Statistics are taken from the model as it was, or each module's from the model whose earlier ones are edited."""
+    connector: Literal["original", "composed"] = "original"
+    """`composed`: each map of a connector is measured behind the ones before it as they will be, and its tokens say
+    what came in before the edit as well. Goes with `outputs=False`."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A setting that a method leaves to be found by trials."""
+
+    setting: str
+    """Name of the method's field."""
+    grid: tuple[float, ...]
+    """Values to try, from the strongest forgetting to the weakest."""
+    max_retain_drop: float
+    """What the answers of siblings may lose of their mean probability."""
+
+
+@dataclass(frozen=True)
 class Method(ABC):
-    """One way to edit. An instance is its settings.
+    """One way to edit. An instance is its settings: dataclass fields made by `settings.setting`.
 
     Raises:
         InputError: a setting lies outside its range.
     """
 
     name: ClassVar[str]
-    sequential: ClassVar[bool] = False
-    """Each site's statistics are taken from the model whose earlier sites are already edited; else from the model as it
-    was."""
-    inputs_only: ClassVar[bool] = False
-    """They are statistics of its inputs alone: sites with the same inputs share them, and one after the other is looked
-    at, so that only one site's are in memory."""
-    compose_connector: ClassVar[bool] = False
-    """In a connector each map is measured behind those before it as they are to be, and is told what came in before.
-    Goes with `inputs_only`."""
+    """What `--method` takes."""
+    version: ClassVar[int]
+    """Raised whenever the weights that the method gives change, be it by a change in the method itself, in a kernel or
+    in the pass: results of one version may be compared, and kept."""
+    needs: ClassVar[Needs] = Needs()
     target_modules: ClassVar[tuple[str, ...]]
-    """Kinds of site it edits by default."""
+    """Kinds of module it edits by default."""
     layers: ClassVar[tuple[float, float]]
     """Which layers of the text model it edits by default, as a share of the depth."""
 
-    ranges: ClassVar[Mapping[str, tuple[float, float]]]
-    """Setting -> the least and the largest value that make sense."""
-    words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Setting -> what may stand there instead of a number."""
-
     def __post_init__(self) -> None:
-        for name, (least, most) in self.ranges.items():
-            value, option = getattr(self, name), name.replace("_", "-")
-            if isinstance(value, str):
-                if value not in self.words.get(name, ()):
-                    raise InputError(f"--{option} {value}: give a number{_or(self.words.get(name, ()))}")
-            elif not least <= value <= most:
-                raise InputError(f"--{option} {value:g}: must lie between {least:g} and {most:g}")
+        check_settings(self)
 
-    def at(self, kind: str) -> Self:
-        """The operator as it is at sites of this kind."""
-        return self
+    @property
+    def search(self) -> Search | None:
+        """The setting that is still to be found; None where all are given."""
+        return None
 
-    @abstractmethod
-    def groups(self, request: ForgetRequest, device: torch.device) -> Any:
-        """What the statistics of all sites need to know of the case: which record counts for what."""
+    def resolve_search(self, value: float) -> Self:
+        """The same method with this value for the setting that was still to be found."""
+        if self.search is None:
+            raise ValueError(f"method {self.name} has nothing to search for")
+        return replace(self, **{self.search.setting: value})
 
     @abstractmethod
-    def statistics(self, groups: Any, d_in: int, d_out: int) -> Statistics:
-        """What to collect at a site; `groups` as this operator's own method gives them."""
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> Any:
+        """What the statistics of all modules need to know of the request: which record counts for what."""
 
     @abstractmethod
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: Any) -> Update | None:
-        """The site's new parameters, from the statistics it asked for; None where it has nothing to change.
+    def statistics(self, record_weights: Any, d_in: int, d_out: int) -> Statistics:
+        """What to collect at a module; `record_weights` as this method's own function gives them."""
+
+    @abstractmethod
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        """What the statistics of one module take of its device's memory, at most."""
+
+    @abstractmethod
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: Any, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
+        """A module's new parameters, from the statistics it asked for; None where it has nothing to change.
+
+        Args:
+            weight: W, (d_out, d_in), in the dtype the model computes in.
+            bias: (d_out,), or None.
+            component: the part of the model that the module lies in.
 
         Raises:
             torch.linalg.LinAlgError: a system has no trustworthy solution.
         """
-
-
-def _or(words: Sequence[str]) -> str:
-    return "".join(f" or {word}" for word in words)
 
 
 def membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:

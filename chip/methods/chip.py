@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +14,10 @@ from chip.data.hierarchy import Node
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.subspace import leading_basis, project_rows_
-from chip.methods.base import Method, Removed, Update, membership
+from chip.methods.base import Method, Removed, WeightUpdate, membership
+from chip.methods.settings import setting
 from chip.methods.statistics import FirstMoment
+from chip.model.target_modules import Component
 from chip.model.tokens import Tokens
 
 
@@ -32,24 +34,24 @@ class ChipWeights:
 
 
 class ChipStatistics:
-    """Means over records of a site's pooled output a, for the node sets that the directions compare.
+    """Means over records of a module's pooled output a, for the node sets that the directions compare.
 
     A record's a = α · mean over image tokens + (1 − α) · mean over other tokens; where it has only one of the two kinds
-    (a connector site, a text-only record), the mean over that.
+    (in a connector, a text-only record), the mean over that.
     """
 
-    def __init__(self, groups: ChipWeights, d_out: int, alpha: float) -> None:
-        self._groups, self._alpha, device = groups, alpha, groups.magnitude.device
+    def __init__(self, record_weights: ChipWeights, d_out: int, alpha: float) -> None:
+        self._weights, self._alpha, device = record_weights, alpha, record_weights.magnitude.device
         self.magnitude = FirstMoment(2, d_out, device)
-        self.child = FirstMoment(groups.child.shape[1], d_out, device)
-        self.around = FirstMoment(groups.around.shape[1], d_out, device)
+        self.child = FirstMoment(record_weights.child.shape[1], d_out, device)
+        self.around = FirstMoment(record_weights.around.shape[1], d_out, device)
 
     def update(self, tokens: Tokens) -> None:
         records, row = torch.unique(tokens.owners.records, return_inverse=True)
         pooled = self._pool(tokens, row, len(records))  # (records, d_out)
-        self.magnitude.update(pooled.abs(), self._groups.magnitude[records])
-        self.child.update(pooled, self._groups.child[records])
-        self.around.update(pooled, self._groups.around[records])
+        self.magnitude.update(pooled.abs(), self._weights.magnitude[records])
+        self.child.update(pooled, self._weights.child[records])
+        self.around.update(pooled, self._weights.around[records])
 
     def _pool(self, tokens: Tokens, row: Tensor, count: int) -> Tensor:
         """Each record's a: (count, d_out). `row`: of each owner, its place among the records."""
@@ -81,23 +83,17 @@ class Chip(Method):
     """
 
     name: ClassVar[str] = "chip"
+    version: ClassVar[int] = 1
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "gate", "up", "down")
     layers: ClassVar[tuple[float, float]] = (22 / 28, 1.0)
 
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "top_k": (0, 1),
-        "variance_threshold": (0, 1),
-        "alpha": (0, 1),
-    }
+    top_k: float = setting(0.1, "k: share of a module's output rows that is edited.", maximum=1)
+    variance_threshold: float = setting(
+        0.95, "τ: share of the directions' squared singular values that is projected out.", maximum=1
+    )
+    alpha: float = setting(0.3, "α: weight of image tokens in a record's activation.", maximum=1)
 
-    top_k: float = 0.1
-    """k: the share of a site's output rows that is edited."""
-    variance_threshold: float = 0.95
-    """τ: the share of the directions' squared singular values that is projected out."""
-    alpha: float = 0.3
-    """α: the weight of image tokens in a record's activation."""
-
-    def groups(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
         partition, count = request.partition, len(request.hierarchy.records)
         pairs = [pair for target in partition.targets for pair in _comparisons(request, target)]
         return ChipWeights(
@@ -106,10 +102,15 @@ class Chip(Method):
             membership(count, [around for _, around in pairs], device),
         )
 
-    def statistics(self, groups: ChipWeights, d_in: int, d_out: int) -> ChipStatistics:
-        return ChipStatistics(groups, d_out, self.alpha)
+    def statistics(self, record_weights: ChipWeights, d_in: int, d_out: int) -> ChipStatistics:
+        return ChipStatistics(record_weights, d_out, self.alpha)
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: ChipStatistics) -> Update | None:
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return 0  # a few vectors
+
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: ChipStatistics, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
         forget, retain = statistics.magnitude.mean
         rows = (forget - retain).topk(max(1, round(self.top_k * len(forget)))).indices.sort().values
         directions = (statistics.child.mean - statistics.around.mean)[:, rows]  # (m, |S|)
@@ -117,7 +118,7 @@ class Chip(Method):
         basis = leading_basis(directions / lengths.clamp(min=torch.finfo(lengths.dtype).tiny), self.variance_threshold)
         if basis.shape[1] == 0:
             return None
-        return Update(
+        return WeightUpdate(
             _projected(weight, rows, basis),
             None if bias is None else _projected(bias, rows, basis),
             Removed(rows, basis),

@@ -1,4 +1,4 @@
-"""How strong the shield of an edit should be: found by a few trials on questions that nothing else is judged by."""
+"""How strong an edit should be: found by a few trials on questions that nothing else is judged by."""
 
 from __future__ import annotations
 
@@ -16,44 +16,47 @@ from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import InputError
 from chip.evaluation.metrics import chances, mean
+from chip.methods.base import Search
 from chip.model.scoring import Scores
 
-GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
-"""What is tried, from the strongest forgetting to the weakest; by halves, so four at most."""
-MAX_RETAIN_DROP = 0.02
-MAX_QUESTIONS = 256  # questions of a group, at most
-VALIDATION_FRACTION = 8  # one retained question in so many is set apart, where none is
-COUNTERFACTUAL_IMAGES = 4  # pictures of others that a question of the target is asked about
+MAX_QUESTIONS = 256
+"""Questions of a group, at most."""
+VALIDATION_FRACTION = 1 / 8
+"""The part of the trained retained questions that is held out, where no record has the split `validation`."""
+COUNTERFACTUAL_IMAGES = 4
+"""Images of others that a question of the target is asked about."""
 
 ALLOWED = {"siblings": 1.0, "other": 0.5}
-"""Group that is to stay -> what it may lose, as a share of the tolerance: the rest are many, and nothing of theirs is
-near the target."""
+"""Group that is to stay -> what it may lose, as a share of the search's `max_retain_drop`: the others are many, and
+nothing of theirs is near the target."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What an edit with this shield does."""
+    """What an edit with this value does."""
 
-    retain_weight: float
-    left: float
+    value: float
+    forget_probability: float
     """Mean answer probability of the target's questions."""
-    lost: Mapping[str, float]
+    retain_drop: Mapping[str, float]
     """What of it the groups that are to stay have lost."""
 
     def within(self, max_retain_drop: float) -> bool:
-        return all(lost <= ALLOWED[group] * max_retain_drop for group, lost in self.lost.items())
+        return all(drop <= ALLOWED[group] * max_retain_drop for group, drop in self.retain_drop.items())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The shield that was chosen, and what it was chosen by."""
+    """The value that was found for a setting, and what it was chosen by."""
 
-    retain_weight: float
+    setting: str
+    """Name of the method's field."""
+    value: float
     max_retain_drop: float
     before: Mapping[str, float]
     """Mean answer probability of the unedited model by group."""
     never_trained: float
-    """The same for the target's questions and answers, had it never been trained on, as `Questions` estimates it."""
+    """The same for the target's questions and answers, had it never been trained on, as `ValidationSet` estimates."""
     trials: tuple[Trial, ...]
     """In the order in which they were made."""
     reason: str
@@ -63,7 +66,7 @@ class Choice:
 
 
 def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
-    """The same case with some trained questions of what is retained as `validation`, of groups that have none.
+    """The same request with some trained questions of what is retained as `validation`, of groups that have none.
 
     An edit that has seen a wording keeps it better than one it has not, so that the trials would promise too much.
     """
@@ -71,45 +74,46 @@ def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
     for indices in (request.partition.siblings, request.partition.retain_other):
         trained = [i for i in indices if not records[i].held_out]
         if not any(records[i].split == VALIDATION for i in indices):
-            for i in generator.permutation(trained)[: len(trained) // VALIDATION_FRACTION].tolist():
+            for i in generator.permutation(trained)[: int(len(trained) * VALIDATION_FRACTION)].tolist():
                 records[i] = replace(records[i], split=VALIDATION)
     return ForgetRequest(Hierarchy(records), request.partition)
 
 
 class ValidationSet:
-    """What is asked in a trial: of each group the questions set apart as `validation`, else its trained ones.
+    """What is asked in a trial: of each group the questions with the split `validation`, else its trained ones.
 
-    What a model says of a target it was never trained on is estimated by asking the model as it is the target's
-    questions about pictures of other nodes of the level: how often is the target's answer right there? Where there is
-    no picture to put in another's place, it is chance.
+    What a model says of a target it was never trained on is estimated by asking the unedited model the target's
+    questions about images of other nodes of the level: how often is the target's answer right there? Where there is no
+    image to put in another's place, it is chance.
     """
 
     def __init__(self, request: ForgetRequest, seed: int = 0) -> None:
-        self._case, self._generator = request, np.random.default_rng(seed)
-        self.groups = {group: self._some(indices) for group, indices in request.partition.groups.items() if indices}
-        self._images = _images(request)
-        self._strangers = [other for index in self.groups["target"] for other in self._about_others(index)]
+        self._request, self._generator = request, np.random.default_rng(seed)
+        self.groups = {group: self._sample(indices) for group, indices in request.partition.groups.items() if indices}
+        self._images = _images_by_depth(request)
+        self._counterfactual = [record for index in self.groups["target"] for record in self._about_others(index)]
 
-    def left(self, ask: Callable[[Sequence[Record]], Scores]) -> dict[str, float]:
+    def probabilities(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, float]:
         """Mean answer probability by group."""
-        records = self._case.hierarchy.records
-        asked = [index for indices in self.groups.values() for index in indices]
-        found = dict(zip(asked, ask([records[i] for i in asked]).answer_probability.tolist(), strict=True))
-        return {group: float(np.mean([found[i] for i in indices])) for group, indices in self.groups.items()}
+        records = self._request.hierarchy.records
+        prompts = [index for indices in self.groups.values() for index in indices]
+        values = score([records[i] for i in prompts]).answer_probability.tolist()
+        probability = dict(zip(prompts, values, strict=True))
+        return {group: float(np.mean([probability[i] for i in indices])) for group, indices in self.groups.items()}
 
-    def never_trained(self, ask: Callable[[Sequence[Record]], Scores]) -> float:
-        if self._strangers:
-            return float(ask(self._strangers).answer_probability.mean())
-        return mean(chances(self._case.hierarchy, self._case.partition), self.groups["target"])
+    def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> float:
+        if self._counterfactual:
+            return float(score(self._counterfactual).answer_probability.mean())
+        return mean(chances(self._request.hierarchy, self._request.partition), self.groups["target"])
 
-    def _some(self, indices: Sequence[int]) -> list[int]:
-        records = self._case.hierarchy.records
-        apart = [i for i in indices if records[i].split == VALIDATION]
-        chosen = apart or [i for i in indices if not records[i].held_out] or list(indices)
-        return sorted(self._generator.permutation(chosen)[:MAX_QUESTIONS].tolist())
+    def _sample(self, indices: Sequence[int]) -> list[int]:
+        records = self._request.hierarchy.records
+        validation = [i for i in indices if records[i].split == VALIDATION]
+        candidates = validation or [i for i in indices if not records[i].held_out] or list(indices)
+        return sorted(self._generator.permutation(candidates)[:MAX_QUESTIONS].tolist())
 
     def _about_others(self, index: int) -> list[Record]:
-        record = self._case.hierarchy.records[index]
+        record = self._request.hierarchy.records[index]
         if record.image is None:
             return []
         images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
@@ -117,74 +121,77 @@ class ValidationSet:
         return [replace(record, image=images[i]) for i in drawn]
 
 
-def _images(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]:
-    """Depth of a node -> the pictures of the retained records at that depth, each once."""
-    found: dict[int, dict[Path | bytes, None]] = defaultdict(dict)
+def _images_by_depth(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]:
+    """Depth of a node -> the images of the retained records at that depth, each once."""
+    images: dict[int, dict[Path | bytes, None]] = defaultdict(dict)
     for record in (request.hierarchy.records[i] for i in request.partition.retained):
         if record.image is not None:
-            found[len(record.path)][record.image] = None
-    return {depth: list(images) for depth, images in found.items()}
+            images[len(record.path)][record.image] = None
+    return {depth: list(unique) for depth, unique in images.items()}
 
 
-def choose(
+def run_search(
+    search: Search,
     questions: ValidationSet,
-    ask: Callable[[Sequence[Record]], Scores],
+    score: Callable[[Sequence[Record]], Scores],
     edited: Callable[[float], AbstractContextManager[None]],
-    max_retain_drop: float,
     on_trial: Callable[[], None],
 ) -> Choice:
-    """The strongest forgetting of `GRID` at which siblings lose no more than `tolerance` and the rest no more than
-    half of it, and at which the target is not made less probable than if it had never been trained on.
+    """The strongest forgetting of the grid at which siblings lose no more than `max_retain_drop` and others no more
+    than half of it, and at which the target is not made less probable than if it had never been trained on.
 
-    Both grow weaker with the shield, so that a search by halves finds it.
+    Both grow weaker along the grid, so that a search by halves finds it.
 
     Args:
-        ask: asks the model as it is.
-        edited: the model is edited with this shield for a while.
+        score: asks the model as it is.
+        edited: the model is edited with this value while the context lasts.
+        on_trial: called after each trial.
 
     Raises:
-        InputError: with every shield they lose more.
+        InputError: with every value they lose more.
     """
-    before, never = questions.left(ask), questions.never_trained(ask)
-    tried: dict[float, Trial] = {}
+    before, never = questions.probabilities(score), questions.never_trained(score)
+    trials: dict[float, Trial] = {}
 
-    def trial(retain_weight: float) -> Trial:
-        if retain_weight not in tried:
-            with edited(retain_weight):
-                left = questions.left(ask)
-            lost = {group: before[group] - left[group] for group in ALLOWED if group in before}
-            tried[retain_weight] = Trial(retain_weight, left["target"], lost)
+    def trial(value: float) -> Trial:
+        if value not in trials:
+            with edited(value):
+                after = questions.probabilities(score)
+            drop = {group: before[group] - after[group] for group in ALLOWED if group in before}
+            trials[value] = Trial(value, after["target"], drop)
             on_trial()
-        return tried[retain_weight]
+        return trials[value]
 
-    def good(retain_weight: float) -> bool:
-        found = trial(retain_weight)
-        return found.within(max_retain_drop) and found.left >= never
+    def acceptable(value: float) -> bool:
+        result = trial(value)
+        return result.within(search.max_retain_drop) and result.forget_probability >= never
 
-    low, high = 0, len(GRID)
+    low, high = 0, len(search.grid)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if good(GRID[middle]) else (middle + 1, high)
-    chosen = trial(GRID[min(low, len(GRID) - 1)])
-    if not chosen.within(max_retain_drop):
-        told = f"even with shield {chosen.retain_weight:g} {_lost(chosen)}"
-        raise InputError(f"--max-retain-drop {max_retain_drop:g}: {told}; allow more, or give --retain-weight N")
-    stronger = tried.get(GRID[low - 1]) if 0 < low < len(GRID) else None
-    reason = _reason(chosen, stronger, never, max_retain_drop)
-    return Choice(chosen.retain_weight, max_retain_drop, before, never, tuple(tried.values()), reason)
+        low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
+    best = trial(search.grid[min(low, len(search.grid) - 1)])
+    if not best.within(search.max_retain_drop):
+        name = search.setting.replace("_", " ")
+        message = f"even with a {name} of {best.value:g} {_drops(best)}; allow more, or give a {name}"
+        raise InputError(message, argument="max_retain_drop", value=search.max_retain_drop)
+    stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
+    reason = _reason(best, stronger, never, search.max_retain_drop)
+    return Choice(search.setting, best.value, search.max_retain_drop, before, never, tuple(trials.values()), reason)
 
 
-def _reason(chosen: Trial, stronger: Trial | None, never: float, max_retain_drop: float) -> str:
-    told = f"the target's answers fall to a probability of {chosen.left:.2f}, {_lost(chosen)}"
-    if chosen.left < never:
-        return f"{told}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
+def _reason(best: Trial, stronger: Trial | None, never: float, max_retain_drop: float) -> str:
+    effect = f"the target's answers fall to a probability of {best.forget_probability:.2f}, {_drops(best)}"
+    if best.forget_probability < never:
+        return f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if stronger is None:
-        return f"{told}; nothing stronger was tried"
+        return f"{effect}; nothing stronger was tried"
     if not stronger.within(max_retain_drop):
-        return f"{told}; with {stronger.retain_weight:g} {_lost(stronger)}"
-    weaker = f"with {stronger.retain_weight:g} to {stronger.left:.2f}"
-    return f"{told}; {weaker}, and never trained on they would have {never:.2f}"
+        return f"{effect}; with {stronger.value:g} {_drops(stronger)}"
+    further = f"with {stronger.value:g} to {stronger.forget_probability:.2f}"
+    return f"{effect}; {further}, and never trained on they would have {never:.2f}"
 
 
-def _lost(trial: Trial) -> str:
-    return " and ".join(f"{group} lose {max(0.0, lost):.3f}" for group, lost in trial.lost.items())
+def _drops(trial: Trial) -> str:
+    names = {"siblings": "siblings", "other": "others"}
+    return " and ".join(f"{names[group]} lose {max(0.0, drop):.3f}" for group, drop in trial.retain_drop.items())

@@ -1,9 +1,8 @@
-"""The default operator: what the target brings is sent where everyone's goes; what is retained stays where it is."""
+"""The default method: what the target brings is sent where everyone's goes; what is retained stays where it is."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import ClassVar, Literal, Self
@@ -15,39 +14,48 @@ from chip.data.answers import normalized, stated
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
+from chip.errors import InputError
 from chip.kernels.gram import symmetrize_
 from chip.kernels.solve import solve_spd_
-from chip.methods.base import Method, Update, membership
+from chip.methods.base import Method, Needs, Search, WeightUpdate, membership
+from chip.methods.settings import setting
 from chip.methods.statistics import CrossMoment, GroupedMean, SecondMoment
+from chip.model.target_modules import Component
 from chip.model.tokens import TokenRole, Tokens
 
 AUTO: Literal["auto"] = "auto"
+
+GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
+"""Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so four at most."""
+MAX_RETAIN_DROP = 0.02
+
 FORGET, RETAINED, SHIELD = range(3)
+"""Columns of `ShieldedWeights.of_records`."""
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
 OVERSHOOT = 1 / 2
 """How far past the mean a target token is sent, as a part of its way there: in directions that the retained use too the
-shield lets it go but part of the way, and this makes up for it in the others."""
+shield lets it go only part of the way, and this makes up for it in the others."""
 
 
 @dataclass(frozen=True)
 class ShieldedWeights:
-    """Which record counts for what."""
+    """How much each record counts in each sum."""
 
     of_records: Tensor
-    """(records, parts, 3) fp32: how often a record's part counts for forget, retained and shield.
+    """(records, roles, 3) fp32: how often a token of a record's role counts as forgotten, as retained and in C_r.
 
-    Of a target whose image a retained record shows too (a section shares its study's) the image is left out of forget,
-    and of every target the beginning: they are not the target's alone. For the shield a record has an even part of the
-    shares of the groups that it is in, for the others 1 or 0.
+    Of a target whose image a retained record shows too (a section shares its study's) the image is not forgotten, and
+    of no target the prefix: they are not the target's alone. In C_r a record has an even part of the shares of the
+    groups that it is in, elsewhere 1 or 0.
     """
-    pictures: float
-    """How many pictures the targets have, shared ones by share."""
+    target_images: float
+    """m: how many images the targets have, shared ones by share."""
 
     @classmethod
     def of(cls, request: ForgetRequest, neighbor_weight: float, device: torch.device) -> ShieldedWeights:
-        """`near`: as `Shielded` has it."""
+        """`neighbor_weight`: as `Shielded` has it."""
         count, partition = len(request.hierarchy.records), request.partition
         of_records = membership(count, (partition.forget, partition.retained, ()), device)
         for indices, share in _shares(request, neighbor_weight):
@@ -55,70 +63,62 @@ class ShieldedWeights:
         of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
         of_records[:, TokenRole.PREFIX, FORGET] = 0
         of_records[_shares_image(request).to(device), TokenRole.IMAGE, FORGET] = 0
-        return cls(of_records, _pictures(request))
+        return cls(of_records, _target_images(request))
 
 
 class ShieldedStatistics:
-    """Second moments of a site's inputs, and what the retained show in a target's place.
+    """Second moments of a module's inputs, and what the retained show in a target's place.
 
     Where maps before it in the connector are edited, inputs are what then comes in; what the retained show, and are to
     keep, is what came in before.
 
-    A target token is sent past the mean of the retained tokens with its key: the same word, the same place in the
-    image. So the difference holds what is the target's, and not that words and places differ.
+    A target token is sent past the mean of the retained tokens with its match key: the same word, or the same place in
+    the image. So the difference holds what is the target's, and not that words and places differ.
 
     The image, the question and the answer of a record count alike, however many tokens they have: an answer of one word
-    would else be lost among hundreds of image tokens.
+    would otherwise be lost among hundreds of image tokens.
     """
 
-    MOMENTS: ClassVar[int] = 2
-    """How many second moments there are."""
-
-    def __init__(self, groups: ShieldedWeights, d_in: int) -> None:
-        self._groups, device = groups, groups.of_records.device
-        self.forget, self.retain_weight = SecondMoment(d_in, device), SecondMoment(d_in, device)
-        self.target, self.retained = GroupedMean(d_in, device), GroupedMean(d_in, device)
+    def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:
+        self._weights, device = record_weights, record_weights.of_records.device
+        self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
+        self.forget_means, self.retained_means = GroupedMean(d_in, device), GroupedMean(d_in, device)
         self.drifts: tuple[CrossMoment, CrossMoment] | None = None
-        """Of what `forget` and `shield` count; None while what comes in is what came in before."""
+        """Of the tokens that `forget` and `shield` count; None while what comes in is what came in before."""
 
     @property
-    def pictures(self) -> float:
-        return self._groups.pictures
+    def target_images(self) -> float:
+        return self._weights.target_images
 
     def update(self, tokens: Tokens) -> None:
-        weights = tokens.weights(self._groups.of_records)
-        mine = weights[:, FORGET].nonzero()[:, 0]
-        x, weight = tokens.inputs[mine], weights[mine, FORGET]
-        self.forget.update(x, weight)
-        self.target.update(x, tokens.keys[mine], weight)
+        weights = tokens.weights(self._weights.of_records)  # (n, 3)
+        forgotten = weights[:, FORGET].nonzero()[:, 0]
+        x_forget, weight = tokens.inputs[forgotten], weights[forgotten, FORGET]
+        self.forget.update(x_forget, weight)
+        self.forget_means.update(x_forget, tokens.keys[forgotten], weight)
 
-        others = weights[:, RETAINED].nonzero()[:, 0]  # all that the shield counts are among them
-        kept, share = tokens.inputs[others], weights[others, SHIELD]
-        before = kept if tokens.before is None else tokens.before[others]
-        self.retain_weight.update(kept, share)
-        self.retained.update(before, tokens.keys[others], weights[others, RETAINED])
+        retained = weights[:, RETAINED].nonzero()[:, 0]  # all that C_r counts are among them
+        x_retained, share = tokens.inputs[retained], weights[retained, SHIELD]
+        original = x_retained if tokens.before is None else tokens.before[retained]
+        self.shield.update(x_retained, share)
+        self.retained_means.update(original, tokens.keys[retained], weights[retained, RETAINED])
 
         if tokens.before is not None:
-            of_forget, of_shield = self._drifted()
-            of_forget.update(x, tokens.before[mine], weight)
-            of_shield.update(kept, before, share)
+            of_forget, of_shield = self._drifts()
+            of_forget.update(x_forget, tokens.before[forgotten], weight)
+            of_shield.update(x_retained, original, share)
 
     def merge(self, distributed: DistributedContext) -> None:
         drifted = torch.tensor(float(self.drifts is not None))
-        distributed.all_reduce_(drifted)  # one that had no images has not seen it
-        for moment in (
-            self.forget,
-            self.retain_weight,
-            self.target,
-            self.retained,
-            *(self._drifted() if drifted else ()),
-        ):
+        distributed.all_reduce_(drifted)  # a process that had no images has not seen it
+        moments = (self.forget, self.shield, self.forget_means, self.retained_means)
+        for moment in (*moments, *(self._drifts() if drifted else ())):
             moment.merge(distributed)
 
-    def _drifted(self) -> tuple[CrossMoment, CrossMoment]:
+    def _drifts(self) -> tuple[CrossMoment, CrossMoment]:
         if self.drifts is None:
-            half = self.retain_weight.upper
-            self.drifts = CrossMoment(len(half), half.device), CrossMoment(len(half), half.device)
+            like = self.shield.upper
+            self.drifts = CrossMoment(len(like), like.device), CrossMoment(len(like), like.device)
         return self.drifts
 
 
@@ -128,118 +128,139 @@ class Shielded(Method):
 
         min over W'   √m E_f ‖W'x − W t(x)‖²  +  β E_r ‖W'x − Wx‖²  +  λ ‖W' − W‖²
         W' = W − √m W B K⁻¹,   B = E_f[(x − t(x)) xᵀ],   K = √m E_f[x xᵀ] + β C_r + λ I,
-        t(x) = μ(x) − ½ (x − μ(x)),   C_r = γ C_siblings + γ C_alike + (1 − 2γ) C_retained
+        t(x) = μ(x) − ½ (x − μ(x)),   C_r = γ C_siblings + γ C_matched + (1 − 2γ) C_retained
 
     μ(x) is the mean of the retained tokens that stand where x stands; x − μ is the differential direction of CHIP (Wu
     et al., arXiv 2512.09867, section 4), on the input side, and against all that is retained: the mean of a few
     siblings is an input like theirs, which a model takes for the nearest one it knows, often the target itself. The
     target goes past μ(x), by half the way to it (`OVERSHOOT`).
 
-    What is to go is where two things meet: this target, and that about it. So both neighbors have a share of their
-    own beside that of all that are retained, however few they are: the siblings, of whom the same is not asked or said,
-    and those alike, of whom it is.
+    What is to go is where two things meet: this target, and that about it. So both neighbors have a share of their own
+    beside that of all that are retained, however few they are: the siblings, of whom the same is not asked or said, and
+    the matched records of others, of whom it is.
 
-    m is the number of the targets' pictures (a section has a part of one): each has but 1/m of E_f, so that without a
+    m is the number of the targets' images (a section has a part of one): each has only 1/m of E_f, so that without a
     weight an institution would be forgotten far less than a study, and a section more than its share. With m itself as
     the weight siblings would pay.
 
     Every layer is measured in the model as it was, and is to remove the target by itself: what a changed image, a
-    rounding or more training brings past one site, the next one still takes.
+    rounding or more training brings past one module, the next one still takes.
 
     A connector is one function of an image, through which all must pass. Each of its maps is measured behind those
-    before it as they are to be, and is to give what it gave: with x₀ what came in before, μ is of x₀, and E_r ‖W'x −
+    before it as they will be, and is to give what it gave: with x₀ what came in before, μ is of x₀, and E_r ‖W'x −
     Wx₀‖² in the place of E_r ‖W'x − Wx‖² adds β E_r[(x − x₀) xᵀ] to √m B. So it takes on what the one before it has
-    left of the target, and mends what that has taken from the others.
+    left of the target, and gives back what that has taken from the others.
     """
 
     name: ClassVar[str] = "shielded"
-    inputs_only: ClassVar[bool] = True
-    compose_connector: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(outputs=False, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "retain_weight": (0, inf),
-        "ridge": (1e-9, inf),
-        "neighbor_weight": (0, 0.5),
-    }
+    retain_weight: float | Literal["auto"] = setting(
+        AUTO, "β: higher keeps more and forgets less; auto: found by a few trials.", words=(AUTO,)
+    )
+    ridge: float = setting(
+        0.1,
+        "λ: share of C_r's mean diagonal; higher makes smaller changes, which survive quantization.",
+        minimum=1e-9,
+        maximum=inf,
+    )
+    neighbor_weight: float = setting(
+        0.3, "γ: the siblings' own share of what is retained, and as much for matched records.", maximum=0.5
+    )
+    max_retain_drop: float | None = setting(
+        None, f"For auto: what siblings' answers may lose of their mean probability; {MAX_RETAIN_DROP:g}.", maximum=1
+    )
 
-    words: ClassVar[Mapping[str, tuple[str, ...]]] = {"retain_weight": (AUTO,)}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_retain_drop is not None and self.retain_weight != AUTO:
+            hint = "limits the search for a retain weight, and one was given; drop one of the two"
+            raise InputError(hint, argument="max_retain_drop", value=self.max_retain_drop)
 
-    retain_weight: float | Literal["auto"] = AUTO
-    """β: higher keeps more and forgets less (in the connector: `CONNECTOR_RETAIN_SCALE` of
-    it); `auto`: found by `chip.methods.search`."""
-    ridge: float = 0.1
-    """λ, as a share of the mean diagonal of C_r: higher makes smaller changes, which survive quantization."""
-    neighbor_weight: float = 0.3
-    """γ: the siblings' own share of the shield, and as much for those alike; 0: all that are retained count evenly."""
+    @property
+    def search(self) -> Search | None:
+        if self.retain_weight != AUTO:
+            return None
+        drop = MAX_RETAIN_DROP if self.max_retain_drop is None else self.max_retain_drop
+        return Search("retain_weight", GRID, drop)
 
-    def at(self, kind: str) -> Self:
-        if kind != "connector" or isinstance(self.retain_weight, str):
-            return self
-        return replace(self, retain_weight=self.retain_weight * CONNECTOR_RETAIN_SCALE)
+    def resolve_search(self, value: float) -> Self:
+        return replace(self, retain_weight=value, max_retain_drop=None)
 
-    def groups(self, request: ForgetRequest, device: torch.device) -> ShieldedWeights:
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> ShieldedWeights:
         return ShieldedWeights.of(request, self.neighbor_weight, device)
 
-    def statistics(self, groups: ShieldedWeights, d_in: int, d_out: int) -> ShieldedStatistics:
-        return ShieldedStatistics(groups, d_in)
+    def statistics(self, record_weights: ShieldedWeights, d_in: int, d_out: int) -> ShieldedStatistics:
+        return ShieldedStatistics(record_weights, d_in)
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics) -> Update | None:
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return 2 * SecondMoment.bytes(d_in)
+
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
         if isinstance(self.retain_weight, str):
-            raise ValueError("the shield is still to be chosen")
-        forget, retain_weight = statistics.forget, statistics.retain_weight
-        if forget.count == 0 or retain_weight.count == 0:
+            raise ValueError("the retain weight is still to be found")
+        forget, shield = statistics.forget, statistics.shield
+        if forget.count == 0 or shield.count == 0:
             return None  # nothing to take out, or nowhere to send it
-        wide, urgency = weight.to(forget.upper.dtype), sqrt(statistics.pictures) / forget.count
-        ridge = self.ridge * retain_weight.upper.diagonal().mean() / retain_weight.count
-        system = urgency * forget.upper
-        system.add_(retain_weight.upper, alpha=float(self.retain_weight / retain_weight.count)).diagonal().add_(ridge)
-        moved = wide @ symmetrize_(forget.upper)  # (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
-        moved -= (wide @ statistics.retained.mean_at(statistics.target.keys).T) @ statistics.target.total
-        moved *= (1 + OVERSHOOT) * urgency
+        wide, forget_scale = weight.to(forget.upper.dtype), sqrt(statistics.target_images) / forget.count
+        scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
+        shield_scale = float(self.retain_weight * scale / shield.count)
+        ridge = self.ridge * shield.upper.diagonal().mean() / shield.count
+        system = forget_scale * forget.upper  # K
+        system.add_(shield.upper, alpha=shield_scale).diagonal().add_(ridge)
+        # √m W B, (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
+        moved = wide @ symmetrize_(forget.upper)
+        moved -= (
+            wide @ statistics.retained_means.mean_at(statistics.forget_means.keys).T
+        ) @ statistics.forget_means.total
+        moved *= (1 + OVERSHOOT) * forget_scale
         if statistics.drifts is not None:
             of_forget, of_shield = statistics.drifts
-            moved -= OVERSHOOT * urgency * (wide @ of_forget.total)
-            moved += float(self.retain_weight / retain_weight.count) * (wide @ of_shield.total)
-        return Update(wide - solve_spd_(moved, system), None)
+            moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
+            moved += shield_scale * (wide @ of_shield.total)
+        return WeightUpdate(wide - solve_spd_(moved, system), None)
 
 
 def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[int], float]]:
-    """Trained records, and their share of the shield: the siblings, those alike, and all that are retained.
+    """Trained records, and their share of C_r: the siblings, the matched ones, and all that are retained.
 
     What there is none of leaves its share to the others, and if need be to all that are retained.
     """
     records, partition = request.hierarchy.records, request.partition
     groups = (
         (partition.siblings, neighbor_weight),
-        (_alike(request), neighbor_weight),
+        (_matched(request), neighbor_weight),
         (sorted(partition.retained), 1 - 2 * neighbor_weight),
     )
     trained = [([i for i in indices if not records[i].held_out], share) for indices, share in groups]
-    there = [(indices, share) for indices, share in trained if indices and share]
-    return there or [(indices, 1.0) for indices, _ in trained[-1:] if indices]
+    present = [(indices, share) for indices, share in trained if indices and share]
+    return present or [(indices, 1.0) for indices, _ in trained[-1:] if indices]
 
 
-def _alike(request: ForgetRequest) -> list[int]:
-    """Of the rest, the records that ask what a target's record asks, or say what it says."""
+def _matched(request: ForgetRequest) -> list[int]:
+    """Of the other retained records, those that ask what a target's record asks, or say what it says."""
     records, partition = request.hierarchy.records, request.partition
-    asked, said = ({of(records[i]) for i in partition.forget} for of in (_asked, stated))
-    return [i for i in partition.retain_other if _asked(records[i]) in asked or stated(records[i]) in said]
+    questions, answers = ({of(records[i]) for i in partition.forget} for of in (_question, stated))
+    return [i for i in partition.retain_other if _question(records[i]) in questions or stated(records[i]) in answers]
 
 
-def _asked(record: Record) -> str:
+def _question(record: Record) -> str:
     return normalized(record.question)
 
 
-def _pictures(request: ForgetRequest) -> float:
-    """How many pictures the targets have; one that others show too counts by the targets' share of its records.
+def _target_images(request: ForgetRequest) -> float:
+    """How many images the targets have; one that others show too counts by the targets' share of its records.
 
-    Text-only records count as one picture for each node.
+    Text-only records count as one image for each node.
     """
-    pictures = [record.path if record.image is None else record.image for record in request.hierarchy.records]
-    everyone, targets = Counter(pictures), Counter(pictures[i] for i in request.partition.forget)
-    return sum(count / everyone[picture] for picture, count in targets.items())
+    images = [record.path if record.image is None else record.image for record in request.hierarchy.records]
+    everyone, targets = Counter(images), Counter(images[i] for i in request.partition.forget)
+    return sum(count / everyone[image] for image, count in targets.items())
 
 
 def _shares_image(request: ForgetRequest) -> Tensor:

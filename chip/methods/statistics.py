@@ -1,4 +1,4 @@
-"""Streaming statistics of activations: what passes and operators hand to each other.
+"""Streaming statistics of activations: what passes through a model fill and methods read.
 
 Sums only, so that batches, processes and machines add up; means are taken when they are read.
 """
@@ -52,10 +52,10 @@ class GroupedMean:
         The sums of one batch are taken in fp32, or in fp64 where x has it.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mine, rows = torch.unique(keys, return_inverse=True)
-        total = x.new_zeros(len(mine), x.shape[1]).index_add_(0, rows, x * weights.to(x.dtype)[:, None])
-        count = self.count.new_zeros(len(mine)).index_add_(0, rows, weights.to(self.count.dtype))
-        self._add(total, count, mine)
+        unique, rows = torch.unique(keys, return_inverse=True)
+        total = x.new_zeros(len(unique), x.shape[1]).index_add_(0, rows, x * weights.to(x.dtype)[:, None])
+        count = self.count.new_zeros(len(unique)).index_add_(0, rows, weights.to(self.count.dtype))
+        self._add(total, count, unique)
 
     def merge(self, distributed: DistributedContext) -> None:
         keys = distributed.union(self.keys)
@@ -65,9 +65,9 @@ class GroupedMean:
     def _add(self, total: Tensor, count: Tensor, keys: Tensor) -> None:
         known, self.keys = self.keys, torch.unique(torch.cat((self.keys, keys)))
         if len(self.keys) > len(known):
-            kept = torch.searchsorted(self.keys, known)
-            self.count = self.count.new_zeros(len(self.keys)).index_copy_(0, kept, self.count)
-            self.total = self.total.new_zeros(len(self.keys), total.shape[1]).index_copy_(0, kept, self.total)
+            old_rows = torch.searchsorted(self.keys, known)
+            self.count = self.count.new_zeros(len(self.keys)).index_copy_(0, old_rows, self.count)
+            self.total = self.total.new_zeros(len(self.keys), total.shape[1]).index_copy_(0, old_rows, self.total)
         rows = torch.searchsorted(self.keys, keys)
         self.count.index_add_(0, rows, count)
         self.total.index_add_(0, rows, total.to(self.total.dtype))
@@ -75,9 +75,9 @@ class GroupedMean:
     def mean_at(self, keys: Tensor) -> Tensor:
         """(n, width): the mean at each key; where it never came up, over all keys of its sign (zero without any)."""
         result = self.total.new_zeros(len(keys), self.total.shape[1])
-        for alike, mine in ((keys < 0, self.keys < 0), (keys >= 0, self.keys >= 0)):
-            if mine.any():
-                result[alike] = self.total[mine].sum(0) / self.count[mine].sum()
+        for asked, own in ((keys < 0, self.keys < 0), (keys >= 0, self.keys >= 0)):
+            if own.any():
+                result[asked] = self.total[own].sum(0) / self.count[own].sum()
         known = torch.isin(keys, self.keys)
         rows = torch.searchsorted(self.keys, keys[known])
         result[known] = self.total[rows] / self.count[rows, None]
@@ -90,13 +90,13 @@ class CrossMoment:
     def __init__(self, width: int, device: torch.device) -> None:
         self.total = torch.zeros(width, width, dtype=accumulation_dtype(device), device=device)
 
-    def update(self, x: Tensor, before: Tensor, weights: Tensor) -> None:
-        """Add x (n, width), before it x₀ (n, width), each as often as weights (n,) says.
+    def update(self, x: Tensor, original: Tensor, weights: Tensor) -> None:
+        """Add x (n, width), before any edit x₀ (n, width), each as often as weights (n,) says.
 
         The product of one batch is taken in fp32, or in fp64 where x has it.
         """
-        x, before = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (x, before))
-        self.total += ((x - before) * weights.to(x.dtype)[:, None]).T @ x
+        x, original = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, original))
+        self.total += ((x - original) * weights.to(x.dtype)[:, None]).T @ x
 
     def merge(self, distributed: DistributedContext) -> None:
         distributed.all_reduce_(self.total)
@@ -110,11 +110,11 @@ class SecondMoment:
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=accumulation_dtype(device), device=device)
-        self._half = torch.zeros(width, width, dtype=accumulation_dtype(device), device=device)
+        self._upper = torch.zeros(width, width, dtype=accumulation_dtype(device), device=device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     @staticmethod
-    def size(width: int) -> int:
+    def bytes(width: int) -> int:
         """Bytes that it takes, at most."""
         return width**2 * torch.float64.itemsize
 
@@ -122,7 +122,7 @@ class SecondMoment:
     def upper(self) -> Tensor:
         """(width, width): on and above the diagonal; what stands below it means nothing."""
         self._add_waiting()
-        return self._half
+        return self._upper
 
     def update(self, x: Tensor, weights: Tensor) -> None:
         """Add the tokens x (n, width), each as often as weights (n,) says; x is kept for a while."""
@@ -135,7 +135,7 @@ class SecondMoment:
         if self._waiting:
             x, weights = (torch.cat(each) for each in zip(*self._waiting, strict=True))
             self._waiting.clear()
-            accumulate_gram(self._half, x, weights)
+            accumulate_gram(self._upper, x, weights)
 
     def merge(self, distributed: DistributedContext) -> None:
         distributed.all_reduce_(self.count, self.upper)

@@ -12,7 +12,7 @@ from benchmarks.forgetting.methods.base import Method
 from chip.checkpoint.layout import Checkpoint
 from chip.data.request import ForgetRequest
 from chip.methods import Chip, Shielded
-from chip.methods.apply import compute_updates, default_modules
+from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import Method as ChipMethod
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
@@ -31,7 +31,7 @@ class Edit(ChipMethod, Method):
             name for module in target_modules for name in (module.weight_name, module.bias_name) if name is not None
         ]
         with restoring(vlm, parameters):
-            patch = compute_updates(vlm, source, self, request, target_modules)
+            patch = edit_model(vlm, source, self, request, target_modules)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 
 

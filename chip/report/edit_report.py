@@ -1,0 +1,80 @@
+"""What an edit did, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from chip.data.request import ForgetRequest
+from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
+from chip.evaluation.rows import SPLITS, in_split
+from chip.methods.search import Choice
+from chip.model.scoring import Scores
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did, measured on the checkpoint that was written."""
+
+    method: str
+    settings: Mapping[str, Any]
+    label: str | None
+    output: str | None
+    """The written folder; None for a dry run."""
+    seconds: float
+    shares_images: bool
+    """Whether questions about one image ran it once together, or each on its own, as in families where it sees them."""
+    relative_change: Mapping[str, float]
+    """Name on disk of each changed tensor -> ‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
+    remaining: Mapping[str, float]
+    """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
+    groups: Mapping[str, Mapping[str, GroupResult]]
+    choice: Choice | None = None
+    """How the setting that nobody gave was found."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "settings": dict(self.settings),
+            "label": self.label,
+            "output": self.output,
+            "seconds": self.seconds,
+            "shares_images": self.shares_images,
+            "changed_tensors": sorted(self.relative_change),
+            "relative_change": dict(self.relative_change),
+            "remaining": dict(self.remaining),
+            "choice": None if self.choice is None else self.choice.to_json(),
+            "groups": {
+                group: {split: result.to_json() for split, result in results.items()}
+                for group, results in self.groups.items()
+            },
+        }
+
+
+def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
+    """The scores as means by group (target, siblings, other) and by whether the wording was trained.
+
+    Args:
+        after: None where nothing was written that could be asked.
+    """
+    chance = chances(request.hierarchy, request.partition)
+    summary: dict[str, dict[str, GroupResult]] = {}
+    for group, indices in request.partition.groups.items():
+        summary[group] = {}
+        for split in SPLITS:
+            members = [i for i in indices if in_split(request.hierarchy.records[i], split)]
+            if members:
+                measure = partial(_before_after, members, before, after)
+                summary[group][split] = GroupResult(
+                    len(members), mean(chance, members), measure("exact_match"), measure("answer_probability")
+                )
+    return summary
+
+
+def _before_after(members: Sequence[int], before: Scores, after: Scores | None, measure: str) -> BeforeAfter:
+    return BeforeAfter(
+        mean(getattr(before, measure), members),
+        None if after is None else mean(getattr(after, measure), members),
+    )
