@@ -130,7 +130,7 @@ class _Collecting:
         stages = [stage for stage in self._stages if not self._in_front(stage)]
         with progress("editing", len(stages) * len(self._batches)) as advance:
             self._held = {stage: self._collect(self._flow, stage, advance, {}) for stage in stages}
-        self._flow.let_go()
+        self._flow.release()
 
     def each(self, progress: ProgressCallback, known: Mapping[str, Tensor]) -> Iterator[Seen]:
         """Each site's statistics, as soon as they are complete; what the model is by then is what later ones see.
@@ -156,7 +156,7 @@ class _Collecting:
     ) -> Mapping[TargetModule, Statistics]:
         inputs_only = self._operator.inputs_only
         watched = stage.first_only if inputs_only else stage
-        return flow.collect(watched, self._empty, advance, inputs_only=inputs_only, edited=edited)
+        return flow.collect(watched, self._empty, advance, needs_outputs=not inputs_only, overrides=edited)
 
     def _in_front(self, stage: Stage) -> list[str]:
         """Parameters before the stage's site in its connector, behind whose edits it is to be measured."""

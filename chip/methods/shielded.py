@@ -87,20 +87,21 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._groups.of_records)
+        match_keys = torch.where(tokens.vision, -1 - tokens.ids, tokens.ids)
         mine = weights[:, FORGET].nonzero()[:, 0]
         x, weight = tokens.inputs[mine], weights[mine, FORGET]
         self.forget.update(x, weight)
-        self.target.update(x, tokens.keys[mine], weight)
+        self.target.update(x, match_keys[mine], weight)
 
         others = weights[:, RETAINED].nonzero()[:, 0]  # all that the shield counts are among them
         kept, share = tokens.inputs[others], weights[others, SHIELD]
-        before = kept if tokens.before is None else tokens.before[others]
+        before = kept if tokens.original_inputs is None else tokens.original_inputs[others]
         self.retain_weight.update(kept, share)
-        self.retained.update(before, tokens.keys[others], weights[others, RETAINED])
+        self.retained.update(before, match_keys[others], weights[others, RETAINED])
 
-        if tokens.before is not None:
+        if tokens.original_inputs is not None:
             of_forget, of_shield = self._drifted()
-            of_forget.update(x, tokens.before[mine], weight)
+            of_forget.update(x, tokens.original_inputs[mine], weight)
             of_shield.update(kept, before, share)
 
     def merge(self, distributed: DistributedContext) -> None:
