@@ -14,7 +14,7 @@ from chip.data.record import Record
 from chip.errors import RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.model.batching.batch_size import out_of_memory
-from chip.model.batching.batches import alike
+from chip.model.batching.batches import group_by_image_size
 from chip.model.loading import VLM
 
 ROWS = 64
@@ -97,7 +97,7 @@ def _answer(
 def _batches(vlm: VLM, records: Sequence[Record], chosen: Sequence[int], rows: int) -> Iterator[list[int]]:
     """Places in `chosen`: with an image or without, in some families of one size, and of like lengths."""
     prompts = vlm.prompts.read(records)
-    for group in alike(vlm, [records[index] for index in chosen]):
+    for group in group_by_image_size(vlm, [records[index] for index in chosen]):
         group.sort(key=lambda place: len(prompts[chosen[place]].tokens))
         yield from (group[start : start + rows] for start in range(0, len(group), rows))
 

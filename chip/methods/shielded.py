@@ -31,6 +31,8 @@ MAX_RETAIN_DROP = 0.02
 
 FORGET, RETAINED, SHIELD = range(3)
 """Columns of `ShieldedWeights.of_records`."""
+KINDS = 2
+"""Of tokens that are matched with each other: text, and image."""
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
@@ -82,7 +84,7 @@ class ShieldedStatistics:
     def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:
         self._weights, device = record_weights, record_weights.of_records.device
         self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
-        self.forget_means, self.retained_means = GroupedMean(d_in, device), GroupedMean(d_in, device)
+        self.forget_means, self.retained_means = GroupedMean(d_in, device, KINDS), GroupedMean(d_in, device, KINDS)
         self.drifts: tuple[CrossMoment, CrossMoment] | None = None
         """Of the tokens that `forget` and `shield` count; None while what comes in is what came in before."""
 
@@ -92,20 +94,21 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._weights.of_records)  # (n, 3)
+        keys = KINDS * tokens.ids + tokens.vision  # the same word, or the same place in the image
         forgotten = weights[:, FORGET].nonzero()[:, 0]
         x_forget, weight = tokens.inputs[forgotten], weights[forgotten, FORGET]
         self.forget.update(x_forget, weight)
-        self.forget_means.update(x_forget, tokens.keys[forgotten], weight)
+        self.forget_means.update(x_forget, keys[forgotten], weight)
 
         retained = weights[:, RETAINED].nonzero()[:, 0]  # all that C_r counts are among them
         x_retained, share = tokens.inputs[retained], weights[retained, SHIELD]
-        original = x_retained if tokens.before is None else tokens.before[retained]
+        original = x_retained if tokens.original_inputs is None else tokens.original_inputs[retained]
         self.shield.update(x_retained, share)
-        self.retained_means.update(original, tokens.keys[retained], weights[retained, RETAINED])
+        self.retained_means.update(original, keys[retained], weights[retained, RETAINED])
 
-        if tokens.before is not None:
+        if tokens.original_inputs is not None:
             of_forget, of_shield = self._drifts()
-            of_forget.update(x_forget, tokens.before[forgotten], weight)
+            of_forget.update(x_forget, tokens.original_inputs[forgotten], weight)
             of_shield.update(x_retained, original, share)
 
     def merge(self, distributed: DistributedContext) -> None:

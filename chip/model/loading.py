@@ -147,7 +147,7 @@ class VLM:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """(B, T, d): the text model's last, behind its norm; where the batch is."""
-        with torch.no_grad(), keeping_apart(self.layers, batch.visible):
+        with torch.no_grad(), keeping_apart(self.layers, batch.attention_mask):
             states: Tensor = self.core(**batch.inputs, use_cache=False).last_hidden_state
         return states.to(batch.segments.device)
 

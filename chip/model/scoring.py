@@ -81,7 +81,7 @@ def answer_logits(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tenso
     """
     rows, columns = batch.answer.nonzero(as_tuple=True)
     logits = _capped(vlm, vlm.model.lm_head(states[rows, columns - 1]).float())
-    owners = batch.owner(batch.segments[rows, columns]).to(logits.device)
+    owners = batch.answered[batch.segments[rows, columns]].to(logits.device)
     return owners, logits, batch.inputs["input_ids"][rows, columns].to(logits.device)
 
 

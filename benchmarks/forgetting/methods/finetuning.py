@@ -142,7 +142,7 @@ def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
 
 
 def _answers_of(vlm: VLM, batch: Batch) -> Answers:
-    with keeping_apart(vlm.layers, batch.visible):
+    with keeping_apart(vlm.layers, batch.attention_mask):
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
     records, logits, wanted = answer_logits(vlm, batch, hidden)
     return Answers(logits, wanted, torch.unique(records, return_inverse=True)[1])

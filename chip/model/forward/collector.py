@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -84,19 +85,20 @@ class Collector:
     def collect(
         self,
         stage: Stage,
-        empty: Callable[[TargetModule], S],
+        create: Callable[[TargetModule], S],
         on_batch: Callable[[int], None],
-        inputs_only: bool = False,
-        edited: Mapping[str, Tensor] | None = None,
+        *,
+        needs_outputs: bool,
+        overrides: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[TargetModule, S]:
         """Run all batches up to the stage's last site, and let each site's statistics see its tokens; of all processes.
 
         Args:
-            empty: statistics for a site, of no tokens yet.
-            on_batch: told after each batch how many records it had.
-            inputs_only: the stage's one site is looked at, and not computed.
-            edited: parameters in front of that site, in its connector, and what they are to be: the tokens are those of
-                a model that has them, and say in `before` what those of the model as it is are. With `inputs_only`.
+            create: statistics of a target module, of no tokens yet.
+            on_batch: called after each batch with how many records it had.
+            needs_outputs: whether the tokens have outputs; without, the stage's one target module is not computed.
+            overrides: parameters before that module, in its connector, and values they are to have: the tokens are
+                those of a model with these, and `original_inputs` those of the model as it is. Only without outputs.
 
         Raises:
             InputError: an activation is NaN or infinite, or no data reach a site.
@@ -104,10 +106,10 @@ class Collector:
         """
         while True:
             done = 0
-            statistics = {module: empty(module) for module in stage.target_modules}
+            statistics = {module: create(module) for module in stage.target_modules}
             try:
                 reached = torch.zeros(len(stage.target_modules) + 1, device=self._vlm.device)
-                for batch in self._observed(stage, statistics, reached, inputs_only, edited or {}):
+                for batch in self._observed(stage, statistics, reached, not needs_outputs, overrides):
                     on_batch(batch.records)
                     done += batch.records
                 break
@@ -176,7 +178,7 @@ class Collector:
                 call.mapped(take).again()
 
     def _run_all(self, batch: Batch, last: nn.Module) -> None:
-        with keeping_apart(self._vlm.layers, batch.visible), stopping_behind(last):
+        with keeping_apart(self._vlm.layers, batch.attention_mask), stopping_behind(last):
             self._forward(batch)
 
     def _run_layers(self, index: int, stage: Stage, last_part: bool) -> Any:
@@ -194,7 +196,7 @@ class Collector:
             if stage.first > self._passed + 1 and index in self._inside:
                 stack.enter_context(resumed(layers[self._passed + 1], *self._inside.pop(index)))
             coming = layers[self._passed + 1 : stage.last + 1]
-            stack.enter_context(keeping_apart(coming, self._light[index].visible))
+            stack.enter_context(keeping_apart(coming, self._light[index].attention_mask))
             before = stack.enter_context(output_of(layers[stage.first - 1])) if stage.first else [held]
             inside = stack.enter_context(watching_inside(layers[stage.last])) if last_part else ()
             stack.enter_context(stopping_behind(layers[stage.last]))
@@ -233,7 +235,7 @@ class Collector:
         if not self._keep_connectors:
             self._at_connectors.clear()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Of all that is held but what goes into the connectors."""
         for held in (self._at_language, self._held, self._inside):
             held.clear()
@@ -260,7 +262,7 @@ class Collector:
             x, whose = x.to(place), batch.without_inputs().to(place)
             tokens = connector_tokens(module.name, x, y, whose) if module.layer is None else text_tokens(x, y, whose)
             if before:
-                tokens = replace(tokens, before=before[0].to(place).view_as(tokens.inputs))
+                tokens = replace(tokens, original_inputs=before[0].to(place).view_as(tokens.inputs))
             self._check_finite(module.name, tokens)
             statistics.update(tokens)
             reached.add_(1)

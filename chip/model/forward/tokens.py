@@ -13,7 +13,7 @@ from chip.model.tokens import TokenRole, Tokens
 def text_tokens(x: Tensor, y: Tensor | None, batch: Batch) -> Tokens:
     real = batch.real
     seen = None if y is None else y[real]
-    return Tokens(x[real], seen, batch.keys[real], batch.parts[real], batch.segments[real], batch.owners)
+    return Tokens(x[real], seen, batch.ids[real], batch.roles[real], batch.segments[real], batch.owners)
 
 
 def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch) -> Tokens:
@@ -21,7 +21,7 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch) -> To
     flat_x, flat_y = x.flatten(0, -2), None if y is None else y.flatten(0, -2)
     vision, image = batch.vision, torch.full((len(flat_x),), TokenRole.IMAGE, device=x.device)
     if flat_x.shape[0] == int(vision.sum()):
-        return Tokens(flat_x, flat_y, batch.keys[vision], image, batch.segments[vision], batch.owners)
+        return Tokens(flat_x, flat_y, batch.ids[vision], image, batch.segments[vision], batch.owners)
     # Pooled or cut behind the connector: like images have like shares.
     share, rest = divmod(flat_x.shape[0], len(vision))
     per_row = vision.sum(1)
@@ -29,6 +29,6 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch) -> To
         raise InputError(
             f"{name}: {flat_x.shape[0]} image tokens cannot be told apart among {len(vision)} rows; use --batch-size 1"
         )
-    keys = -1 - torch.arange(share, device=x.device).repeat(len(vision))
+    ids = torch.arange(share, device=x.device).repeat(len(vision))
     first = batch.segments.gather(1, vision.int().argmax(1, keepdim=True))
-    return Tokens(flat_x, flat_y, keys, image, first.repeat_interleave(share), batch.owners)
+    return Tokens(flat_x, flat_y, ids, image, first.repeat_interleave(share), batch.owners)
