@@ -44,6 +44,7 @@ def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
         torch.where(image, TokenRole.IMAGE, TokenRole.ANSWER),
         records,
         each_its_own,
+        torch.zeros(count, dtype=torch.bool),
     )
 
 
@@ -116,6 +117,7 @@ def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
         roles=tokens.roles[kept],
         segments=segments[kept],
         owners=owners,
+        starts=tokens.starts[kept],
     )
     image, text = _outputs(tokens)[0].double(), _outputs(tokens)[[1, 2, 3, 5, 6, 7]].double()
     expected = torch.stack([0.3 * image + 0.7 * text[:3].mean(0), 0.3 * image + 0.7 * text[3:].mean(0)])

@@ -69,6 +69,7 @@ def _statistics(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | Non
             roles,
             records.repeat_interleave(EACH),
             owners,
+            torch.zeros(len(inputs), dtype=torch.bool),
         )
     )
     return statistics

@@ -47,6 +47,7 @@ def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
         roles=torch.where(spoken, TokenRole.ANSWER, TokenRole.IMAGE),
         segments=records,
         owners=EACH_ITS_OWN,
+        starts=torch.zeros(4 * each, dtype=torch.bool),
     )
 
 
@@ -69,6 +70,7 @@ def _some(tokens: Tokens, chosen: Tensor) -> Tokens:
         "ids",
         "roles",
         "segments",
+        "starts",
         *(() if tokens.original_inputs is None else ("original_inputs",)),
     )
     return replace(tokens, **{name: getattr(tokens, name)[chosen] for name in names})
@@ -267,6 +269,35 @@ def test_the_shield_is_of_the_groups_that_are_there(
         )
         is not None
     )
+
+
+def _with_sinks(tokens: Tokens, lengths: Tensor, starts: bool, seed: int) -> Tokens:
+    """Each of four records gets one more token, in a direction of its own."""
+    inputs = torch.nn.functional.pad(tokens.inputs, (0, 1))
+    sinks = torch.zeros(4, inputs.shape[1], dtype=torch.float64)
+    sinks[:, -1] = lengths
+    roles = torch.randint(0, TokenRole.PADDING, (4,), generator=torch.Generator().manual_seed(seed))
+    return replace(
+        tokens,
+        inputs=torch.cat((sinks, inputs)),
+        outputs=torch.empty(len(inputs) + 4, 0),
+        ids=torch.cat((torch.full((4,), 7), tokens.ids)),  # the word that the answers say too
+        roles=torch.cat((roles, tokens.roles)),
+        segments=torch.cat((torch.arange(4), tokens.segments)),
+        starts=torch.cat((torch.full((4,), starts), tokens.starts)),
+    )
+
+
+@given(SEEDS, st.floats(0.1, 3))
+def test_a_planted_sink_changes_nothing_but_itself_however_large_it_is(seed: int, length: float) -> None:
+    """The first token of a sequence, or one that is far longer than the others."""
+    tokens, weight, method = _tokens(seed, 7), _weight(seed, 8), Shielded(retain_weight=3.0)
+    lengths = length * torch.tensor([1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
+    for starts, scales in ((True, (1.0, 1e4)), (False, (1e4, 1e6))):
+        one, other = (_edited(method, weight, _with_sinks(tokens, scale * lengths, starts, seed)) for scale in scales)
+        torch.testing.assert_close(one[:, :-1], other[:, :-1], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(one[:, -1], weight[:, -1], rtol=1e-6, atol=1e-8)
+        assert not torch.allclose(one[:, :-1], weight[:, :-1], atol=1e-3)
 
 
 def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:

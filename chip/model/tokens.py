@@ -59,6 +59,8 @@ class Tokens:
     segments: Tensor
     """(n,) int64: the segment each token lies in."""
     owners: SegmentRecords
+    starts: Tensor
+    """(n,) bool: the first token of a sequence, which pretrained text models use as an attention sink."""
     original_inputs: Tensor | None = None
     """(n, d_in): what went in before anything was edited; None where that is `inputs`."""
 
