@@ -49,11 +49,12 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace what a former demo left there.")] = False,
 ) -> None:
     """Write a small hospital, and a small model that knows it, to try things on."""
-    from chip import terminal
+    from chip.cli import console
     from chip.demo import write_demo
+    from chip.report.text.tree import print_demo
 
     write_demo(folder, overwrite)
-    terminal.print_demo(folder)
+    print_demo(folder, console.out)
 
 
 @app.command()
@@ -62,22 +63,25 @@ def tree(
     depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
 ) -> None:
     """Show the hierarchy of the records, with how many each node holds."""
-    from chip import terminal
+    from chip.cli import console
     from chip.data.hierarchy import Hierarchy
     from chip.data.record import find_records, read_records
+    from chip.report.text.tree import print_tree
 
     beside = records.is_dir() and not any(records.glob("*.parquet"))
-    terminal.print_tree(Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records)), depth)
+    hierarchy = Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records))
+    print_tree(hierarchy, depth, console.out)
 
 
 @app.command()
 def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
     """Show what a checkpoint is and which of its layers an edit would touch."""
-    from chip import terminal
+    from chip.cli import console
     from chip.inspection import inspect as look
+    from chip.report.text.inspect import print_inspection
 
-    found = look(checkpoint)
-    _print_json(found.to_json()) if as_json else terminal.print_inspection(found)
+    inspection = look(checkpoint)
+    _print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 
 @app.command()
@@ -114,12 +118,14 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
-    from chip import terminal
+    from chip.cli import console
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
     from chip.distributed import is_main_process
     from chip.editing import edit as run
     from chip.methods import make_method
+    from chip.report.text.edit import print_edit
 
     report = run(
         checkpoint,
@@ -136,10 +142,10 @@ def edit(
         link_unchanged=link_unchanged,
         dry_run=dry_run,
         overwrite=overwrite,
-        progress=terminal.progress,
+        progress=progress_bar,
     )
     if is_main_process():
-        _print_json(report.to_json()) if as_json else terminal.print_edit(report)
+        _print_json(report.to_json()) if as_json else print_edit(report, console.out)
 
 
 @app.command("eval")
@@ -175,15 +181,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
-    from chip import terminal
+    from chip.cli import console
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
     from chip.evaluation.measure import ATTACKS
-    from chip.pages import check_page, write_page
-    from chip.pages.eval import eval_page
-    from chip.pages.receipt import receipt_in
-    from chip.terminal_eval import print_evaluation
+    from chip.report.html.eval import eval_page
+    from chip.report.html.page import check_page, write_page
+    from chip.report.html.receipt import receipt_in
+    from chip.report.text.eval import print_evaluation
 
     if html is not None:
         check_page(html)
@@ -199,14 +206,14 @@ def evaluate(
         device=device,
         batch_size=_batch_size(batch_size),
         seed=seed,
-        progress=terminal.progress,
+        progress=progress_bar,
     )
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
         page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
         write_page(html, page)
-    _print_json(found.to_json()) if as_json else print_evaluation(found)
+    _print_json(found.to_json()) if as_json else print_evaluation(found, console.out)
 
 
 @app.command()
@@ -217,20 +224,21 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
-    from chip import terminal
     from chip.checkpoint.diff import diff as compare
-    from chip.pages import check_page, write_page
-    from chip.pages.diff import diff_page
-    from chip.pages.receipt import receipt_in
-    from chip.terminal_diff import print_diff
+    from chip.cli import console
+    from chip.cli.progress import progress_bar
+    from chip.report.html.diff import diff_page
+    from chip.report.html.page import check_page, write_page
+    from chip.report.html.receipt import receipt_in
+    from chip.report.text.diff import print_diff
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
     if html is not None:
         check_page(html)
-    difference = compare(a, b, terminal.progress)
+    difference = compare(a, b, progress_bar)
     if html is not None:
         write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))
-    _print_json(difference.to_json()) if as_json else print_diff(difference)
+    _print_json(difference.to_json()) if as_json else print_diff(difference, console.out)
     raise typer.Exit(0 if difference.equal else 1)
 
 
@@ -243,12 +251,14 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
-    from chip import terminal
     from chip.checkpoint.verify import verify as check
+    from chip.cli import console
+    from chip.cli.progress import progress_bar
+    from chip.report.text.verify import print_verification
 
-    found = check(edited, original, progress=terminal.progress)
-    _print_json(found.to_json()) if as_json else terminal.print_verification(found)
-    raise typer.Exit(1 if found.faults else 0)
+    verification = check(edited, original, progress=progress_bar)
+    _print_json(verification.to_json()) if as_json else print_verification(verification, console.out)
+    raise typer.Exit(1 if verification.faults else 0)
 
 
 @app.callback()

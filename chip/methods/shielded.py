@@ -249,7 +249,8 @@ class Shielded(Method):
 def _massive(x: Tensor) -> Tensor:
     """(n,) bool: tokens whose input (n, d) is `MASSIVE` times longer than the median one."""
     lengths = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
-    return lengths > MASSIVE * lengths.median() if len(lengths) else lengths.bool()
+    massive: Tensor = lengths > MASSIVE * (lengths.median() if len(lengths) else 1.0)
+    return massive
 
 
 def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[int], float]]:
