@@ -83,10 +83,10 @@ class StageObserver(Generic[S]):
         return see
 
     def _check_finite(self, name: str, tokens: Tokens) -> None:
-        shown = [tokens.inputs] if tokens.outputs is None else [tokens.inputs, tokens.outputs]
-        if all(torch.isfinite(values.sum()) for values in shown):  # far cheaper than to look at each value
+        activations = [tokens.inputs] if tokens.outputs is None else [tokens.inputs, tokens.outputs]
+        if all(torch.isfinite(values.sum()) for values in activations):  # far cheaper than to look at each value
             return
-        bad = ~torch.stack([values.isfinite().all(1) for values in shown]).all(0)
+        bad = ~torch.stack([values.isfinite().all(1) for values in activations]).all(0)
         if bad.any():
             segment = tokens.segments[bad][0]
             record = self._records[int(tokens.owners.records[tokens.owners.segments == segment][0])]

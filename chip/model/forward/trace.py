@@ -54,32 +54,41 @@ def trace(
         stop: whether the block ends as soon as that has been called: before the module computes where only `input` is
             given, else when it has returned.
     """
-    signal = StopForward()
-
-    def show_input(x: Tensor) -> None:
-        if input is not None:
-            input(x)
-        if stop and input is not None and output is None:
-            raise signal
-
-    def show_output(x: Any, y: Any) -> None:
-        if output is not None:
-            output(x, y)
-        if stop:
-            raise signal
-
+    observer = _Observer(input, output, stop)
     if target is not None and target.is_parameter:
-        with _stopped_by(signal), _ProductTrace(module, target.name, show_input, show_output):
+        with _stopped_by(observer.signal), _ProductTrace(module, target.name, observer):
             yield
         return
     inner = module if target is None else module.get_submodule(target.name)
     handles = []
     if input is not None:
-        handles.append(inner.register_forward_pre_hook(lambda _, args: show_input(args[0])))
+        handles.append(inner.register_forward_pre_hook(lambda _, args: observer.before(args[0])))
     if output is not None or (stop and input is None):
-        handles.append(inner.register_forward_hook(lambda _, args, y: show_output(args[0] if args else None, y)))
-    with _stopped_by(signal), _removing(handles):
+        handles.append(inner.register_forward_hook(lambda _, args, y: observer.after(args[0] if args else None, y)))
+    with _stopped_by(observer.signal), _removing(handles):
         yield
+
+
+class _Observer:
+    """Passes on what a module shows, and stops the pass when that was all."""
+
+    def __init__(
+        self, input: Callable[[Tensor], None] | None, output: Callable[[Tensor, Any], None] | None, stop: bool
+    ) -> None:
+        self.signal = StopForward()
+        self._input, self._output, self._stop = input, output, stop
+
+    def before(self, x: Tensor) -> None:
+        if self._input is not None:
+            self._input(x)
+            if self._stop and self._output is None:
+                raise self.signal
+
+    def after(self, x: Any, y: Any) -> None:
+        if self._output is not None:
+            self._output(x, y)
+        if self._stop:
+            raise self.signal
 
 
 @contextmanager
@@ -94,19 +103,17 @@ class _ProductTrace(TorchFunctionMode):
 
     _products = (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm)
 
-    def __init__(
-        self, model: nn.Module, name: str, show_input: Callable[[Tensor], None], show_output: Callable[..., None]
-    ) -> None:
+    def __init__(self, model: nn.Module, name: str, observer: _Observer) -> None:
         super().__init__()
-        self._model, self._name, self._show_input, self._show_output = model, name, show_input, show_output
+        self._model, self._name, self._observer = model, name, observer
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
         if function in self._products and args[1:2] and args[1] is self._model.get_parameter(self._name):
-            self._show_input(args[0])
-            self._show_output(args[0], output)
+            self._observer.before(args[0])
+            self._observer.after(args[0], output)
         return output
 
 
