@@ -199,7 +199,7 @@ def test_a_layer_goes_on_where_it_was_as_if_it_ran_again(
 ) -> None:
     source = Checkpoint.open(build(tmp_path / family, family, dtype=torch.float32))
     resumed = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
-    monkeypatch.setattr("chip.model.forward.collector.has_room", lambda _: False)
+    monkeypatch.setattr("chip.model.forward.activation_store.has_room", lambda _: False)
     again = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
     assert resumed.tensors.keys() == again.tensors.keys()
     for name, tensor in resumed.tensors.items():

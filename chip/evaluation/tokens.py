@@ -13,6 +13,7 @@ from torch import Tensor
 from chip.data.record import Record
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.retry import run_batches
 from chip.model.loading import VLM
 from chip.model.scoring import answer_logits
 
@@ -54,7 +55,7 @@ def answer_tokens(
     """The tokens of each record's answer, the answer given.
 
     Raises:
-        InputError, RunError: as `Batches.run`.
+        InputError, RunError: as `run_batches`.
     """
     result: dict[int, AnswerTokens] = {}
 
@@ -67,5 +68,5 @@ def answer_tokens(
             result[index] = AnswerTokens(logs[of == index], standardised[of == index])
         on_batch(batch.records)
 
-    vlm.batches(records, size=size).run(compute)
+    run_batches(vlm.batches(records, size=size), compute)
     return [result[index] for index in range(len(records))]

@@ -26,7 +26,7 @@ from chip.model.batching.batches import Batches
 from chip.model.batching.packing import Cost
 from chip.model.batching.sharing import sharing_holds
 from chip.model.chat import Prompts
-from chip.model.forward.trace import keeping_apart
+from chip.model.forward.trace import block_diagonal_attention
 from chip.model.offload import (
     DeviceMap,
     MaxMemory,
@@ -147,7 +147,7 @@ class VLM:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """(B, T, d): the text model's last, behind its norm; where the batch is."""
-        with torch.no_grad(), keeping_apart(self.layers, batch.attention_mask):
+        with torch.no_grad(), block_diagonal_attention(self.layers, batch.attention_mask):
             states: Tensor = self.core(**batch.inputs, use_cache=False).last_hidden_state
         return states.to(batch.segments.device)
 

@@ -39,6 +39,30 @@ def assemble(
         prompts: record -> its tokens.
         heads: the first record of each row, as the processor gives it: with its image's tokens, padded on the right.
     """
+    lines, owners, answered = _segments(rows, prompts, heads)
+    real = _padded([[True for piece in line for _ in range(len(piece))] for line in lines], False)
+    inputs = _inputs(model, lines, heads, real)
+    answers = [[n >= len(piece) - piece.answer for piece in line for n in range(len(piece))] for line in lines]
+    answer = _padded(answers, False)
+    image = (inputs["input_ids"] == model.image_token_id) & real
+    images = torch.zeros_like(inputs["input_ids"])  # a record has one image, which its row shares
+    return Batch(
+        inputs,
+        token_roles(real, image, images, answer),
+        token_ids(inputs["input_ids"], image, images),
+        images,
+        _padded([[piece.segment for piece in line for _ in range(len(piece))] for line in lines], 0),
+        answer,
+        owners,
+        answered,
+        tuple(rows),
+    )
+
+
+def _segments(
+    rows: Sequence[PackedSequence], prompts: Mapping[int, Prompt], heads: Mapping[str, Tensor]
+) -> tuple[list[list[_Piece]], SegmentRecords, Tensor]:
+    """Each row's pieces, which records own each segment, and the record whose answer stands in it (segments,)."""
     lines: list[list[_Piece]] = []
     owners: list[tuple[int, int]] = []
     answered: list[int] = []
@@ -50,25 +74,8 @@ def assemble(
         owners += [(piece.segment, record) for piece, record in zip(line[shares:], row.records, strict=True)]
         answered += [*row.records[:1] * shares, *row.records]
         lines.append(line)
-    real = _padded([[True for piece in line for _ in range(len(piece))] for line in lines], False)
-    inputs = _inputs(model, lines, heads, real)
-    answer = _padded(
-        [[n >= len(piece) - piece.answer for piece in line for n in range(len(piece))] for line in lines], False
-    )
-    image = (inputs["input_ids"] == model.image_token_id) & real
-    images = torch.zeros_like(inputs["input_ids"])  # a record has one image, which its row shares
     segment, record = torch.tensor(owners).T
-    return Batch(
-        inputs,
-        token_roles(real, image, images, answer),
-        token_ids(inputs["input_ids"], image, images),
-        images,
-        _padded([[piece.segment for piece in line for _ in range(len(piece))] for line in lines], 0),
-        answer,
-        SegmentRecords(segment, record, len(answered)),
-        torch.tensor(answered),
-        tuple(rows),
-    )
+    return lines, SegmentRecords(segment, record, len(answered)), torch.tensor(answered)
 
 
 def token_roles(real: Tensor, image: Tensor, images: Tensor, answer: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from chip.model.batching.batch_size import out_of_memory
 from chip.model.batching.packing import PackedSequence
 from chip.model.tokens import SegmentRecords, TokenRole
 
@@ -45,6 +47,13 @@ class Batch:
     def real(self) -> Tensor:
         """(B, T) bool: no padding."""
         return self.roles != TokenRole.PADDING
+
+    @property
+    def starts(self) -> Tensor:
+        """(B, T) bool: the first token of each sequence."""
+        first = torch.zeros_like(self.answer)
+        first[:, 0] = True
+        return first
 
     @property
     def vision(self) -> Tensor:
@@ -88,3 +97,22 @@ class Batch:
 
     def without_inputs(self) -> Batch:
         return replace(self, inputs={})
+
+
+class BatchTooLargeError(RuntimeError):
+    """A batch ran out of memory; the error that says so is its cause."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(f"out of memory in a batch of {len(batch.rows)} rows")
+        self.batch = batch
+
+
+@contextmanager
+def guard_memory(batch: Batch) -> Iterator[None]:
+    """An out-of-memory error within the block, which runs `batch`, becomes `BatchTooLargeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise BatchTooLargeError(batch) from error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from chip.data.record import Record, image_size
 from chip.distributed import DistributedContext
-from chip.errors import InputError, RunError
+from chip.errors import InputError
 from chip.model.batching.assembly import assemble
-from chip.model.batching.batch import Batch
-from chip.model.batching.batch_size import BatchSize, out_of_memory
+from chip.model.batching.batch import Batch, guard_memory
+from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import PackedSequence, alone, cut, pack
 from chip.model.chat import Prompt
@@ -55,7 +56,7 @@ class Batches:
             distributed: these processes share the rows.
         """
         self.distributed = distributed or DistributedContext()
-        self._model, self._records, self._size = model, records, size
+        self._model, self._records, self.size = model, records, size
         self._prompts = dict(zip(indices, model.prompts.read([records[i] for i in indices]), strict=True))
         self._image = self._image_tokens()
         together = model.shares_images if together is None else together
@@ -67,64 +68,40 @@ class Batches:
         """How many records this process has of them."""
         return sum(len(row.records) for rows in self._groups for row in rows)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batches go."""
+        return self._model.device
+
     def plan(self) -> Iterator[list[PackedSequence]]:
         """The rows of one batch after the other, each as large as the size then says."""
         for rows in self._groups:
-            yield from cut(rows, self._size, 0 if self._records[rows[0].records[0]].image is None else self._image)
+            yield from cut(rows, self.size, 0 if self._records[rows[0].records[0]].image is None else self._image)
 
     def made(self, plan: Iterable[list[PackedSequence]] | None = None) -> Iterator[Batch]:
         """The batches of a plan, by default of one that is made as they are, on the model's device.
 
         Raises:
             InputError: an image cannot be read, or a record does not fit into the model's context.
+            BatchTooLargeError: the device has no memory left for a batch.
         """
         with ThreadPoolExecutor(1) as worker:
             ready: Future[Batch] | None = None
             for rows in self.plan() if plan is None else plan:
                 coming = worker.submit(self.make, rows)
                 if ready is not None:
-                    yield ready.result().to(self._model.device)
+                    yield self._on_device(ready.result())
                 ready = coming
             if ready is not None:
-                yield ready.result().to(self._model.device)
+                yield self._on_device(ready.result())
 
-    def run(self, compute: Callable[[Batch], None]) -> None:
-        """Compute every batch; one that does not fit into memory again in halves, and smaller ones from then on.
+    def _on_device(self, batch: Batch) -> Batch:
+        with guard_memory(batch):
+            return batch.to(self.device)
 
-        Raises:
-            RunError: a single row does not fit.
-        """
-        for batch in self.made():
-            self._run(batch, compute)
-
-    def _run(self, batch: Batch, compute: Callable[[Batch], None]) -> None:
-        start = time.perf_counter()
-        try:
-            compute(batch)
-        except RuntimeError as error:
-            self.shrink(batch, error)
-        else:
-            self._size.learn(batch.segments.numel(), time.perf_counter() - start)
-            return
-        middle = len(batch.rows) // 2
-        for rows in (batch.rows[:middle], batch.rows[middle:]):
-            self._run(self.make(rows).to(self._model.device), compute)
-
-    def shrink(self, batch: Batch, error: RuntimeError) -> None:
-        """Smaller batches from now on, since this one met `error`; which is raised again if that was not for memory.
-
-        Raises:
-            RunError: it is a single row.
-        """
-        if not out_of_memory(error):
-            raise error
-        if len(batch.rows) == 1:
-            where = self._records[batch.rows[0].records[0]].where
-            raise RunError(
-                f"{where}: not even this row fits into the memory of {self._model.device}; "
-                "take --batch-size 1, smaller images, or a larger device"
-            ) from error
-        self._size.halve()
+    def where(self, row: PackedSequence) -> str:
+        """Where the row's first record stands."""
+        return self._records[row.records[0]].where
 
     def _image_tokens(self) -> int:
         """What the first image's placeholder becomes, less one; others are taken to be about as large."""
@@ -146,7 +123,7 @@ class Batches:
         rows = []
         for image, group in about.items():
             cost = replace(self._model.cost, image=0 if image is None else self._image)
-            rows += pack(group, cost, self._size.records)
+            rows += pack(group, cost, self.size.records)
         return rows
 
     def make(self, rows: Sequence[PackedSequence]) -> Batch:

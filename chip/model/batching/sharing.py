@@ -45,6 +45,6 @@ def sharing_holds(vlm: RunnableModel) -> bool:
         return False
     both = vlm.hidden_states(packed)[0].float()
     own = [both[packed.segments[0] == segment] for segment in (1, 2)]  # each question's own tokens
-    expected = [vlm.hidden_states(each)[0, -len(mine) :].float() for each, mine in zip(single, own, strict=True)]
+    expected = [vlm.hidden_states(row)[0, -len(states) :].float() for row, states in zip(single, own, strict=True)]
     difference = torch.linalg.norm(torch.cat(own) - torch.cat(expected))
     return bool(difference <= torch.finfo(vlm.model.dtype).eps ** 0.5 * torch.linalg.norm(torch.cat(own)))
