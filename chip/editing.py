@@ -13,11 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chip.checkpoint.folder import files_in, staged
+from chip.checkpoint.folder import atomic_directory, files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.output import check_output
+from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.checkpoint.writer import check_output, check_written, copy_patched, read_back
+from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import find_records, read_records
 from chip.data.request import ForgetRequest
@@ -115,7 +117,7 @@ def edit(
             then stays on the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
-        link_unchanged: shards that do not change become hard links to the source's; who writes to one writes to both.
+        link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         dry_run: compute the edit, and write nothing.
 
     Raises:
@@ -134,7 +136,11 @@ def edit(
         ask = partial(
             score_records, records=request.hierarchy.records, size=size, progress=progress, distributed=distributed
         )
-        with staged(output, overwrite) if distributed.is_main_process and not dry_run else nullcontext() as folder:
+        with (
+            atomic_directory(output, overwrite)
+            if distributed.is_main_process and not dry_run
+            else nullcontext() as folder
+        ):
             vlm = load(source.folder)
             chosen = default_modules(vlm, method, target_modules, layers)
             before = ask(vlm, what="asking before")
@@ -163,7 +169,7 @@ def edit(
             )
             if folder is not None:
                 _sign(source, folder, report, progress)
-        distributed.broadcast_object(None)  # the others wait, so that all fail if the last step does
+        distributed.barrier()  # the others wait, so that all fail if the last step does
         return report
 
 
@@ -177,7 +183,7 @@ def _loader(
             raise InputError("max_memory: says how to spread a model; give a device_map, such as auto")
         yield partial(load_vlm, device=device)
         return
-    if distributed.count > 1:
+    if distributed.world_size > 1:
         raise InputError("--device-map: one process uses all devices; start chip without torchrun")
     with TemporaryDirectory(prefix="chip-") as folder:
         yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip.checkpoint.folder import staged
+from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
 from chip.checkpoint.verify import verify
-from chip.checkpoint.writer import copy_patched, read_back
+from chip.checkpoint.writer import copy_patched
 from chip.errors import InputError
 from tests.folders import SHARDS
 
@@ -35,7 +36,7 @@ def edit_folder(
         stored = new.to(source.entries[name].torch_dtype).double()
         changes[name] = float(torch.linalg.norm(stored - old) / torch.linalg.norm(old))
     edit = Edit("shielded", {"shield": 8.0, "sites": ["connector", "down"]}, None, changes, {"a": 1e-3}, label)
-    with staged(output) as folder:
+    with atomic_directory(output) as folder:
         copy_patched(source, folder, tensors)
         (folder / RECEIPT).unlink(missing_ok=True)
         write_card(

@@ -139,7 +139,7 @@ def edit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: Annotated[
         bool,
-        typer.Option("--link-unchanged", help="Hard-link shards that do not change; who writes to one writes to both."),
+        typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
     as_json: Json = False,

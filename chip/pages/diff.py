@@ -13,7 +13,7 @@ from typing import Any
 from chip._version import __version__
 from chip.checkpoint.change_map import SHADES, ChangeMap, Sum, place_of, shortest_ends
 from chip.checkpoint.diff import CheckpointDiff
-from chip.checkpoint.measure import DIRECTIONS, TensorDiff
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.pages import render
 from chip.pages.plot import Plot, decay_plot
 from chip.pages.words import count, listed
