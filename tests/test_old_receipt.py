@@ -47,6 +47,14 @@ def write_checkpoint(folder: Path, weight: tuple[int, ...]) -> Path:
     return folder
 
 
+def write_edited(folder: Path) -> Path:
+    """The folder that the old run wrote."""
+    write_checkpoint(folder, (1, 2, 3, 4, 5, 5))
+    for path in WRITTEN.iterdir():
+        shutil.copy(path, folder)
+    return folder
+
+
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "ckpt", (1, 2, 3, 4, 5, 6))
@@ -54,10 +62,7 @@ def original(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Path:
-    folder = write_checkpoint(tmp_path / "out", (1, 2, 3, 4, 5, 5))
-    for path in WRITTEN.iterdir():
-        shutil.copy(path, folder)
-    return folder
+    return write_edited(tmp_path / "out")
 
 
 def test_it_verifies_and_its_settings_keep_their_names(edited: Path, original: Path) -> None:

@@ -14,7 +14,8 @@ def leading_bases(directions: Tensor, variance_threshold: float) -> list[Tensor]
     That is their share of the squared singular values. They come from the eigenvectors U of the Gram matrix on the
     smaller side, in the dtype of `directions`. Where these are on the left, the columns of Dᵀ U are orthogonal but for
     rounding, which weighs the more the shorter they are; if the shortest selected one is short, a Cholesky factor of
-    their own Gram matrix makes them so (Cholesky QR: Golub and Van Loan, Matrix Computations, 4th edition, section 5.2).
+    their own Gram matrix makes them so (Cholesky QR: Golub and Van Loan, Matrix Computations, 4th edition, section
+    5.2).
 
     Args:
         directions: D (b, m, d), fp64 (fp32 where the device has no fp64).
