@@ -13,11 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chip.checkpoint.folder import files_in, staged
+from chip.checkpoint.folder import atomic_directory, files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.output import check_output
+from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.checkpoint.writer import check_output, check_written, copy_patched, read_back
+from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import find_records, read_records
 from chip.data.request import ForgetRequest
@@ -198,7 +200,7 @@ def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
 def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
     """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
     with ExitStack() as stack:
-        folder = stack.enter_context(staged(output, overwrite)) if distributed.is_main_process else output
+        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
     distributed.barrier()  # so that all fail if putting it in place does
 
@@ -217,7 +219,7 @@ def _model_loader(
             raise InputError(hint, argument="max_memory", value=max_memory)
         yield partial(load_vlm, device=device)
         return
-    if distributed.count > 1:
+    if distributed.world_size > 1:
         hint = "one process uses all devices; start chip without torchrun"
         raise InputError(hint, argument="device_map", value=device_map)
     with TemporaryDirectory(prefix="chip-") as folder:

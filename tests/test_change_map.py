@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip.checkpoint.change_map import SHADES, Place, Scale, Sum, change_map, place_of, shortest_ends
-from chip.checkpoint.measure import TensorDiff
+from chip.checkpoint.tensor_diff import TensorDiff
 
 
 def changed(name: str, norm: float, change: float, shape: tuple[int, ...] = (2, 2)) -> TensorDiff:

@@ -117,7 +117,7 @@ class _Seen:
         self.tokens, self.inputs = tokens, tokens.inputs
 
     def merge(self, distributed: DistributedContext) -> None:
-        assert distributed.count == 1
+        assert distributed.world_size == 1
 
 
 def _last_inputs(collector: Collector, stages: Sequence[Stage]) -> dict[str, Tensor]:

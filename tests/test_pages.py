@@ -15,7 +15,7 @@ from PIL import Image
 
 from chip.checkpoint.change_map import SHADES
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff
-from chip.checkpoint.measure import DIRECTIONS, TensorDiff
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.errors import InputError
 from chip.report.formatting import percent
 from chip.report.html.coordinates import decay_plot

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff
-from chip.checkpoint.measure import TensorDiff
+from chip.checkpoint.tensor_diff import TensorDiff
 from chip.checkpoint.verify import Verification
 from chip.cli import console as consoles
 from chip.cli.progress import progress_bar

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff
-from chip.checkpoint.measure import DIRECTIONS, TensorDiff
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.report.text import diff
 
 KINDS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")

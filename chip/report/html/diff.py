@@ -12,7 +12,7 @@ from typing import Any
 
 from chip.checkpoint.change_map import SHADES, ChangeMap, Sum, place_of, shortest_ends
 from chip.checkpoint.diff import CheckpointDiff
-from chip.checkpoint.measure import DIRECTIONS, TensorDiff
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.report.html.coordinates import Plot, decay_plot
 from chip.report.html.page import render
 from chip.report.html.receipt import shown_receipt

@@ -17,7 +17,7 @@ from chip.report.text.elements import escaped
 
 if TYPE_CHECKING:
     from chip.checkpoint.diff import CheckpointDiff
-    from chip.checkpoint.measure import TensorDiff
+    from chip.checkpoint.tensor_diff import TensorDiff
 
 # Cividis (Nuñez, Anderton and Renslow 2018) in steps: the same to color-blind eyes, and darker always means less.
 _GROUND = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a69d75", "#d3c164", "#fee838")
