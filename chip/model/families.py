@@ -40,7 +40,8 @@ VISION_MODULES = {
     "linear_fc1": "fc1",
     "linear_fc2": "fc2",
 }
-"""Last part of a linear layer's name in a layer of a vision tower -> its kind; other names are their own kinds."""
+"""Last part of a linear layer's name in a layer of a vision tower -> its kind, in the order of data; other names are
+their own kinds."""
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,20 @@ def load_processor(folder: Path) -> Any:
     """
     class_name = _class_name(folder)
     with _refusing(folder), quiet():
-        try:
-            return AutoProcessor.from_pretrained(folder, **_SAFE)
-        except (ImportError, OSError, ValueError):
-            if class_name is None:
-                raise
-            without_video: Any = type(class_name, (getattr(transformers, class_name), _WithoutVideo), {})
-            return without_video.from_pretrained(folder, **_SAFE)
+        processor = _load(folder, class_name)
+    if not isinstance(processor, ProcessorMixin):  # transformers then takes the tokenizer, or what it can get
+        raise _broken(folder, f"{class_name or 'none'} is no processor that transformers knows")
+    return processor
+
+
+def _load(folder: Path, class_name: str | None) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(folder, **_SAFE)
+    except (ImportError, OSError, ValueError):
+        if class_name is None:
+            raise
+        without_video: Any = type(class_name, (getattr(transformers, class_name), _WithoutVideo), {})
+        return without_video.from_pretrained(folder, **_SAFE)
 
 
 @contextmanager
@@ -49,10 +56,13 @@ def _refusing(folder: Path) -> Iterator[None]:
     except ImportError as error:
         raise InputError(f"{folder}: its processor asks for another package; {reason(error)}") from error
     except Exception as error:
-        raise InputError(
-            f"{folder}: its processor cannot be loaded, put the base model's tokenizer and processor files there; "
-            f"{reason(error)}"
-        ) from error
+        raise _broken(folder, reason(error)) from error
+
+
+def _broken(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder}: its processor cannot be loaded, put the base model's tokenizer and processor files there; {why}"
+    )
 
 
 def _class_name(folder: Path) -> str | None:

@@ -44,7 +44,8 @@ def refusing(path: Path, trouble: str, hint: str) -> Iterator[None]:
     wrong one ends in an exception of any kind somewhere in its code, or torch's: a list of kinds would never be whole.
     """
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once
             yield
     except Exception as error:
         raise InputError(f"{path}: {trouble} ({reason(error)}); {hint}") from error
@@ -52,5 +53,7 @@ def refusing(path: Path, trouble: str, hint: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The first sentence of what an error says, on one line; with the error's kind, where that is all but a word."""
-    words = printable(" ".join(str(error).split())).partition(". ")[0][:_LONGEST_REASON]
+    words = printable(" ".join(str(error).split())).partition(". ")[0]
+    if len(words) > _LONGEST_REASON:
+        words = f"{words[:_LONGEST_REASON]} ..."
     return words if " " in words else f"{type(error).__name__}: {words}".removesuffix(": ")

@@ -14,7 +14,7 @@ from chip.errors import InputError
 from chip.model.quiet import refusing
 
 _TROUBLE = "transformers cannot build an image-text-to-text model from it"
-_HINT = "use a checkpoint of a family it knows"
+_HINT = "fetch that file again, or use a checkpoint of a family it knows"
 
 
 def build_skeleton(folder: Path) -> Any:

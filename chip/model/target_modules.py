@@ -125,12 +125,23 @@ def available_modules(model: Any) -> list[TargetModule]:
 
 def _vision_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
     for index, layer in enumerate(find_tower_layers(model)):
-        for path, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
-                last = path.rpartition(".")[2]
-                kind = f"{Component.VISION}.{VISION_MODULES.get(last, last)}"
-                name = f"{name_of[layer]}.{path}"
-                yield TargetModule(name, kind, Component.VISION, index, module.bias is not None)
+        modules = [
+            TargetModule(f"{name_of[layer]}.{path}", _vision_kind(path), Component.VISION, index, bias)
+            for path, bias, is_parameter in linear_maps(layer)
+            if not is_parameter
+        ]
+        yield from sorted(modules, key=lambda module: _rank(module.kind))  # some towers list the MLP first
+
+
+def _vision_kind(path: str) -> str:
+    last = path.rpartition(".")[2]
+    return f"{Component.VISION}.{VISION_MODULES.get(last, last)}"
+
+
+def _rank(vision_kind: str) -> int:
+    """Where a layer of the vision tower uses this kind, among the others."""
+    order, kind = list(dict.fromkeys(VISION_MODULES.values())), vision_kind.partition(".")[2]
+    return order.index(kind) if kind in order else len(order)
 
 
 def _text_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
