@@ -119,6 +119,13 @@ def test_loading_refuses_it_as_well(config: Path, right: dict[str, Any], what: s
         load_vlm(config.parent, "cpu")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cpu:x"])
+def test_a_device_that_torch_does_not_know_is_refused(folder: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"device='{device}': torch knows no such device") as caught:
+        load_vlm(folder, device)
+    assert caught.value.argument == "device"
+
+
 def test_nothing_is_read_but_the_configuration(config: Path, right: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(json.dumps(right))
     model = build_skeleton(tmp_path)

@@ -185,19 +185,17 @@ def load_vlm(
         device: by default the best there is.
         device_map: spreads a model that is larger than a device; needs accelerate.
         max_memory: what such a model may take of each device and of the host; the rest stays on the disk.
-        offload_folder: for weights that stay on the disk, but not as the checkpoint has them. They are read from it for
-            as long as the model is used.
+        offload_folder: for weights that stay on the disk, in another form than the checkpoint's; needed while in use.
 
     Raises:
-        InputError: an unknown family, weights that do not fit the model (missing or unexpected names), or a device map
-            that does not.
+        InputError: an unknown family, or weights, a device or a device map that do not fit the model.
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
     skeleton = build_skeleton(folder)
     check_family(skeleton)
     if device_map is None:
-        place = torch.device(local_device(device or default_device()))
+        place = _device(device)
         model = _load_model(folder, place.type == "cpu", {}).to(place)
     else:
         check_device_map(skeleton, device_map)
@@ -205,8 +203,16 @@ def load_vlm(
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
-    model.eval().requires_grad_(False)
-    return VLM(model, load_processor(folder))
+    return VLM(model.eval().requires_grad_(False), load_processor(folder))
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name, by default the best there is; of several processes, this one's own."""
+    try:
+        return torch.device(local_device(name or default_device()))
+    except RuntimeError as error:
+        message = "torch knows no such device; take cpu, cuda, cuda:1 or mps"
+        raise InputError(message, argument="device", value=name) from error
 
 
 def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:

@@ -81,16 +81,6 @@ class Stage:
     target_modules: tuple[TargetModule, ...]
 
     @property
-    def starts_in(self) -> Component:
-        """Where its first module lies."""
-        return self.target_modules[0].component
-
-    @property
-    def ends_in(self) -> Component:
-        """Where its last module lies."""
-        return self.target_modules[-1].component
-
-    @property
     def first(self) -> int | None:
         """The first module's layer; None in the connector."""
         return self.target_modules[0].layer
