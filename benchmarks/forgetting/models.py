@@ -27,7 +27,8 @@ from benchmarks.forgetting.worlds import World, build
 from chip.data.record import Record
 from chip.errors import RunError
 from chip.evaluation.metrics import mean
-from chip.model.loading import VLM, default_device, load_processor, load_vlm
+from chip.model.loading import VLM, default_device, load_vlm
+from chip.model.processors import load_processor
 from chip.model.scoring import score_records
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores

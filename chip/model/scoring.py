@@ -97,5 +97,5 @@ def _score_tokens(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def _softcap(vlm: VLM, logits: Tensor) -> Tensor:
     """As Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind the head."""
-    cap = getattr(vlm.model.config.get_text_config(), "final_logit_softcapping", None)
+    cap = vlm.logit_softcapping
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from chip.model.families import TEXT_MODULES
 from chip.model.forward.trace import Call, replace_input, replace_output, trace
-from chip.model.target_modules import LAYER_MODULES
 
-_PARTS = (LAYER_MODULES["o"].rpartition(".")[0], *(LAYER_MODULES[kind] for kind in ("gate", "up", "down")))
+_PARTS = (TEXT_MODULES["o"].rpartition(".")[0], *(TEXT_MODULES[kind] for kind in ("gate", "up", "down")))
 """A layer's attention, and the projections of its MLP."""
 
 
