@@ -37,7 +37,8 @@ from benchmarks.rows import Row, device_name, versions
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import LEVELS, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
 from chip.demo import write_demo
 from chip.editing import summarize

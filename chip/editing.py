@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from chip.checkpoint.folder import files_in, staged
@@ -19,19 +18,18 @@ from chip.checkpoint.model_card import CARD, Figure, write_card
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
 from chip.checkpoint.writer import check_output, check_written, copy_patched, read_back
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import find_records, read_records
+from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
-from chip.distributed import DistributedContext, distributed_context
+from chip.distributed import distributed_context
 from chip.errors import InputError
-from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
-from chip.evaluation.rows import SPLITS, in_split
+from chip.evaluation.summary import GroupResult, summarize
 from chip.methods import Method, Shielded
 from chip.methods.apply import check_removed, compute_updates, default_modules
 from chip.methods.search import MAX_RETAIN_DROP, Choice
 from chip.model.batching.batch_size import BatchSize
-from chip.model.loading import VLM, load_vlm
+from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
-from chip.model.scoring import Scores, score_records
+from chip.model.scoring import score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 
@@ -129,7 +127,7 @@ def edit(
     request = _read_case(source, forget, records, label)
     if not dry_run:
         check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
-    with distributed_context() as distributed, _loader(distributed, device, device_map, max_memory) as load:
+    with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         progress, size = progress if distributed.is_main_process else silent, BatchSize(batch_size)
         ask = partial(
             score_records, records=request.hierarchy.records, size=size, progress=progress, distributed=distributed
@@ -165,22 +163,6 @@ def edit(
                 _sign(source, folder, report, progress)
         distributed.broadcast_object(None)  # the others wait, so that all fail if the last step does
         return report
-
-
-@contextmanager
-def _loader(
-    distributed: DistributedContext, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
-) -> Iterator[Callable[[Path], VLM]]:
-    """What loads a model. Where it is spread, some of it may lie in a folder that goes at the end."""
-    if device_map is None:
-        if max_memory is not None:
-            raise InputError("max_memory: says how to spread a model; give a device_map, such as auto")
-        yield partial(load_vlm, device=device)
-        return
-    if distributed.count > 1:
-        raise InputError("--device-map: one process uses all devices; start chip without torchrun")
-    with TemporaryDirectory(prefix="chip-") as folder:
-        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
 
 
 def _settings(method: Method, target_modules: Sequence[TargetModule], choice: Choice | None) -> dict[str, Any]:
@@ -253,26 +235,3 @@ def _check_trained(request: ForgetRequest) -> None:
     for what, indices in (("target", split.forget), ("retained", split.retained)):
         if all(records[i].held_out for i in indices):
             raise InputError(f"no {what} record has split 'train'; the edit has nothing to go by, add some")
-
-
-def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
-    """The scores as means by group (target, siblings, rest) and by whether the wording was trained."""
-    chance = chances(request.hierarchy, request.partition)
-    result: dict[str, dict[str, GroupResult]] = {}
-    for group, indices in request.partition.groups.items():
-        result[group] = {}
-        for name in SPLITS:
-            chosen = [i for i in indices if in_split(request.hierarchy.records[i], name)]
-            if chosen:
-                measure = partial(_before_after, chosen, before, after)
-                result[group][name] = GroupResult(
-                    len(chosen), mean(chance, chosen), measure("exact_match"), measure("answer_probability")
-                )
-    return result
-
-
-def _before_after(chosen: Sequence[int], before: Scores, after: Scores | None, measure: str) -> BeforeAfter:
-    return BeforeAfter(
-        mean(getattr(before, measure), chosen),
-        None if after is None else mean(getattr(after, measure), chosen),
-    )

@@ -1,20 +1,50 @@
-"""What chip says when it will not, or cannot, go on."""
+"""The errors that chip raises for its user: each is one line that says what is wrong, where, and what to do."""
+
+from pathlib import PurePath
 
 
 class ChipError(Exception):
-    """One line for the user: what is wrong, where, and the mend."""
+    """One line for the user: what is wrong, where, and a hint."""
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
 
 class InputError(ChipError):
-    """The request, the records or the checkpoint cannot be used as they are. Nothing has been written."""
+    """The request, the records or the checkpoint cannot be used as they are. Nothing has been written.
+
+    Where an argument is to blame, the error carries its name in Python and its value: `str()` puts them in front, and
+    the command line prints `message` behind the option of that name instead.
+
+    Args:
+        message: one line without the argument, such as `no such folder; give the folder of a checkpoint`.
+        argument: name of the argument, as in the signature of the public function (`edit`, `evaluate`, ...).
+        value: what was given for it; of a list, the one element that is wrong.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, argument: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+        self.value = value
+
+    def __str__(self) -> str:
+        if self.argument is None:
+            return self.message
+        value = str(self.value) if isinstance(self.value, PurePath) else self.value
+        return f"{self.argument}={value!r}: {self.message}"
 
 
 class RunError(ChipError):
     """The run itself failed: a NaN, a factorization, a read-back that differs. No output is left."""
+
+
+class ChipWarning(UserWarning):
+    """One line for the user about something that may not be what they meant. The run goes on."""
 
 
 def printable(text: str) -> str:
@@ -22,3 +52,9 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; of the system's errors, the reason alone."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())

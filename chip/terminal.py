@@ -24,7 +24,7 @@ from chip.data.hierarchy import Hierarchy, Node
 if TYPE_CHECKING:  # these bring torch, which trees and help do without
     from chip.checkpoint.verify import Verification
     from chip.editing import EditReport
-    from chip.evaluation.metrics import BeforeAfter
+    from chip.evaluation.summary import BeforeAfter
     from chip.inspection import Inspection
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, ResultRow
 from chip.terminal import out
 
 MEASURES = {
@@ -37,7 +37,7 @@ def print_evaluation(found: Evaluation) -> None:
         out.print(_attacks(found))
 
 
-def _groups(title: str, rows: Sequence[Row]) -> Table:
+def _groups(title: str, rows: Sequence[ResultRow]) -> Table:
     shown = {(row.group, row.measure): row for row in sorted(rows, key=_split_order) if row.attack == NO_ATTACK}
     measures = {measure: name for measure, name in MEASURES.items() if any(measure == each for _, each in shown)}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title or None, title_justify="left")
@@ -51,11 +51,11 @@ def _groups(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _plain(row: Row, group: str) -> bool:
+def _plain(row: ResultRow, group: str) -> bool:
     return (row.group, row.measure, row.attack) == (group, "exact_match", NO_ATTACK)
 
 
-def _split_order(row: Row) -> bool:
+def _split_order(row: ResultRow) -> bool:
     """The worst split last: it is the one that is shown, where there is one."""
     return row.split == WORST
 
@@ -77,17 +77,17 @@ def _attacks(found: Evaluation) -> Table:
     return table
 
 
-def _same(row: Row, group: str, rows: Sequence[Row]) -> Row | None:
+def _same(row: ResultRow, group: str, rows: Sequence[ResultRow]) -> ResultRow | None:
     wanted = (group, row.split, row.measure, row.attack)
     return next((each for each in rows if (each.group, each.split, each.measure, each.attack) == wanted), None)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: ResultRow | None) -> str:
     if row is None:
         return "–"
     return _value(row) if row.measure in WITH_INTERVAL or row.attack != NO_ATTACK else f"{row.value:.2f}"
 
 
-def _value(row: Row) -> str:
+def _value(row: ResultRow) -> str:
     interval = f" [dim]\\[{row.low:.2f}, {row.high:.2f}][/]" if row.low == row.low else ""  # NaN: there is none
     return f"{row.value:.2f}{interval}"

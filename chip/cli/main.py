@@ -36,6 +36,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by d
 RecordsFile = Annotated[
     Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
+    ),
+]
 BatchSizes = Annotated[
     str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
 ]
@@ -64,7 +70,7 @@ def tree(
     """Show the hierarchy of the records, with how many each node holds."""
     from chip import terminal
     from chip.data.hierarchy import Hierarchy
-    from chip.data.record import find_records, read_records
+    from chip.data.readers import find_records, read_records
 
     beside = records.is_dir() and not any(records.glob("*.parquet"))
     terminal.print_tree(Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records)), depth)
@@ -129,12 +135,7 @@ def edit(
         float | None, typer.Option(help="α: weight of image tokens in a record's activation.", rich_help_panel=_CHIP)
     ] = None,
     device: Device = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
-        ),
-    ] = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: Annotated[
@@ -206,6 +207,7 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
@@ -219,7 +221,6 @@ def evaluate(
 
     terminal.quiet_libraries()
     from chip.evaluation.evaluate import evaluate as run
-    from chip.evaluation.measure import ATTACKS
     from chip.pages import check_page, write_page
     from chip.pages.eval import eval_page
     from chip.pages.receipt import receipt_in
@@ -229,14 +230,15 @@ def evaluate(
         check_page(html)
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    found = run(
+    evaluation = run(
         checkpoint,
         forget,
         records=records,
         reference=reference,
-        attacks=ATTACKS if attacks == "all" else [name for name in attacks.split(",") if name],
+        attacks=attacks,
         judge=_judge(judge, judge_model),
         device=device,
+        device_map=device_map,
         batch_size=_batch_size(batch_size),
         seed=seed,
         progress=terminal.progress,
@@ -244,9 +246,10 @@ def evaluate(
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
-        page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
+        name = checkpoint.resolve().name
+        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
         write_page(html, page)
-    _print_json(found.to_json()) if as_json else print_evaluation(found)
+    _print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation)
 
 
 @app.command()

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from chip.data.chance import chance_accuracy, mean_over
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import InputError
-from chip.evaluation.metrics import chances, mean
 from chip.model.scoring import Scores
 
 GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
@@ -100,7 +100,7 @@ class ValidationSet:
     def never_trained(self, ask: Callable[[Sequence[Record]], Scores]) -> float:
         if self._strangers:
             return float(ask(self._strangers).answer_probability.mean())
-        return mean(chances(self._case.hierarchy, self._case.partition), self.groups["target"])
+        return mean_over(chance_accuracy(self._case.hierarchy, self._case.partition), self.groups["target"])
 
     def _some(self, indices: Sequence[int]) -> list[int]:
         records = self._case.hierarchy.records

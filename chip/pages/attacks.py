@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chip.evaluation.measure import ATTACKS
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.rows import NO_ATTACK, Evaluation
 
 PLAIN = "reconstruction: none"

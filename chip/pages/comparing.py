@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from chip.evaluation.rows import NO_ATTACK, SPLITS, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, Evaluation, ResultRow
 from chip.pages.words import between, points, share, signed
 
 CLOSE = 0.1
@@ -70,12 +70,12 @@ def reference_of(found: Evaluation) -> Evaluation:
     return replace(found, rows=found.reference or (), reference=None)
 
 
-def by_split(found: Evaluation, group: str, measure: str) -> list[Row]:
+def by_split(found: Evaluation, group: str, measure: str) -> list[ResultRow]:
     """The figure for trained and for paraphrased wordings, without an attack, as far as they are there."""
     return [row for split in SPLITS if (row := found.find(group, split, measure)) is not None]
 
 
-def told(row: Row, how: Callable[[float], str] = share) -> str:
+def told(row: ResultRow, how: Callable[[float], str] = share) -> str:
     """A figure with its interval, as far as it has one: `17% (11–23%)`."""
     interval = between(row.low, row.high, how)
     return f"{how(row.value)} ({interval})" if interval else how(row.value)
@@ -120,18 +120,18 @@ def largest_loss(found: Evaluation, group: str) -> float:
     return max((other.value - own.value for own, other in _beside(found, group)), default=0.0)
 
 
-def apart(own: Row, other: Row) -> int:
+def apart(own: ResultRow, other: ResultRow) -> int:
     """1 or −1 where a figure lies above or below another, and their intervals do not meet; else 0."""
     return int(own.low > other.high) - int(own.high < other.low)
 
 
-def _beside(found: Evaluation, group: str) -> list[tuple[Row, Row]]:
+def _beside(found: Evaluation, group: str) -> list[tuple[ResultRow, ResultRow]]:
     """The exact match of a group, and the reference's, by split."""
     others = {row.split: row for row in by_split(reference_of(found), group, "exact_match")}
     return [(own, others[own.split]) for own in by_split(found, group, "exact_match") if own.split in others]
 
 
-def _unnoticed_loss(own: Row, other: Row) -> float:
+def _unnoticed_loss(own: ResultRow, other: ResultRow) -> float:
     return other.high - own.low + _unseen(own.low, own.high, own.count)
 
 

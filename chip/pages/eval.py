@@ -11,7 +11,7 @@ from typing import Any
 from chip._version import __version__
 from chip.evaluation.bootstrap import LEVEL, SAMPLES
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 from chip.pages import render
 from chip.pages.attacks import KINDS, not_run, step_words, steps
 from chip.pages.comparing import CLOSE, by_split, reference_of, told
@@ -147,7 +147,7 @@ def _pairs(found: Evaluation, group: str, whose: str) -> Iterator[Pair]:
             yield Pair(target, retained, f"{whose}, {split}: target {told(target)}, {name_of(group)} {told(retained)}")
 
 
-def _mean(rows: Sequence[Row]) -> float | None:
+def _mean(rows: Sequence[ResultRow]) -> float | None:
     return sum(row.value for row in rows) / len(rows) if rows else None
 
 
@@ -199,10 +199,10 @@ def _membership(found: Evaluation) -> TokenRole | None:
 
 def _strip(
     title: str,
-    own: Row,
-    reference: Row | None,
-    chance: Row | None = None,
-    siblings: Row | None = None,
+    own: ResultRow,
+    reference: ResultRow | None,
+    chance: ResultRow | None = None,
+    siblings: ResultRow | None = None,
     guess: float | None = None,
     note: str = "",
 ) -> Strip:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 from chip.pages.attacks import step_words, steps
 from chip.pages.comparing import reference_of
 from chip.pages.groups import name_of
@@ -150,7 +150,7 @@ def attack_tables(found: Evaluation) -> Iterator[FigureTable]:
         yield _membership_table(found, membership)
 
 
-def membership_scores(found: Evaluation) -> list[tuple[str, Measure, Row]]:
+def membership_scores(found: Evaluation) -> list[tuple[str, Measure, ResultRow]]:
     """Each score's name, what it is, and its area under the curve."""
     rows = [(row.measure.removeprefix("auc_"), row) for row in found.rows if row.measure.startswith("auc_")]
     return [(name, _MEMBERSHIP.get(name, Measure(name, "")), row) for name, row in rows]
@@ -221,7 +221,7 @@ def _beside_reference(found: Evaluation) -> FigureTable:
     return FigureTable("Beside the reference, under attack", explanation, "attack", columns, tuple(lines))
 
 
-def _membership_table(found: Evaluation, scores: Sequence[tuple[str, Measure, Row]]) -> FigureTable:
+def _membership_table(found: Evaluation, scores: Sequence[tuple[str, Measure, ResultRow]]) -> FigureTable:
     sides = _sides(found)
     lines = []
     for name, measure, row in scores:
@@ -238,7 +238,7 @@ def _membership_table(found: Evaluation, scores: Sequence[tuple[str, Measure, Ro
     )
 
 
-def _asked(rows: Iterable[Row | None]) -> str:
+def _asked(rows: Iterable[ResultRow | None]) -> str:
     """`114 + 38 questions`: trained, and paraphrased."""
     return f"{' + '.join(f'{row.count:,}' for row in rows if row is not None)} questions"
 
@@ -259,12 +259,12 @@ def _order(name: str) -> tuple[int, str]:
     return -1 if "leak_at_" in name else known.index(name) if name in known else len(known), name
 
 
-def _only(found: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> Row | None:
+def _only(found: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> ResultRow | None:
     """The figure of a measure that only one group has."""
     return next((row for row in found.rows if (row.measure, row.split, row.attack) == (measure, split, attack)), None)
 
 
-def _cells(rows: Iterable[Row | None], how: Callable[[float], str], interval: bool = True) -> Iterator[Cell]:
+def _cells(rows: Iterable[ResultRow | None], how: Callable[[float], str], interval: bool = True) -> Iterator[Cell]:
     for row in rows:
         if row is None or row.value != row.value:
             yield Cell()

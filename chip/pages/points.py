@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chip.evaluation.rows import Row
+from chip.evaluation.rows import ResultRow
 from chip.pages.plot import Frame
 
 WIDTH, HEIGHT = 300, 210
@@ -52,12 +52,12 @@ class Plane(Frame):
 class Pair:
     """What a model answers about the target, across, and about what must stay, upwards."""
 
-    target: Row
-    retained: Row
+    target: ResultRow
+    retained: ResultRow
     told: str
 
 
-def dot(row: Row | None) -> Dot | None:
+def dot(row: ResultRow | None) -> Dot | None:
     """Of a figure from 0 to 1; None where there is none."""
     if row is None or row.value != row.value:
         return None
@@ -100,7 +100,7 @@ def _known(pair: Pair) -> bool:
     return pair.target.value == pair.target.value and pair.retained.value == pair.retained.value
 
 
-def _span(row: Row) -> Span | None:
+def _span(row: ResultRow) -> Span | None:
     """The ends of its interval, where it has one that is more than the figure itself."""
     return (_inside(row.low), _inside(row.high)) if row.low < row.high else None
 

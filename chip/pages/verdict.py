@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import WORST, Evaluation, Row
+from chip.evaluation.rows import WORST, Evaluation, ResultRow
 from chip.pages.attacks import PLAIN, impossible, not_run, step_words, steps
 from chip.pages.comparing import (
     CLOSE,
@@ -130,7 +130,7 @@ def _more(sides: Collection[Excess], asked: int, expected: str, decisive: bool) 
     return f"No more than {expected}", "good" if decisive else "open"
 
 
-def _asked(rows: Sequence[Row]) -> str:
+def _asked(rows: Sequence[ResultRow]) -> str:
     of = [f"{told(row)} of {count(row.count, 'question')} in {WORDINGS[row.split]}" for row in rows]
     return f"It rightly answers {listed(of)}."
 
@@ -197,7 +197,7 @@ def _untested(found: Evaluation) -> Iterator[str]:
         yield f"Not possible with these records: {listed(names)}."
 
 
-def _most(found: Evaluation, rungs: Mapping[str, Row]) -> str:
+def _most(found: Evaluation, rungs: Mapping[str, ResultRow]) -> str:
     step = max(rungs, key=lambda step: rungs[step].value)
     before = found.find("target", WORST, "exact_match")
     other = reference_of(found).find("target", WORST, "exact_match", step)
@@ -270,7 +270,7 @@ def _losses(groups: Mapping[Loss, Sequence[str]], lost: Mapping[str, float]) -> 
             yield f"{words[each]}: {listed(told_of)}."
 
 
-def _doubts(found: Evaluation, rows: Sequence[Row]) -> Iterator[str]:
+def _doubts(found: Evaluation, rows: Sequence[ResultRow]) -> Iterator[str]:
     """A model that was only spared the target would know what must stay at least as well as an edited one."""
     other = reference_of(found)
     worse = [name_of(row.group) for row in rows if (beside := _same(other, row)) is not None and apart(row, beside) > 0]
@@ -315,14 +315,14 @@ def _fewer(below: Mapping[str, Excess], sides: Mapping[str, Excess]) -> Iterator
         yield "It has not been shown to answer less about the target than the reference."
 
 
-def _areas(found: Evaluation) -> list[tuple[Row, int]]:
+def _areas(found: Evaluation) -> list[tuple[ResultRow, int]]:
     """Of each score of membership inference the area under its curve, and whether that lies apart: see `apart`."""
     other = reference_of(found)
     rows = [row for row in found.rows if row.measure.startswith("auc_")]
     return [(row, 0 if (beside := _same(other, row)) is None else apart(row, beside)) for row in rows]
 
 
-def _same(other: Evaluation, row: Row) -> Row | None:
+def _same(other: Evaluation, row: ResultRow) -> ResultRow | None:
     return other.find(row.group, row.split, row.measure, row.attack)
 
 
@@ -339,7 +339,7 @@ def _membership(found: Evaluation) -> Iterator[str]:
     )
 
 
-def _standing(area: Row, side: int, compared: bool) -> str:
+def _standing(area: ResultRow, side: int, compared: bool) -> str:
     if not compared:
         guess = not (area.low > 0.5 or area.high < 0.5)
         return "It has not been shown to differ from that." if guess else "It is none."
