@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chip.errors import ChipError, InputError, printable
+from chip.errors import ChipError, ChipWarning, InputError, printable
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
@@ -194,7 +195,8 @@ def evaluate(
     attacks: Annotated[
         str,
         typer.Option(
-            help="reconstruction, cross-modal, quantization, relearning, membership; or all.", metavar="A,B|all"
+            help="reconstruction, cross-modal, quantization, relearning, membership, or a plugin's; or all.",
+            metavar="A,B|all",
         ),
     ] = "",
     judge: Annotated[
@@ -346,8 +348,20 @@ def _interrupt(number: int, _: object) -> None:
     raise _Interrupted(number)
 
 
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """One of chip's own is one line, said by the first of several processes; all others are shown as Python does."""
+    if not issubclass(category, ChipWarning):
+        _show_other_warning(message, category, *place, **options)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"chip: {printable(str(message))}", file=sys.stderr)
+
+
 def main() -> None:
-    """Run the command; a refusal is one line on stderr."""
+    """Run the command; a refusal is one line on stderr, and so is a warning."""
+    warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
