@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
+from chip.cli.main import app
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
 from chip.evaluation.answer_tokens import AnswerTokens, answer_tokens, standardize
-from chip.evaluation.attacks import ATTACKS
+from chip.evaluation.attacks import ATTACKS, find_attacks, register_attack
 from chip.evaluation.attacks import relearning as module
 from chip.evaluation.attacks.cross_modal import CHANGES, ImageChange, cropped, recompressed, rotated
 from chip.evaluation.attacks.membership import (
@@ -238,6 +240,23 @@ def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     blind = result.find("target", "worst", "exact_match", "cross-modal: without image")
     assert blind is not None
     assert blind.value < 0.5
+
+
+def test_attacks_are_found_by_name_and_taken_as_they_are() -> None:
+    assert find_attacks("all") == tuple(ATTACKS.values())
+    assert find_attacks("membership,quantization") == (ATTACKS["membership"], ATTACKS["quantization"])
+    own = Relearning((3,))
+    assert find_attacks((own, "membership")) == (own, ATTACKS["membership"])
+    assert find_attacks("") == find_attacks(()) == ()
+    with pytest.raises(InputError, match="name='relearning': an attack of this name is registered already"):
+        register_attack(own)
+    assert ATTACKS["relearning"] == Relearning()
+
+
+def test_the_command_names_every_attack() -> None:
+    command: Any = get_command(app)
+    (option,) = (option for option in command.commands["eval"].params if option.name == "attacks")
+    assert option.help.startswith(", ".join(ATTACKS))
 
 
 def test_the_judge_is_asked_and_believed(server: Any) -> None:

@@ -16,7 +16,6 @@ from chip.errors import InputError
 from chip.evaluation.bootstrap import Array, interval, means, weights
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
-from chip.evaluation.generation import Draw, answer_greedily, draw_answers, questions
 from chip.evaluation.groups import clusters, groups
 from chip.evaluation.measure import measure
 from chip.evaluation.metrics.aggregate import harmonic_mean, recovered_gap, worst
@@ -25,6 +24,7 @@ from chip.evaluation.metrics.rouge import rouge_l
 from chip.evaluation.metrics.truth_ratio import forget_quality, truth_ratio
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED
+from chip.model.generation import Draw, answer_greedily, draw_answers, questions
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 

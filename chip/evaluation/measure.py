@@ -24,17 +24,7 @@ def measure(
         InputError: an image cannot be read, or an attack cannot be run on this model.
         RunError: a single record, or relearning, does not fit into memory; the judge does not answer.
     """
-    context = EvalContext(
-        vlm=vlm,
-        records=config.records,
-        attacked=config.attacked,
-        members=config.members,
-        retained=config.retained,
-        unseen=config.unseen,
-        seed=config.seed,
-        batch_size=batch_size or BatchSize(),
-        progress=progress,
-    )
+    context = _context(vlm, config, batch_size or BatchSize(), progress)
     # 1. How probable are the answers, and which are the most probable ones? What follows builds on it.
     context.score(NO_ATTACK, dict(enumerate(config.records)), "asking")
     # 2. Which option does it choose, and what do wrong answers cost it?
@@ -47,3 +37,17 @@ def measure(
     for attack in config.attacks_to_run:
         attack.run(context)
     return context.outputs
+
+
+def _context(vlm: VLM, config: EvalConfig, batch_size: BatchSize, progress: ProgressCallback) -> EvalContext:
+    return EvalContext(
+        vlm=vlm,
+        records=config.records,
+        attacked=config.attacked,
+        members=config.members,
+        retained=config.retained,
+        unseen=config.unseen,
+        seed=config.seed,
+        batch_size=batch_size,
+        progress=progress,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.rows import NO_ATTACK, Evaluation
 
 PLAIN = "reconstruction: none"
@@ -90,4 +89,4 @@ def impossible(found: Evaluation) -> list[str]:
 
 def not_run(found: Evaluation) -> list[str]:
     """Titles of the attacks that were not asked for."""
-    return [KINDS[kind].title.lower() for kind in ATTACKS if kind not in found.attacks]
+    return [KINDS[kind].title.lower() for kind in KINDS if kind not in found.attacks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,21 +63,28 @@ def relearning(
         raise InputError("nothing to relearn from: no other record was trained on")
     if any(parameter.is_meta for parameter in vlm.model.parameters()):
         raise InputError("relearning needs the whole model on its devices; leave it out, or take a larger device")
-    with restoring(vlm):
-        parameters = list(vlm.model.parameters())
-        requires_grad = [parameter.requires_grad for parameter in parameters]
+    parameters = list(vlm.model.parameters())
+    with restoring(vlm), _trainable(parameters):
         try:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
             yield from _train(vlm, parameters, records, seed, budgets, on_step)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             raise RunError(f"relearning does not fit into the memory of {vlm.device}; leave it out") from error
-        finally:
-            for parameter, before in zip(parameters, requires_grad, strict=True):
-                parameter.requires_grad_(before)
-                parameter.grad = None
+
+
+@contextmanager
+def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The parameters take gradients for a while, and have none afterwards."""
+    requires_grad = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, before in zip(parameters, requires_grad, strict=True):
+            parameter.requires_grad_(before)
+            parameter.grad = None
 
 
 def _train(

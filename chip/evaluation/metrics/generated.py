@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
-from chip.evaluation.generation import answer_greedily
 from chip.evaluation.metrics.rouge import rouge_l
 from chip.evaluation.rows import NO_ATTACK
+from chip.model.generation import answer_greedily
 
 
 def measure_generated(context: EvalContext, config: EvalConfig) -> None:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from chip.data.answers import is_correct
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
-from chip.evaluation.generation import draw_answers
 from chip.evaluation.rows import NO_ATTACK
+from chip.model.generation import draw_answers
 
 Array = NDArray[np.float64]
 
