@@ -41,8 +41,8 @@ from chip.data.readers import read_records
 from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
 from chip.demo import write_demo
-from chip.editing import summarize
 from chip.evaluation.attacks.quantization import quantize_linears
+from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import Patch, compute_updates, default_modules
 from chip.model.loading import VLM, default_device, load_vlm

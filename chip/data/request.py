@@ -18,7 +18,7 @@ class Partition:
     """
 
     targets: tuple[Node, ...]
-    """What is forgotten, as asked for, without duplicates and without targets inside another."""
+    """What is forgotten, as requested, without duplicates and without targets inside another."""
     forget: tuple[int, ...]
     """Records at or below a target."""
     siblings: tuple[int, ...]
