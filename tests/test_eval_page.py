@@ -19,10 +19,12 @@ from chip.cli.main import main
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.compare import compare
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.formatting import between, number, p_value, points, share
 from chip.report.html.coordinates import LINE, PLANE
 from chip.report.html.eval import eval_page
@@ -39,13 +41,15 @@ Interval = tuple[float, float, float]
 """A figure, and the ends of its interval."""
 
 
-def rows_of(group: str, measure: str, figure: Interval, attack: str = NO_ATTACK, count: int = 400) -> Iterator[Row]:
+def rows_of(
+    group: str, measure: str, figure: Interval, attack: str = NO_ATTACK, count: int = 400
+) -> Iterator[ResultRow]:
     """The same in both wordings."""
     for split in (*SPLITS, WORST):
-        yield Row(group, split, measure, attack, *figure, count)
+        yield ResultRow(group, split, measure, attack, *figure, count)
 
 
-def model(target: Interval, retained: Interval, attacked: Interval, area: Interval) -> list[Row]:
+def model(target: Interval, retained: Interval, attacked: Interval, area: Interval) -> list[ResultRow]:
     """One model's figures, in all groups and at all `STEPS`."""
     rows = [row for group in GROUPS[1:] for row in rows_of(group, "exact_match", retained)]
     rows += rows_of("target", "exact_match", target)
@@ -60,8 +64,10 @@ def model(target: Interval, retained: Interval, attacked: Interval, area: Interv
     rows += rows_of("target", "truth_ratio", (1.25, 1, 2))
     rows += rows_of(GAP, "gap", (0.8, 0.7, 0.9))
     rows += rows_of(RETAINED, "forget_retain_harmonic_mean", (0.85, 0.8, 0.9))
-    rows.append(Row("target", "trained", "auc_loss", "membership: wrong answers", *area, 80))
-    rows.append(Row("target", "trained", "true_positives_loss", "membership: wrong answers", 0.03, NONE, NONE, 80))
+    rows.append(ResultRow("target", "trained", "auc_loss", "membership: wrong answers", *area, 80))
+    rows.append(
+        ResultRow("target", "trained", "true_positives_loss", "membership: wrong answers", 0.03, NONE, NONE, 80)
+    )
     return rows
 
 
@@ -81,7 +87,7 @@ def evaluation(
         rows += rows_of(GAP, "recovered_gap", (0.97, 0.9, 1.02), step)
     rows += (row for row in rows_of("target", "ks_p", (ks_p, NONE, NONE)) if row.split != WORST)
     reference = model((0.12, 0.09, 0.15), (0.99, 0.98, 1.0), (0.18, 0.12, 0.22), (0.5, 0.44, 0.56))
-    return Evaluation(tuple(rows), tuple(reference), ATTACKS, 7, ("patient",))
+    return Evaluation(tuple(rows), tuple(reference), tuple(ATTACKS), 7, ("patient",))
 
 
 def alone(result: Evaluation) -> Evaluation:
@@ -248,7 +254,7 @@ def test_without_a_reference_chance_stands_in_and_decides_nothing() -> None:
     result = alone(evaluation())
     headline, answers, sentences = said(result)
     assert headline == "Attacks bring some of it back"
-    assert said(alone(without(evaluation(), ATTACKS)))[0] == (
+    assert said(alone(without(evaluation(), tuple(ATTACKS))))[0] == (
         "Undecided: it was not compared with a model that never knew the target; what attacks bring back was not tested"
     )
     assert {tone for _, tone in answers} == {"open", "bad"}  # bad: 0.15 to 0.25 under attack, after 0.13
@@ -275,7 +281,7 @@ def test_without_a_reference_what_is_above_chance_may_have_another_cause() -> No
 
 
 def test_what_was_not_tested_is_said() -> None:
-    result = without(evaluation(), ATTACKS)
+    result = without(evaluation(), tuple(ATTACKS))
     headline, answers, sentences = said(result)
     assert headline == "Suppressed, under these tests, but what attacks bring back was not tested"
     assert answers[1] == ("That was not tested", "open")
@@ -426,8 +432,8 @@ def _has(page: str, word: str) -> bool:
 
 
 def test_points_keep_to_their_frame() -> None:
-    def row(figure: Interval) -> Row:
-        return Row("target", "trained", "exact_match", NO_ATTACK, *figure, 4)
+    def row(figure: Interval) -> ResultRow:
+        return ResultRow("target", "trained", "exact_match", NO_ATTACK, *figure, 4)
 
     corner, beyond = (row((0, 0, 0.2)), row((1, 0.9, 1))), (row((1, -0.5, 1.5)), row((0, 0, 0)))
     assert (PLANE.x(corner[0].value), PLANE.y(corner[1].value)) == (PLANE.left, PLANE.top)
@@ -441,7 +447,7 @@ def test_points_keep_to_their_frame() -> None:
 
 
 def test_what_has_no_figure_is_not_drawn() -> None:
-    result = alone(without(evaluation(), ATTACKS))
+    result = alone(without(evaluation(), tuple(ATTACKS)))
     page = eval_page(result, "a")
     for text in (f'x="{PLANE.left - 6}" y="{PLANE.top:.1f}" dy=".32em" text-anchor="end">100%<', ">0%</text>"):
         assert text in page
@@ -486,7 +492,7 @@ def test_differences_and_intervals_are_told_in_short() -> None:
 
 def test_each_attack_is_explained() -> None:
     words = vars(environment().get_template("words.html.j2").module)
-    assert tuple(words["attacks"]) == ATTACKS
+    assert tuple(words["attacks"]) == tuple(ATTACKS)
     assert {step.partition(": ")[0] for step in words["step_names"]} <= {*ATTACKS, NO_ATTACK}
     assert {level for level in LEVELS if f"{level} named" in eval_page(evaluation(), "a", "b")} == {"patient"}
 

@@ -15,7 +15,8 @@ import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
 from chip.methods import METHODS, Chip, Shielded

@@ -16,7 +16,8 @@ from torch import Tensor
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import Shielded

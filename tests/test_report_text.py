@@ -20,9 +20,10 @@ from chip.cli import console as consoles
 from chip.cli.progress import progress_bar
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
-from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, ResultRow
 from chip.inspection import Inspection, TargetModuleRow
 from chip.methods.search import Choice
+from chip.model.target_modules import Component
 from chip.report.edit_report import EditReport
 from chip.report.html.diff import diff_page
 from chip.report.html.eval import eval_page
@@ -60,8 +61,8 @@ def test_ids_labels_and_folders_are_shown_as_they_stand() -> None:
     choice = Choice("ridge", 1.0, 0.02, {}, 0.1, (), EVIL)
     edit = EditReport(EVIL, {"a": EVIL}, None, EVIL, 1.0, True, {EVIL: 0.1}, {EVIL: 0.1}, {}, choice)
     receipt: Any = SimpleNamespace(method=EVIL, created=EVIL, chip=EVIL, label=EVIL, files={}, tensors={})
-    area = Row("target", WORST, f"auc_{EVIL}", EVIL, 0.5, 0.4, 0.6, 9)
-    module = TargetModuleRow(EVIL, "0", 1, ((1, 1),), (EVIL,))
+    area = ResultRow("target", WORST, f"auc_{EVIL}", EVIL, 0.5, 0.4, 0.6, 9)
+    module = TargetModuleRow(EVIL, Component.TEXT, "0", 1, ((1, 1),), (EVIL,))
     shown: list[tuple[int, Callable[[Console], None]]] = [
         (5, partial(print_edit, edit)),
         (4, partial(print_verification, Verification(receipt, False, ()))),
@@ -100,7 +101,7 @@ def test_a_bar_shows_a_name_as_it_stands(is_terminal: bool, monkeypatch: pytest.
 
 def test_a_page_shows_names_as_they_stand() -> None:
     receipt = {"label": EVIL, "settings": {EVIL: EVIL}, "files": {f"{EVIL}.safetensors": {"sha256": EVIL}}}
-    evaluation = Evaluation((Row("target", "trained", EVIL, NO_ATTACK, 1, 0, 2, 4),), None, (EVIL,), 0)
+    evaluation = Evaluation((ResultRow("target", "trained", EVIL, NO_ATTACK, 1, 0, 2, 4),), None, (EVIL,), 0)
     name = EVIL.replace("/", "")
     for page in (
         diff_page(difference(), name, name, receipt),

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chip.cli.options import CommandsWithMethodSettings, given_settings, in_terms_of_options
-from chip.errors import ChipError, InputError, printable
+from chip.errors import ChipError, ChipWarning, InputError, printable
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
@@ -37,6 +38,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
 RecordsFile = Annotated[
     Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
+    ),
 ]
 BatchSizes = Annotated[
     str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
@@ -65,7 +72,7 @@ def tree(
     """Show the hierarchy of the records, with how many each node holds."""
     from chip.cli import console
     from chip.data.hierarchy import Hierarchy
-    from chip.data.record import find_records, read_records
+    from chip.data.readers import find_records, read_records
     from chip.report.text.tree import print_tree
 
     beside = records.is_dir() and not any(records.glob("*.parquet"))
@@ -102,12 +109,7 @@ def edit(
         str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
     ] = None,
     device: Device = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
-        ),
-    ] = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: Annotated[
@@ -159,7 +161,8 @@ def evaluate(
     attacks: Annotated[
         str,
         typer.Option(
-            help="reconstruction, cross-modal, quantization, relearning, membership; or all.", metavar="A,B|all"
+            help="reconstruction, cross-modal, quantization, relearning, membership, or a plugin's; or all.",
+            metavar="A,B|all",
         ),
     ] = "",
     judge: Annotated[
@@ -172,6 +175,7 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
@@ -186,7 +190,6 @@ def evaluate(
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
-    from chip.evaluation.measure import ATTACKS
     from chip.report.html.eval import eval_page
     from chip.report.html.page import check_page, write_page
     from chip.report.html.receipt import receipt_in
@@ -196,14 +199,15 @@ def evaluate(
         check_page(html)
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    found = run(
+    evaluation = run(
         checkpoint,
         forget,
         records=records,
         reference=reference,
-        attacks=ATTACKS if attacks == "all" else [name for name in attacks.split(",") if name],
+        attacks=attacks,
         judge=_judge(judge, judge_model),
         device=device,
+        device_map=device_map,
         batch_size=_batch_size(batch_size),
         seed=seed,
         progress=progress_bar,
@@ -211,9 +215,10 @@ def evaluate(
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
-        page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
+        name = checkpoint.resolve().name
+        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
         write_page(html, page)
-    _print_json(found.to_json()) if as_json else print_evaluation(found, console.out)
+    _print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
 
 
 @app.command()
@@ -305,8 +310,20 @@ def _interrupt(number: int, _: object) -> None:
     raise _Interrupted(number)
 
 
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """One of chip's own is one line, said by the first of several processes; all others are shown as Python does."""
+    if not issubclass(category, ChipWarning):
+        _show_other_warning(message, category, *place, **options)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"chip: {printable(str(message))}", file=sys.stderr)
+
+
 def main() -> None:
-    """Run the command; a refusal is one line on stderr."""
+    """Run the command; a refusal is one line on stderr, and so is a warning."""
+    warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from chip.data.answers import normalized, stated
+from chip.data.answers import canonical_answer, normalized_question
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
@@ -272,12 +272,12 @@ def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[i
 def _matched(request: ForgetRequest) -> list[int]:
     """Of the other retained records, those that ask what a target's record asks, or say what it says."""
     records, partition = request.hierarchy.records, request.partition
-    questions, answers = ({of(records[i]) for i in partition.forget} for of in (_question, stated))
-    return [i for i in partition.retain_other if _question(records[i]) in questions or stated(records[i]) in answers]
+    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
 
+    def matches(record: Record) -> bool:
+        return normalized_question(record) in questions or canonical_answer(record) in answers
 
-def _question(record: Record) -> str:
-    return normalized(record.question)
+    return [i for i in partition.retain_other if matches(records[i])]
 
 
 def _target_images(request: ForgetRequest) -> float:

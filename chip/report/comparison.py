@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import isnan
 
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 
 CLOSE = 0.1
 """The largest difference that may have gone unnoticed where a report says that there is none."""
@@ -62,12 +62,12 @@ def reference_of(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, rows=evaluation.reference or (), reference=None)
 
 
-def same_row(evaluation: Evaluation, row: Row) -> Row | None:
+def same_row(evaluation: Evaluation, row: ResultRow) -> ResultRow | None:
     """The figure of another model that `row` compares with; None where it was not measured."""
     return evaluation.find(row.group, row.split, row.measure, row.attack)
 
 
-def by_split(evaluation: Evaluation, group: str, measure: str) -> list[Row]:
+def by_split(evaluation: Evaluation, group: str, measure: str) -> list[ResultRow]:
     """The figure for trained and for paraphrased wordings, without an attack, as far as they are there."""
     return [row for split in SPLITS if (row := evaluation.find(group, split, measure)) is not None]
 
@@ -128,22 +128,22 @@ def largest_loss(evaluation: Evaluation, group: str) -> float:
     return max((other.value - own.value for own, other in _beside(evaluation, group)), default=0.0)
 
 
-def apart(own: Row, other: Row | None) -> int:
+def apart(own: ResultRow, other: ResultRow | None) -> int:
     """1 or −1 where a figure lies above or below another, and their intervals do not meet; else 0."""
     return 0 if other is None else int(own.low > other.high) - int(own.high < other.low)
 
 
-def _beside(evaluation: Evaluation, group: str) -> list[tuple[Row, Row]]:
+def _beside(evaluation: Evaluation, group: str) -> list[tuple[ResultRow, ResultRow]]:
     """The exact match of a group, and the reference's, by split."""
     others = {row.split: row for row in by_split(reference_of(evaluation), group, "exact_match")}
     return [(own, others[own.split]) for own in by_split(evaluation, group, "exact_match") if own.split in others]
 
 
-def _unnoticed_loss(own: Row, other: Row) -> float:
+def _unnoticed_loss(own: ResultRow, other: ResultRow) -> float:
     return other.high - own.low + _unseen(own)
 
 
-def _unseen(figure: Row | Excess) -> float:
+def _unseen(figure: ResultRow | Excess) -> float:
     """What may hide where every fact gave the same, so that drawing from them again cannot but give the same, too.
 
     The rule of three: what did not occur among n may still have a share of 3 / n, at 95 %.

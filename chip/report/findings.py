@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from chip.evaluation.rows import Row
+from chip.evaluation.rows import ResultRow
 from chip.report.comparison import Excesses, Loss
 
 Tone = Literal["good", "bad", "open"]
@@ -58,14 +58,14 @@ class Finding:
 class TargetFinding(Finding):
     """Does it still answer about the target?"""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     """Exact match by split."""
-    expected: tuple[Row, ...]
+    expected: tuple[ResultRow, ...]
     """The reference's exact match; without one, chance."""
     excesses: Excesses
-    leak: Row | None
+    leak: ResultRow | None
     """For how many questions a right answer was among those drawn at random."""
-    reference_leak: Row | None
+    reference_leak: ResultRow | None
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class AttackFinding(Finding):
     """Do attacks bring it back? Rows are of the worse wording."""
 
     steps: int
-    strongest: Row | None
+    strongest: ResultRow | None
     """The step at which most is answered; None where no step was asked."""
-    strongest_reference: Row | None
-    unattacked: Row | None
+    strongest_reference: ResultRow | None
+    unattacked: ResultRow | None
     excesses: Excesses
     not_run: tuple[str, ...]
     """Of `ATTACKS`."""
@@ -88,7 +88,7 @@ class AttackFinding(Finding):
 class RetainedFinding(Finding):
     """Does it still answer what must stay? Rows are of the worse wording."""
 
-    rows: tuple[tuple[Row, Row | None], ...]
+    rows: tuple[tuple[ResultRow, ResultRow | None], ...]
     """Of each group, and the reference's."""
     losses: Mapping[Loss, tuple[str, ...]]
     """The groups of each kind; empty without a reference."""
@@ -102,8 +102,8 @@ class RetainedFinding(Finding):
 class Membership:
     """The score of membership inference that tells most."""
 
-    row: Row
-    reference: Row | None
+    row: ResultRow
+    reference: ResultRow | None
     side: int
     """See `apart`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from chip.evaluation.rows import Row
+from chip.evaluation.rows import ResultRow
 from chip.report.comparison import Excess
 
 _SHARES = {
@@ -74,17 +74,17 @@ def between(low: float, high: float, number_format: Callable[[float], str] = sha
     return f"{first.removesuffix('%')}–{last}"
 
 
-def figure(row: Row) -> str:
+def figure(row: ResultRow) -> str:
     """A row's value, as its measure is shown."""
     return _format_of(row.measure)(row.value)
 
 
-def interval(row: Row) -> str:
+def interval(row: ResultRow) -> str:
     """A row's interval, `11–23%`; empty as in `between`."""
     return between(row.low, row.high, _format_of(row.measure))
 
 
-def with_interval(row: Row) -> str:
+def with_interval(row: ResultRow) -> str:
     """A row's value with its interval, as far as it has one: `17% (11–23%)`."""
     ends = interval(row)
     return f"{figure(row)} ({ends})" if ends else figure(row)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.measure import ATTACKS
-from chip.evaluation.rows import WORST, Evaluation, Row
+from chip.evaluation.rows import WORST, Evaluation, ResultRow
 from chip.report import comparison, findings
 from chip.report.comparison import CLOSE, Excesses, Loss, apart, by_split, reference_of, same_row
 from chip.report.findings import Answer, Caveat, Findings, Headline, Membership, Tone
@@ -23,13 +23,13 @@ def verdict(evaluation: Evaluation) -> Findings:
     return Findings(headline, target, attacks, _retained(evaluation), _likeness(evaluation))
 
 
-def retained_rows(evaluation: Evaluation) -> list[Row]:
+def retained_rows(evaluation: Evaluation) -> list[ResultRow]:
     """Exact match of each group that must stay, in the worse wording."""
     rows = (evaluation.find(group, WORST, "exact_match") for group in GROUPS if group != "target")
     return [row for row in rows if row is not None]
 
 
-def membership_rows(evaluation: Evaluation) -> list[Row]:
+def membership_rows(evaluation: Evaluation) -> list[ResultRow]:
     """Of each score of membership inference the area under its curve."""
     return [row for row in evaluation.rows if row.measure.startswith("auc_")]
 

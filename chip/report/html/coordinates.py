@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chip.evaluation.rows import Row
+from chip.evaluation.rows import ResultRow
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DECADES = 3  # shown at least and at most: one frame for all, so that plots compare
@@ -33,11 +33,11 @@ class Frame:
         """From the bottom upwards."""
         return self.bottom - (self.bottom - self.top) * _clamped(value)
 
-    def x_span(self, row: Row) -> Span | None:
+    def x_span(self, row: ResultRow) -> Span | None:
         """The ends of a row's interval; None where it has none that is more than the figure itself."""
         return (self.x(row.low), self.x(row.high)) if row.low < row.high else None
 
-    def y_span(self, row: Row) -> Span | None:
+    def y_span(self, row: ResultRow) -> Span | None:
         return (self.y(row.low), self.y(row.high)) if row.low < row.high else None
 
 
@@ -52,8 +52,8 @@ _PLOT = Frame(width=300, height=170, left=38, right=290, top=10, bottom=146)
 class Pair:
     """What a model answers about the target, across, and about what must stay, upwards."""
 
-    target: Row
-    retained: Row
+    target: ResultRow
+    retained: ResultRow
     model: str
     """`this model` or `reference`."""
 

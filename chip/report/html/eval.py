@@ -10,10 +10,10 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.bootstrap import LEVEL, SAMPLES
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.measure import ATTACKS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.comparison import CLOSE, by_split, reference_of, same_row, steps
 from chip.report.formatting import how_many
 from chip.report.html.coordinates import LINE, PLANE, TICKS, Pair
@@ -26,10 +26,10 @@ from chip.report.verdict import membership_rows, retained_rows, verdict
 class Strip:
     """One line of a figure: dots on an axis from 0 to 1."""
 
-    own: Row
-    reference: Row | None
-    siblings: Row | None = None
-    chance: Row | None = None
+    own: ResultRow
+    reference: ResultRow | None
+    siblings: ResultRow | None = None
+    chance: ResultRow | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _digest(receipt: Mapping[str, Any]) -> str:
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else ""
 
 
-def _key_figures(evaluation: Evaluation) -> dict[str, Row | None] | None:
+def _key_figures(evaluation: Evaluation) -> dict[str, ResultRow | None] | None:
     """The few figures that stand on top, of the worse wording; none where nothing was asked about the target."""
     target = evaluation.find("target", WORST, "exact_match")
     if target is None:
@@ -152,7 +152,7 @@ def _pairs(evaluation: Evaluation, group: str, model: str) -> Iterator[Pair]:
             yield Pair(target, retained, model)
 
 
-def _mean(rows: Sequence[Row]) -> float | None:
+def _mean(rows: Sequence[ResultRow]) -> float | None:
     return sum(row.value for row in rows) / len(rows) if rows else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.comparison import reference_of, same_row, steps
 from chip.report.verdict import membership_rows
 
@@ -36,7 +36,7 @@ class Line:
 
     name: str
     """A group, a measure or an attack's step."""
-    cells: tuple[Row | None, ...]
+    cells: tuple[ResultRow | None, ...]
     """None where it was not measured."""
     counts: tuple[int, ...] = ()
     """Questions, by split."""
@@ -116,7 +116,7 @@ def _reference_table(evaluation: Evaluation) -> FigureTable:
     return FigureTable("reference", tuple((title, _ALL_SPLITS) for title in measures.values()), tuple(lines))
 
 
-def _membership_table(evaluation: Evaluation, areas: Sequence[Row]) -> FigureTable:
+def _membership_table(evaluation: Evaluation, areas: Sequence[ResultRow]) -> FigureTable:
     models = _models(evaluation)
     lines = []
     for area in areas:
@@ -127,7 +127,7 @@ def _membership_table(evaluation: Evaluation, areas: Sequence[Row]) -> FigureTab
     return FigureTable("membership", tuple((title, ("AUC", "true positives")) for title, _ in models), tuple(lines))
 
 
-def _counts(rows: Iterable[Row | None]) -> tuple[int, ...]:
+def _counts(rows: Iterable[ResultRow | None]) -> tuple[int, ...]:
     return tuple(row.count for row in rows if row is not None)
 
 
@@ -138,7 +138,7 @@ def _order(measure: str) -> tuple[int, str]:
     return _OF_THE_TARGET.index(measure) if measure in _OF_THE_TARGET else len(_OF_THE_TARGET), measure
 
 
-def _only(evaluation: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> Row | None:
+def _only(evaluation: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> ResultRow | None:
     """The figure of a measure that only one group has."""
     wanted = (measure, split, attack)
     return next((row for row in evaluation.rows if (row.measure, row.split, row.attack) == wanted), None)

@@ -14,7 +14,7 @@ from chip.report.formatting import count
 from chip.report.text.elements import escaped, plain_table
 
 if TYPE_CHECKING:  # these bring torch
-    from chip.evaluation.metrics import BeforeAfter
+    from chip.evaluation.summary import BeforeAfter
     from chip.report.edit_report import EditReport
 
 

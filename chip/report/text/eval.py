@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, Row
+from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, ResultRow
 from chip.report.comparison import reference_of
 from chip.report.text.elements import escaped, plain_table
 
@@ -39,7 +39,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(_attacks(evaluation))
 
 
-def _groups(title: str, rows: Sequence[Row]) -> Table:
+def _groups(title: str, rows: Sequence[ResultRow]) -> Table:
     by_split = sorted(rows, key=lambda row: row.split == WORST)  # the worst, where there is one, replaces the others
     shown = {(row.group, row.measure): row for row in by_split if row.attack == NO_ATTACK}
     measures = {name: heading for name, heading in MEASURES.items() if any(name == measure for _, measure in shown)}
@@ -66,13 +66,13 @@ def _attacks(evaluation: Evaluation) -> Table:
     return table
 
 
-def _cell(row: Row | None) -> Text:
+def _cell(row: ResultRow | None) -> Text:
     if row is None:
         return Text("–")
     return _value(row) if row.measure in WITH_INTERVAL or row.attack != NO_ATTACK else Text(f"{row.value:.2f}")
 
 
-def _value(row: Row, style: str = "") -> Text:
+def _value(row: ResultRow, style: str = "") -> Text:
     value = Text(f"{row.value:.2f}", style=style)
     if row.low == row.low:  # NaN: there is no interval
         value.append(" ").append(f"[{row.low:.2f}, {row.high:.2f}]", style="dim")

@@ -26,11 +26,11 @@ class AnswerTokens:
 
     log_probability: Array
     """(t,): log p(x_t | x_<t), the question and the image among what is before."""
-    standardised: Array
+    standardized: Array
     """(t,): (log p(x_t | x_<t) − μ) / σ; mean and standard deviation of log p(z | x_<t) over z ~ p(· | x_<t)."""
 
 
-def standardise(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def standardize(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """(n,) log-probabilities of the tokens `wanted` (n,), and the same in standard deviations from their mean.
 
     Args:
@@ -62,10 +62,10 @@ def answer_tokens(
     @torch.no_grad()
     def compute(batch: Batch) -> None:
         owners, logits, wanted = answer_logits(vlm, batch, vlm.hidden_states(batch))
-        logs, standardised = (each.double().cpu().numpy() for each in standardise(logits, wanted))
+        logs, standardized = (each.double().cpu().numpy() for each in standardize(logits, wanted))
         of = owners.cpu().numpy()
         for index in np.unique(of).tolist():
-            result[index] = AnswerTokens(logs[of == index], standardised[of == index])
+            result[index] = AnswerTokens(logs[of == index], standardized[of == index])
         on_batch(batch.records)
 
     run_batches(vlm.batches(records, size=size), compute)

@@ -1,12 +1,10 @@
-"""How much of a group of records a model still answers, and how much it would by guessing."""
+"""What a model that knows nothing of a record's node would score on it."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,32 +15,12 @@ from chip.data.request import Partition
 _OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[).:]\s")
 
 
-@dataclass(frozen=True)
-class BeforeAfter:
-    before: float
-    after: float | None
-    """None where nothing was written."""
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """One group of records, trained or paraphrased: means over its records."""
-
-    count: int
-    chance: float
-    exact_match: BeforeAfter
-    answer_probability: BeforeAfter
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def options(question: str) -> int:
+def count_options(question: str) -> int:
     """How many options (`A) ... B) ...`) the question lists."""
     return len(set(_OPTION.findall(question)))
 
 
-def chances(hierarchy: Hierarchy, partition: Partition) -> Tensor:
+def chance_accuracy(hierarchy: Hierarchy, partition: Partition) -> Tensor:
     """(records,) fp64: what a model that knows nothing of a record's node would score on it.
 
     1 / options for a classification. Otherwise the share in which its answer is the most common one to the same
@@ -50,24 +28,24 @@ def chances(hierarchy: Hierarchy, partition: Partition) -> Tensor:
     """
     depth = max(len(target.path) for target in partition.targets)
     records = hierarchy.records
-    asked: dict[str, Counter[str]] = {}
+    everywhere: dict[str, Counter[str]] = {}
     own: dict[tuple[str, tuple[str, ...]], Counter[str]] = {}
     for record in records:
         node = record.path[:depth]
-        asked.setdefault(record.question, Counter())[record.answer] += 1
+        everywhere.setdefault(record.question, Counter())[record.answer] += 1
         own.setdefault((record.question, node), Counter())[record.answer] += 1
     result = torch.zeros(len(records), dtype=torch.float64)
     for index, record in enumerate(records):
-        if record.task == "classification" and options(record.question) > 1:
-            result[index] = 1 / options(record.question)
+        if record.task == "classification" and count_options(record.question) > 1:
+            result[index] = 1 / count_options(record.question)
             continue
-        elsewhere = asked[record.question] - own[record.question, record.path[:depth]]
+        elsewhere = everywhere[record.question] - own[record.question, record.path[:depth]]
         most = max(elsewhere.values(), default=0)
         common = [answer for answer, count in elsewhere.items() if count == most]
         result[index] = (record.answer in common) / len(common) if common else 0.0
     return result
 
 
-def mean(values: Tensor, indices: Iterable[int]) -> float:
+def mean_over(values: Tensor, indices: Iterable[int]) -> float:
     """Mean over some records; NaN over none."""
     return float(values[list(indices)].mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from chip.data.answers import words
+from chip.data.answers import tokenize_words
 from chip.errors import InputError
 
 
@@ -13,7 +13,7 @@ class _Words:
     """rouge-score's own tokenizer keeps Latin letters and digits only: `A+` and `A-` would be the same."""
 
     def tokenize(self, text: str) -> list[str]:
-        return words(text)
+        return tokenize_words(text)
 
 
 @cache
@@ -25,7 +25,7 @@ def _scorer() -> Any:
     return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
-def rouge_l(given: str, answer: str) -> float:
+def rouge_l(prediction: str, answer: str) -> float:
     """F-measure of the longest common subsequence of words (Lin 2004, Eq. 2 to 4, β = 1), 0 to 1.
 
     Computed by Google's rouge-score; words and signs count, case does not, nothing is stemmed.
@@ -33,4 +33,4 @@ def rouge_l(given: str, answer: str) -> float:
     Raises:
         InputError: rouge-score is not installed.
     """
-    return float(_scorer().score(answer, given)["rougeL"].fmeasure)
+    return float(_scorer().score(answer, prediction)["rougeL"].fmeasure)

@@ -53,8 +53,8 @@ def draw_answers(
     longest = max((vlm.prompts.read([record])[0].answer for record in records), default=0) + MORE_TOKENS
     pairs = [(index, number) for index in range(len(records)) for number in range(k)]
     chances = np.array([np.random.default_rng([seed, *pair]).random(longest) for pair in pairs])
-    drawn = _answer(vlm, records, [index for index, _ in pairs], torch.from_numpy(chances), rows, on_batch)
-    return [drawn[start : start + k] for start in range(0, len(drawn), k)]
+    answers = _answer(vlm, records, [index for index, _ in pairs], torch.from_numpy(chances), rows, on_batch)
+    return [answers[start : start + k] for start in range(0, len(answers), k)]
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
@@ -79,30 +79,31 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 def _answer(
     vlm: VLM,
     records: Sequence[Record],
-    chosen: Sequence[int],
+    indices: Sequence[int],
     chances: Tensor | None,
     rows: int,
     on_batch: Callable[[int], None],
 ) -> list[str]:
-    """An answer to each of the `chosen` records, by greedy decoding where there are no `chances`, one row each."""
-    answers = [""] * len(chosen)
-    for batch in _batches(vlm, records, chosen, rows):
-        texts = _fitting(vlm, [records[chosen[i]] for i in batch], None if chances is None else chances[batch])
+    """An answer to each of the records at `indices`, by greedy decoding where there are no `chances`, one row each."""
+    answers = [""] * len(indices)
+    for batch in _batches(vlm, records, indices, rows):
+        questions = [records[indices[i]] for i in batch]
+        texts = _generate_in_halves(vlm, questions, None if chances is None else chances[batch])
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
         on_batch(len(batch))
     return answers
 
 
-def _batches(vlm: VLM, records: Sequence[Record], chosen: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Places in `chosen`: with an image or without, in some families of one size, and of like lengths."""
+def _batches(vlm: VLM, records: Sequence[Record], indices: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Positions in `indices`: with an image or without, in some families of one size, and of similar length."""
     prompts = vlm.prompts.read(records)
-    for group in group_by_image_size(vlm, [records[index] for index in chosen]):
-        group.sort(key=lambda place: len(prompts[chosen[place]].tokens))
+    for group in group_by_image_size(vlm, [records[index] for index in indices]):
+        group.sort(key=lambda place: len(prompts[indices[place]].tokens))
         yield from (group[start : start + rows] for start in range(0, len(group), rows))
 
 
-def _fitting(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> list[str]:
+def _generate_in_halves(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> list[str]:
     """As `_generate`; what does not fit into memory, in halves."""
     try:
         return _generate(vlm, records, chances)
@@ -115,7 +116,7 @@ def _fitting(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> lis
             ) from error
     middle = len(records) // 2
     first, second = (None, None) if chances is None else (chances[:middle], chances[middle:])
-    return _fitting(vlm, records[:middle], first) + _fitting(vlm, records[middle:], second)
+    return _generate_in_halves(vlm, records[:middle], first) + _generate_in_halves(vlm, records[middle:], second)
 
 
 @torch.no_grad()
@@ -135,8 +136,8 @@ def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> li
 def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConfig:
     """Plain decoding: a checkpoint's own settings may hold penalties and temperatures, which are for chats."""
     ends = vlm.model.generation_config.eos_token_id
-    known = ends if isinstance(ends, list) else [ends]
-    ends = {vlm.processor.tokenizer.eos_token_id, *known, *(p.tokens[-1] for p in vlm.prompts.read(records))}
+    configured = ends if isinstance(ends, list) else [ends]
+    ends = {vlm.processor.tokenizer.eos_token_id, *configured, *(p.tokens[-1] for p in vlm.prompts.read(records))}
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
