@@ -1,26 +1,39 @@
-# make demo   install, write the hospital, and make its model forget a patient
-# make test   what a change has to pass
-# make bench  the figures of benchmarks/results/, again
+# make demo       install, write the hospital, and make its model forget a patient
+# make test       what a change has to pass: five minutes on two cores
+# make test-all   the same, then what takes long, and the oldest transformers that is supported
+# make bench      the figures of benchmarks/results/, again
+# make lock       the newest versions that pyproject.toml allows, written into constraints*.txt
 
 PYTHON ?= python3
-# Installed first and by itself: pip takes the build this machine is set up for, and the rest is content with it.
-TORCH ?= torch==2.13.0
+# Which build of torch: pip takes the one this machine is set up for, and the rest is content with it.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+OLDEST := transformers==5.17.0
 BIN := .venv/bin
+# Half of the time goes into bytecode, most of it of modules that nobody imports: the others get theirs when imported.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+# A worker a core, with one thread each. Tests of one file share what they build, so they stay in one worker.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-slow test-oldest test-all bench lock clean
 
-.venv/torch:
+.venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt "$(TORCH)"
 	@touch $@
 
 .venv/run: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt --editable .
 	@touch $@
 
 .venv/dev: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt --editable ".[dev]"
 	@touch $@ .venv/run
+
+.venv-oldest/dev: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt "$(TORCH)"
+	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt --editable ".[dev]"
+	@touch $@
 
 demo: .venv/run
 	$(BIN)/chip demo hospital --overwrite
@@ -30,7 +43,16 @@ test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow" $(PARALLEL)
+
+test-slow: .venv/dev
+	$(BIN)/pytest -m slow $(PARALLEL)
+
+# Each family's names, passes and edits: what depends on transformers.
+test-oldest: .venv-oldest/dev
+	.venv-oldest/bin/pytest $(PARALLEL) tests/test_families.py tests/test_keys.py tests/test_sites.py tests/test_offload.py
+
+test-all: test test-slow test-oldest
 
 bench: .venv/dev
 	for name in startup projection collect patch; do \
@@ -38,5 +60,18 @@ bench: .venv/dev
 	done
 	$(BIN)/python -m benchmarks.demo
 
+# In new environments, so that nothing old stays; torch as before, unless TORCH names another. Its build ("+cpu") is left
+# out: other machines take others.
+lock:
+	for version in "" "-oldest $(OLDEST)"; do \
+		set -- $$version; rm -rf .venv-lock; $(PYTHON) -m venv .venv-lock && \
+		.venv-lock/bin/python $(PIP_INSTALL) "$(TORCH)" && \
+		.venv-lock/bin/python $(PIP_INSTALL) --editable ".[dev]" "$(TORCH)" $$2 && \
+		echo "# What the tests ran with, by \`make lock\`; pyproject.toml allows more." > .venv-lock/versions && \
+		.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' >> .venv-lock/versions && \
+		mv .venv-lock/versions constraints$$1.txt || exit 1; \
+	done
+	rm -rf .venv-lock
+
 clean:
-	rm -rf .venv hospital
+	rm -rf .venv .venv-oldest .venv-lock hospital

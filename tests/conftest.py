@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from chip.checkpoint.layout import Checkpoint
@@ -20,6 +22,13 @@ from tests.judging import serving
 
 settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
 settings.load_profile("chip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With a worker on each core (`pytest -n 2`), each has one thread, and so have the commands it starts."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_finish() -> None:

@@ -1,6 +1,6 @@
 """Kills an edit over and over, each time at another moment, and looks at what is left. Prints one JSON object.
 
-    python -m tests.killing FOLDER [--overwrite]
+    python -m tests.killing FOLDER [--kills 29] [--overwrite]
 
 FOLDER holds `ckpt/` and `records.jsonl`. Each edit runs in a fork of this process, which has all modules loaded, so
 that it takes half a second. Some are killed when a given time has passed, some before a given step that concerns the
@@ -9,6 +9,7 @@ output folder: a file opened, made, renamed or removed.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib
 import json
@@ -30,7 +31,6 @@ from chip.methods import Shielded
 from tests.folders import contents
 
 LOADED = ("chip.editing", "transformers.models.llava.modeling_llava")  # before the first fork, not in each
-BY_TIME, BY_STEP, LAST_STEPS = 9, 9, 11  # kills, of which a few by time come too late
 WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "fcntl.flock")
 
 
@@ -115,11 +115,12 @@ def clean(folder: Path) -> bool:
     return names == {"ckpt", "images", "records.jsonl", "out"} and in_fork(partial(faults_of, folder)) == "()"
 
 
-def moments(seconds: float, steps: int) -> Iterator[tuple[float | None, int | None]]:
-    """When to kill: seconds after the start, or the step before which."""
-    yield from ((seconds * k / BY_TIME, None) for k in range(BY_TIME))
-    yield from ((None, round(steps * k / BY_STEP)) for k in range(BY_STEP))
-    yield from ((None, steps - k) for k in range(LAST_STEPS, 0, -1))
+def moments(kills: int, seconds: float, steps: int) -> Iterator[tuple[float | None, int | None]]:
+    """When to kill: seconds after the start, or the step before which. A few by time come too late."""
+    spread = kills // 3
+    yield from ((seconds * k / spread, None) for k in range(spread))
+    yield from ((None, round(steps * k / spread)) for k in range(spread))
+    yield from ((None, steps - k) for k in range(kills - 2 * spread, 0, -1))
 
 
 def timed(folder: Path, overwrite: bool) -> tuple[float, int]:
@@ -129,7 +130,7 @@ def timed(folder: Path, overwrite: bool) -> tuple[float, int]:
     return time.monotonic() - start, int(steps or 0)
 
 
-def main(folder: Path, overwrite: bool) -> None:
+def main(folder: Path, kills: int, overwrite: bool) -> None:
     torch.set_num_threads(1)
     for name in LOADED:
         importlib.import_module(name)
@@ -142,17 +143,21 @@ def main(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             shutil.rmtree(folder / "out")
         second, steps = timed(folder, overwrite)
-        for after, step in moments(min(first, second), steps):
+        for after, step in moments(kills, min(first, second), steps):
             shutil.rmtree(folder / "out", ignore_errors=True)
             if overwrite:
                 shutil.copytree(whole, folder / "out")
             killed = in_fork(partial(run, folder, overwrite, after, step)) is None
             outcomes.append((killed, look(folder, source, contents(whole) if overwrite else None)))
-            if len(outcomes) % 6 == 0:
+            if len(outcomes) % min(6, kills) == 0:
                 cleaned.append(clean(folder))
             shutil.rmtree(folder / ".out.chip", ignore_errors=True)
     print(json.dumps({"outcomes": outcomes, "cleaned": cleaned}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), overwrite="--overwrite" in sys.argv[2:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=29)
+    parser.add_argument("--overwrite", action="store_true")
+    main(**vars(parser.parse_args()))

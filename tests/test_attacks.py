@@ -197,7 +197,7 @@ def test_tokens_in_standard_deviations() -> None:
 def test_token_probabilities_are_those_that_are_scored(vlm: VLM, few: list[Record]) -> None:
     tokens = answer_tokens(vlm, few)
     scored = score_records(vlm, few).answer_probability.tolist()
-    assert [float(np.exp(each.log_probability.mean())) for each in tokens] == pytest.approx(scored, abs=1e-5)
+    assert [float(np.exp(each.log_probability.mean())) for each in tokens] == pytest.approx(scored, rel=1e-5, abs=0)
     assert [len(each.standardized) for each in tokens] == [prompt.answer for prompt in vlm.prompts.read(few)]
 
 

@@ -88,7 +88,10 @@ def _run(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("processes", "method", "settings"),
-    [(2, "chip", ()), (3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"))],
+    [
+        (2, "chip", ()),
+        pytest.param(3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_edit_is_that_of_one_process(
     folder: Path, processes: int, method: str, settings: tuple[str, ...], tmp_path: Path
@@ -110,6 +113,7 @@ def test_the_edit_is_that_of_one_process(
     assert chip.verify(several, source.folder).faults == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_dies_stops_the_others_and_nothing_is_written(hospital: Path, tmp_path: Path, victim: int) -> None:
     out, records = tmp_path / "out", write_part(hospital, (5, 6), tmp_path / "part")

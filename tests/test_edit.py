@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -35,44 +33,26 @@ OTHERS = {"study_33": 0.85, "study_40/findings": 0.80, "institution_5": 0.90}
 
 
 @pytest.fixture(scope="module")
-def edits(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[EditReport]]]:
-    """`chip edit hospital/ckpt --forget NODE` with all defaults, one node at a time: two processes share them out.
+def edited(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], EditReport]:
+    """`chip edit hospital/ckpt --forget NODE` with all defaults, once for each node that a test wants.
 
     The nodes of other levels are forgotten among half of the institutions.
     """
     folder = tmp_path_factory.mktemp("edited")
     half = write_part(hospital, range(5, 9), folder / "half")
-    with ProcessPoolExecutor(2, get_context("spawn"), _alone) as pool:
-        yield {
-            node: pool.submit(
-                chip.edit,
-                hospital / "ckpt",
-                [node],
-                records=half if node in OTHERS else None,
-                out=folder / str(number),
-                device="cpu",
-            )
-            for number, node in enumerate((*PATIENTS, *OTHERS))
-        }
-        pool.shutdown(cancel_futures=True)
 
+    @cache
+    def edit(node: str) -> EditReport:
+        records, out = half if node in OTHERS else None, folder / node.replace("/", "-")
+        return chip.edit(hospital / "ckpt", [node], records=records, out=out, device="cpu")
 
-def _alone() -> None:
-    """A core for each process, and warnings are errors as in this one."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
+    return edit
 
 
 @pytest.fixture(scope="module")
-def reports(edits: dict[str, Future[EditReport]]) -> list[EditReport]:
-    """Of a few patients."""
-    return [edits[patient].result() for patient in PATIENTS]
-
-
-@pytest.fixture(scope="module")
-def report(edits: dict[str, Future[EditReport]]) -> EditReport:
+def report(edited: Callable[[str], EditReport]) -> EditReport:
     """Of patient_17."""
-    return edits["patient_17"].result()
+    return edited("patient_17")
 
 
 def _written(report: EditReport) -> Path:
@@ -94,9 +74,14 @@ def test_the_model_knows_the_hospital_and_the_edit_keeps_it_so(report: EditRepor
     for results in report.groups.values():
         assert results["trained"].exact_match.before >= 0.95
         assert results["paraphrased"].exact_match.before >= 0.90
+    assert _after(report, "target", "trained") <= report.groups["target"]["trained"].chance + 0.25
+    assert _after(report, "siblings", "trained") >= 0.88
+    assert _after(report, "other", "trained") >= 0.95
 
 
-def test_patients_are_forgotten_and_the_others_are_kept(reports: list[EditReport]) -> None:
+@pytest.mark.slow
+def test_patients_are_forgotten_and_the_others_are_kept(edited: Callable[[str], EditReport]) -> None:
+    reports = [edited(patient) for patient in PATIENTS]
     for split, above_chance in (("trained", 0.10), ("paraphrased", 0.15)):
         assert mean(_after(r, "target", split) - r.groups["target"][split].chance for r in reports) <= above_chance
     assert mean(_after(report, "siblings", "trained") for report in reports) >= 0.95
@@ -193,9 +178,10 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
     assert 0.1 < sum(decoded) / len(decoded) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("node", "siblings"), OTHERS.items())
-def test_every_level_can_be_forgotten(edits: dict[str, Future[EditReport]], node: str, siblings: float) -> None:
-    report = edits[node].result()
+def test_every_level_can_be_forgotten(edited: Callable[[str], EditReport], node: str, siblings: float) -> None:
+    report = edited(node)
     target = report.groups["target"]["trained"]
     assert _after(report, "target", "trained") <= target.chance + 0.25  # 0.15 holds for the mean of five
     assert _after(report, "siblings", "trained") >= siblings

@@ -541,6 +541,7 @@ addEventListener("load", () => {{
 </script>"""
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path) -> None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = next((path for name in names if (path := shutil.which(name))), None)

@@ -265,6 +265,7 @@ addEventListener("load", () => {{
 </script>"""
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(difference: CheckpointDiff, browse: Browse) -> None:
     page = diff_page(difference, "before-" * 12, "after-" * 12, RECEIPT)
     shown = browse(FRAMES.format(page=html.escape(page)), "--virtual-time-budget=5000", "--dump-dom")
@@ -273,6 +274,7 @@ def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(difference: Ch
     assert json.loads(html.unescape(measured)) == [{"width": w, "scrolls": w, **expected} for w in (360, 1280)]
 
 
+@pytest.mark.slow
 def test_dark_mode_is_dark(difference: CheckpointDiff, browse: Browse, tmp_path: Path) -> None:
     page, corners = diff_page(difference, "a", "b", None), []
     for scheme in ("0", "1"):  # Blink's numbers for dark and light
