@@ -55,7 +55,7 @@ def starts(vlm: VLM, batch: Batch) -> dict[str, Start]:
 @pytest.mark.parametrize("name", ["connectors", "embeddings", "layer", "inside"])
 def test_a_run_gives_the_same_from_wherever_it_starts(vlm: VLM, batch: Batch, name: str) -> None:
     def last_states(start: Start, batch: Batch) -> Tensor:
-        states: list[Any] = []
+        states: list[Tensor] = []
         last = vlm.layers[-1]
         ForwardRunner(vlm).run(batch, start, last, [trace(last, output=lambda _, y: states.append(y))])
         (result,) = states

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -108,6 +110,23 @@ def test_parts_are_replaced_for_a_while_also_where_one_has_a_forward_of_its_own(
     assert torch.equal(model(X), expected)
 
 
+def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential) -> None:
+    """Not even until the garbage collector runs."""
+    inputs: list[weakref.ref[Tensor]] = []
+    gc.disable()
+    try:
+        with trace(model[1], input=lambda x: inputs.append(weakref.ref(x)), stop=True):
+            model(X)
+        with record_calls([model[2]]) as calls:
+            model(X)
+        calls.clear()
+        with trace(model[0], output=lambda _, y: inputs.append(weakref.ref(y))), stop_after(model[1]):
+            model(X)
+        assert [reference() for reference in inputs] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_nothing_is_left_after_an_error(model: nn.Sequential) -> None:
     def fail(_: Tensor) -> None:
         raise ValueError("in the middle")
@@ -130,7 +149,7 @@ class Layer(nn.Module):
 
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])
 def test_the_models_own_mask_is_narrowed_to_blocks(kind: str) -> None:
-    layer, allowed = Layer(), torch.block_diag(torch.ones(2, 2), torch.ones(1, 1)).bool()[None, None]
+    layer, allowed = Layer(), torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()[None, None]
     causal = torch.ones(1, 1, 3, 3).tril().bool()
     own = {"none": None, "bool": causal, "added": torch.zeros(1, 1, 3, 3).masked_fill(~causal, -torch.inf)}[kind]
     with block_diagonal_attention([layer], allowed):

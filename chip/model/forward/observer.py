@@ -162,4 +162,5 @@ def _first_tokens(name: str, count: int, batch: Batch) -> Tensor:
     number = images.shape[1]
     if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
         raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
-    return lengths.cumsum(0) - lengths
+    starts: Tensor = lengths.cumsum(0) - lengths
+    return starts

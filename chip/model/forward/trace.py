@@ -16,7 +16,14 @@ from chip.model.target_modules import TargetModule
 
 
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass; whoever raises it catches it."""
+    """Ends a forward pass; whoever raises it catches it.
+
+    Raised anew each time: one that is held would hold, by its traceback, all that the pass had in memory.
+    """
+
+    def __init__(self, sender: object) -> None:
+        super().__init__()
+        self.sender = sender
 
 
 class Call:
@@ -56,7 +63,7 @@ def trace(
     """
     observer = _Observer(input, output, stop)
     if target is not None and target.is_parameter:
-        with _stopped_by(observer.signal), _ProductTrace(module, target.name, observer):
+        with _stopped_by(observer), _ProductTrace(module, target.name, observer):
             yield
         return
     inner = module if target is None else module.get_submodule(target.name)
@@ -65,7 +72,7 @@ def trace(
         handles.append(inner.register_forward_pre_hook(lambda _, args: observer.before(args[0])))
     if output is not None or (stop and input is None):
         handles.append(inner.register_forward_hook(lambda _, args, y: observer.after(args[0] if args else None, y)))
-    with _stopped_by(observer.signal), _removing(handles):
+    with _stopped_by(observer), _removing(handles):
         yield
 
 
@@ -75,20 +82,19 @@ class _Observer:
     def __init__(
         self, input: Callable[[Tensor], None] | None, output: Callable[[Tensor, Any], None] | None, stop: bool
     ) -> None:
-        self.signal = StopForward()
         self._input, self._output, self._stop = input, output, stop
 
     def before(self, x: Tensor) -> None:
         if self._input is not None:
             self._input(x)
             if self._stop and self._output is None:
-                raise self.signal
+                raise StopForward(self)
 
     def after(self, x: Any, y: Any) -> None:
         if self._output is not None:
             self._output(x, y)
         if self._stop:
-            raise self.signal
+            raise StopForward(self)
 
 
 @contextmanager
@@ -120,15 +126,15 @@ class _ProductTrace(TorchFunctionMode):
 @contextmanager
 def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
     """The list gets what each of `modules` is called with; the block ends before the last one would compute."""
-    signal, calls = StopForward(), list[Call]()
+    calls: list[Call] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(Call(module, args, kwargs))
         if len(calls) == len(modules):
-            raise signal
+            raise StopForward(calls)
 
     with (
-        _stopped_by(signal),
+        _stopped_by(calls),
         _removing([module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]),
     ):
         yield calls
@@ -188,12 +194,12 @@ def _merge_masks(own: Tensor | None, allowed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _stopped_by(signal: StopForward) -> Iterator[None]:
-    """Ends the block at this signal; another's goes on to who raises it."""
+def _stopped_by(sender: object) -> Iterator[None]:
+    """Ends the block where the sender stops the pass; another sender's signal goes on to its own block."""
     try:
         yield
-    except StopForward as raised:
-        if raised is not signal:
+    except StopForward as signal:
+        if signal.sender is not sender:
             raise
 
 
