@@ -147,7 +147,7 @@ def test_code_in_the_folder_is_not_run(folder: Path, right: dict[str, Any], know
         assert type(vlm.processor).__module__.startswith("transformers.")
     else:
         for load in (build_skeleton, load_vlm):
-            with pytest.raises(InputError, match="cannot build an image-text-to-text model") as caught:
+            with pytest.raises(InputError, match="cannot build a vision-language model") as caught:
                 load(folder)
             assert "\n" not in str(caught.value)
     assert not (folder / "run").exists()
