@@ -119,6 +119,14 @@ def test_loading_refuses_it_as_well(config: Path, right: dict[str, Any], what: s
         load_vlm(config.parent, "cpu")
 
 
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"cache_implementation": "nonsense"}'])
+def test_broken_defaults_of_generation_are_refused(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"generation_config\.json: transformers cannot read it") as caught:
+        load_vlm(folder, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cpu:x"])
 def test_a_device_that_torch_does_not_know_is_refused(folder: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"device='{device}': torch knows no such device") as caught:
