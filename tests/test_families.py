@@ -185,6 +185,15 @@ def test_a_row_says_what_structure_would_get_wrong(
     assert tuple(names[connector] for connector in find_connectors(model)) != connectors
 
 
+def test_a_tower_that_hears_is_no_connector() -> None:
+    config = transformers.AutoConfig.for_model("qwen2_5_omni_thinker")
+    text = config.get_text_config()
+    text.num_hidden_layers, text.hidden_size = 1, config.vision_config.out_hidden_size
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    assert find_connectors(model) == [model.model.visual.merger]
+
+
 def test_a_new_family_is_one_row(fresh: VLM, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every path and every setting may be another than structure says."""
     model = fresh.model

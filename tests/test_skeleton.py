@@ -119,6 +119,14 @@ def test_loading_refuses_it_as_well(config: Path, right: dict[str, Any], what: s
         load_vlm(config.parent, "cpu")
 
 
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"cache_implementation": "nonsense"}'])
+def test_broken_defaults_of_generation_are_refused(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"generation_config\.json: transformers cannot read it") as caught:
+        load_vlm(folder, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cpu:x"])
 def test_a_device_that_torch_does_not_know_is_refused(folder: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"device='{device}': torch knows no such device") as caught:
@@ -147,7 +155,7 @@ def test_code_in_the_folder_is_not_run(folder: Path, right: dict[str, Any], know
         assert type(vlm.processor).__module__.startswith("transformers.")
     else:
         for load in (build_skeleton, load_vlm):
-            with pytest.raises(InputError, match="cannot build an image-text-to-text model") as caught:
+            with pytest.raises(InputError, match="cannot build a vision-language model") as caught:
                 load(folder)
             assert "\n" not in str(caught.value)
     assert not (folder / "run").exists()

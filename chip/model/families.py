@@ -77,8 +77,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    # Further towers stand beside the connector, and would be taken for connectors.
-    "qwen2_5_omni_thinker": Family(connectors=("model.visual.merger",)),
+    # A second tower stands beside the connector, and would be taken for one.
     "video_llava": Family(connectors=("model.multi_modal_projector",)),
     "deepseek_vl_hybrid": Family(connectors=("model.aligner",)),
     # It makes images too, and has a connector for that.
@@ -133,7 +132,8 @@ def find_connectors(model: Any) -> list[Any]:
     text, tower, paths = find_language(model), find_tower(model), family_of(model).connectors
     if paths is not None:
         return [_at(model, "vision-language connector", path) for path in paths]
-    beside = [child for child in model.model.children() if child is not text and child is not tower]
+    towers = (tower, model.get_encoder(modality="audio"))  # the latter is the model itself where it hears nothing
+    beside = [child for child in model.model.children() if child is not text and child not in towers]
     connectors = [child for child in beside if list(linear_maps(child))]
     if not connectors:
         width = model.config.get_text_config().hidden_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
@@ -45,7 +45,7 @@ from chip.model.offload import (
     write_parameter,
 )
 from chip.model.processors import load_processor
-from chip.model.quiet import quiet, reason
+from chip.model.quiet import quiet, reason, refusing
 from chip.model.skeleton import build_skeleton
 
 
@@ -217,6 +217,7 @@ def _device(name: str | None) -> torch.device:
 
 def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
     """The model with its weights: fp32 where it computes on the CPU, else in the dtype they are stored in."""
+    _check_generation(folder)
     try:
         with quiet():
             model, info = AutoModelForImageTextToText.from_pretrained(
@@ -238,6 +239,14 @@ def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
                 f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete"
             )
     return model
+
+
+def _check_generation(folder: Path) -> None:
+    """Loading reads the defaults for generation as well, and ends in an error of any kind where they are none."""
+    path = folder / "generation_config.json"
+    if path.exists():
+        with refusing(path, "transformers cannot read it", "remove it, or fetch it again"):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def check_family(model: Any) -> None:

@@ -13,7 +13,7 @@ from chip.checkpoint.layout import CONFIG
 from chip.errors import InputError
 from chip.model.quiet import refusing
 
-_TROUBLE = "transformers cannot build an image-text-to-text model from it"
+_TROUBLE = "transformers cannot build a vision-language model from it"
 _HINT = "fetch that file again, or use a checkpoint of a family it knows"
 
 
