@@ -52,11 +52,11 @@ def test_a_killed_run_leaves_the_source_as_it_was_and_no_half_output(tmp_path: P
         )
         for kind, options in kinds.items()
     ]
-    told = [json.loads(said) for said in [run.communicate()[0] for run in runs]]
-    outcomes = [outcome for each in told for killed, outcome in each["outcomes"] if killed]
+    reports = [json.loads(output) for output in [run.communicate()[0] for run in runs]]
+    outcomes = [outcome for report in reports for killed, outcome in report["outcomes"] if killed]
     assert len(outcomes) >= 50
     assert set(outcomes) == {"absent", "old", "whole"}
-    assert all(cleaned for each in told for cleaned in each["cleaned"])
+    assert all(cleaned for report in reports for cleaned in report["cleaned"])
 
 
 def test_an_interrupted_run_says_so_in_one_line_and_leaves_no_debris(folder: Path) -> None:
