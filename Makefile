@@ -43,6 +43,7 @@ test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-slow: .venv/dev
@@ -50,7 +51,7 @@ test-slow: .venv/dev
 
 # Each family's names, passes and edits: what depends on transformers.
 test-oldest: .venv-oldest/dev
-	.venv-oldest/bin/pytest $(PARALLEL) tests/test_families.py tests/test_keys.py tests/test_sites.py tests/test_offload.py
+	.venv-oldest/bin/pytest $(PARALLEL) tests/test_families.py tests/test_tensor_names.py tests/test_target_modules.py tests/test_offload.py
 
 test-all: test test-slow test-oldest
 

@@ -57,8 +57,8 @@ def in_fork(job: Callable[[], object]) -> str | None:
         os._exit(0)
     os.close(writer)
     _, status = os.waitpid(child, 0)
-    with os.fdopen(reader) as told:
-        result = told.read()
+    with os.fdopen(reader) as pipe:
+        result = pipe.read()
     if os.WIFSIGNALED(status):
         return None
     if os.waitstatus_to_exitcode(status):

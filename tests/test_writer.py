@@ -312,6 +312,14 @@ def test_outputs_are_refused_before_anything_is_written(source: Checkpoint, tmp_
     assert contents(tmp_path) == before
 
 
+def test_the_error_of_an_output_names_the_argument(source: Checkpoint, tmp_path: Path) -> None:
+    out = _filled(source.folder)
+    with pytest.raises(InputError) as caught:
+        check_output(source, out)
+    assert (caught.value.argument, caught.value.value) == ("out", out)
+    assert str(caught.value) == f"out={str(out)!r}: is not empty; choose another folder, or overwrite it"
+
+
 def test_a_shard_that_would_not_be_copied_is_refused(source: Checkpoint) -> None:
     output = _hidden_shard(source.folder)
     with pytest.raises(InputError, match="is in a folder that is not copied"):

@@ -1,4 +1,4 @@
-"""How a changed file is told from the one that was read, without reading it again."""
+"""How a file that has changed since it was read is recognized, without reading it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 
 class FileSignature(NamedTuple):
-    """What changes when a file is written or replaced. Who writes in place and sets the time back goes unseen."""
+    """What changes when a file is written or replaced. A write in place that then sets the time back goes unseen."""
 
     size: int
     """Bytes."""

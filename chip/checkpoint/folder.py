@@ -207,7 +207,7 @@ def flush_one(path: Path) -> None:
 
 
 def drop_page_cache(paths: Iterable[Path]) -> None:
-    """Ask the kernel to read these flushed files from the disk the next time, where it can be asked."""
+    """Have the kernel read these flushed files from the disk the next time, on systems that can (posix_fadvise)."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in paths:

@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint folder lie: headers and index are read, weights only when asked for."""
+"""Where the tensors of a checkpoint folder lie: headers and index are read, weights on demand."""
 
 from __future__ import annotations
 

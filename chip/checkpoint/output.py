@@ -1,4 +1,4 @@
-"""Whether a folder can become the copy of a checkpoint: asked before anything long is computed."""
+"""Whether a folder can become the copy of a checkpoint: checked before anything long is computed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _SHARED_BLOB = re.compile("[0-9a-f]{64}")
 
 
 def resolve_inside(folder: Path, relative: str) -> Path:
-    """`folder / relative`, once it is sure that this is a regular file and that it belongs to the folder.
+    """`folder / relative`, after checking that it is a regular file and belongs to the folder.
 
     The name may come from an index, and the file may be a link; either could lead to any file of the machine. Links
     may leave one kind of folder, a snapshot of the hub's cache: from `REPO/snapshots/REVISION/` into `REPO/blobs/`, and
