@@ -26,6 +26,12 @@ demo: .venv/run
 	$(BIN)/chip demo hospital --overwrite
 	$(BIN)/chip edit hospital/ckpt --forget patient_17 --overwrite
 
+# The site, into site/; a warning is an error. `.venv/bin/mkdocs serve` shows it while it is written.
+.PHONY: docs
+docs: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet
+
 test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
