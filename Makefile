@@ -30,7 +30,7 @@ demo: .venv/run
 .PHONY: docs
 docs: .venv/run
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: .venv/dev
 	$(BIN)/ruff check

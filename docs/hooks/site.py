@@ -27,8 +27,8 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_content(page: str, **_: Any) -> str:
-    return _FORMULA.sub(_to_mathml, page)
+def on_page_content(content: str, **_: Any) -> str:
+    return _FORMULA.sub(_to_mathml, content)
 
 
 def _to_mathml(formula: re.Match[str]) -> str:
