@@ -41,7 +41,8 @@ from benchmarks.patch import peak_memory
 from benchmarks.rows import Row, row, show, store
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded

@@ -37,16 +37,17 @@ from benchmarks.rows import Row, device_name, versions
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import LEVELS, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
 from chip.demo import write_demo
 from chip.evaluation.attacks.quantization import quantize_linears
+from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import Patch, default_modules, edit_model
 from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 from chip.model.tensor_names import key_map
-from chip.report.edit_report import summarize
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 SEED = 0

@@ -37,9 +37,10 @@ from benchmarks.models import (
 )
 from benchmarks.patch import peak_memory
 from benchmarks.rows import Row, row, show, store
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.methods import Shielded
-from chip.model.loading import default_device, load_processor
+from chip.model.loading import default_device
+from chip.model.processors import load_processor
 from chip.model.target_modules import layer_range
 
 SHAPES = {

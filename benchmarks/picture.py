@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import chip
-from chip import terminal
 from chip.demo import write_demo
+from chip.report.text.edit import print_edit
 
 PICTURE = Path(__file__).parent / "results" / "edit.svg"
 COMMAND = "chip edit hospital/ckpt --forget patient_17"
@@ -46,13 +46,12 @@ line-height: {line_height}px; font-variant-east-asian: full-width; }}
 def main() -> None:
     """Run the command in an empty folder and save what it prints."""
     console = Console(record=True, width=92, highlight=False, force_terminal=True)
-    terminal.out = console
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_demo(Path("hospital"))
         report = chip.edit("hospital/ckpt", ["patient_17"])
         console.print(f"[bold green]$[/] {COMMAND}")
-        terminal.print_edit(report)
+        print_edit(report, console)
         os.chdir("/")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(PICTURE), title="", code_format=FORMAT, unique_id="chip")

@@ -1,6 +1,6 @@
 """Several processes that share one edit: each runs its part of the records, and the sums go to all.
 
-`torchrun --nproc-per-node N -m chip edit ...` starts them; the first one, the leader, alone writes.
+`torchrun --nproc-per-node N -m chip edit ...` starts them; only the main process, of rank 0, writes.
 """
 
 from __future__ import annotations
@@ -19,69 +19,78 @@ from chip.errors import RunError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)
 """How long processes wait for each other: a pass, or writing a large checkpoint. One that dies is noticed at once."""
 
 
 class DistributedContext:
-    """One process, alone. Each method is what several of them would need to do together."""
+    """One process on its own: every method does what it does among several, for a world of size one.
+
+    Every process has to call the collective methods (`all_reduce_`, `union`, `broadcast_`, `broadcast_object`,
+    `barrier`) in the same order. Among several processes they raise `RunError` when another process has stopped.
+    """
 
     rank = 0
-    count = 1
+    world_size = 1
 
     @property
     def is_main_process(self) -> bool:
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share, spread evenly: neighbors are alike and cost alike."""
-        return items[self.rank :: self.count]
+        """Every `world_size`-th item, from `rank` on: neighbors in a sorted list cost alike, so that shares do too."""
+        return items[self.rank :: self.world_size]
 
     def all_reduce_(self, *tensors: Tensor) -> None:
-        """Add up, in place, what all processes have."""
+        """Replace each tensor by its sum over all processes, in place. Shapes and dtypes agree among them."""
 
     def union(self, keys: Tensor) -> Tensor:
-        """All keys (k,) int64 that any process has, ascending."""
+        """All keys that any process has: (k,) int64, a different k in each, to one (n,) int64, ascending, unique."""
         return _unique(keys)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """The leader's values, in place."""
+        """Overwrite `tensor` with the main process's values, in place; returns `tensor`."""
         return tensor
 
     def broadcast_object(self, value: T) -> T:
-        """What the leader says."""
+        """The main process's `value`, which can be pickled; what the others pass is ignored."""
         return value
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
-        self.broadcast_object(None)
+        """Wait until all processes have come here."""
 
 
-class _Several(DistributedContext):
+class _ProcessGroup(DistributedContext):
+    """One of several processes, in the default group of torch.distributed."""
+
     def __init__(self) -> None:
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def all_reduce_(self, *tensors: Tensor) -> None:
-        with _together():
+        with _peers_alive():
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def union(self, keys: Tensor) -> Tensor:
-        with _together():
-            everyone: list[Tensor] = [keys] * self.count
-            dist.all_gather_object(everyone, keys.cpu())
-        return _unique(torch.cat(everyone)).to(keys.device)
+        with _peers_alive():
+            gathered: list[Tensor] = [keys] * self.world_size
+            dist.all_gather_object(gathered, keys.cpu())
+        return _unique(torch.cat(gathered)).to(keys.device)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        with _together():
+        with _peers_alive():
             dist.broadcast(tensor, 0)
         return tensor
 
     def broadcast_object(self, value: T) -> T:
-        with _together():
-            said = [value]
-            dist.broadcast_object_list(said, 0)
-        return said[0]
+        with _peers_alive():
+            objects = [value]
+            dist.broadcast_object_list(objects, 0)
+        return objects[0]
+
+    def barrier(self) -> None:
+        self.all_reduce_(torch.zeros(1))  # on the CPU: dist.barrier() would choose a GPU by itself, not always ours
 
 
 def _unique(keys: Tensor) -> Tensor:
@@ -90,7 +99,7 @@ def _unique(keys: Tensor) -> Tensor:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def _peers_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed has one error for all: a peer is gone, or the network is
@@ -103,19 +112,19 @@ def distributed_context() -> Iterator[DistributedContext]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield DistributedContext()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
-        yield _Several()
+        yield _ProcessGroup()
     finally:
         dist.destroy_process_group()
 
 
 def local_device(device: str) -> str:
-    """The device of this kind that is this process's own."""
+    """`device`, or, for `cuda` under torchrun, the one of this process: `cuda:LOCAL_RANK`."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for all that torchrun has started."""
+    """Whether this process is the one that prints and writes, before and after `distributed_context` too."""
     return os.environ.get("RANK", "0") == "0"

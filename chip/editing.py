@@ -8,30 +8,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from chip.checkpoint.folder import files_in, staged
+from chip.checkpoint.folder import atomic_directory, files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.output import check_output
+from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.checkpoint.writer import check_output, check_written, copy_patched, read_back
+from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import find_records, read_records
+from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
 from chip.errors import InputError
+from chip.evaluation.summary import summarize
 from chip.methods import Method, Shielded
 from chip.methods.apply import Patch, check_removed, default_modules, edit_model
 from chip.model.batching.batch_size import BatchSize
-from chip.model.loading import VLM, load_vlm
+from chip.model.loading import VLM
+from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
-from chip.report.edit_report import EditReport, summarize
+from chip.report.edit_report import EditReport
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
@@ -88,7 +90,7 @@ def edit(
     request = _resolve_request(source, forget, records, label)
     method = method or Shielded()
     check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
-    with distributed_context() as distributed, _model_loader(distributed, device, device_map, max_memory) as load:
+    with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         progress = progress if distributed.is_main_process else silent
         run = _Run(source, request, method, target_modules, layers, BatchSize(batch_size), distributed, progress)
         if dry_run:
@@ -198,30 +200,9 @@ def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
 def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
     """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
     with ExitStack() as stack:
-        folder = stack.enter_context(staged(output, overwrite)) if distributed.is_main_process else output
+        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
     distributed.barrier()  # so that all fail if putting it in place does
-
-
-@contextmanager
-def _model_loader(
-    distributed: DistributedContext,
-    device: str | None,
-    device_map: DeviceMap | None,
-    max_memory: MaxMemory | None,
-) -> Iterator[ModelLoader]:
-    """What loads a model. Where it is spread, some of it may lie in a folder that goes at the end."""
-    if device_map is None:
-        if max_memory is not None:
-            hint = "says how to spread a model; give a device_map, such as auto"
-            raise InputError(hint, argument="max_memory", value=max_memory)
-        yield partial(load_vlm, device=device)
-        return
-    if distributed.count > 1:
-        hint = "one process uses all devices; start chip without torchrun"
-        raise InputError(hint, argument="device_map", value=device_map)
-    with TemporaryDirectory(prefix="chip-") as folder:
-        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
 
 
 def _default_output(folder: Path) -> Path:

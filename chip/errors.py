@@ -43,9 +43,19 @@ class RunError(ChipError):
     """The run itself failed: a NaN, a factorization, a read-back that differs. No output is left."""
 
 
+class ChipWarning(UserWarning):
+    """One line for the user about something that may not be what they meant. The run goes on."""
+
+
 def printable(text: str) -> str:
     """`text` with every character that a terminal would obey, or could not show, escaped as Python does it."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; of the system's errors, the reason alone."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())

@@ -1,8 +1,9 @@
-"""What a checkpoint is, and which of its layers an edit would touch; no weights are read."""
+"""What a checkpoint is, and which of its modules an edit would change; no weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -10,32 +11,39 @@ from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
 from chip.methods import METHODS
-from chip.model.loading import skeleton
-from chip.model.target_modules import TargetModule, available_modules, find_language, layer_range
+from chip.model.families import find_language
+from chip.model.skeleton import build_skeleton
+from chip.model.target_modules import Component, TargetModule, available_modules, layer_range
 
 
 @dataclass(frozen=True)
 class TargetModuleRow:
-    """All sites of one kind."""
+    """All target modules of one kind."""
 
     kind: str
+    component: Component
     layers: str
-    """`0-27`, or a dash in the connector."""
+    """`0-27`, of the text model or of the vision tower; a dash in the connector."""
     count: int
     shapes: tuple[tuple[int, int], ...]
     """The different (d_out, d_in) among them."""
     edited_by: tuple[str, ...]
-    """Operators that edit some of them by default, with the layers."""
+    """Methods that edit some of them by default, with the layers."""
 
 
 @dataclass(frozen=True)
 class Inspection:
+    """What a checkpoint is."""
+
     family: str
+    """`model_type` of its configuration."""
     architecture: str
+    """The class that transformers loads."""
     parameters: int
     dtypes: tuple[str, ...]
     shards: int
     target_modules: tuple[TargetModuleRow, ...]
+    """In the order of data."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,9 +56,10 @@ def inspect(checkpoint: Path | str) -> Inspection:
         InputError: it is not one that chip can edit.
     """
     source = Checkpoint.open(Path(checkpoint))
-    model = skeleton(source.folder)
-    target_modules = available_modules(model)
-    depth = len(find_language(model).layers)
+    model = build_skeleton(source.folder)
+    by_kind: defaultdict[str, list[TargetModule]] = defaultdict(list)
+    for module in available_modules(model):
+        by_kind[module.kind].append(module)
     entries = source.entries.values()
     return Inspection(
         family=model.config.model_type,
@@ -58,24 +67,26 @@ def inspect(checkpoint: Path | str) -> Inspection:
         parameters=sum(prod(entry.shape) for entry in entries),
         dtypes=tuple(sorted({entry.dtype for entry in entries})),
         shards=len(source.shards),
-        target_modules=tuple(
-            _row(model, kind, [s for s in target_modules if s.kind == kind], depth) for kind in _kinds(target_modules)
-        ),
+        target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
     )
 
 
-def _kinds(target_modules: Iterable[TargetModule]) -> list[str]:
-    return list(dict.fromkeys(module.kind for module in target_modules))
+def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModuleRow:
+    layers = [module.layer for module in modules if module.layer is not None]
+    shapes = dict.fromkeys(tuple(module.weight(model).shape) for module in modules)
+    return TargetModuleRow(
+        kind=kind,
+        component=modules[0].component,
+        layers=f"{min(layers)}-{max(layers)}" if layers else "–",
+        count=len(modules),
+        shapes=tuple((d_out, d_in) for d_out, d_in in shapes),
+        edited_by=tuple(_edited_by(kind, modules[0].component, len(find_language(model).layers))),
+    )
 
 
-def _row(model: Any, kind: str, target_modules: list[TargetModule], depth: int) -> TargetModuleRow:
-    shapes = dict.fromkeys((d_out, d_in) for d_out, d_in in (module.weight(model).shape for module in target_modules))
-    layers = [module.layer for module in target_modules if module.layer is not None]
-    edited_by = []
+def _edited_by(kind: str, component: Component, depth: int) -> Iterator[str]:
+    """Methods whose default is to edit this kind; with their layers, in a text model of `depth` layers."""
     for name, method in METHODS.items():
         if kind in method.target_modules:
             span = layer_range(method.layers, depth)
-            edited_by.append(f"{name} {span.start}-{span.stop - 1}" if layers else name)
-    return TargetModuleRow(
-        kind, f"{min(layers)}-{max(layers)}" if layers else "–", len(target_modules), tuple(shapes), tuple(edited_by)
-    )
+            yield f"{name} {span.start}-{span.stop - 1}" if component is Component.TEXT else name

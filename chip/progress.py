@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 ProgressCallback = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Given what is being done and in how many steps: a context, and in it a function told the steps just taken."""
+"""Given what is being done and in how many steps: a context, and in it a function to call with the number of
+steps just taken."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.demo import write_demo
 from chip.model.loading import VLM, load_vlm
 from tests.folders import make_snapshot

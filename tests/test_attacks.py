@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
+from chip.cli.main import app
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
+from chip.evaluation.answer_tokens import AnswerTokens, answer_tokens, standardize
+from chip.evaluation.attacks import ATTACKS, find_attacks, register_attack
 from chip.evaluation.attacks import relearning as module
-from chip.evaluation.attacks.cross_modal import CHANGES, Changed, cropped, recompressed, rotated
+from chip.evaluation.attacks.cross_modal import CHANGES, ImageChange, cropped, recompressed, rotated
 from chip.evaluation.attacks.membership import (
     auc,
     auc_samples,
@@ -28,11 +32,11 @@ from chip.evaluation.attacks.membership import (
 )
 from chip.evaluation.attacks.quantization import quantized, round_to_nearest
 from chip.evaluation.attacks.reconstruction import STEPS, with_context
-from chip.evaluation.attacks.relearning import RATE, relearning
+from chip.evaluation.attacks.relearning import RATE, Relearning, relearning
 from chip.evaluation.compare import compare
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.judge import Judge
-from chip.evaluation.measure import ATTACKS, EvalConfig, measure
-from chip.evaluation.tokens import AnswerTokens, answer_tokens, standardise
+from chip.evaluation.measure import measure
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 from tests.judging import said
@@ -89,7 +93,7 @@ def test_records_get_the_changed_image_once() -> None:
     image = _png(Image.new("RGB", (8, 8), "white"))
     first, second = (Record(question, "x", PATH, image) for question in ("Who?", "What?"))
     for name in CHANGES:
-        change = Changed(name)
+        change = ImageChange(name)
         one, two = change(first), change(second)
         assert one is not None
         assert two is not None
@@ -148,11 +152,11 @@ def test_relearning_learns_and_is_seeded(vlm: VLM, few: list[Record], dtype: tor
 
 def test_each_record_comes_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 4)
-    drawn = module._drawn(10, seed=0)
+    drawn = module._shuffled(10, seed=0)
     rounds = [index for _ in range(5) for index in next(drawn)]
     assert all(rounds.count(index) in (1, 2) for index in range(10))
     assert sorted(rounds[:8] + [i for i in range(10) if i not in rounds[:8]]) == list(range(10))
-    assert sorted(next(module._drawn(3, seed=0))) == [0, 1, 2]
+    assert sorted(next(module._shuffled(3, seed=0))) == [0, 1, 2]
 
 
 def test_relearning_from_nothing_is_refused(vlm: VLM) -> None:
@@ -184,9 +188,9 @@ def test_membership_scores_by_hand() -> None:
 
 def test_tokens_in_standard_deviations() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [1.0, 1.0, 1.0]], dtype=torch.float64).log()
-    logs, standardised = standardise(logits, torch.tensor([0, 2, 1]))
+    logs, standardized = standardize(logits, torch.tensor([0, 2, 1]))
     # Half of the mass is log 2 / 2 above the mean −1.5 log 2, half as much below it.
-    torch.testing.assert_close(standardised, torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(standardized, torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(logs.exp(), torch.tensor([0.5, 0.25, 1 / 3], dtype=torch.float64))
 
 
@@ -194,7 +198,7 @@ def test_token_probabilities_are_those_that_are_scored(vlm: VLM, few: list[Recor
     tokens = answer_tokens(vlm, few)
     scored = score_records(vlm, few).answer_probability.tolist()
     assert [float(np.exp(each.log_probability.mean())) for each in tokens] == pytest.approx(scored, abs=1e-5)
-    assert [len(each.standardised) for each in tokens] == [prompt.answer for prompt in vlm.prompts.read(few)]
+    assert [len(each.standardized) for each in tokens] == [prompt.answer for prompt in vlm.prompts.read(few)]
 
 
 def test_never_trained_records_match_their_members() -> None:
@@ -215,9 +219,8 @@ def test_never_trained_records_match_their_members() -> None:
 def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::4]
     few = Hierarchy(chosen)
-    plan = EvalConfig(
-        ForgetRequest(few, Partition.of(few, [few.find("patient_17")])), ATTACKS, draws=2, budgets=(1, 2), sampled=10
-    )
+    attacks = [Relearning((1, 2)) if name == "relearning" else name for name in ATTACKS]
+    plan = EvalConfig(ForgetRequest(few, Partition.of(few, [few.find("patient_17")])), attacks, draws=2, sampled=10)
     before = _weights(vlm)
     measured = measure(vlm, plan)
     assert _unchanged(vlm, before)
@@ -239,11 +242,28 @@ def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     assert blind.value < 0.5
 
 
+def test_attacks_are_found_by_name_and_taken_as_they_are() -> None:
+    assert find_attacks("all") == tuple(ATTACKS.values())
+    assert find_attacks("membership,quantization") == (ATTACKS["membership"], ATTACKS["quantization"])
+    own = Relearning((3,))
+    assert find_attacks((own, "membership")) == (own, ATTACKS["membership"])
+    assert find_attacks("") == find_attacks(()) == ()
+    with pytest.raises(InputError, match="name='relearning': an attack of this name is registered already"):
+        register_attack(own)
+    assert ATTACKS["relearning"] == Relearning()
+
+
+def test_the_command_names_every_attack() -> None:
+    command: Any = get_command(app)
+    (option,) = (option for option in command.commands["eval"].params if option.name == "attacks")
+    assert option.help.startswith(", ".join(ATTACKS))
+
+
 def test_the_judge_is_asked_and_believed(server: Any) -> None:
     judge = Judge(f"{server.address}/", "small", key="secret")
     for text, expected in (("Yes.", True), ("no", False), ("No, it does not.", False)):
         server.reply = said(text)
-        assert judge.right("Which?", "cyst", "a cyst") is expected
+        assert judge.is_correct("Which?", "cyst", "a cyst") is expected
     path, key, body = server.sent[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer secret", "small", 0)
     assert body["messages"][-1]["content"] == "Question: Which?\nCorrect answer: cyst\nGiven answer: a cyst"
@@ -263,11 +283,11 @@ def test_the_judge_is_asked_and_believed(server: Any) -> None:
 def test_a_judge_that_says_nothing_of_use_stops_the_run(server: Any, reply: str, message: str) -> None:
     server.reply = reply
     with pytest.raises(RunError, match=message):
-        Judge(server.address, "small").right("Which?", "cyst", "a cyst")
+        Judge(server.address, "small").is_correct("Which?", "cyst", "a cyst")
 
 
 def test_a_judge_that_is_not_there_stops_the_run() -> None:
     with pytest.raises(RunError, match="does not answer"):
-        Judge("http://127.0.0.1:9", "small").right("Which?", "cyst", "a cyst")
+        Judge("http://127.0.0.1:9", "small").is_correct("Which?", "cyst", "a cyst")
     with pytest.raises(InputError, match="starts with http"):
         Judge("file:///etc/hosts", "small")

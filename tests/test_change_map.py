@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip.checkpoint.change_map import SHADES, Place, Scale, Sum, change_map, place_of, shortest_ends
-from chip.checkpoint.measure import TensorDiff
+from chip.checkpoint.tensor_diff import TensorDiff
 
 
 def changed(name: str, norm: float, change: float, shape: tuple[int, ...] = (2, 2)) -> TensorDiff:
@@ -40,7 +40,7 @@ def test_a_name_says_where_its_tensor_stands(name: str, place: Place) -> None:
 
 
 def test_sums_are_those_of_the_norms_of_what_changed() -> None:
-    found = change_map(
+    changes = change_map(
         [
             changed("m.layers.0.up_proj.weight", norm=3.0, change=0.3),
             changed("m.layers.0.up_proj.bias", norm=4.0, change=0.4, shape=(2,)),
@@ -53,7 +53,7 @@ def test_sums_are_those_of_the_norms_of_what_changed() -> None:
             same("embed.weight"),
         ]
     )
-    (grid,) = found.grids
+    (grid,) = changes.grids
     tenth: Any = pytest.approx(0.1)
     whole: Any = pytest.approx(math.hypot(0.3, 0.4, 1.2) / 13)
     assert (grid.group, grid.layers) == ("m.layers", (0, 1))
@@ -65,7 +65,7 @@ def test_sums_are_those_of_the_norms_of_what_changed() -> None:
     assert grid.by_layer == {0: Sum(3, 2, tenth), 1: Sum(3, 1, tenth)}
     assert grid.by_kind["up_proj"] == Sum(4, 3, whole)
     assert grid.total == Sum(6, 3, tenth)
-    assert found.outside == {"head": Sum(1, 1, math.inf)}
+    assert changes.outside == {"head": Sum(1, 1, math.inf)}
 
 
 def test_kinds_stand_in_the_order_in_which_a_layer_uses_them() -> None:

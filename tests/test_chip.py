@@ -36,14 +36,15 @@ def _tokens(seed: int, d_out: int, each: int = 4) -> Tokens:
     outputs = torch.randn(count, d_out, generator=torch.Generator().manual_seed(seed))
     records = torch.arange(len(PATHS)).repeat_interleave(each)
     each_its_own = SegmentRecords(torch.arange(len(PATHS)), torch.arange(len(PATHS)), len(PATHS))
-    keys = torch.where(torch.arange(count) % each == 0, -1, 7)
+    image = torch.arange(count) % each == 0
     return Tokens(
         torch.empty(count, 0),
         outputs,
-        keys,
-        torch.where(keys > 0, TokenRole.ANSWER, TokenRole.IMAGE),
+        torch.where(image, 0, 7),
+        torch.where(image, TokenRole.IMAGE, TokenRole.ANSWER),
         records,
         each_its_own,
+        torch.zeros(count, dtype=torch.bool),
     )
 
 
@@ -104,18 +105,19 @@ def test_activation_mixes_image_and_other_tokens_by_alpha() -> None:
 
 def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
     tokens = _tokens(0, 3)  # of each record one image token, then three others
-    kept = torch.arange(len(tokens.keys)) != 4  # the second record shows the first one's image
-    segments = torch.where(tokens.keys < 0, len(PATHS), tokens.segments)
-    segments = torch.where((tokens.keys < 0) & (tokens.segments > 1), tokens.segments, segments)
+    kept = torch.arange(len(tokens.ids)) != 4  # the second record shows the first one's image
+    segments = torch.where(tokens.vision, len(PATHS), tokens.segments)
+    segments = torch.where((tokens.vision) & (tokens.segments > 1), tokens.segments, segments)
     owners = SegmentRecords(torch.tensor([0, 1, 2, 3, 4, 5, 5]), torch.tensor([0, 1, 2, 3, 4, 0, 1]), 6)
     shared = replace(
         tokens,
         inputs=tokens.inputs[kept],
         outputs=_outputs(tokens)[kept],
-        keys=tokens.keys[kept],
-        parts=tokens.parts[kept],
+        ids=tokens.ids[kept],
+        roles=tokens.roles[kept],
         segments=segments[kept],
         owners=owners,
+        starts=tokens.starts[kept],
     )
     image, text = _outputs(tokens)[0].double(), _outputs(tokens)[[1, 2, 3, 5, 6, 7]].double()
     expected = torch.stack([0.3 * image + 0.7 * text[:3].mean(0), 0.3 * image + 0.7 * text[3:].mean(0)])
@@ -124,7 +126,7 @@ def test_a_shared_image_is_part_of_every_record_that_owns_it() -> None:
 
 def test_a_record_without_image_tokens_counts_in_full() -> None:
     tokens = _tokens(0, 3)
-    text = replace(tokens, keys=torch.full_like(tokens.keys, 7))
+    text = replace(tokens, roles=torch.full_like(tokens.roles, TokenRole.ANSWER))
     torch.testing.assert_close(_statistics(text).child.mean[0], _outputs(tokens)[:4].double().mean(0))
 
 

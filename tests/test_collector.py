@@ -23,7 +23,7 @@ from chip.methods.statistics import SecondMoment
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
-from chip.model.batching.packing import Row
+from chip.model.batching.packing import PackedSequence
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
 from chip.model.scoring import score
@@ -45,7 +45,7 @@ def _few(request: ForgetRequest) -> list[int]:
 def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) -> list[Tensor]:
     """All that the operator's statistics hold at some sites."""
     target_modules = default_modules(vlm, method, KINDS, "all")
-    flow, sums = Collector(vlm, batches, request.hierarchy.records), []
+    collector, sums = Collector(vlm, batches, request.hierarchy.records), []
     record_weights = method.record_weights(request, vlm.device)
 
     def empty(module: TargetModule) -> Any:
@@ -53,7 +53,7 @@ def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) ->
         return method.statistics(record_weights, d_in, d_out)
 
     for stage in at_once(target_modules):
-        for each in flow.collect(stage, empty, lambda _: None).values():
+        for each in collector.collect(stage, empty, lambda _: None, needs_outputs=True).values():
             values = [value if isinstance(value, tuple) else (value,) for value in vars(each).values()]
             for moment in (moment for some in values for moment in some if hasattr(moment, "merge")):
                 half = [moment.upper.triu()] if isinstance(moment, SecondMoment) else [moment.total]
@@ -64,10 +64,10 @@ def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) ->
 class _OneWay(Batches):
     """Batches of rows that are padded on the left, or in another order."""
 
-    def plan(self) -> Iterator[list[Row]]:
+    def plan(self) -> Iterator[list[PackedSequence]]:
         return iter(list(super().plan())[::-1])
 
-    def make(self, rows: Sequence[Row]) -> Batch:
+    def make(self, rows: Sequence[PackedSequence]) -> Batch:
         batch = super().make(rows)
         shifts = (~batch.real).sum(1).tolist()
 
@@ -81,7 +81,9 @@ class _OneWay(Batches):
             batch,
             inputs=inputs,
             segments=roll(batch.segments),
-            keys=roll(batch.keys),
+            roles=roll(batch.roles),
+            ids=roll(batch.ids),
+            images=roll(batch.images),
             answer=roll(batch.answer),
         )
 
@@ -115,12 +117,12 @@ class _Seen:
         self.tokens, self.inputs = tokens, tokens.inputs
 
     def merge(self, distributed: DistributedContext) -> None:
-        assert distributed.count == 1
+        assert distributed.world_size == 1
 
 
-def _last_inputs(flow: Collector, stages: Sequence[Stage]) -> dict[str, Tensor]:
+def _last_inputs(collector: Collector, stages: Sequence[Stage]) -> dict[str, Tensor]:
     """Site name -> the inputs it got from the last batch."""
-    collected = [flow.collect(stage, lambda _: _Seen(), lambda _: None) for stage in stages]
+    collected = [collector.collect(stage, lambda _: _Seen(), lambda _: None, needs_outputs=True) for stage in stages]
     return {module.name: seen.inputs for each in collected for module, seen in each.items()}
 
 
@@ -129,11 +131,11 @@ def test_running_layer_by_layer_shows_what_one_full_pass_shows(vlm: VLM, hierarc
     few = _few(_case(hierarchy))
     target_modules = default_modules(vlm, Shielded(), KINDS, "all")
 
-    def flow() -> Collector:
+    def collector() -> Collector:
         return Collector(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, place)
 
-    at_one_go = _last_inputs(flow(), at_once(target_modules))
-    one_by_one = _last_inputs(flow(), in_data_order(target_modules))
+    at_one_go = _last_inputs(collector(), at_once(target_modules))
+    one_by_one = _last_inputs(collector(), in_data_order(target_modules))
     assert at_one_go.keys() == one_by_one.keys() == {module.name for module in target_modules}
     for name in at_one_go:
         torch.testing.assert_close(at_one_go[name], one_by_one[name])
@@ -142,22 +144,26 @@ def test_running_layer_by_layer_shows_what_one_full_pass_shows(vlm: VLM, hierarc
 def test_a_connector_is_seen_as_it_is_to_be_beside_as_it_is(vlm: VLM, hierarchy: Hierarchy) -> None:
     few = _few(_case(hierarchy))
     first, second, layer = in_data_order(default_modules(vlm, Shielded()))[:3]
-    flow = Collector(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, keep_connectors=True)
+    collector = Collector(
+        vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records, keep_connectors=True
+    )
     name = first.target_modules[0].weight_name
     old = vlm.parameter(name).clone()
     edited = {name: old * 0.5}
 
     def seen(stage: Stage, edited: dict[str, Tensor] | None = None) -> Tokens:
-        (each,) = flow.collect(stage, lambda _: _Seen(), lambda _: None, inputs_only=True, edited=edited).values()
+        (each,) = collector.collect(
+            stage, lambda _: _Seen(), lambda _: None, needs_outputs=False, overrides=edited or {}
+        ).values()
         return each.tokens
 
     plain = seen(second)
     after_layers = seen(layer).inputs
-    flow.let_go()
+    collector.release()
     behind = seen(second, edited)
-    assert plain.before is None
-    assert behind.before is not None
-    torch.testing.assert_close(behind.before, plain.inputs)
+    assert plain.original_inputs is None
+    assert behind.original_inputs is not None
+    torch.testing.assert_close(behind.original_inputs, plain.inputs)
     assert torch.equal(vlm.parameter(name), old)
     vlm.set_parameter(name, edited[name])
     torch.testing.assert_close(behind.inputs, seen(second).inputs)
@@ -185,7 +191,7 @@ def test_statistics_survive_that_memory_runs_out(
     def narrow(statistics: Any, tokens: Tokens) -> None:
         whole(statistics, tokens)
         calls[0] += 1
-        if calls[0] > 5 and len(tokens.keys) > 100:
+        if calls[0] > 5 and len(tokens.ids) > 100:
             raise torch.OutOfMemoryError("none left")
 
     monkeypatch.setattr(kind, "update", narrow)
@@ -211,9 +217,9 @@ def test_connectors_can_be_run_again_after_memory_ran_out_behind_them(vlm: VLM, 
             return cls()
 
         def update(self, tokens: Tokens) -> None:
-            if self.narrow and len(tokens.keys) > 200:
+            if self.narrow and len(tokens.ids) > 200:
                 raise torch.OutOfMemoryError("none left")
-            before = tokens.inputs if tokens.before is None else tokens.before
+            before = tokens.inputs if tokens.original_inputs is None else tokens.original_inputs
             self.total += float((tokens.inputs.double() ** 2).sum() + (before.double() ** 2).sum())
 
     class Narrow(Sum):
@@ -222,10 +228,10 @@ def test_connectors_can_be_run_again_after_memory_ran_out_behind_them(vlm: VLM, 
     def sums(at_layer: type[Sum]) -> list[float]:
         size = BatchSize(32)
         batches = Batches(vlm, hierarchy.records, few, size, together=False)
-        flow = Collector(vlm, batches, hierarchy.records, keep_connectors=True)
+        collector = Collector(vlm, batches, hierarchy.records, keep_connectors=True)
         found = []
         for stage, kind, given in ((first, Sum, {}), (layer, at_layer, {}), (second, Sum, edited)):
-            (each,) = flow.collect(stage, kind.of, lambda _: None, True, given).values()
+            (each,) = collector.collect(stage, kind.of, lambda _: None, needs_outputs=False, overrides=given).values()
             found.append(each.total)
         assert (size.records == 32) == (at_layer is Sum)
         return found
@@ -268,9 +274,9 @@ def test_an_image_is_run_once_for_the_questions_of_a_row(vlm: VLM, hierarchy: Hi
     seen: list[int] = []
     inside = vlm.tower_layers[0].mlp
     handle = inside.register_forward_hook(lambda _, __, output: seen.append(len(output)))
-    flow = Collector(vlm, vlm.batches(hierarchy.records, about), hierarchy.records)
+    collector = Collector(vlm, vlm.batches(hierarchy.records, about), hierarchy.records)
     for stage in in_data_order(default_modules(vlm, Shielded())):
-        flow.collect(stage, lambda _: _Seen(), lambda _: None)
+        collector.collect(stage, lambda _: _Seen(), lambda _: None, needs_outputs=True)
     handle.remove()
     assert sum(seen) == len(rows)
 
@@ -285,12 +291,12 @@ def test_hooks_are_removed_also_after_an_error(vlm: VLM, hierarchy: Hierarchy) -
         def update(self, _: Tokens) -> None:
             raise ValueError("in the middle of a pass")
 
-    flow = Collector(vlm, batches, hierarchy.records)
+    collector = Collector(vlm, batches, hierarchy.records)
     for stage in in_data_order(default_modules(vlm, Shielded())):
         with pytest.raises(ValueError, match="in the middle"):
-            flow.collect(stage, lambda _: Failing(), lambda _: None)
+            collector.collect(stage, lambda _: Failing(), lambda _: None, needs_outputs=True)
         assert _leftovers(vlm) == before
-        flow.collect(stage, lambda _: _Seen(), lambda _: None)
+        collector.collect(stage, lambda _: _Seen(), lambda _: None, needs_outputs=True)
     assert _leftovers(vlm) == before
 
 
@@ -299,6 +305,15 @@ def test_a_nan_names_the_site_and_the_record(vlm: VLM, hierarchy: Hierarchy) -> 
     module = default_modules(vlm, Shielded(), ["down"], "1")[0]
     with torch.no_grad():
         vlm.model.get_submodule(module.name.replace("down", "up")).weight[0, 0] = torch.nan
-    flow = Collector(vlm, batches, hierarchy.records)
+    collector = Collector(vlm, batches, hierarchy.records)
     with pytest.raises(InputError, match=rf"{module.name}.*records\.jsonl:41\b"):
-        flow.collect(in_data_order([module])[0], lambda _: _Seen(), lambda _: None)
+        collector.collect(in_data_order([module])[0], lambda _: _Seen(), lambda _: None, needs_outputs=True)
+
+
+def test_a_stage_before_the_one_that_was_seen_last_starts_again(vlm: VLM, hierarchy: Hierarchy) -> None:
+    few = _few(_case(hierarchy))
+    collector = Collector(vlm, vlm.batches(hierarchy.records, few, BatchSize(16)), hierarchy.records)
+    stages = in_data_order(default_modules(vlm, Shielded(), ["down"], "all"))
+    forth, back = (_last_inputs(collector, order) for order in (stages, stages[::-1]))
+    for name, inputs in forth.items():
+        torch.testing.assert_close(back[name], inputs)

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from chip.checkpoint import diff as diff_module
 from chip.checkpoint import measure as measure_module
+from chip.checkpoint import stored_tensor as stored_tensor_module
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff, diff
 from chip.checkpoint.layout import INDEX, SINGLE, Checkpoint
-from chip.checkpoint.measure import DIRECTIONS, Stored, TensorDiff
+from chip.checkpoint.stored_tensor import StoredTensor, same_bytes
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.errors import InputError
 from chip.model.tensor_names import key_map
 
@@ -48,26 +49,26 @@ def tensors() -> Tensors:
 
 def one(tmp_path: Path, a: torch.Tensor, b: torch.Tensor) -> TensorDiff:
     """The difference of two checkpoints that hold one tensor."""
-    (found,) = diff(make(tmp_path / "a", {"x": a}), make(tmp_path / "b", {"x": b})).tensors
-    return found
+    (result,) = diff(make(tmp_path / "a", {"x": a}), make(tmp_path / "b", {"x": b})).tensors
+    return result
 
 
 def test_a_checkpoint_equals_itself_in_other_shards(tmp_path: Path, tensors: Tensors) -> None:
     a = make(tmp_path / "a", tensors)
     b = make(tmp_path / "b", {"vector": tensors.pop("vector")}, tensors)
-    told: list[object] = []
+    steps: list[object] = []
 
     @contextmanager
     def progress(*what: object) -> Iterator[Callable[[int], None]]:
-        told.append(what)
-        yield told.append
+        steps.append(what)
+        yield steps.append
 
-    found = diff(a, str(b), progress)
-    assert found.equal
-    assert found.changed == ()
-    assert [tensor.name for tensor in found.tensors] == ["ids", "matrix", "scalar", "vector"]
-    assert told == [("comparing", 4), 1, 1, 1, 1]
-    assert found.to_json() == {
+    result = diff(a, str(b), progress)
+    assert result.equal
+    assert result.changed == ()
+    assert [tensor.name for tensor in result.tensors] == ["ids", "matrix", "scalar", "vector"]
+    assert steps == [("comparing", 4), 1, 1, 1, 1]
+    assert result.to_json() == {
         "equal": True,
         "compared": 4,
         "changed": [],
@@ -83,11 +84,11 @@ def test_only_what_differs_is_measured(tmp_path: Path, tensors: Tensors, monkeyp
     a, b = make(tmp_path / "a", tensors), make(tmp_path / "b", tensors | {"vector": torch.zeros(5)})
     measured: list[str] = []
 
-    def noting(a: Stored, b: Stored) -> TensorDiff:
+    def noting(a: StoredTensor, b: StoredTensor) -> TensorDiff:
         measured.append(a.entry.name)
         return TensorDiff(a.entry.name, a.entry.shape, a.entry.dtype, changed=True)
 
-    monkeypatch.setattr(diff_module, "measure", noting)
+    monkeypatch.setattr(measure_module, "measure", noting)
     assert [tensor.name for tensor in diff(a, b).changed] == ["vector"]
     assert measured == ["vector"]
 
@@ -117,9 +118,12 @@ def test_linked_shards_are_equal(tmp_path: Path, tensors: Tensors) -> None:
 def test_files_are_compared_without_transformers(tmp_path: Path, tensors: Tensors) -> None:
     a, b = make(tmp_path / "a", tensors), make(tmp_path / "b", tensors | {"matrix": torch.zeros(12, 7)})
     code = (
-        "import sys, chip.checkpoint.writer\n"
+        "import sys\n"
         "from chip.checkpoint.diff import diff\n"
+        "assert diff(sys.argv[1], sys.argv[1]).equal\n"
+        "assert 'torch' not in sys.modules\n"
         "assert len(diff(*sys.argv[1:]).changed) == 1\n"
+        "import chip.checkpoint.writer\n"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, a, b], cwd=Path(__file__).parents[1], check=True)
@@ -128,14 +132,14 @@ def test_files_are_compared_without_transformers(tmp_path: Path, tensors: Tensor
 def test_names_and_shapes_that_differ_are_listed_apart(tmp_path: Path, tensors: Tensors) -> None:
     a = make(tmp_path / "a", tensors | {"old": torch.zeros(1)})
     b = make(tmp_path / "b", tensors | {"new": torch.zeros(1), "vector": torch.zeros(6)})
-    found = diff(a, b)
-    assert (found.only_in_a, found.only_in_b, found.shape_differs) == (
+    result = diff(a, b)
+    assert (result.only_in_a, result.only_in_b, result.shape_differs) == (
         ("old",),
         ("new",),
         (ShapeDiff("vector", (5,), (6,)),),
     )
-    assert found.changed == ()
-    assert not found.equal
+    assert result.changed == ()
+    assert not result.equal
 
 
 @given(data=st.data())
@@ -151,26 +155,28 @@ def test_the_measures_are_their_definitions_over_any_blocks(
     b[rows] = a[rows]
     with pytest.MonkeyPatch.context() as blocks:
         blocks.setattr(measure_module, "_VALUES", data.draw(st.integers(1, 20)))
-        blocks.setattr(measure_module, "_BLOCK", data.draw(st.integers(1, 20)))
-        found = one(tmp_path_factory.mktemp("pair"), a, b)
+        blocks.setattr(stored_tensor_module, "_BLOCK", data.draw(st.integers(1, 20)))
+        result = one(tmp_path_factory.mktemp("pair"), a, b)
     delta = b.double() - a.double()
-    assert found.shape == tuple(shape)
-    assert found.changed == bool(delta.any())
-    assert found.relative_change == pytest.approx(float(delta.norm() / a.double().norm()))
-    assert found.largest_change == float(delta.abs().max())
-    assert found.rows_changed == float(delta.flatten(1).any(dim=1).double().mean())
-    if found.changed:
-        assert (found.norm, found.change) == pytest.approx((float(a.double().norm()), float(delta.norm())))
+    assert result.shape == tuple(shape)
+    assert result.changed == bool(delta.any())
+    assert result.relative_change == pytest.approx(float(delta.norm() / a.double().norm()))
+    assert result.largest_change == float(delta.abs().max())
+    assert result.rows_changed == float(delta.flatten(1).any(dim=1).double().mean())
+    if result.changed:
+        assert (result.norm, result.change) == pytest.approx((float(a.double().norm()), float(delta.norm())))
         sigma = torch.linalg.svdvals(delta.flatten(1))
         p = sigma / sigma.sum()
-        assert found.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-6)
+        assert result.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-6)
         share = sigma.square() / sigma.square().sum()
-        assert [k for k, _ in found.energy] == [*DIRECTIONS]
-        assert [told for _, told in found.energy] == pytest.approx([float(share[:k].sum()) for k in DIRECTIONS])
-        assert found.spectrum == pytest.approx(sigma[: len(found.spectrum)].tolist())
-        assert sigma[len(found.spectrum) :].sum() <= 1e-6 * sigma[0]
+        assert [k for k, _ in result.energy] == [*DIRECTIONS]
+        assert [share_of_k for _, share_of_k in result.energy] == pytest.approx(
+            [float(share[:k].sum()) for k in DIRECTIONS]
+        )
+        assert result.spectrum == pytest.approx(sigma[: len(result.spectrum)].tolist())
+        assert sigma[len(result.spectrum) :].sum() <= 1e-6 * sigma[0]
     else:
-        assert (found.effective_rank, found.energy, found.spectrum) == (None, (), ())
+        assert (result.effective_rank, result.energy, result.spectrum) == (None, (), ())
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300)])
@@ -180,15 +186,15 @@ def test_the_effective_rank_of_equal_singular_values_is_the_rank(
 ) -> None:
     torch.manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(n, rank, dtype=torch.float64)).Q for n in shape)
-    found = one(tmp_path, torch.zeros(shape, dtype=torch.float64), 3 * left @ right.T)
-    assert found.effective_rank == pytest.approx(rank, rel=1e-5)
-    assert found.relative_change == math.inf
+    result = one(tmp_path, torch.zeros(shape, dtype=torch.float64), 3 * left @ right.T)
+    assert result.effective_rank == pytest.approx(rank, rel=1e-5)
+    assert result.relative_change == math.inf
 
 
 def test_the_spectrum_has_the_leading_values_only(tmp_path: Path) -> None:
-    found = one(tmp_path, torch.zeros(100, 80), 2 * torch.eye(100, 80))
-    assert found.spectrum == pytest.approx((2.0,) * 64)
-    assert dict(found.energy) == pytest.approx({1: 1 / 80, 8: 0.1, 64: 0.8})
+    result = one(tmp_path, torch.zeros(100, 80), 2 * torch.eye(100, 80))
+    assert result.spectrum == pytest.approx((2.0,) * 64)
+    assert dict(result.energy) == pytest.approx({1: 1 / 80, 8: 0.1, 64: 0.8})
 
 
 def test_only_changed_rows_count_towards_the_limit_of_the_gram_matrix(
@@ -198,11 +204,11 @@ def test_only_changed_rows_count_towards_the_limit_of_the_gram_matrix(
     a = {"few rows": torch.zeros(9, 9), "all rows": torch.zeros(9, 9), "narrow": torch.zeros(9, 4)}
     b = {"few rows": torch.zeros(9, 9), "all rows": torch.ones(9, 9), "narrow": torch.ones(9, 4)}
     b["few rows"][[1, 2, 5, 8]] = 1.0
-    found = {tensor.name: tensor for tensor in diff(make(tmp_path / "a", a), make(tmp_path / "b", b)).tensors}
-    assert found["few rows"].effective_rank == pytest.approx(1.0)
-    assert found["narrow"].effective_rank == pytest.approx(1.0)
-    assert found["all rows"] == replace(
-        found["all rows"], changed=True, change=9.0, effective_rank=None, energy=(), spectrum=()
+    result = {tensor.name: tensor for tensor in diff(make(tmp_path / "a", a), make(tmp_path / "b", b)).tensors}
+    assert result["few rows"].effective_rank == pytest.approx(1.0)
+    assert result["narrow"].effective_rank == pytest.approx(1.0)
+    assert result["all rows"] == replace(
+        result["all rows"], changed=True, change=9.0, effective_rank=None, energy=(), spectrum=()
     )
 
 
@@ -216,8 +222,8 @@ def test_vectors_and_scalars_have_no_rank(tmp_path: Path) -> None:
 
 def test_a_change_of_dtype_is_measured_by_value(tmp_path: Path) -> None:
     values = torch.randn(4, 4).bfloat16()
-    found = one(tmp_path, values, values.float())
-    assert found == TensorDiff("x", (4, 4), "BF16 -> F32", changed=True, norm=found.norm)
+    result = one(tmp_path, values, values.float())
+    assert result == TensorDiff("x", (4, 4), "BF16 -> F32", changed=True, norm=result.norm)
 
 
 def test_the_sign_of_zero_is_a_change_without_a_size(tmp_path: Path) -> None:
@@ -229,8 +235,8 @@ def test_what_is_not_finite_never_makes_a_measure_nan(tmp_path: Path, value: flo
     a, b = torch.ones(3, 2), torch.ones(3, 2)
     a[0] = b[0] = value  # the same in both: no difference
     b[1, 0] = value
-    found = one(tmp_path, a, b)
-    assert found == TensorDiff("x", (3, 2), "F32", True, math.inf, math.inf, None, 1 / 3, norm=2.0, change=math.inf)
+    result = one(tmp_path, a, b)
+    assert result == TensorDiff("x", (3, 2), "F32", True, math.inf, math.inf, None, 1 / 3, norm=2.0, change=math.inf)
 
 
 def test_a_report_is_json(tmp_path: Path, tensors: Tensors) -> None:
@@ -274,20 +280,20 @@ def test_legacy_names_are_compared_with_new_ones(tmp_path: Path) -> None:
     tensors[changed] += 1.0
     head = tensors.pop("lm_head.weight")  # as where it is tied
     save_file({**tensors, "extra": head}, new / SINGLE)
-    found = diff(legacy, new)
-    (tensor,) = found.changed
+    result = diff(legacy, new)
+    (tensor,) = result.changed
     assert (tensor.name, tensor.name_in_b) == ("language_model.model.layers.0.mlp.up_proj.weight", changed)
-    assert (found.only_in_a, found.only_in_b) == (("language_model.lm_head.weight",), ("extra",))
+    assert (result.only_in_a, result.only_in_b) == (("language_model.lm_head.weight",), ("extra",))
 
 
 def test_without_a_key_map_names_are_compared_as_they_are(tmp_path: Path) -> None:
     legacy, new = _legacy_and_new(tmp_path)
     for folder in (legacy, new):
         (folder / "config.json").write_text('{"model_type": "nonesuch"}')
-    found = diff(legacy, new)
-    assert not any(tensor.changed for tensor in found.tensors)
-    assert "language_model.model.embed_tokens.weight" in found.only_in_a
-    assert "model.language_model.embed_tokens.weight" in found.only_in_b
+    result = diff(legacy, new)
+    assert not any(tensor.changed for tensor in result.tensors)
+    assert "language_model.model.embed_tokens.weight" in result.only_in_a
+    assert "model.language_model.embed_tokens.weight" in result.only_in_b
 
 
 def test_names_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -299,9 +305,9 @@ def test_names_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_a_file_cut_off_while_it_is_read(tmp_path: Path, tensors: Tensors) -> None:
     a, b = Checkpoint.open(make(tmp_path / "a", tensors)), Checkpoint.open(make(tmp_path / "b", tensors))
-    (first, second) = (Stored(each.folder / SINGLE, each.entries["matrix"]) for each in (a, b))
+    first, second = a.stored("matrix"), b.stored("matrix")
     second.path.write_bytes(second.path.read_bytes()[: second.entry.end - 1])
     with pytest.raises(InputError, match="matrix"):
-        measure_module.same_bytes(first, second)
+        same_bytes(first, second)
     with pytest.raises(InputError, match="matrix"):
         measure_module.measure(first, second)

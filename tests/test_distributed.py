@@ -14,6 +14,7 @@ import torch
 
 import chip
 from chip.checkpoint.layout import Checkpoint
+from chip.distributed import distributed_context
 from tests.families import GIVEN, build, write_records
 from tests.folders import write_part
 
@@ -30,12 +31,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+COLLECTIVES = """
+import sys, torch, torch.distributed as dist
+from chip.distributed import distributed_context
+with distributed_context() as distributed:
+    rank, size = distributed.rank, distributed.world_size
+    assert size == 3 and distributed.is_main_process == (rank == 0)
+    assert distributed.shard(range(7)) == range(rank, 7, 3)
+    total = torch.full((2, 2), float(rank + 1))
+    distributed.all_reduce_(total)
+    assert (total == 6).all()
+    assert distributed.union(torch.tensor([rank, 9])).tolist() == [0, 1, 2, 9]
+    assert distributed.broadcast_(torch.tensor([rank + 5])).tolist() == [5]
+    assert distributed.broadcast_object("main" if rank == 0 else None) == "main"
+    store = dist.distributed_c10d._get_default_store()
+    store.add("arrived", 1)
+    distributed.barrier()
+    assert store.add("arrived", 0) == size
+"""
+
+
+def test_collectives_of_three_processes(tmp_path: Path) -> None:
+    script = tmp_path / "collectives.py"
+    script.write_text(COLLECTIVES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run(
+        [*torchrun, str(script)], env=_environment(), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_world_of_one_is_itself() -> None:
+    with distributed_context() as distributed:
+        assert (distributed.rank, distributed.world_size, distributed.is_main_process) == (0, 1, True)
+        assert distributed.shard([3, 1]) == [3, 1]
+        assert distributed.union(torch.tensor([4, 2, 4])).tolist() == [2, 4]
+        assert distributed.broadcast_object("x") == "x"
+        distributed.barrier()
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def _run(distributed: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(distributed), "-m"]
+def _run(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     return subprocess.run(
         [sys.executable, "-m", *torchrun, "chip", *arguments],
         env=_environment(),
@@ -47,23 +87,23 @@ def _run(distributed: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("distributed", "method", "settings"),
+    ("processes", "method", "settings"),
     [(2, "chip", ()), (3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"))],
 )
 def test_the_edit_is_that_of_one_process(
-    folder: Path, count: int, method: str, settings: tuple[str, ...], tmp_path: Path
+    folder: Path, processes: int, method: str, settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     source = Checkpoint.open(folder / "ckpt")
     one, several = tmp_path / "one", tmp_path / "several"
     chip.edit(source.folder, [TARGET], out=one, method=GIVEN[method], device="cpu")
     arguments = ("--forget", TARGET, "--out", str(several), "--method", method, *settings, "--device", "cpu")
-    done = _run(count, "edit", str(source.folder), *arguments)
+    done = _run(processes, "edit", str(source.folder), *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 1
-    changed = {each.name for each in chip.diff(source.folder, one).changed}
-    assert changed == {each.name for each in chip.diff(source.folder, several).changed}
+    changed = {tensor.name for tensor in chip.diff(source.folder, one).changed}
+    assert changed == {tensor.name for tensor in chip.diff(source.folder, several).changed}
     for name in changed:
-        before, alone, shared = (Checkpoint.open(each).read(name).double() for each in (source.folder, one, several))
+        before, alone, shared = (Checkpoint.open(path).read(name).double() for path in (source.folder, one, several))
         difference = torch.linalg.norm(shared - alone)
         assert difference <= 1e-5 * torch.linalg.norm(alone)
         assert difference <= 1e-3 * torch.linalg.norm(alone - before)  # as between any two ways to batch the records
@@ -92,13 +132,13 @@ def test_one_that_dies_stops_the_others_and_nothing_is_written(hospital: Path, t
         )
         for rank in range(2)
     ]
-    leader = started[0]
-    assert leader.stderr is not None
-    while "editing" not in (line := leader.stderr.readline()):
-        assert line, "the leader never came to edit"
+    main_process = started[0]
+    assert main_process.stderr is not None
+    while "editing" not in (line := main_process.stderr.readline()):
+        assert line, "the main process never came to edit"
     started[victim].send_signal(signal.SIGKILL)
-    said = [process.communicate(timeout=120) for process in started]
-    for rank, (process, (output, errors)) in enumerate(zip(started, said, strict=True)):
+    outputs = [process.communicate(timeout=120) for process in started]
+    for rank, (process, (output, errors)) in enumerate(zip(started, outputs, strict=True)):
         assert output == ""
         if rank != victim:
             assert process.returncode == 1

@@ -19,15 +19,16 @@ from chip.cli.main import main
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.compare import compare
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, Row
-from chip.pages.attacks import KINDS
-from chip.pages.eval import eval_page
-from chip.pages.points import Pair, dot, plane
-from chip.pages.verdict import limits, verdict
-from chip.pages.words import between, number, p_value, points, share
+from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
+from chip.report.formatting import between, number, p_value, points, share
+from chip.report.html.coordinates import LINE, PLANE
+from chip.report.html.eval import eval_page
+from chip.report.html.page import environment
 
 EVIL = '<script>alert("x")</script>'
 NONE = math.nan
@@ -40,19 +41,21 @@ Interval = tuple[float, float, float]
 """A figure, and the ends of its interval."""
 
 
-def rows_of(group: str, measure: str, figure: Interval, attack: str = NO_ATTACK, count: int = 400) -> Iterator[Row]:
+def rows_of(
+    group: str, measure: str, figure: Interval, attack: str = NO_ATTACK, count: int = 400
+) -> Iterator[ResultRow]:
     """The same in both wordings."""
     for split in (*SPLITS, WORST):
-        yield Row(group, split, measure, attack, *figure, count)
+        yield ResultRow(group, split, measure, attack, *figure, count)
 
 
-def model(target: Interval, kept: Interval, attacked: Interval, area: Interval) -> list[Row]:
+def model(target: Interval, retained: Interval, attacked: Interval, area: Interval) -> list[ResultRow]:
     """One model's figures, in all groups and at all `STEPS`."""
-    rows = [row for group in GROUPS[1:] for row in rows_of(group, "exact_match", kept)]
+    rows = [row for group in GROUPS[1:] for row in rows_of(group, "exact_match", retained)]
     rows += rows_of("target", "exact_match", target)
     for step in STEPS:
         rows += rows_of("target", "exact_match", attacked, step)
-        rows += rows_of("siblings", "exact_match", kept, step)
+        rows += rows_of("siblings", "exact_match", retained, step)
     for group in GROUPS:
         rows += (row for row in rows_of(group, "chance", (0.1, 0.05, 0.15)) if row.split != WORST)
         for measure in ("answer_probability", "rouge_l", "classification_accuracy", "cloze_accuracy"):
@@ -61,20 +64,22 @@ def model(target: Interval, kept: Interval, attacked: Interval, area: Interval) 
     rows += rows_of("target", "truth_ratio", (1.25, 1, 2))
     rows += rows_of(GAP, "gap", (0.8, 0.7, 0.9))
     rows += rows_of(RETAINED, "forget_retain_harmonic_mean", (0.85, 0.8, 0.9))
-    rows.append(Row("target", "trained", "auc_loss", "membership: wrong answers", *area, 80))
-    rows.append(Row("target", "trained", "true_positives_loss", "membership: wrong answers", 0.03, NONE, NONE, 80))
+    rows.append(ResultRow("target", "trained", "auc_loss", "membership: wrong answers", *area, 80))
+    rows.append(
+        ResultRow("target", "trained", "true_positives_loss", "membership: wrong answers", 0.03, NONE, NONE, 80)
+    )
     return rows
 
 
 def evaluation(
     above: Interval = (0.01, -0.04, 0.06),
     above_attacked: Interval = (0.02, -0.03, 0.07),
-    kept: Interval = (0.98, 0.97, 0.99),
+    retained: Interval = (0.98, 0.97, 0.99),
     area: Interval = (0.51, 0.45, 0.57),
     ks_p: float = 0.4,
 ) -> Evaluation:
     """Beside a reference that answers 0.12 about the target and 0.99 of all else, with an area of 0.5."""
-    rows = model((0.13, 0.1, 0.16), kept, (0.2, 0.15, 0.25), area)
+    rows = model((0.13, 0.1, 0.16), retained, (0.2, 0.15, 0.25), area)
     rows += rows_of("target", "exact_match_above_retrained", above)
     rows += rows_of(GAP, "recovered_gap", (0.97, 0.9, 1.02))
     for step in STEPS:
@@ -82,30 +87,30 @@ def evaluation(
         rows += rows_of(GAP, "recovered_gap", (0.97, 0.9, 1.02), step)
     rows += (row for row in rows_of("target", "ks_p", (ks_p, NONE, NONE)) if row.split != WORST)
     reference = model((0.12, 0.09, 0.15), (0.99, 0.98, 1.0), (0.18, 0.12, 0.22), (0.5, 0.44, 0.56))
-    return Evaluation(tuple(rows), tuple(reference), ATTACKS, 7, ("patient",))
+    return Evaluation(tuple(rows), tuple(reference), tuple(ATTACKS), 7, ("patient",))
 
 
-def alone(found: Evaluation) -> Evaluation:
+def alone(result: Evaluation) -> Evaluation:
     """The same without a reference."""
     relations = ("exact_match_above_retrained", "recovered_gap", "ks_p")
-    return replace(found, reference=None, rows=tuple(row for row in found.rows if row.measure not in relations))
+    return replace(result, reference=None, rows=tuple(row for row in result.rows if row.measure not in relations))
 
 
-def without(found: Evaluation, attacks: Sequence[str]) -> Evaluation:
+def without(result: Evaluation, attacks: Sequence[str]) -> Evaluation:
     """The same without figures of some attacks."""
-    rows = tuple(row for row in found.rows if row.attack.partition(": ")[0] not in attacks)
-    return replace(found, rows=rows, attacks=tuple(attack for attack in found.attacks if attack not in attacks))
+    rows = tuple(row for row in result.rows if row.attack.partition(": ")[0] not in attacks)
+    return replace(result, rows=rows, attacks=tuple(attack for attack in result.attacks if attack not in attacks))
 
 
-def only(found: Evaluation, groups: Sequence[str]) -> Evaluation:
-    return replace(found, rows=tuple(row for row in found.rows if row.group in groups))
+def only(result: Evaluation, groups: Sequence[str]) -> Evaluation:
+    return replace(result, rows=tuple(row for row in result.rows if row.group in groups))
 
 
-def unsure(found: Evaluation) -> Evaluation:
+def unsure(result: Evaluation) -> Evaluation:
     """The same, too few having been asked for any interval."""
-    rows = tuple(replace(row, low=NONE, high=NONE) for row in found.rows)
-    reference = tuple(replace(row, low=NONE, high=NONE) for row in found.reference or ())
-    return replace(found, rows=rows, reference=reference)
+    rows = tuple(replace(row, low=NONE, high=NONE) for row in result.rows)
+    reference = tuple(replace(row, low=NONE, high=NONE) for row in result.reference or ())
+    return replace(result, rows=rows, reference=reference)
 
 
 def text_of(page: str) -> str:
@@ -114,11 +119,19 @@ def text_of(page: str) -> str:
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", body)))
 
 
-def said(found: Evaluation) -> tuple[str, Sequence[tuple[str, str]], str]:
-    """Headline, answers with their tones, and all sentences of a verdict."""
-    found_verdict = verdict(found)
-    answers: list[tuple[str, str]] = [(finding.answer, finding.tone) for finding in found_verdict.findings]
-    return found_verdict.headline, answers, " ".join(s for each in found_verdict.findings for s in each.sentences)
+def said(result: Evaluation) -> tuple[str, Sequence[tuple[str, str]], str]:
+    """Headline, answers with their tones, and all sentences of a verdict, as they stand on the page."""
+    page = eval_page(result, "folder", "other")
+    (headline,) = re.findall(r'<h2 id="verdict">(.*?)</h2>', page)
+    answers = re.findall(r'<p class="answer (\w+)"><span [^>]*></span>(.*?)\.</p>', page)
+    findings = re.findall(r'(?s)<div class="finding">(.*?)</div>', page)
+    sentences = [sentence for finding in findings for sentence in re.findall(r"(?s)<p>(.*?)</p>", finding)]
+    return text_of(headline), [(text_of(answer), tone) for tone, answer in answers], text_of(" ".join(sentences))
+
+
+def limits(result: Evaluation) -> list[str]:
+    """What the page says that must not be concluded from it."""
+    return re.findall(r"<li>(.*?)</li>", eval_page(result, "folder", "other").partition("does not say")[2])
 
 
 def test_what_holds_beside_a_reference_is_said_in_plain_words() -> None:
@@ -188,7 +201,7 @@ def test_what_still_stands_out_is_no_success() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "answer", "caveat"),
+    ("retained", "answer", "caveat"),
     [
         (
             (0.9, 0.88, 0.92),
@@ -199,8 +212,8 @@ def test_what_still_stands_out_is_no_success() -> None:
         ((0.95, 0.5, 1.0), "No loss is certain, but one may be there", "a loss of what must stay is not excluded"),
     ],
 )
-def test_a_loss_is_told_with_its_certainty(kept: Interval, answer: str, caveat: str) -> None:
-    headline, answers, _ = said(evaluation(kept=kept))
+def test_a_loss_is_told_with_its_certainty(retained: Interval, answer: str, caveat: str) -> None:
+    headline, answers, _ = said(evaluation(retained=retained))
     assert answers[2][0].startswith(answer)
     assert headline.endswith(f", but {caveat}")
 
@@ -221,8 +234,8 @@ def test_that_all_facts_gave_the_same_is_no_certainty() -> None:
 
 
 def test_without_intervals_nothing_is_concluded() -> None:
-    found = unsure(evaluation())
-    headline, answers, sentences = said(found)
+    result = unsure(evaluation())
+    headline, answers, sentences = said(result)
     assert headline.startswith("Undecided: too little was asked about the target; ")
     assert [answer for answer, _ in answers] == [
         "That cannot be told",
@@ -231,17 +244,17 @@ def test_without_intervals_nothing_is_concluded() -> None:
         "That cannot be told",
     ]
     assert "How far this would vary with other facts cannot be told: too few were asked for." in sentences
-    page = eval_page(found, "folder", "other")
+    page = eval_page(result, "folder", "other")
     assert not re.search(r"\bnan\b", page.casefold())
     assert "13%" in text_of(page)
     assert page.count('class="span"') == 1 + 1 + 1 + 1 + 1 + 1  # in the legends only
 
 
 def test_without_a_reference_chance_stands_in_and_decides_nothing() -> None:
-    found = alone(evaluation())
-    headline, answers, sentences = said(found)
+    result = alone(evaluation())
+    headline, answers, sentences = said(result)
     assert headline == "Attacks bring some of it back"
-    assert said(alone(without(evaluation(), ATTACKS)))[0] == (
+    assert said(alone(without(evaluation(), tuple(ATTACKS))))[0] == (
         "Undecided: it was not compared with a model that never knew the target; what attacks bring back was not tested"
     )
     assert {tone for _, tone in answers} == {"open", "bad"}  # bad: 0.15 to 0.25 under attack, after 0.13
@@ -249,17 +262,17 @@ def test_without_a_reference_chance_stands_in_and_decides_nothing() -> None:
     assert answers[1] == ("Yes, more than without an attack", "bad")
     assert answers[2:] == [("98% of it", "open"), ("That cannot be told", "open")]
     assert "Always giving the most common answer would score 10% (chance)." in sentences
-    assert any("over-forgetting" in each and "cannot be concluded" in each for each in limits(found))
-    page = text_of(eval_page(found, "folder"))
+    assert any("over-forgetting" in limit and "cannot be concluded" in limit for limit in limits(result))
+    page = text_of(eval_page(result, "folder"))
     assert "The reference is" not in page
     assert "Referencenone" in page
 
 
 def test_without_a_reference_what_is_above_chance_may_have_another_cause() -> None:
-    found = alone(evaluation())
-    high = [replace(row, value=0.9, low=0.8, high=1.0) for row in found.rows if row.measure == "exact_match"]
-    found = replace(found, rows=(*high, *(row for row in found.rows if row.measure != "exact_match")))
-    headline, answers, sentences = said(found)
+    result = alone(evaluation())
+    high = [replace(row, value=0.9, low=0.8, high=1.0) for row in result.rows if row.measure == "exact_match"]
+    result = replace(result, rows=(*high, *(row for row in result.rows if row.measure != "exact_match")))
+    headline, answers, sentences = said(result)
     assert headline == "More is still answered about the target than by chance"
     assert answers[0] == ("Yes, more than by chance", "bad")
     assert "only a reference would tell" in sentences
@@ -268,12 +281,12 @@ def test_without_a_reference_what_is_above_chance_may_have_another_cause() -> No
 
 
 def test_what_was_not_tested_is_said() -> None:
-    found = without(evaluation(), ATTACKS)
-    headline, answers, sentences = said(found)
+    result = without(evaluation(), tuple(ATTACKS))
+    headline, answers, sentences = said(result)
     assert headline == "Suppressed, under these tests, but what attacks bring back was not tested"
     assert answers[1] == ("That was not tested", "open")
     assert "Not run: reconstruction, cross-modal, quantization, relearning and membership inference." in sentences
-    page = text_of(eval_page(found, "folder", "other"))
+    page = text_of(eval_page(result, "folder", "other"))
     assert "Nothing was asked under attack." in page
     assert "Attacks runnone" in page
     rows = tuple(row for row in evaluation().rows if not row.attack.startswith("quantization"))
@@ -282,22 +295,22 @@ def test_what_was_not_tested_is_said() -> None:
 
 @pytest.mark.parametrize("groups", [[], ["target"], ["siblings"], ["target", "general"], ["unrelated", GAP]])
 def test_missing_groups_are_left_out(groups: list[str]) -> None:
-    for found in (only(evaluation(), groups), only(alone(evaluation()), groups), Evaluation((), (), (), 0)):
-        page = eval_page(found, "folder", "other")
-        assert ("It was not asked" in page) == (not {"target"} <= {*groups} or found.rows == () or len(groups) == 1)
+    for result in (only(evaluation(), groups), only(alone(evaluation()), groups), Evaluation((), (), (), 0)):
+        page = eval_page(result, "folder", "other")
+        assert ("It was not asked" in page) == (not {"target"} <= {*groups} or result.rows == () or len(groups) == 1)
         assert "What this page does not say" in page
 
 
 def test_all_figures_are_on_the_page() -> None:
-    found = evaluation()
-    distinct = [replace(row, value=i / 2000) for i, row in enumerate(found.rows)]
-    page = text_of(eval_page(replace(found, rows=tuple(distinct)), "folder", "other"))
+    result = evaluation()
+    distinct = [replace(row, value=i / 2000) for i, row in enumerate(result.rows)]
+    page = text_of(eval_page(replace(result, rows=tuple(distinct)), "folder", "other"))
     once = ("gap", "recovered_gap", "exact_match_above_retrained", "truth_ratio", "leak_at_16", RETAINED)
     for row in distinct:
         shown = row.split != WORST or row.measure in once
         if shown and not (row.group == GAP and row.measure == "gap" and row.attack != NO_ATTACK):
-            told = {share(row.value), number(row.value), p_value(row.value)}
-            assert any(figure in page for figure in told), row
+            figures = {share(row.value), number(row.value), p_value(row.value)}
+            assert any(figure in page for figure in figures), row
     for title in ("Exact match", "Answer probability", "ROUGE-L", "Classification", "Cloze", "Truth ratio", "Gap"):
         assert title in page
     for title in ("Leaked in 16 draws", "KS p-value", "Harmonic mean", "Recovered gap", "Above the reference"):
@@ -325,7 +338,7 @@ def test_it_says_how_it_was_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "told"),
+    ("levels", "text"),
     [
         (("institution",), "an institution"),
         (("patient", "patient"), "2 patients"),
@@ -333,9 +346,9 @@ def test_it_says_how_it_was_measured() -> None:
         ((), "what was to be forgotten"),
     ],
 )
-def test_targets_are_told_by_their_level(levels: tuple[str, ...], told: str) -> None:
+def test_targets_are_told_by_their_level(levels: tuple[str, ...], text: str) -> None:
     page = text_of(eval_page(replace(evaluation(), levels=levels), "a", "b"))
-    assert f"asked about {told}, here called the target" in page
+    assert f"asked about {text}, here called the target" in page
 
 
 def test_names_are_shown_when_asked_for() -> None:
@@ -369,9 +382,9 @@ class _Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("found", [evaluation(), alone(evaluation()), Evaluation((), None, (), 0)])
-def test_the_page_holds_all_it_needs_and_runs_nothing(found: Evaluation) -> None:
-    evil = replace(found, attacks=(*found.attacks, EVIL), rows=(*found.rows, *rows_of("target", EVIL, (1, 0, 2))))
+@pytest.mark.parametrize("result", [evaluation(), alone(evaluation()), Evaluation((), None, (), 0)])
+def test_the_page_holds_all_it_needs_and_runs_nothing(result: Evaluation) -> None:
+    evil = replace(result, attacks=(*result.attacks, EVIL), rows=(*result.rows, *rows_of("target", EVIL, (1, 0, 2))))
     page = eval_page(evil, f"a{EVIL}".replace("/", ""), f"b{EVIL}", forget=[EVIL], show_names=True)
     assert "<script" not in page
     assert not re.search(r"(?i)https?:|\bsrc=|\bhref=|url\(|@import|\son\w+=", page.replace("http-equiv", ""))
@@ -381,7 +394,7 @@ def test_the_page_holds_all_it_needs_and_runs_nothing(found: Evaluation) -> None
     assert tags.open == []
     assert page.count("<th>") == 0  # each has its scope
     pictures = re.findall(r"<svg[^>]*>", page)
-    assert all('role="img" aria-label="' in each or 'aria-hidden="true"' in each for each in pictures)
+    assert all('role="img" aria-label="' in picture or 'aria-hidden="true"' in picture for picture in pictures)
 
 
 def test_no_word_of_the_records_is_on_the_page(hierarchy: Hierarchy) -> None:
@@ -398,9 +411,9 @@ def test_no_word_of_the_records_is_on_the_page(hierarchy: Hierarchy) -> None:
                 measured.put(attack, name, dict(enumerate(rng.random(len(neighbor_weight)))), len(neighbor_weight))
         return measured
 
-    found = compare(plan, answered(), answered())
-    assert found.levels == ("patient",)
-    page = eval_page(found, "folder", "other", forget=[str(target)])
+    result = compare(plan, answered(), answered())
+    assert result.levels == ("patient",)
+    page = eval_page(result, "folder", "other", forget=[str(target)])
     assert not [node.id for node in few.nodes if _has(page, node.id) and node.level != "section"]
     # What stands on any page is no word of these records: `left`, `A`, or a section called `technique`.
     own = eval_page(replace(evaluation(), levels=("patient",)), "folder", "other")
@@ -408,7 +421,7 @@ def test_no_word_of_the_records_is_on_the_page(hierarchy: Hierarchy) -> None:
     assert len(words) > 100
     assert not [word for word in words if _has(page, word) and not _has(own, word)]
     assert not [record for record in neighbor_weight if record.question in page]
-    assert target.id in eval_page(found, "folder", "other", forget=[str(target)], show_names=True)
+    assert target.id in eval_page(result, "folder", "other", forget=[str(target)], show_names=True)
 
 
 MEASURES = ("exact_match", "answer_probability", "classification_accuracy", "cloze_accuracy", "truth_ratio", "rouge_l")
@@ -419,30 +432,31 @@ def _has(page: str, word: str) -> bool:
 
 
 def test_points_keep_to_their_frame() -> None:
-    def row(figure: Interval) -> Row:
-        return Row("target", "trained", "exact_match", NO_ATTACK, *figure, 4)
+    def row(figure: Interval) -> ResultRow:
+        return ResultRow("target", "trained", "exact_match", NO_ATTACK, *figure, 4)
 
-    corners = [
-        *(Pair(row((0, 0, 0.2)), row((1, 0.9, 1)), "corner"), Pair(row((1, -0.5, 1.5)), row((0, 0, 0)), "beyond")),
-        Pair(row((NONE, NONE, NONE)), row((0.5, 0.4, 0.6)), "nowhere"),
-    ]
-    found = plane(corners, corners[:1], 0.25, None)
-    assert [cross.told for cross in found.crosses] == ["corner", "beyond"]
-    first, second = found.crosses
-    assert (first.x, first.y) == (found.left, found.top)
-    assert (second.x, second.y) == (found.right, found.bottom)
-    assert second.x_span == (found.left, found.right)
-    assert second.y_span is None
-    assert found.reference == (first,)
-    assert found.x_chance == found.left + 0.25 * (found.right - found.left)
-    assert found.y_chance is None
-    assert found.x_ticks[0] == (found.left, "0%")
-    assert found.y_ticks[-1] == (found.top, "100%")
-    assert dot(row((0.5, 0.4, 1.2))) == dot(row((0.5, 0.4, 1.0)))
-    assert dot(row((NONE, NONE, NONE))) is dot(None) is None
-    lone = dot(row((0.5, NONE, NONE)))
-    assert lone is not None
-    assert (lone.at, lone.span) == (50, None)
+    corner, beyond = (row((0, 0, 0.2)), row((1, 0.9, 1))), (row((1, -0.5, 1.5)), row((0, 0, 0)))
+    assert (PLANE.x(corner[0].value), PLANE.y(corner[1].value)) == (PLANE.left, PLANE.top)
+    assert (PLANE.x(beyond[0].value), PLANE.y(beyond[1].value)) == (PLANE.right, PLANE.bottom)
+    assert PLANE.x_span(beyond[0]) == (PLANE.left, PLANE.right)
+    assert PLANE.y_span(beyond[1]) is None
+    assert PLANE.x(0.25) == PLANE.left + 0.25 * (PLANE.right - PLANE.left)
+    assert LINE.x_span(row((0.5, 0.4, 1.2))) == LINE.x_span(row((0.5, 0.4, 1.0)))
+    assert LINE.x(0.5) == 50
+    assert LINE.x_span(row((0.5, NONE, NONE))) is None
+
+
+def test_what_has_no_figure_is_not_drawn() -> None:
+    result = alone(without(evaluation(), tuple(ATTACKS)))
+    page = eval_page(result, "a")
+    for text in (f'x="{PLANE.left - 6}" y="{PLANE.top:.1f}" dy=".32em" text-anchor="end">100%<', ">0%</text>"):
+        assert text in page
+    assert page.count('<line class="chance" x1="') > page.count('<line class="chance" x1="3"')
+    rows = tuple(replace(row, value=NONE) if row.split == "trained" else row for row in result.rows)
+    nowhere = eval_page(replace(result, rows=tuple(row for row in rows if row.measure != "chance")), "a")
+    assert page.count("<rect") == nowhere.count("<rect")
+    assert page.count("<circle") - nowhere.count("<circle") == len(GROUPS) - 1 + len(GROUPS)  # planes, then lines
+    assert nowhere.count('<line class="chance" x1="') == nowhere.count('<line class="chance" x1="3"')  # legends only
 
 
 def test_coordinates_on_the_page_lie_in_their_frames() -> None:
@@ -458,26 +472,28 @@ def test_coordinates_on_the_page_lie_in_their_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [(0, "0%"), (1, "100%"), (0.004, "0.4%"), (0.996, "99.6%"), (1e-5, "<0.1%"), (1 - 1e-5, ">99.9%"), (0.166, "17%")],
 )
-def test_a_share_is_never_rounded_to_none_or_all(value: float, told: str) -> None:
-    assert share(value) == told
+def test_a_share_is_never_rounded_to_none_or_all(value: float, text: str) -> None:
+    assert share(value) == text
 
 
 def test_differences_and_intervals_are_told_in_short() -> None:
-    assert [points(each) for each in (0, 0.01, -0.06, 0.004, 1e-5)] == [
+    assert [points(size) for size in (0, 0.01, -0.06, 0.004, 1e-5)] == [
         *("0 points", "1 point", "6 points", "0.4 points", "less than 0.1 points")
     ]
     assert [between(*ends) for ends in ((0.1, 0.2), (0.1, 0.1), (NONE, NONE), (0.98, 1 - 1e-5), (0.181, 0.182))] == [
         *("10–20%", "", "", "98% to >99.9%", "18%")
     ]
     assert between(-0.5, 0.25, number) == "−0.50 to 0.25"
-    assert [p_value(each) for each in (0.5, 0.0123, 1e-9)] == ["0.5", "0.012", "<0.001"]
+    assert [p_value(value) for value in (0.5, 0.0123, 1e-9)] == ["0.5", "0.012", "<0.001"]
 
 
 def test_each_attack_is_explained() -> None:
-    assert tuple(KINDS) == ATTACKS
+    words = vars(environment().get_template("words.html.j2").module)
+    assert tuple(words["attacks"]) == tuple(ATTACKS)
+    assert {step.partition(": ")[0] for step in words["step_names"]} <= {*ATTACKS, NO_ATTACK}
     assert {level for level in LEVELS if f"{level} named" in eval_page(evaluation(), "a", "b")} == {"patient"}
 
 
@@ -514,10 +530,10 @@ def test_the_command_writes_the_page(
 
 
 WIDTHS = (360, 1280)
-FRAMES = """<!doctype html><meta charset="utf-8"><body>{frames}<pre id="found"></pre>
+FRAMES = """<!doctype html><meta charset="utf-8"><body>{frames}<pre id="measured"></pre>
 <script>
 addEventListener("load", () => {{
-  document.getElementById("found").textContent = JSON.stringify(Array.from(frames, (frame) => [
+  document.getElementById("measured").textContent = JSON.stringify(Array.from(frames, (frame) => [
     frame.innerWidth, frame.document.documentElement.scrollWidth,
     frame.performance.getEntriesByType("resource").length, frame.document.scripts.length,
   ]));
@@ -527,7 +543,7 @@ addEventListener("load", () => {{
 
 def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path) -> None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next((found for name in names if (found := shutil.which(name))), None)
+    program = next((path for name in names if (path := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium here")
     page = html.escape(eval_page(evaluation(), "edited-" * 12, "retrained-" * 12, receipt={"digest": "ab" * 32}))
@@ -538,5 +554,5 @@ def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path
     shown = subprocess.run(
         [program, *fixed, "--dump-dom", *own], capture_output=True, text=True, check=True, timeout=180
     ).stdout
-    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', shown)
-    assert json.loads(html.unescape(found)) == [[width, width, 0, 0] for width in WIDTHS]
+    (measured,) = re.findall(r'<pre id="measured">(.*?)</pre>', shown)
+    assert json.loads(html.unescape(measured)) == [[width, width, 0, 0] for width in WIDTHS]

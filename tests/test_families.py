@@ -1,7 +1,8 @@
-"""Ten families of models, in both layouts of names: what is found in them, edited and written."""
+"""Eleven families of models, in both layouts of names: what is found in them, edited and written."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,18 +15,30 @@ import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
-from chip.errors import RunError
+from chip.errors import InputError, RunError
 from chip.methods import METHODS, Chip, Shielded
 from chip.methods.apply import Patch, check_removed, default_modules, edit_model
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
+from chip.model.families import FAMILIES as ROWS
+from chip.model.families import (
+    TEXT_MODULES,
+    Family,
+    answer_is_suffix,
+    find_connectors,
+    find_language,
+    find_tower,
+    find_tower_layers,
+    sliding_window,
+)
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
-from chip.model.target_modules import available_modules
-from tests.families import FAMILIES, GIVEN, LAYOUTS, TEXT_LAYERS, build, lacking, write_records
+from chip.model.target_modules import Component, available_modules
+from tests.families import FAMILIES, GIVEN, LAYOUTS, RECIPES, TEXT, TEXT_LAYERS, build, lacking, write_records
 
 CONNECTORS = {
     "qwen2_vl": ["visual.merger.mlp.0", "visual.merger.mlp.2"],
@@ -42,6 +55,12 @@ CONNECTORS = {
     "idefics3": ["connector.modality_projection.proj"],
     "smolvlm": ["connector.modality_projection.proj"],
     "paligemma": ["multi_modal_projector.linear"],
+}
+CLIP_KINDS = ("q", "k", "v", "o", "fc1", "fc2")
+VISION_KINDS = dict.fromkeys(CONNECTORS, CLIP_KINDS) | {
+    "qwen2_vl": ("qkv", "o", "fc1", "fc2"),
+    "qwen2_5_vl": ("qkv", "o", "gate", "up", "down"),
+    "qwen3_vl": ("qkv", "o", "fc1", "fc2"),
 }
 TARGET = "patient_1"
 CHOOSING = ("gemma3", "paligemma")
@@ -103,21 +122,96 @@ def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int
     return list(batches.made())
 
 
-def test_sites_are_found(vlm: VLM, family: str) -> None:
+def test_target_modules_are_found(vlm: VLM, family: str) -> None:
     target_modules = available_modules(vlm.model)
-    connector = [module for module in target_modules if module.kind == "connector"]
+    lie = Counter(module.component for module in target_modules)
+    connector = [module for module in target_modules if module.component is Component.CONNECTOR]
     assert [module.name for module in connector] == [f"model.{name}" for name in CONNECTORS[family]]
-    assert len(target_modules) - len(connector) == 7 * TEXT_LAYERS
+    assert {module.kind for module in connector} == {"connector"}
+    assert lie[Component.TEXT] == len(TEXT_MODULES) * TEXT_LAYERS
+    layers = len(vlm.tower_layers)
+    assert lie[Component.VISION] == len(VISION_KINDS[family]) * layers
+    assert lie.total() == len({module.name for module in target_modules})
     width = vlm.model.config.get_text_config().hidden_size
     for module in target_modules:
         assert module.weight(vlm.model).dim() == 2
+        assert (module.layer is None) == (module.component is Component.CONNECTOR)
     assert connector[-1].weight(vlm.model).shape[0] == width
+    tower = [module.kind for module in target_modules if module.component is Component.VISION]
+    assert set(tower) == {f"vision.{kind}" for kind in VISION_KINDS[family]}
 
 
 def test_inspect_shows_them(folder: Path, family: str) -> None:
     rows = {row.kind: row for row in chip.inspect(folder / f"{family}-saved").target_modules}
     assert rows["connector"].count == len(CONNECTORS[family])
     assert rows["down"].count == TEXT_LAYERS
+    assert (rows["down"].component, rows["down"].layers) == ("text", f"0-{TEXT_LAYERS - 1}")
+    kinds = [kind.partition(".")[2] for kind, row in rows.items() if row.component is Component.VISION]
+    assert sorted(kinds) == sorted(VISION_KINDS[family])
+    assert not any(row.edited_by for row in rows.values() if row.component is Component.VISION)
+
+
+def test_facts_that_are_read_from_the_configuration(vlm: VLM, family: str) -> None:
+    assert vlm.image_token_id == RECIPES[family].id_of(RECIPES[family].token_ids["image_token_id"])
+    assert vlm.max_tokens == TEXT["max_position_embeddings"]
+    assert vlm.by_size == (family in ("llava_next", "llava_onevision"))
+    assert sliding_window(vlm.model) == (128 if family == "gemma3" else None)
+    assert vlm.logit_softcapping is None
+    vlm.model.config.get_text_config().final_logit_softcapping = 30.0
+    assert vlm.logit_softcapping == 30.0
+    vlm.model.config.get_text_config().final_logit_softcapping = None
+    assert answer_is_suffix(vlm.model, vlm.processor) == (family == "paligemma")
+
+
+@pytest.mark.parametrize(("model_type", "connectors"), [(name, row.connectors) for name, row in ROWS.items()])
+def test_a_row_says_what_structure_would_get_wrong(
+    model_type: str, connectors: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model of the family's own sizes, but for the depth, without weights."""
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {model_type}")
+    config = transformers.AutoConfig.for_model(model_type)
+    config.get_text_config().num_hidden_layers = 1
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    names = {module: name for name, module in model.named_modules()}
+    assert tuple(names[connector] for connector in find_connectors(model)) == connectors
+    assert find_tower_layers(model)
+    monkeypatch.delitem(ROWS, model_type)
+    assert tuple(names[connector] for connector in find_connectors(model)) != connectors
+
+
+def test_a_new_family_is_one_row(fresh: VLM, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path and every setting may be another than structure says."""
+    model = fresh.model
+    names = {module: name for name, module in model.named_modules()}
+    tower, *_ = find_tower_layers(model)
+    row = Family(
+        text_model=names[find_language(model)],
+        vision_tower=names[tower],
+        connectors=("lm_head",),
+        text_modules={"out": "self_attn.o_proj"},
+        image_token_id="own_image_token",
+        max_tokens="own_max_tokens",
+        logit_softcapping="own_cap",
+        same_size_images=True,
+        answer_is_suffix=True,
+    )
+    model.config.own_image_token = 7
+    text_config = model.config.get_text_config()
+    text_config.own_max_tokens, text_config.own_cap = 99, 5.0
+    monkeypatch.setitem(ROWS, model.config.model_type, row)
+    text = [module for module in available_modules(model) if module.component is Component.TEXT]
+    assert [module.kind for module in text] == ["out"] * TEXT_LAYERS
+    assert find_tower(model) is tower
+    assert find_connectors(model) == [model.lm_head]
+    assert (fresh.image_token_id, fresh.max_tokens, fresh.logit_softcapping, fresh.by_size) == (7, 99, 5.0, True)
+    assert answer_is_suffix(model, fresh.processor)
+    monkeypatch.setitem(ROWS, model.config.model_type, Family(connectors=("model.nothing",), max_tokens="nothing"))
+    with pytest.raises(InputError, match="no vision-language connector found"):
+        find_connectors(model)
+    with pytest.raises(InputError, match="'nothing' is None in its configuration"):
+        _ = fresh.max_tokens
 
 
 @pytest.mark.parametrize(  # the published operator edits all kinds of site
@@ -199,7 +293,7 @@ def test_a_layer_goes_on_where_it_was_as_if_it_ran_again(
 ) -> None:
     source = Checkpoint.open(build(tmp_path / family, family, dtype=torch.float32))
     resumed = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
-    monkeypatch.setattr("chip.model.forward.collector.has_room", lambda _: False)
+    monkeypatch.setattr("chip.model.forward.activation_store.has_room", lambda _: False)
     again = patch_of(load_vlm(source.folder, "cpu"), source, records, "shielded")
     assert resumed.tensors.keys() == again.tensors.keys()
     for name, tensor in resumed.tensors.items():

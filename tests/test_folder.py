@@ -1,4 +1,4 @@
-"""A staged folder appears whole or not at all, whatever else happens and whoever else writes."""
+"""An atomic directory appears whole or not at all, whatever else happens and whoever else writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chip.checkpoint import folder as folder_module
-from chip.checkpoint.folder import copy_file, files_in, forget_cached, link_file, staged
+from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, files_in, link_file
 from chip.errors import InputError, RunError
 
 
@@ -20,14 +20,14 @@ def fill(folder: Path, text: str) -> None:
 
 
 def stage(output: Path, text: str, error: BaseException | None = None, overwrite: bool = False) -> None:
-    with staged(output, overwrite) as folder:
+    with atomic_directory(output, overwrite) as folder:
         fill(folder, text)
         if error is not None:
             raise error
 
 
 def test_the_folder_is_there_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
-    with staged(tmp_path / "new" / "parents" / "out") as folder:
+    with atomic_directory(tmp_path / "new" / "parents" / "out") as folder:
         fill(folder, "text")
         assert not (tmp_path / "new" / "parents" / "out").exists()
     assert (tmp_path / "new" / "parents" / "out" / "file").read_text() == "text"
@@ -41,10 +41,10 @@ def test_nothing_is_left_of_a_block_that_raises(tmp_path: Path, error: BaseExcep
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_system_refuses_is_one_line_with_a_mend(tmp_path: Path) -> None:
+def test_what_the_system_refuses_is_one_line_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"out: No space left on device; free some space, or choose another folder$"):
         stage(tmp_path / "out", "text", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(RunError, match=r"out: Permission denied \(a/file\); mend that"):
+    with pytest.raises(RunError, match=r"out: Permission denied \(a/file\); fix that"):
         stage(tmp_path / "out", "text", PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a/file"))
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +54,7 @@ def test_an_old_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="it failed"):
         stage(tmp_path / "out", "new", RunError("it failed"), overwrite=True)
     assert (tmp_path / "out" / "file").read_text() == "old"
-    with staged(tmp_path / "out", overwrite=True) as folder:
+    with atomic_directory(tmp_path / "out", overwrite=True) as folder:
         fill(folder, "new")
         assert (tmp_path / "out" / "file").read_text() == "old"
     assert (tmp_path / "out" / "file").read_text() == "new"
@@ -70,11 +70,11 @@ def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path: Path, monk
 
 
 def test_of_two_runs_to_one_output_the_first_wins(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         fill(folder, "first")
-        with pytest.raises(InputError, match="another run is writing it"), staged(tmp_path / "out"):
+        with pytest.raises(InputError, match="another run is writing it"), atomic_directory(tmp_path / "out"):
             pytest.fail("both were let in")
-        with staged(tmp_path / "other") as other:
+        with atomic_directory(tmp_path / "other") as other:
             fill(other, "nobody's rival")
     assert (tmp_path / "out" / "file").read_text() == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
@@ -94,9 +94,9 @@ def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_again(
             (tmp_path / ".out.chip").rmdir()
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with staged(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         fill(folder, "text")
-        with pytest.raises(InputError, match="another run"), staged(tmp_path / "out"):
+        with pytest.raises(InputError, match="another run"), atomic_directory(tmp_path / "out"):
             pytest.fail("the lock is held by nobody")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -106,7 +106,7 @@ def test_a_run_cleans_up_after_a_killed_one(tmp_path: Path) -> None:
     left.mkdir()
     (left / "lock").touch()
     fill(left / "new", "half")
-    with staged(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         assert not folder.exists()
         fill(folder, "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -142,5 +142,5 @@ def test_files_are_copied_and_linked(tmp_path: Path) -> None:
     link_file(tmp_path / "link", tmp_path / "linked")
     assert (tmp_path / "linked").samefile(old)
     assert not (tmp_path / "linked").is_symlink()
-    forget_cached([old])
+    drop_page_cache([old])
     assert old.read_bytes()[:2] == b"\0\1"

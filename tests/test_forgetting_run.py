@@ -38,7 +38,8 @@ from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.errors import RunError
-from chip.evaluation.measure import EvalConfig, EvalOutputs
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP
 from chip.model.loading import VLM
 

@@ -27,7 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip.checkpoint import paths
-from chip.checkpoint.layout import CONFIG, INDEX, SINGLE, Checkpoint, inside
+from chip.checkpoint.layout import CONFIG, INDEX, SINGLE, Checkpoint
+from chip.checkpoint.paths import resolve_inside
 from chip.errors import InputError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -548,7 +549,7 @@ def test_a_pipe_that_takes_a_files_place_does_not_block(tmp_path: Path, monkeypa
     folder = make(tmp_path)
     (folder / CONFIG).unlink()
     os.mkfifo(folder / CONFIG)
-    monkeypatch.setattr(paths, "inside", lambda folder, name: folder / name)  # as if it came after the check
+    monkeypatch.setattr(paths, "resolve_inside", lambda folder, name: folder / name)  # as if it came after the check
     assert "not a regular file" in str(outcome(folder))
 
 
@@ -556,7 +557,7 @@ def test_a_pipe_that_takes_a_files_place_does_not_block(tmp_path: Path, monkeypa
 def test_no_name_leads_out(folder: Path, relative: str) -> None:
     try:
         with watched(folder):
-            path = inside(folder, relative)
+            path = resolve_inside(folder, relative)
     except InputError as error:
         check_line(str(error))
         return

@@ -73,13 +73,13 @@ def test_a_full_path_goes_before_the_end_of_another() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("s1", "2 nodes are called 's1'; use the path of one: i1/p1/s1, i1/p2/s1"),
-        ("imprestion", "no node is called 'imprestion'; did you mean impression?"),
-        ("i1/p3", "no node is called 'i1/p3'; did you mean i2/p3 or i1/p2 or i1/p1?"),
-        ("xyz", "no node is called 'xyz'; `chip tree` lists the nodes"),
+        ("s1", "name='s1': 2 nodes are called so; use the path of one: i1/p1/s1, i1/p2/s1"),
+        ("imprestion", "name='imprestion': no node is called so; did you mean impression?"),
+        ("i1/p3", "name='i1/p3': no node is called so; did you mean i2/p3 or i1/p2 or i1/p1?"),
+        ("xyz", "name='xyz': no node is called so; `chip tree` lists the nodes"),
         ("i2/p3/", "did you mean i2/p3"),
-        ("", "no node is called ''"),
-        ("i/p/s/x/y", "no node is called"),
+        ("", "name='': no node is called so"),
+        ("i/p/s/x/y", "no node is called so"),
     ],
 )
 def test_a_name_of_none_or_several_is_refused(name: str, says: str) -> None:
@@ -89,7 +89,7 @@ def test_a_name_of_none_or_several_is_refused(name: str, says: str) -> None:
 
 
 def test_at_most_five_of_many_paths_are_listed() -> None:
-    with pytest.raises(InputError, match=r"^7 nodes .*i4/x, \.\.\.$"):
+    with pytest.raises(InputError, match=r"^name='x': 7 nodes .*i4/x, \.\.\.$"):
         hierarchy(*(f"i{k}/x" for k in range(7))).find("x")
 
 

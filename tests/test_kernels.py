@@ -20,9 +20,9 @@ def _random(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _distance(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative, Frobenius."""
-    return float(torch.linalg.norm(found.double() - expected) / torch.linalg.norm(expected).clamp(min=1e-30))
+    return float(torch.linalg.norm(result.double() - expected) / torch.linalg.norm(expected).clamp(min=1e-30))
 
 
 class Small:
@@ -30,9 +30,9 @@ class Small:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gram, "_block", lambda _: 7)
+        monkeypatch.setattr(gram, "_block_size", lambda _: 7)
         monkeypatch.setattr(solve, "BLOCK", 7)
-        monkeypatch.setattr(subspace, "_block", lambda _: 60)
+        monkeypatch.setattr(subspace, "_block_size", lambda _: 60)
 
 
 # Gram matrices
@@ -71,7 +71,7 @@ def test_gram_keeps_its_bits_over_thousands_of_batches(dtype: torch.dtype) -> No
 
 class TestGramInBlocks(Small):
     @pytest.mark.parametrize("width", [1, 7, 8, 30])
-    def test_upper_half_is_the_whole(self, width: int) -> None:
+    def test_upper_triangle_is_the_whole(self, width: int) -> None:
         x, weights = _random(0, 50, width), torch.rand(50, dtype=torch.float64)
         total = torch.zeros(width, width, dtype=torch.float64)
         accumulate_gram(total, x, weights)
@@ -92,9 +92,9 @@ def test_solution_solves(seed: int, width: int, single: bool) -> None:
     matrix, right = _system(seed, width), _random(seed + 1, 3, width)
     if single:
         matrix += 10 * torch.eye(width, dtype=torch.float64)
-    found = solve_spd_(right, matrix.to(torch.float32 if single else torch.float64, copy=True))
-    assert found.dtype == (torch.float32 if single else torch.float64)
-    assert _distance(found.double() @ matrix, right) < (1e-4 if single else 1e-10)
+    result = solve_spd_(right, matrix.to(torch.float32 if single else torch.float64, copy=True))
+    assert result.dtype == (torch.float32 if single else torch.float64)
+    assert _distance(result.double() @ matrix, right) < (1e-4 if single else 1e-10)
 
 
 class TestSolveInBlocks(Small):
@@ -103,11 +103,11 @@ class TestSolveInBlocks(Small):
         matrix, right = _system(0, width), _random(1, 5, width)
         lost = torch.full_like(matrix, torch.nan).tril(-1)
         given_matrix = matrix.triu() + lost
-        found = solve_spd_(right, given_matrix)
-        torch.testing.assert_close(found, torch.linalg.solve(matrix, right, left=False))
+        result = solve_spd_(right, given_matrix)
+        torch.testing.assert_close(result, torch.linalg.solve(matrix, right, left=False))
         assert torch.equal(given_matrix.triu(), matrix.triu())
 
-    def test_ridge_of_a_gram_that_was_not_mirrored(self) -> None:
+    def test_ridge_of_a_gram_that_was_not_symmetrized(self) -> None:
         x, right = _random(0, 12, 30), _random(1, 5, 30)
         system = torch.zeros(30, 30, dtype=torch.float64)
         accumulate_gram(system, x)
@@ -133,27 +133,27 @@ class TestSolveInBlocks(Small):
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 1))
-def test_basis_spans_what_the_svd_spans(seed: int, rows: int, columns: int, energy: float) -> None:
+def test_basis_spans_what_the_svd_spans(seed: int, rows: int, columns: int, variance_threshold: float) -> None:
     directions = _random(seed, rows, columns)
-    basis = leading_basis(directions, energy)
+    basis = leading_basis(directions, variance_threshold)
     _, values, right = torch.linalg.svd(directions, full_matrices=False)
     held = values.square().cumsum(0) / values.square().sum()
-    rank = int((held < energy * (1 - 1e-12)).sum()) + 1
+    rank = int((held < variance_threshold * (1 - 1e-12)).sum()) + 1
     assert basis.shape == (columns, rank)
     torch.testing.assert_close(basis.T @ basis, torch.eye(rank, dtype=torch.float64))
     torch.testing.assert_close(basis @ basis.T, right[:rank].T @ right[:rank], atol=1e-6, rtol=0)
 
 
 @given(SEEDS, st.integers(0, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 1))
-def test_bases_of_many_sites_are_each_its_own(
-    seed: int, target_modules: int, rows: int, columns: int, energy: float
+def test_bases_of_a_batch_are_each_its_own(
+    seed: int, batch: int, rows: int, columns: int, variance_threshold: float
 ) -> None:
-    directions = _random(seed, target_modules, rows, columns)
+    directions = _random(seed, batch, rows, columns)
     directions[:1] = 0
-    bases = leading_bases(directions, energy)
-    assert len(bases) == target_modules
+    bases = leading_bases(directions, variance_threshold)
+    assert len(bases) == batch
     for basis, alone in zip(bases, directions, strict=True):
-        expected = leading_basis(alone, energy)
+        expected = leading_basis(alone, variance_threshold)
         assert basis.shape == expected.shape
         torch.testing.assert_close(basis @ basis.T, expected @ expected.T)
 
@@ -166,7 +166,7 @@ def test_basis_of_dependent_directions_has_their_rank() -> None:
 
 
 @given(SEEDS, st.integers(2, 8))
-def test_basis_is_orthonormal_down_to_the_smallest_direction_kept(seed: int, count: int) -> None:
+def test_basis_is_orthonormal_down_to_the_smallest_direction(seed: int, count: int) -> None:
     lengths = torch.logspace(0, -5.5, count, dtype=torch.float64)
     basis = leading_basis(lengths[:, None] * torch.linalg.qr(_random(seed, 20, count)).Q.T, 1.0)
     assert basis.shape == (20, count)
@@ -183,10 +183,10 @@ def _projected(weight: torch.Tensor, rows: torch.Tensor, basis: torch.Tensor) ->
     return expected
 
 
-def _draw(seed: int, target_modules: int, height: int, ranks: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Rows (sites, height) of twice as many, and a basis on them for each site."""
+def _draw(seed: int, batch: int, height: int, ranks: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Rows (batch, height) of twice as many, and a basis on them for each weight."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.stack([torch.randperm(2 * height, generator=generator)[:height] for _ in range(target_modules)])
+    rows = torch.stack([torch.randperm(2 * height, generator=generator)[:height] for _ in range(batch)])
     return rows, [torch.linalg.qr(_random(seed + i, height, min(height, rank))).Q for i, rank in enumerate(ranks)]
 
 
@@ -199,9 +199,9 @@ def test_projection_is_that_of_the_dense_projector(
     before = [weight.clone() for weight in weights]
     project_rows_(weights, rows, bases)
     unit = torch.finfo(dtype).eps
-    for new, old, chosen, basis in zip(weights, before, rows, bases, strict=True):
-        torch.testing.assert_close(new.double(), _projected(old, chosen, basis), rtol=unit, atol=8 * 1.2e-7)
-        others = torch.ones(2 * height, dtype=torch.bool).index_fill(0, chosen, False)
+    for new, old, selected, basis in zip(weights, before, rows, bases, strict=True):
+        torch.testing.assert_close(new.double(), _projected(old, selected, basis), rtol=unit, atol=8 * 1.2e-7)
+        others = torch.ones(2 * height, dtype=torch.bool).index_fill(0, selected, False)
         assert torch.equal(new[others], old[others])
 
 
@@ -228,16 +228,16 @@ def test_projection_is_rounded_once(dtype: torch.dtype) -> None:
 def test_biases_are_matrices_of_one_column() -> None:
     rows, bases = _draw(0, 2, 9, [1, 3])
     biases = [_random(i, 18) for i in range(2)]
-    expected = [_projected(bias, chosen, basis) for bias, chosen, basis in zip(biases, rows, bases, strict=True)]
+    expected = [_projected(bias, selected, basis) for bias, selected, basis in zip(biases, rows, bases, strict=True)]
     project_rows_(biases, rows, bases)
     torch.testing.assert_close(biases, expected)
 
 
 class TestProjectionInBlocks(Small):
-    @pytest.mark.parametrize(("target_modules", "width"), [(1, 100), (5, 2), (3, 1)])
-    def test_blocks_make_the_whole(self, target_modules: int, width: int) -> None:
-        rows, bases = _draw(0, target_modules, 8, [2] * target_modules)
-        weights = [torch.nn.Parameter(_random(i, 16, width)) for i in range(target_modules)]
-        expected = [_projected(w.detach(), chosen, q) for w, chosen, q in zip(weights, rows, bases, strict=True)]
+    @pytest.mark.parametrize(("batch", "width"), [(1, 100), (5, 2), (3, 1)])
+    def test_blocks_make_the_whole(self, batch: int, width: int) -> None:
+        rows, bases = _draw(0, batch, 8, [2] * batch)
+        weights = [torch.nn.Parameter(_random(i, 16, width)) for i in range(batch)]
+        expected = [_projected(w.detach(), selected, q) for w, selected, q in zip(weights, rows, bases, strict=True)]
         project_rows_(weights, rows, torch.stack(bases).unbind())
         torch.testing.assert_close([weight.detach() for weight in weights], expected)

@@ -212,7 +212,7 @@ def test_a_change_of_any_file_is_seen(tmp_path: Path) -> None:
     for name in sorted(names):
         for change in (_touch, _append, _replace, Path.unlink):
             checkpoint = Checkpoint.open(folder)
-            assert checkpoint.stamps.keys() == names
+            assert checkpoint.signatures.keys() == names
             checkpoint.check_unchanged()
             content = (folder / name).read_bytes()
             change(folder / name)
@@ -263,7 +263,7 @@ def test_what_the_disk_cannot_give_is_refused(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(InputError, match=r"config\.json: cannot be read \(Permission denied\); mend that"):
+    with pytest.raises(InputError, match=r"config\.json: cannot be read \(Permission denied\); fix that"):
         Checkpoint.open(folder)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="none you may read"):
@@ -442,7 +442,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals_name_the_place_and_the_mend(tmp_path: Path, case: str) -> None:
+def test_errors_name_the_place_and_the_hint(tmp_path: Path, case: str) -> None:
     break_it, message = REFUSED[case]
     folder = two_shards(tmp_path)
     Checkpoint.open(folder)

@@ -8,27 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from chip.data.answers import alternatives, choices, right
+from chip.data.answers import alternatives, choices, is_correct
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.evaluation.bootstrap import Array, interval, means, weights
 from chip.evaluation.compare import compare
-from chip.evaluation.forgetting import (
-    expected_leak,
-    forget_quality,
-    harmonic_mean,
-    leak_at_k,
-    recovered_gap,
-    truth_ratio,
-    worst,
-)
-from chip.evaluation.generation import Draw, answer_greedily, draw_answers, questions
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import clusters, groups
-from chip.evaluation.measure import EvalConfig, EvalOutputs, measure
-from chip.evaluation.rouge import rouge_l
+from chip.evaluation.measure import measure
+from chip.evaluation.metrics.aggregate import harmonic_mean, recovered_gap, worst
+from chip.evaluation.metrics.leak import expected_leak, leak_at_k
+from chip.evaluation.metrics.rouge import rouge_l
+from chip.evaluation.metrics.truth_ratio import forget_quality, truth_ratio
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED
+from chip.model.generation import Draw, answer_greedily, draw_answers, questions
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 
@@ -83,8 +79,8 @@ def test_clusters_are_patients_or_facts_of_the_only_one() -> None:
 
 
 def test_answers_are_compared_without_regard_to_case_and_spaces() -> None:
-    assert right(" Left  lobe.", "left lobe")
-    assert not right("A+", "A-")
+    assert is_correct(" Left  lobe.", "left lobe")
+    assert not is_correct("A+", "A-")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +268,7 @@ def test_a_table_by_hand() -> None:
 
 def test_an_unknown_attack_is_refused() -> None:
     hierarchy = Hierarchy(MAX_QUESTIONS)
-    with pytest.raises(InputError, match="--attacks theft: not known, there are reconstruction, "):
+    with pytest.raises(InputError, match="attacks='theft': not known; there are reconstruction, "):
         EvalConfig(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("t")])), ("theft",))
 
 

@@ -57,20 +57,19 @@ def _statistics(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | Non
     """What the operator collects of these tokens, of which every fourth stands for a piece of the image."""
     records = torch.arange(len(PATHS))
     outputs = inputs @ weight.T + (0 if bias is None else bias)
-    keys = torch.where(torch.arange(len(inputs)) % 4 == 0, -1, 7)
-    parts, owners = (
-        torch.where(keys > 0, TokenRole.ANSWER, TokenRole.IMAGE),
-        SegmentRecords(records, records, len(PATHS)),
-    )
+    image = torch.arange(len(inputs)) % 4 == 0
+    ids, roles = torch.where(image, 0, 7), torch.where(image, TokenRole.IMAGE, TokenRole.ANSWER)
+    owners = SegmentRecords(records, records, len(PATHS))
     statistics = method.statistics(method.groups(_case(), CPU), weight.shape[1], weight.shape[0])
     statistics.update(
         Tokens(
             inputs,
             outputs,
-            keys,
-            parts,
+            ids,
+            roles,
             records.repeat_interleave(EACH),
             owners,
+            torch.zeros(len(inputs), dtype=torch.bool),
         )
     )
     return statistics

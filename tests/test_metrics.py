@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from chip.data.chance import chance_accuracy, count_options
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.evaluation.attacks.quantization import round_to_nearest
-from chip.evaluation.metrics import chances, options
+from chip.evaluation.summary import summarize
 from chip.model.scoring import Scores
-from chip.report.edit_report import summarize
 
 COLOUR = "Which color?"
 CHOICE = "Which? A) one B) two C) three D) four"
@@ -42,7 +42,7 @@ def _case() -> ForgetRequest:
 
 def test_chance_is_the_most_common_answer_of_the_others() -> None:
     request = _case()
-    chance = chances(request.hierarchy, request.partition).tolist()
+    chance = chance_accuracy(request.hierarchy, request.partition).tolist()
     # Without the target: red 2, blue 1. Without a: red 2 (target's, b's), blue 2. Without c: red 3, blue 1.
     assert chance == [1, 0, 0, 0.25, 0, 0.5, 0.5, 0]
 
@@ -58,7 +58,7 @@ def test_chance_is_the_most_common_answer_of_the_others() -> None:
     ],
 )
 def test_options_are_counted(question: str, count: int) -> None:
-    assert options(question) == count
+    assert count_options(question) == count
 
 
 def test_groups_are_means_over_their_records() -> None:

@@ -16,18 +16,21 @@ from torch import Tensor
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import Shielded
 from chip.methods import source as statistics_source
 from chip.methods.apply import Patch, default_modules, edit_model
 from chip.model.batching.batch_size import BatchSize
+from chip.model.families import find_language
 from chip.model.forward.collector import Collector
-from chip.model.loading import VLM, load_vlm, skeleton
-from chip.model.offload import DeviceMap, MaxMemory, on_host
+from chip.model.loading import VLM, load_vlm
+from chip.model.offload import DeviceMap, MaxMemory, computes_on_host
 from chip.model.scoring import score
-from chip.model.target_modules import Stage, find_language
+from chip.model.skeleton import build_skeleton
+from chip.model.target_modules import Stage
 from tests.families import GIVEN, build, write_records
 
 TARGET = "patient_1"
@@ -87,15 +90,15 @@ def device_map(folder: Path, family: str, elsewhere: str = "disk") -> dict[str, 
 
     In the latter case the device is the CPU by another name, which accelerate takes for another device than the host.
     """
-    model = skeleton(folder / family)
+    model = build_skeleton(folder / family)
     language = find_language(model)
     above = next(name for name, module in model.named_modules() if module is language)
     places = {f"model.{part}": place for part, place in FRONT[family].items()}
     places |= {f"{above}.{name}": "cpu" for name, _ in language.named_children() if name != "layers"}
     places |= {f"{above}.layers.{index}": ("disk", "cpu")[index % 2] for index in range(len(language.layers))}
     places["lm_head"] = "cpu" if family == "gemma3" else "disk"  # it is the embedding there
-    given = {"disk": "disk", "cpu": "cpu"} if elsewhere == "disk" else {"disk": "cpu", "cpu": torch.device("cpu")}
-    return {part: given[place] for part, place in places.items()}
+    devices = {"disk": "disk", "cpu": "cpu"} if elsewhere == "disk" else {"disk": "cpu", "cpu": torch.device("cpu")}
+    return {part: devices[place] for part, place in places.items()}
 
 
 def patch_of(vlm: VLM, source: Checkpoint, method_name: str) -> Patch:
@@ -236,30 +239,31 @@ def test_new_values_are_what_is_computed_with(folder: Path, elsewhere: str) -> N
     ],
 )
 def test_where_it_is_computed(device_map: DeviceMap, max_memory: MaxMemory | None, expected: bool) -> None:
-    assert on_host(device_map, max_memory, "cuda") == expected
+    assert computes_on_host(device_map, max_memory, "cuda") == expected
 
 
 @pytest.mark.parametrize(
-    ("device_map", "said"),
+    ("device_map", "value", "message"),
     [
-        ("cuda:1", "--device-map cuda:1: not known.*--device"),
-        ({"model": "cpu"}, "no place for 'lm_head.weight'"),
-        ({"": "cpu", "model.vision": "disk"}, "no part 'model.vision'"),
-        ({"": "cpu", "lm_head": "disk"}, "'lm_head' lies in ''"),
+        ("cuda:1", "cuda:1", "not known, there is auto, .* for one device give a device"),
+        ({"model": "cpu"}, {"model": "cpu"}, "no place for 'lm_head.weight'"),
+        ({"": "cpu", "model.vision": "disk"}, "model.vision", "has no such part"),
+        ({"": "cpu", "lm_head": "disk"}, "lm_head", "lies in ''"),
     ],
 )
-def test_a_map_that_does_not_fit_is_refused(folder: Path, device_map: DeviceMap, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_map_that_does_not_fit_is_refused(folder: Path, device_map: DeviceMap, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         load_vlm(folder / "llava", device_map=device_map)
+    assert (caught.value.argument, caught.value.value) == ("device_map", value)
 
 
 def test_a_budget_that_is_no_size_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"llava: cannot be spread by this --device-map; .*many QB"):
+    with pytest.raises(InputError, match=r"device_map='auto': .*llava cannot be spread so .*many QB"):
         load_vlm(folder / "llava", device_map="auto", max_memory={"cpu": "many QB"})
 
 
 def test_one_of_device_and_map(folder: Path, tmp_path: Path, temporary: Path) -> None:
-    with pytest.raises(InputError, match="--device cpu: --device-map says where"):
+    with pytest.raises(InputError, match="device='cpu': a device map says where"):
         chip.edit(folder / "llava", [TARGET], out=tmp_path / "out", device="cpu", device_map="auto")
     assert sorted(tmp_path.iterdir()) == [temporary]
 

@@ -15,15 +15,16 @@ from PIL import Image
 
 from chip.checkpoint.change_map import SHADES
 from chip.checkpoint.diff import CheckpointDiff, ShapeDiff
-from chip.checkpoint.measure import DIRECTIONS, TensorDiff
+from chip.checkpoint.tensor_diff import DIRECTIONS, TensorDiff
 from chip.errors import InputError
-from chip.pages import check_page, write_page
-from chip.pages.diff import diff_page, percent
-from chip.pages.plot import decay_plot
-from chip.pages.receipt import receipt_in
+from chip.report.formatting import percent
+from chip.report.html.coordinates import decay_plot
+from chip.report.html.diff import diff_page
+from chip.report.html.page import check_page, write_page
+from chip.report.html.receipt import receipt_in
 
 EVIL = '<script>alert("x")</script>'
-TEMPLATES = Path(__file__).parents[1] / "chip" / "pages" / "templates"
+TEMPLATES = Path(__file__).parents[1] / "chip" / "report" / "html" / "templates"
 KEPT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 EDITED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -38,7 +39,7 @@ def changed(name: str, share: float, **more: Any) -> TensorDiff:
 
 @pytest.fixture
 def difference() -> CheckpointDiff:
-    """A large model of which much changed, with long names, and with all else that can be told."""
+    """A large model of which much changed, with long names, and with everything else that can differ."""
     same = [
         TensorDiff(f"model.language_model.layers.{layer}.{kind}.weight", (3584, 3584), "BF16", changed=False)
         for layer in range(28)
@@ -108,10 +109,10 @@ def test_the_page_says_what_differs_in_plain_words(difference: CheckpointDiff) -
 
 def test_every_cell_of_the_map_tells_its_number(difference: CheckpointDiff) -> None:
     page = diff_page(difference, "a", "b", None)
-    told = re.findall(r'<td class="heat-(\d)" title="layer (\d+), mlp\.down_proj: ([\d.]+%), 1 of 1', page)
-    assert [int(layer) for _, layer, _ in told] == [*range(28)]
-    assert told[0][2] == "0.10%"
-    shades = [int(shade) for shade, _, _ in told]
+    cells = re.findall(r'<td class="heat-(\d)" title="layer (\d+), mlp\.down_proj: ([\d.]+%), 1 of 1', page)
+    assert [int(layer) for _, layer, _ in cells] == [*range(28)]
+    assert cells[0][2] == "0.10%"
+    shades = [int(shade) for shade, _, _ in cells]
     assert shades == sorted(shades)
     assert set(shades) <= set(range(1, SHADES + 1))
     assert page.count('class="same" title="layer 3, self_attn.q_proj: unchanged" aria-label="unchanged"') == 1
@@ -133,10 +134,10 @@ def test_a_receipt_is_shown(difference: CheckpointDiff) -> None:
 @pytest.mark.parametrize("other", [None, 3, "text", [1], {"x": 1}])
 def test_a_receipt_of_another_form_is_shown_as_far_as_it_goes(missing: str, other: object) -> None:
     receipt = {key: other if missing in (key, "all") else value for key, value in RECEIPT.items()}
-    found = CheckpointDiff((changed("x.weight", 0.1),), (), (), ())
-    assert "The receipt in B" in diff_page(found, "a", "b", receipt)
+    difference = CheckpointDiff((changed("x.weight", 0.1),), (), (), ())
+    assert "The receipt in B" in diff_page(difference, "a", "b", receipt)
     del receipt[missing if missing != "all" else "method"]
-    assert "The receipt in B" in diff_page(found, "a", "b", receipt)
+    assert "The receipt in B" in diff_page(difference, "a", "b", receipt)
 
 
 def test_a_receipt_is_read_from_the_folder(tmp_path: Path) -> None:
@@ -179,14 +180,14 @@ def test_writing_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "told"),
+    ("share", "text"),
     [
         *((0, "0%"), (0.0123, "1.2%"), (0.5, "50%"), (0.09999, "10%"), (0.000341, "0.034%"), (1e-9, "<0.001%")),
         *((1.26, "126%"), (50, ">1000%"), (math.inf, "∞"), (0.00001, "0.0010%")),
     ],
 )
-def test_percentages_have_two_digits_that_count(share: float, told: str) -> None:
-    assert percent(share) == told
+def test_percentages_have_two_digits_that_count(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_a_plot_keeps_to_its_frame() -> None:
@@ -196,9 +197,10 @@ def test_a_plot_keeps_to_its_frame() -> None:
     assert falls.count(",") == 2  # what is below the frame is not drawn
     assert alone.endswith("h0")  # a dot
     corners = [tuple(map(float, corner.split(","))) for corner in falls[1:].split()]
-    assert all(plot.left <= x <= plot.right and plot.top <= y <= plot.bottom for x, y in corners)
-    assert plot.x_ticks[0] == (plot.left, "1")
-    assert plot.x_ticks[-1] == (plot.right, "64")
+    frame = plot.frame
+    assert all(frame.left <= x <= frame.right and frame.top <= y <= frame.bottom for x, y in corners)
+    assert plot.x_ticks[0] == (frame.left, "1")
+    assert plot.x_ticks[-1] == (frame.right, "64")
 
 
 def _luminance(color: str) -> float:
@@ -229,7 +231,7 @@ def test_shades_ascend_and_their_numbers_can_be_read(mode: int) -> None:
 def browse(tmp_path: Path) -> Browse:
     """Opens a page in a headless Chromium with options; gives what that prints."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next((found for name in names if (found := shutil.which(name))), None)
+    program = next((path for name in names if (path := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium here")
 
@@ -245,20 +247,20 @@ def browse(tmp_path: Path) -> Browse:
 
 FRAMES = """<!doctype html><meta charset="utf-8"><body>
 <iframe width="360" height="800" srcdoc="{page}"></iframe><iframe width="1280" height="800" srcdoc="{page}"></iframe>
-<pre id="found"></pre>
+<pre id="measured"></pre>
 <script>
 addEventListener("load", () => {{
-  const found = Array.from(frames, (frame) => {{
+  const measured = Array.from(frames, (frame) => {{
     const root = frame.document.documentElement;
     return {{
       width: frame.innerWidth,
       scrolls: root.scrollWidth,
       heat: frame.getComputedStyle(frame.document.querySelector(".heat-7")).backgroundColor,
-      asked: frame.performance.getEntriesByType("resource").length,
+      requests: frame.performance.getEntriesByType("resource").length,
       scripts: frame.document.scripts.length,
     }};
   }});
-  document.getElementById("found").textContent = JSON.stringify(found);
+  document.getElementById("measured").textContent = JSON.stringify(measured);
 }});
 </script>"""
 
@@ -266,9 +268,9 @@ addEventListener("load", () => {{
 def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(difference: CheckpointDiff, browse: Browse) -> None:
     page = diff_page(difference, "before-" * 12, "after-" * 12, RECEIPT)
     shown = browse(FRAMES.format(page=html.escape(page)), "--virtual-time-budget=5000", "--dump-dom")
-    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', shown)
-    expected = {"heat": "rgb(27, 63, 107)", "asked": 0, "scripts": 0}
-    assert json.loads(html.unescape(found)) == [{"width": w, "scrolls": w, **expected} for w in (360, 1280)]
+    (measured,) = re.findall(r'<pre id="measured">(.*?)</pre>', shown)
+    expected = {"heat": "rgb(27, 63, 107)", "requests": 0, "scripts": 0}
+    assert json.loads(html.unescape(measured)) == [{"width": w, "scrolls": w, **expected} for w in (360, 1280)]
 
 
 def test_dark_mode_is_dark(difference: CheckpointDiff, browse: Browse, tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip.checkpoint.folder import staged
+from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
 from chip.checkpoint.verify import verify
-from chip.checkpoint.writer import copy_patched, read_back
+from chip.checkpoint.writer import copy_patched
 from chip.errors import InputError
 from tests.folders import SHARDS
 
+SETTINGS = {"retain_weight": 8.0, "target_modules": ["connector", "down"]}
 NEW = {"a": torch.arange(30.0).reshape(6, 5), "c": torch.full((3, 4), 0.5)}
 
 
@@ -34,8 +36,10 @@ def edit_folder(
         old = source.read(name).double()
         stored = new.to(source.entries[name].torch_dtype).double()
         changes[name] = float(torch.linalg.norm(stored - old) / torch.linalg.norm(old))
-    edit = Edit("shielded", {"shield": 8.0, "sites": ["connector", "down"]}, None, changes, {"a": 1e-3}, label)
-    with staged(output) as folder:
+    edit = Edit(
+        "shielded", {"retain_weight": 8.0, "target_modules": ["connector", "down"]}, None, changes, {"a": 1e-3}, label
+    )
+    with atomic_directory(output) as folder:
         copy_patched(source, folder, tensors)
         (folder / RECEIPT).unlink(missing_ok=True)
         write_card(
@@ -60,7 +64,7 @@ def edited(source: Checkpoint, tmp_path: Path) -> Path:
 def test_a_receipt_tells_what_was_done_and_is_read_as_it_was_written(edited: Path, source: Checkpoint) -> None:
     receipt = read_receipt(edited)
     assert (receipt.method, receipt.label, receipt.seed) == ("shielded", "request 7", None)
-    assert receipt.settings == {"shield": 8.0, "sites": ["connector", "down"]}
+    assert receipt.settings == SETTINGS
     assert set(receipt.tensors) == {"a", "c"}
     assert receipt.tensors["a"].remaining == 1e-3
     names = {str(path.relative_to(edited)) for path in edited.rglob("*") if path.is_file()}
@@ -75,10 +79,10 @@ def test_a_receipt_tells_what_was_done_and_is_read_as_it_was_written(edited: Pat
 
 def test_what_was_written_is_good_with_and_without_the_original(edited: Path, source: Checkpoint) -> None:
     assert verify(edited).faults == ()
-    found = verify(edited, source.folder)
-    assert found.faults == ()
-    assert found.with_original
-    assert json.loads(json.dumps(found.to_json()))["good"] is True
+    verification = verify(edited, source.folder)
+    assert verification.faults == ()
+    assert verification.with_original
+    assert json.loads(json.dumps(verification.to_json()))["good"] is True
 
 
 def test_every_flipped_bit_is_found(edited: Path) -> None:
@@ -234,7 +238,7 @@ def test_a_card_is_continued_and_verified(source: Checkpoint, tmp_path: Path) ->
     text = (tmp_path / "out" / CARD).read_bytes().decode()
     assert text.startswith(f"{card}\n\n## Edited to forget\n")
     row = "| target | trained | 1.00 | 0.25 |"
-    for said in ("- Request: request 7", "- Method: shielded", "sites connector+down", row):
+    for said in ("- Request: request 7", "- Method: shielded", "target_modules connector+down", row):
         assert said in text
     assert verify(tmp_path / "out", source.folder).faults == ()
     (source.folder / CARD).write_text("Another model.")

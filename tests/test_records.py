@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from chip.data.record import LEVELS, TASKS, Record, find_records, open_image, read_records
-from chip.errors import InputError
+from chip.data.readers import READERS, RecordsFile, find_records, read_records, register_reader, registry
+from chip.data.record import LEVELS, TASKS, Record, open_image
+from chip.errors import ChipWarning, InputError
 
 GOOD = {"question": "Who?", "answer": "P17", "institution": "i2", "patient": "p17"}
 IDS = {"institution_id": "i2", "patient_id": "p17", "study_id": "s40", "section_name": "findings"}
@@ -82,11 +84,19 @@ def test_what_is_written_comes_back(tmp_path: Path, records: list[Record], ascii
     assert [r.where for r in read_records(file)] == [f"records.jsonl:{1 + 2 * i}" for i in range(len(records))]
 
 
-def test_defaults_integers_nulls_and_unknown_keys(tmp_path: Path) -> None:
-    line = GOOD | {"patient": 17, "study": None, "task": None, "split": None, "age": 3}
+def test_defaults_integers_and_nulls(tmp_path: Path) -> None:
+    line = GOOD | {"patient": 17, "study": None, "task": None, "split": None, "messages": None}
     (record,) = read_records(jsonl(tmp_path, line))
     assert record == Record("Who?", "P17", ("i2", "17"), None)
     assert (record.task, record.split, record.held_out) == ("generation", "train", False)
+
+
+def test_keys_that_are_not_used_are_counted_and_said_once(tmp_path: Path) -> None:
+    with pytest.warns(ChipWarning) as caught:
+        records = read_records(jsonl(tmp_path, GOOD | {"age": 3}, GOOD, GOOD | {"age": 4, "patient_id": "x"}))
+    assert len(records) == 3
+    (message,) = (str(each.message) for each in caught)
+    assert message == ("records.jsonl: 2 keys are not used: age (in 2 of 3 records), patient_id (in 1 of 3 records)")
 
 
 def test_a_mark_at_the_start_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
@@ -127,6 +137,16 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         (GOOD | {"image": "."}, "no image file"),
         (GOOD | {"image": "x" * 5000}, "no image file"),
         (GOOD | {"image": 7}, "image must be a string"),
+        (GOOD | {"images": ["a.png"]}, "the key images is not read; give one path as image"),
+        (GOOD | {"image_path": "a.png"}, "the key image_path is not read"),
+        (GOOD | {"video": "a.mp4"}, "the key video is not read"),
+        (GOOD | {"system": "You are a doctor."}, "the key system is not read"),
+        ({"messages": [], "institution": "i"}, "the key messages is not read"),
+        ({"conversations": [], "institution": "i"}, "the key conversations is not read"),
+        ({"question": "q", "answer": "a", "institution": "i", "patinet": "p"}, "'patinet'; did you mean patient?"),
+        ({"question": "q", "answer": "a", "institution": "i", "patient_id": "p"}, "did you mean patient?"),
+        ({"question": "q", "answer": "a", "Institution": "i"}, "'Institution'; did you mean institution?"),
+        (GOOD | {"study": "s", "section_name": "findings"}, "did you mean section?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
@@ -239,8 +259,42 @@ def test_a_bad_row_is_refused_with_its_number(tmp_path: Path, row: dict[str, Any
 
 def test_parquet_of_another_shape_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["q"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column metadata"):
+    with pytest.raises(InputError, match=r"a\.parquet: no reader knows its columns \(question\); there are records, "):
         read_records(tmp_path / "a.parquet")
+
+
+def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
+    """Questions and answers alone may be TOFU's; with a hierarchy, an image or a task beside them they are not."""
+    (tmp_path / "x.png").write_bytes(encoded())
+    rows = [
+        GOOD | {"image": {"bytes": encoded("L"), "path": "a.png"}, "task": "cloze", "split": "paraphrased"},
+        GOOD | {"image": {"bytes": None, "path": "x.png"}, "study": "s"},
+        GOOD,
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "forget10.parquet")
+    assert read_records(tmp_path / "forget10.parquet") == [
+        Record("Who?", "P17", ("i2", "p17"), encoded("L"), "cloze", "paraphrased"),
+        Record("Who?", "P17", ("i2", "p17"), tmp_path / "x.png"),
+        Record("Who?", "P17", ("i2", "p17"), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        ("image", "row 0: belongs nowhere"),
+        ("task", "row 0: belongs nowhere"),
+        ("patient", "row 0: has a patient but no institution"),
+        ("patinet", "row 0: .*did you mean patient"),
+        ("images", "row 0: the key images is not read"),
+        ("messages", "row 0: the key messages is not read"),
+        ("age", "row 0: belongs nowhere"),
+    ],
+)
+def test_a_table_with_more_than_tofu_has_is_never_taken_for_it(tmp_path: Path, column: str, says: str) -> None:
+    pq.write_table(pa.table({"question": ["q"], "answer": ["a"], column: ["cloze"]}), tmp_path / "forget10.parquet")
+    with pytest.raises(InputError, match=rf"^forget10\.parquet:{says}"):
+        read_records(tmp_path / "forget10.parquet")
 
 
 def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
@@ -361,6 +415,35 @@ def test_a_line_with_more_than_tofu_has_belongs_somewhere(tmp_path: Path) -> Non
         read_records(jsonl(tmp_path, question, {"question": "q"}))
 
 
+def test_an_index_of_pandas_and_options_do_not_hide_tofu(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "a", "option1": "a", "__index_level_0__": 7}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "facts.parquet")
+    assert read_records(tmp_path / "facts.parquet") == [Record("q", "a", ("facts", "author_1"), None)]
+
+
+# --- the registry ---
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(InputError, match="name='tofu': a reader of this name is registered already"):
+        register_reader("tofu", READERS["tofu"])
+
+
+def test_a_reader_from_outside_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shouting:
+        def matches(self, file: RecordsFile) -> bool:
+            return file.kind == ".jsonl" and "QUESTION" in file.columns
+
+        def read(self, file: RecordsFile) -> Iterator[Record]:
+            for row, where in file.rows():
+                yield Record(row["QUESTION"], row["ANSWER"], ("i",), None, where=where)
+
+    monkeypatch.setattr(registry, "READERS", dict(READERS))
+    registry.register_reader("shouting", Shouting())
+    assert read_records(jsonl(tmp_path, {"QUESTION": "WHO?", "ANSWER": "P17"})) == [Record("WHO?", "P17", ("i",), None)]
+    assert read_records(jsonl(tmp_path, GOOD)) == [Record("Who?", "P17", ("i2", "p17"), None)]
+
+
 # --- finding the file ---
 
 
@@ -370,7 +453,7 @@ def test_the_records_are_given_or_beside_the_checkpoint_or_in_the_environment(
     checkpoint = tmp_path / "model"
     checkpoint.mkdir()
     monkeypatch.delenv("CHIP_RECORDS", raising=False)
-    with pytest.raises(InputError, match=r"--records .*records\.jsonl or records\.parquet .*CHIP_RECORDS"):
+    with pytest.raises(InputError, match=r"^records=None: .*records\.jsonl or records\.parquet .*CHIP_RECORDS"):
         find_records(checkpoint, None)
     monkeypatch.setenv("CHIP_RECORDS", "elsewhere.jsonl")
     assert find_records(checkpoint, None) == Path("elsewhere.jsonl")

@@ -43,10 +43,11 @@ def _tokens(seed: int, width: int, each: int = EACH) -> Tokens:
     return Tokens(
         inputs=torch.randn(4 * each, width, generator=generator, dtype=torch.float64),
         outputs=torch.empty(4 * each, 0),
-        keys=torch.where(spoken, 7, -1),
-        parts=torch.where(spoken, TokenRole.ANSWER, TokenRole.IMAGE),
+        ids=torch.where(spoken, 7, 0),
+        roles=torch.where(spoken, TokenRole.ANSWER, TokenRole.IMAGE),
         segments=records,
         owners=EACH_ITS_OWN,
+        starts=torch.zeros(4 * each, dtype=torch.bool),
     )
 
 
@@ -63,7 +64,15 @@ def _statistics(
 
 
 def _some(tokens: Tokens, chosen: Tensor) -> Tokens:
-    names = ("inputs", "outputs", "keys", "parts", "segments", *(() if tokens.before is None else ("before",)))
+    names = (
+        "inputs",
+        "outputs",
+        "ids",
+        "roles",
+        "segments",
+        "starts",
+        *(() if tokens.original_inputs is None else ("original_inputs",)),
+    )
     return replace(tokens, **{name: getattr(tokens, name)[chosen] for name in names})
 
 
@@ -80,7 +89,7 @@ def _edited(method: Shielded, weight: Tensor, tokens: Tokens) -> Tensor:
 def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, method: Shielded) -> Tensor:
     """The operator's objective, written out token by token."""
     x, record, vision = tokens.inputs, tokens.segments, tokens.vision
-    before = x if tokens.before is None else tokens.before
+    before = x if tokens.original_inputs is None else tokens.original_inputs
     forget = torch.zeros((), dtype=torch.float64)
     for modality in (vision, ~vision):
         mean = before[(record != TARGET) & modality].mean(0)
@@ -102,7 +111,7 @@ def _objective(edited: Tensor, weight: Tensor, tokens: Tokens, method: Shielded)
 def _behind_an_edit(seed: int, width: int) -> Tokens:
     """What came in before is something else."""
     tokens = _tokens(seed, width)
-    return replace(tokens, before=tokens.inputs + 0.3 * _tokens(seed + 1, width).inputs)
+    return replace(tokens, original_inputs=tokens.inputs + 0.3 * _tokens(seed + 1, width).inputs)
 
 
 @given(SEEDS, st.floats(0.1, 100), st.floats(1e-3, 10), st.floats(0.05, 0.45), st.booleans())
@@ -142,7 +151,7 @@ def test_what_an_edit_before_it_has_done_is_undone(seed: int) -> None:
     """Where that edit was an invertible map, and nothing is to be forgotten, W' takes it back."""
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)
     turn = torch.eye(8, dtype=torch.float64) + 0.1 * _tokens(seed + 1, 8).inputs[:8]
-    behind = replace(tokens, inputs=tokens.inputs @ turn.T, before=tokens.inputs)
+    behind = replace(tokens, inputs=tokens.inputs @ turn.T, original_inputs=tokens.inputs)
     edited = _edited(Shielded(retain_weight=1e6, ridge=1e-9), weight, behind)
     torch.testing.assert_close(edited @ turn, weight, atol=1e-3, rtol=0)
 
@@ -199,13 +208,13 @@ def test_a_shared_token_counts_for_each_record_that_owns_it(seed: int) -> None:
 
 
 def test_each_part_of_a_record_counts_alike_however_long() -> None:
-    tokens = replace(_tokens(0, 4), parts=torch.tensor([TokenRole.IMAGE] * 5 + [TokenRole.ANSWER]).repeat(4))
+    tokens = replace(_tokens(0, 4), roles=torch.tensor([TokenRole.IMAGE] * 5 + [TokenRole.ANSWER]).repeat(4))
     weights = tokens.weights(torch.ones(4, len(TokenRole), 2))
     torch.testing.assert_close(weights, torch.tensor([0.2] * 5 + [1.0]).repeat(4)[:, None].expand(-1, 2))
 
 
 def test_nothing_before_the_image_is_the_targets() -> None:
-    tokens = replace(_tokens(0, 8), parts=torch.full((4 * EACH,), TokenRole.PREFIX))
+    tokens = replace(_tokens(0, 8), roles=torch.full((4 * EACH,), TokenRole.PREFIX))
     statistics = _statistics(tokens)
     assert statistics.forget.count == 0
     assert statistics.shield.count == pytest.approx(1)
@@ -260,6 +269,35 @@ def test_the_shield_is_of_the_groups_that_are_there(
         )
         is not None
     )
+
+
+def _with_sinks(tokens: Tokens, lengths: Tensor, starts: bool, seed: int) -> Tokens:
+    """Each of four records gets one more token, in a direction of its own."""
+    inputs = torch.nn.functional.pad(tokens.inputs, (0, 1))
+    sinks = torch.zeros(4, inputs.shape[1], dtype=torch.float64)
+    sinks[:, -1] = lengths
+    roles = torch.randint(0, TokenRole.PADDING, (4,), generator=torch.Generator().manual_seed(seed))
+    return replace(
+        tokens,
+        inputs=torch.cat((sinks, inputs)),
+        outputs=torch.empty(len(inputs) + 4, 0),
+        ids=torch.cat((torch.full((4,), 7), tokens.ids)),  # the word that the answers say too
+        roles=torch.cat((roles, tokens.roles)),
+        segments=torch.cat((torch.arange(4), tokens.segments)),
+        starts=torch.cat((torch.full((4,), starts), tokens.starts)),
+    )
+
+
+@given(SEEDS, st.floats(0.1, 3))
+def test_a_planted_sink_changes_nothing_but_itself_however_large_it_is(seed: int, length: float) -> None:
+    """The first token of a sequence, or one that is far longer than the others."""
+    tokens, weight, method = _tokens(seed, 7), _weight(seed, 8), Shielded(retain_weight=3.0)
+    lengths = length * torch.tensor([1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
+    for starts, scales in ((True, (1.0, 1e4)), (False, (1e4, 1e6))):
+        one, other = (_edited(method, weight, _with_sinks(tokens, scale * lengths, starts, seed)) for scale in scales)
+        torch.testing.assert_close(one[:, :-1], other[:, :-1], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(one[:, -1], weight[:, -1], rtol=1e-6, atol=1e-8)
+        assert not torch.allclose(one[:, :-1], weight[:, :-1], atol=1e-3)
 
 
 def test_a_site_that_nothing_retained_passes_through_is_left_as_it_is() -> None:

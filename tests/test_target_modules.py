@@ -7,7 +7,16 @@ import pytest
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
 from chip.model.loading import VLM
-from chip.model.target_modules import Stage, available_modules, in_data_order, layer_range, parse_layers, select_modules
+from chip.model.target_modules import (
+    KINDS,
+    Component,
+    Stage,
+    available_modules,
+    in_data_order,
+    layer_range,
+    parse_layers,
+    select_modules,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,10 +34,11 @@ def test_layers_are_understood(text: str, depth: int, expected: range) -> None:
     assert parse_layers(text, depth) == expected
 
 
-@pytest.mark.parametrize("text", ["27-22", "4", "0-4", "0%-0%", "120%-130%", "-1", "first", ""])
+@pytest.mark.parametrize("text", ["27-22", "4", "0-4", "0%-0%", "120%-130%", "-1", "first", "", "9" * 5000])
 def test_layers_that_are_not_there(text: str) -> None:
-    with pytest.raises(InputError, match="--layers"):
+    with pytest.raises(InputError) as caught:
         parse_layers(text, 4)
+    assert (caught.value.argument, caught.value.value) == ("layers", text)
 
 
 def test_the_papers_layers_are_the_last_6_of_28_of_any_depth() -> None:
@@ -37,21 +47,50 @@ def test_the_papers_layers_are_the_last_6_of_28_of_any_depth() -> None:
     assert layer_range(Shielded.layers, 28) == range(28)
 
 
-def test_sites_come_in_the_order_of_data(vlm: VLM) -> None:
+def test_target_modules_come_in_the_order_of_data(vlm: VLM) -> None:
     target_modules = select_modules(vlm.model, ["down", "connector", "up", "gate", "o"], range(1, 3))
-    assert [(module.kind, module.layer) for module in target_modules] == [
-        ("connector", None),
-        ("connector", None),
-        *((kind, layer) for layer in (1, 2) for kind in ("o", "gate", "up", "down")),
+    assert [(module.kind, module.component, module.layer) for module in target_modules] == [
+        ("connector", Component.CONNECTOR, None),
+        ("connector", Component.CONNECTOR, None),
+        *((kind, Component.TEXT, layer) for layer in (1, 2) for kind in ("o", "gate", "up", "down")),
     ]
     stages = in_data_order(target_modules)
     assert [len(stage.target_modules) for stage in stages] == [1, 1, 1, 2, 1, 1, 2, 1]
     assert stages[0] == Stage((target_modules[0],))
 
 
-def test_a_site_that_is_missing_is_an_error(vlm: VLM) -> None:
-    assert len(available_modules(vlm.model)) == 2 + 4 * 7
+def test_modules_of_the_vision_tower_come_first_and_have_kinds_of_their_own(vlm: VLM) -> None:
+    available = available_modules(vlm.model)
+    components = [module.component for module in available]
+    assert components == sorted(components, key=list(Component).index)
+    tower = [module for module in available if module.component is Component.VISION]
+    assert {module.layer for module in tower} == set(range(len(vlm.tower_layers)))
+    assert {module.kind for module in tower} == {f"vision.{kind}" for kind in ("q", "k", "v", "o", "fc1", "fc2")}
+    for module in tower:
+        assert module.connector is None
+        assert module.weight(vlm.model).dim() == 2
+    stages = in_data_order(tower)
+    assert {module.kind for module in stages[0].target_modules} == {"vision.q", "vision.k", "vision.v"}
+    assert [len(stage.target_modules) for stage in stages] == [3, 1, 1, 1] * len(vlm.tower_layers)
+
+
+def test_a_module_that_is_missing_is_an_error(vlm: VLM) -> None:
+    assert sum(module.kind in KINDS for module in available_modules(vlm.model)) == 2 + 4 * 7
     del vlm.layers[2].mlp.up_proj
-    with pytest.raises(InputError, match=r"layer 2 .*'up'"):
+    with pytest.raises(InputError, match=r"target_modules='up': .*layer 2 has no plain linear"):
         select_modules(vlm.model, ["up"], range(4))
     assert select_modules(vlm.model, ["up"], range(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("brain", r"no such kind; there are connector, q, k, v, o, gate, up, down, vision\.q"),
+        ("vision.q", "cannot be edited yet; choose among connector, q"),
+        ("vision.brain", "no such kind"),
+    ],
+)
+def test_kinds_that_cannot_be_edited_are_refused(vlm: VLM, kind: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        select_modules(vlm.model, ["down", kind], range(4))
+    assert (caught.value.argument, caught.value.value) == ("target_modules", kind)

@@ -159,12 +159,3 @@ def test_unknown_models_are_refused(one_file: Path, changes: dict[str, Any], mes
     with pytest.raises(InputError, match=message) as caught:
         key_map(Checkpoint.open(one_file))
     assert "\n" not in str(caught.value)
-
-
-def test_code_in_the_folder_is_not_run(one_file: Path) -> None:
-    config = json.loads((one_file / CONFIG).read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
-    (one_file / CONFIG).write_text(json.dumps(config))
-    (one_file / "own.py").write_text("raise SystemExit('this code was run')")
-    with pytest.raises(InputError, match="cannot build"):
-        key_map(Checkpoint.open(one_file))

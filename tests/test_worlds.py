@@ -17,12 +17,13 @@ from benchmarks.forgetting.models import Gate, trained
 from benchmarks.forgetting.training import Batch, Corpus, Recipe, Training, loss_of
 from benchmarks.forgetting.worlds import WORLDS, World, build, clinic
 from benchmarks.forgetting.worlds.files import write
+from chip.data.chance import chance_accuracy
 from chip.data.hierarchy import Node
-from chip.data.record import LEVELS, TASKS, Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS, TASKS, Record
 from chip.data.request import Partition
 from chip.errors import RunError
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.metrics import chances
 from chip.model.loading import VLM, load_vlm
 
 SHORT = Recipe(steps=4, batch=16)
@@ -129,7 +130,7 @@ def test_guessing_does_not_pay(worlds: dict[str, World], name: str) -> None:
         nodes = [hierarchy.find(target) for target in targets]
         split = Partition.of(hierarchy, nodes)
         free = [index for index in split.forget if hierarchy.records[index].task != "classification"]
-        assert chances(hierarchy, split)[free].mean() < 0.3
+        assert chance_accuracy(hierarchy, split)[free].mean() < 0.3
 
 
 @pytest.mark.parametrize("name", WORLDS)

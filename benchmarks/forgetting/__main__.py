@@ -29,7 +29,7 @@ from benchmarks.forgetting.methods import METHODS, RetrainedAgain
 from benchmarks.forgetting.pictures import draw
 from benchmarks.forgetting.running import ALWAYS, Desk, Job, Told, Training, Work, first_jobs, rival_jobs, workers
 from benchmarks.forgetting.tables import for_terminal, markdown
-from chip.terminal import quiet_libraries
+from chip.cli.console import quiet_libraries
 
 RESULTS = Path(__file__).parents[1] / "results" / "forgetting"
 QUICK = Scope(

@@ -10,9 +10,9 @@ from benchmarks.forgetting.methods import Method
 from benchmarks.forgetting.questions import CHOSEN, LEARNED, MAX_QUESTIONS, questions
 from benchmarks.forgetting.store import Store, of_method
 from benchmarks.forgetting.subjects import Subject
+from chip.data.chance import chance_accuracy, mean_over
 from chip.errors import ChipError
-from chip.evaluation.forgetting import harmonic_mean
-from chip.evaluation.metrics import chances, mean
+from chip.evaluation.metrics.aggregate import harmonic_mean
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 
@@ -84,8 +84,8 @@ def _try(method: Method, request: Request, subject: Subject) -> float:
     with subject.holding(tensors) as edited:
         after = _answered(edited, request, subject)
     asked = questions(subject.world, request.target, CHOSEN)
-    chance = chances(asked.request.hierarchy, asked.request.partition)
-    return score(before, after, mean(chance, asked.groups["target"]))
+    chance = chance_accuracy(asked.request.hierarchy, asked.request.partition)
+    return score(before, after, mean_over(chance, asked.groups["target"]))
 
 
 def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
@@ -95,4 +95,4 @@ def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
     exact: Tensor = score_records(vlm, records).exact_match
     others = [i for group, of in asked.groups.items() if group not in ("target", "shared", "siblings") for i in of]
     groups = {"target": asked.groups["target"], "siblings": asked.groups["siblings"], "other": others}
-    return {group: mean(torch.nan_to_num(exact), indices) for group, indices in groups.items()}
+    return {group: mean_over(torch.nan_to_num(exact), indices) for group, indices in groups.items()}

@@ -18,9 +18,12 @@ from benchmarks.forgetting.store import Store, of_method, whole
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.attacks.membership import never_trained
 from chip.evaluation.compare import compare
-from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs, measure
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.measure import measure
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import NO_ATTACK
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records

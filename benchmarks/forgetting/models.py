@@ -24,10 +24,11 @@ from rich.progress import track
 from benchmarks.forgetting.families import FAMILIES
 from benchmarks.forgetting.training import Corpus, Recipe, Training
 from benchmarks.forgetting.worlds import World, build
+from chip.data.chance import mean_over
 from chip.data.record import Record
 from chip.errors import RunError
-from chip.evaluation.metrics import mean
-from chip.model.loading import VLM, default_device, load_processor, load_vlm
+from chip.model.loading import VLM, default_device, load_vlm
+from chip.model.processors import load_processor
 from chip.model.scoring import score_records
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
@@ -129,9 +130,9 @@ def gate(world: World, family: str, seed: int, device: str | None = None, levels
         unknown = _exact_match(world, asked, trained(world, family, seed, targets, device), device)
         for target in targets:
             own = set(asked).intersection(world.groups(world.hierarchy.find(target))["target"])
-            margins[target] = mean(known, own) - mean(unknown, own)
+            margins[target] = mean_over(known, own) - mean_over(unknown, own)
     by_split = {split: [i for i in asked if world.hierarchy.records[i].split == split] for split in LEARNED}
-    return Gate({split: mean(known, indices) for split, indices in by_split.items()}, margins)
+    return Gate({split: mean_over(known, indices) for split, indices in by_split.items()}, margins)
 
 
 def _exact_match(world: World, asked: Sequence[int], checkpoint: Path, device: str | None) -> torch.Tensor:

@@ -31,8 +31,8 @@ from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.results import Result
 from benchmarks.forgetting.subjects import Subject, Worlds
+from chip.cli.console import quiet_libraries
 from chip.evaluation.rows import GAP
-from chip.terminal import quiet_libraries
 
 ALWAYS = (Retrained.name, Untouched.name)
 """What all others are compared with; `RetrainedAgain` where there is a seed before."""

@@ -1,4 +1,4 @@
-"""Where in a model its tensors changed: layers by kinds of site, from the tensors' names alone."""
+"""Where in a model its tensors changed: layers by kinds of module, from the tensors' names alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from chip.checkpoint.measure import TensorDiff, ratio
+from chip.checkpoint.tensor_diff import TensorDiff, ratio
 
 Key = TypeVar("Key")
 
@@ -85,8 +85,8 @@ class Grid:
     def to_json(self) -> dict[str, Any]:
         return {
             "group": self.group,
-            "layers": [{"layer": layer, **sum_to_json(found)} for layer, found in self.by_layer.items()],
-            "kinds": [{"kind": kind, **sum_to_json(found)} for kind, found in self.by_kind.items()],
+            "layers": [{"layer": layer, **sum_to_json(total)} for layer, total in self.by_layer.items()],
+            "kinds": [{"kind": kind, **sum_to_json(total)} for kind, total in self.by_kind.items()],
         }
 
 
@@ -101,9 +101,9 @@ class Scale:
     def over(cls, changes: Iterable[float]) -> Scale:
         """A scale for `changes` that spans one factor of ten at least, so that small differences stay small in it,
         and three at most, so that one tiny change does not take the colors from all others."""
-        told = [change for change in changes if _LEAST < change < math.inf] or [1.0]
-        high = max(told)
-        return cls(max(high / 1000, min(*told, high / 10)), high)
+        shown = [change for change in changes if _LEAST < change < math.inf] or [1.0]
+        high = max(shown)
+        return cls(max(high / 1000, min(*shown, high / 10)), high)
 
     def shade(self, change: float) -> int:
         if change <= self.low:
@@ -133,7 +133,7 @@ def place_of(name: str) -> Place:
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
         if i and _is_number(part):
-            inner = ["*" if _is_number(each) else each for each in parts[i + 1 :]]
+            inner = ["*" if _is_number(name) else name for name in parts[i + 1 :]]
             return Place(".".join(parts[:i]), int(part), _without_ending(inner))
     return Place("", None, _without_ending(parts))
 
@@ -148,7 +148,7 @@ def change_map(tensors: Iterable[TensorDiff]) -> ChangeMap:
     grids = [_grid(group, members) for group, members in sorted(groups.items())]
     return ChangeMap(
         tuple(grid for grid in grids if grid.total.changed),
-        {name: found for name, found in outside.items() if found.changed},
+        {name: total for name, total in outside.items() if total.changed},
     )
 
 
@@ -205,10 +205,10 @@ def _repeated(values: Iterable[str]) -> set[str]:
     return {value for value, count in Counter(values).items() if count > 1}
 
 
-def sum_to_json(found: Sum) -> dict[str, Any]:
+def sum_to_json(total: Sum) -> dict[str, Any]:
     """JSON lacks infinity: None."""
     return {
-        "tensors": found.tensors,
-        "changed": found.changed,
-        "relative_change": found.relative_change if math.isfinite(found.relative_change) else None,
+        "tensors": total.tensors,
+        "changed": total.changed,
+        "relative_change": total.relative_change if math.isfinite(total.relative_change) else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.measure import Stored, TensorDiff, measure, same_bytes
+from chip.checkpoint.stored_tensor import StoredTensor, same_bytes
+from chip.checkpoint.tensor_diff import TensorDiff
 from chip.checkpoint.threads import in_threads
 from chip.errors import InputError
 from chip.progress import ProgressCallback, silent
@@ -33,7 +34,7 @@ class CheckpointDiff:
     """What differs between the checkpoints `a` and `b`. Names are those on disk in `a`, layer 2 before layer 10."""
 
     tensors: tuple[TensorDiff, ...]
-    """One for each tensor that both hold with the same shape."""
+    """Of each tensor that both hold with the same shape."""
     shape_differs: tuple[ShapeDiff, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
@@ -50,7 +51,7 @@ class CheckpointDiff:
 
     @cached_property
     def map(self) -> ChangeMap:
-        """The changes summed by layer and by kind of site."""
+        """The changes summed by layer and by kind of module."""
         return change_map(self.tensors)
 
     def to_json(self) -> dict[str, Any]:
@@ -63,8 +64,8 @@ class CheckpointDiff:
                 for tensor in self.changed
             ],
             "sums": [grid.to_json() for grid in self.map.grids],
-            "outside_layers": [{"name": name, **sum_to_json(found)} for name, found in self.map.outside.items()],
-            "shape_differs": [asdict(each) for each in self.shape_differs],
+            "outside_layers": [{"name": name, **sum_to_json(total)} for name, total in self.map.outside.items()],
+            "shape_differs": [asdict(shapes) for shapes in self.shape_differs],
             "only_in_a": list(self.only_in_a),
             "only_in_b": list(self.only_in_b),
         }
@@ -84,50 +85,59 @@ def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> C
     """
     first, second = Checkpoint.open(Path(a)), Checkpoint.open(Path(b))
     names = _same_tensors(first, second)
-    pairs: list[tuple[Stored, Stored]] = []
+    pairs: list[tuple[StoredTensor, StoredTensor]] = []
     shape_differs: list[ShapeDiff] = []
-    for name in sorted(names, key=_in_order):
-        x, y = first.entries[name], second.entries[names[name]]
-        if x.shape == y.shape:
-            pairs.append((Stored(first.folder / x.shard, x), Stored(second.folder / y.shard, y)))
+    for name in sorted(names, key=_natural_order):
+        x, y = first.stored(name), second.stored(names[name])
+        if x.entry.shape == y.entry.shape:
+            pairs.append((x, y))
         else:
-            shape_differs.append(ShapeDiff(name, x.shape, y.shape))
-    with progress("comparing", len(pairs)) as advance:
-        tensors = []
-        for tensor in _compare_all(pairs):
-            tensors.append(tensor)
-            advance(1)
+            shape_differs.append(ShapeDiff(name, x.entry.shape, y.entry.shape))
     return CheckpointDiff(
-        tuple(tensors),
+        _compare_all(pairs, progress),
         tuple(shape_differs),
-        only_in_a=tuple(sorted(first.entries.keys() - names.keys(), key=_in_order)),
-        only_in_b=tuple(sorted(second.entries.keys() - set(names.values()), key=_in_order)),
+        only_in_a=tuple(sorted(first.entries.keys() - names.keys(), key=_natural_order)),
+        only_in_b=tuple(sorted(second.entries.keys() - set(names.values()), key=_natural_order)),
     )
 
 
-def _compare_all(pairs: Sequence[tuple[Stored, Stored]]) -> Iterator[TensorDiff]:
+def _compare_all(
+    pairs: Sequence[tuple[StoredTensor, StoredTensor]], progress: ProgressCallback
+) -> tuple[TensorDiff, ...]:
     """Compare bytes ahead, in threads, and measure what differs."""
-    with in_threads(_same, pairs) as compared:
+    tensors = []
+    with progress("comparing", len(pairs)) as advance, in_threads(_same, pairs) as compared:
         for (a, b), same in zip(pairs, compared, strict=True):
-            found = TensorDiff(a.entry.name, a.entry.shape, a.entry.dtype, changed=False) if same else measure(a, b)
-            yield found if b.entry.name == a.entry.name else replace(found, name_in_b=b.entry.name)
+            tensors.append(_compare(a, b, same))
+            advance(1)
+    return tuple(tensors)
 
 
-def _same(a: Stored, b: Stored) -> bool:
+def _compare(a: StoredTensor, b: StoredTensor, same: bool) -> TensorDiff:
+    if same:
+        result = TensorDiff(a.entry.name, a.entry.shape, a.entry.dtype, changed=False)
+    else:
+        from chip.checkpoint.measure import measure  # brings torch and scipy: equal checkpoints need neither
+
+        result = measure(a, b)
+    return result if a.entry.name == b.entry.name else replace(result, name_in_b=b.entry.name)
+
+
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
     return a.entry.dtype == b.entry.dtype and same_bytes(a, b)
 
 
 def _same_tensors(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
     """Name in `first` -> name in `second` of the same tensor: of that name, or loaded into the same parameter."""
     names = {name: name for name in first.entries.keys() & second.entries.keys()}
-    left_a, left_b = first.entries.keys() - names, second.entries.keys() - names
-    if left_a and left_b:  # else there is nothing to find
-        parameters_a, parameters_b = _parameters(first, left_a), _parameters(second, left_b)
-        names |= {parameters_a[each]: parameters_b[each] for each in parameters_a.keys() & parameters_b.keys()}
+    only_a, only_b = first.entries.keys() - names, second.entries.keys() - names
+    if only_a and only_b:  # else there is nothing to pair
+        disk_a, disk_b = _by_parameter(first, only_a), _by_parameter(second, only_b)
+        names |= {disk_a[parameter]: disk_b[parameter] for parameter in disk_a.keys() & disk_b.keys()}
     return names
 
 
-def _parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
+def _by_parameter(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
     """Parameter -> name on disk, for `names`; one that no parameter is loaded from stands for itself."""
     from chip.model.tensor_names import key_map  # brings transformers
 
@@ -138,6 +148,6 @@ def _parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str
     return {known.get(name, name): name for name in names}
 
 
-def _in_order(name: str) -> list[str | int]:
+def _natural_order(name: str) -> list[str | int]:
     """Sorts by name, and numbers in it by their size."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

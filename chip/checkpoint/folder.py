@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from chip.checkpoint.paths import inside
+from chip.checkpoint.paths import resolve_inside
 from chip.errors import InputError, RunError
 
 _NOT_COPIED = frozenset({".git", ".hg", ".svn", ".cache"})  # folders with a history of their own
@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 
 
 @contextmanager
-def staged(output: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """A path to make a folder at, which becomes `output` when the block ends.
 
     The folder lies in `.OUTPUT.chip/` beside `output`, under a lock. It is flushed and then renamed, so `output` is
@@ -47,8 +47,8 @@ def staged(output: Path, overwrite: bool = False) -> Iterator[Path]:
                 _recover(new, old, output)
     except OSError as error:
         what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or error
-        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
-        raise RunError(f"{output}: {what}; {mend}, or choose another folder") from error
+        hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "fix that"
+        raise RunError(f"{output}: {what}; {hint}, or choose another folder") from error
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _locked(workplace: Path, output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is released, so that who waits for it sees it is gone
+        lock.unlink(missing_ok=True)  # before it is released, so that a run that waits for it sees it is gone
         try:
             workplace.rmdir()
         except OSError as error:
@@ -100,12 +100,12 @@ def _lock(lock: Path, output: Path) -> int:
 
 
 def _recover(new: Path, old: Path, output: Path) -> None:
-    """Remove what a run has left, and put back what it had moved aside to make room."""
+    """Remove what an earlier run has left behind, and put back what it had moved aside to make room."""
     if old.exists() and not output.exists():
         old.replace(output)
-    for rest in (new, old):
-        if rest.exists():
-            shutil.rmtree(rest)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 def _put_in_place(new: Path, old: Path, output: Path, overwrite: bool) -> None:
@@ -135,7 +135,7 @@ def files_in(folder: Path) -> Iterator[tuple[Path, Path]]:
                 raise InputError(f"{path}: a link that leads nowhere; fetch the checkpoint again, or remove it")
             if path.is_file():
                 relative = path.relative_to(folder)
-                yield inside(folder, str(relative)), relative
+                yield resolve_inside(folder, str(relative)), relative
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -150,7 +150,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """A second name for the file that `source` leads to. Who writes to one writes to both."""
+    """A second name for the file that `source` leads to. A write to one changes both."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.hardlink_to(source.resolve())
 
@@ -206,7 +206,7 @@ def flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def forget_cached(paths: Iterable[Path]) -> None:
+def drop_page_cache(paths: Iterable[Path]) -> None:
     """Ask the kernel to read these flushed files from the disk the next time, where it can be asked."""
     if not hasattr(os, "posix_fadvise"):
         return

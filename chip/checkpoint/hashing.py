@@ -42,8 +42,8 @@ def digest(path: Path, ranges: Sequence[Range] = ()) -> Digest:
                     part.update(memoryview(buffer)[:count])
                 begin += count
                 size += count
-    parts_outside = outside if ranges else whole
-    return Digest(size, whole.hexdigest(), parts_outside.hexdigest(), tuple(part.hexdigest() for part in inside))
+    rest = outside if ranges else whole
+    return Digest(size, whole.hexdigest(), rest.hexdigest(), tuple(part.hexdigest() for part in inside))
 
 
 def digest_all(
@@ -51,15 +51,15 @@ def digest_all(
 ) -> list[Digest]:
     """`digest` of each file with its ranges, in the order given; several at a time, the large ones first.
 
-    `advance` is told 1 after each.
+    `advance` is called with 1 after each.
     """
     order = sorted(range(len(jobs)), key=lambda i: -jobs[i][0].stat().st_size)
-    found: dict[int, Digest] = {}
+    digests: dict[int, Digest] = {}
     with in_threads(digest, [jobs[i] for i in order]) as results:
         for i, result in zip(order, results, strict=True):
-            found[i] = result
+            digests[i] = result
             advance(1)
-    return [found[i] for i in range(len(jobs))]
+    return [digests[i] for i in range(len(jobs))]
 
 
 def _pieces(ranges: Sequence[Range], size: int) -> Iterator[tuple[int, int, int | None]]:

@@ -3,89 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from chip.checkpoint.layout import TensorEntry
-from chip.errors import InputError
+from chip.checkpoint.stored_tensor import StoredTensor
+from chip.checkpoint.tensor_diff import DIRECTIONS, LARGEST_GRAM, TensorDiff, ratio
 
-DIRECTIONS = (1, 8, 64)
-"""Numbers of leading directions for which the share of a change is told."""
-LARGEST_GRAM = 8192
-"""Longest smaller side of a change whose singular values are taken: a Gram matrix of 512 MB, and one copy of it."""
-
-_BLOCK = 1 << 20  # bytes compared at once
 _VALUES = 1 << 21  # values of each side measured at once, 16 MB in fp64
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in its file."""
-
-    path: Path
-    entry: TensorEntry
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """How one tensor of `b` differs from the same tensor in `a`."""
-
-    name: str
-    """On disk in `a`."""
-    shape: tuple[int, ...]
-    dtype: str
-    """As stored in `a`; as `A -> B` where `b` has another."""
-    changed: bool
-    """Whether the stored bytes, or the dtype, differ."""
-    relative_change: float = 0.0
-    """Frobenius norms, ‖b − a‖ / ‖a‖; infinite where a is zero and b is not."""
-    largest_change: float = 0.0
-    """Largest |b − a| of a single value."""
-    effective_rank: float | None = None
-    """Of b − a. None below two dimensions, where no value differs, where a difference is not finite, and where more
-    than `LARGEST_GRAM` rows and as many columns enter."""
-    rows_changed: float = 0.0
-    """Share of rows (first dimension) in which a value differs."""
-    energy: tuple[tuple[int, float], ...] = ()
-    """(k, share of ‖b − a‖² in its k leading singular directions) for each of `DIRECTIONS`; none without a rank."""
-    spectrum: tuple[float, ...] = ()
-    """The leading singular values of b − a, descending, as many as the last of `DIRECTIONS`; none without a rank."""
-    norm: float = 0.0
-    """‖a‖ (Frobenius) over its finite values; 0 where unchanged, since what is equal is not measured."""
-    change: float = 0.0
-    """‖b − a‖ (Frobenius)."""
-    name_in_b: str | None = None
-    """On disk in `b`, where it has another name there."""
-
-
-def same_bytes(a: Stored, b: Stored) -> bool:
-    """Whether two tensors of one dtype and shape are stored as the same bytes. Reads blocks; safe in threads."""
-    with a.path.open("rb", buffering=0) as file_a, b.path.open("rb", buffering=0) as file_b:
-        if a.entry.begin == b.entry.begin and os.path.samestat(os.fstat(file_a.fileno()), os.fstat(file_b.fileno())):
-            return True  # one file under two names, as where a copy was linked
-        file_a.seek(a.entry.begin)
-        file_b.seek(b.entry.begin)
-        size = a.entry.end - a.entry.begin
-        block_a, block_b = bytearray(min(_BLOCK, size)), bytearray(min(_BLOCK, size))
-        for begin in range(0, size, _BLOCK):
-            count = min(_BLOCK, size - begin)
-            _fill(file_a, memoryview(block_a)[:count], a)
-            _fill(file_b, memoryview(block_b)[:count], b)
-            if block_a != block_b:  # what a last, shorter block leaves of the one before was equal
-                return False
-        return True
-
-
-def measure(a: Stored, b: Stored, spectrum: bool = True) -> TensorDiff:
+def measure(a: StoredTensor, b: StoredTensor, spectrum: bool = True) -> TensorDiff:
     """Measure two tensors of one shape in fp64, block by block; the result is named as `a` is.
 
     Without `spectrum`, the rank and what belongs to it are left out, as for a vector.
@@ -109,7 +43,7 @@ def measure(a: Stored, b: Stored, spectrum: bool = True) -> TensorDiff:
 class _Matrix:
     """A stored tensor as a matrix, its first dimension by all others, of which parts are read."""
 
-    def __init__(self, file: FileIO, stored: Stored) -> None:
+    def __init__(self, file: FileIO, stored: StoredTensor) -> None:
         shape = stored.entry.shape
         self.rows = shape[0] if shape else 1
         self.columns = math.prod(shape[1:])
@@ -130,12 +64,7 @@ class _Matrix:
 
     def _read(self, target: memoryview, value: int) -> None:
         self._file.seek(self.stored.entry.begin + value * self._dtype.itemsize)
-        _fill(self._file, target, self.stored)
-
-
-def _fill(file: FileIO, target: memoryview, stored: Stored) -> None:
-    if file.readinto(target) != len(target):
-        raise InputError(f"{stored.path}: ends inside tensor {stored.entry.name!r}; it changed meanwhile, try again")
+        self.stored.read_into(target, self._file)
 
 
 def _difference(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,13 +101,6 @@ def _measure_values(A: _Matrix, B: _Matrix) -> tuple[TensorDiff, list[int]]:
     return measured, changed.nonzero().flatten().tolist()
 
 
-def ratio(change: float, norm: float) -> float:
-    """change / norm of norms: 0 where nothing changed, infinite where something did and there was nothing."""
-    if change == math.inf or (change and not norm):
-        return math.inf
-    return change / norm if change else 0.0
-
-
 def _square(values: Tensor) -> float:
     flat = values.reshape(-1)
     return torch.dot(flat, flat).item()
@@ -209,8 +131,8 @@ def _gram(A: _Matrix, B: _Matrix, rows: Sequence[int]) -> Tensor | None:
     else:  # all changed rows, a segment of columns at a time
         parts = ((rows, i, min(A.columns, i + step)) for i in range(0, A.columns, step))
     total = np.zeros((n, n), order="F")
-    for chosen, begin, end in parts:
-        delta, _ = _difference(A.part(chosen, begin, end), B.part(chosen, begin, end))
+    for part_rows, begin, end in parts:
+        delta, _ = _difference(A.part(part_rows, begin, end), B.part(part_rows, begin, end))
         total = dsyrk(1.0, delta.numpy().T, beta=1.0, c=total, trans=not tall, overwrite_c=True)
     return torch.from_numpy(total.T)  # dsyrk fills the upper triangle by columns: the lower one by rows
 

@@ -47,13 +47,13 @@ def write_card(
         "",
         "| questions about | wording | answered exactly before | after |",
         "|---|---|---:|---:|",
-        *(f"| {each.group} | {each.wording} | {each.before:.2f} | {each.after:.2f} |" for each in figures),
+        *(f"| {figure.group} | {figure.wording} | {figure.before:.2f} | {figure.after:.2f} |" for figure in figures),
     ]
     path.write_bytes(card + gap + "\n".join(lines).encode() + b"\n")
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:
-    """The settings of a method in one line: `shield 8.0, sites connector+down`."""
+    """The settings of a method in one line: `retain_weight 8.0, target_modules connector+down`."""
     return ", ".join(
         f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in settings.items()
     )

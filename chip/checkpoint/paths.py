@@ -17,7 +17,7 @@ _LONGEST_SHOWN = 200  # characters of a name in a message
 _SHARED_BLOB = re.compile("[0-9a-f]{64}")
 
 
-def inside(folder: Path, relative: str) -> Path:
+def resolve_inside(folder: Path, relative: str) -> Path:
     """`folder / relative`, once it is sure that this is a regular file and that it belongs to the folder.
 
     The name may come from an index, and the file may be a link; either could lead to any file of the machine. Links
@@ -34,46 +34,50 @@ def inside(folder: Path, relative: str) -> Path:
         if _passes_link(folder, relative):
             target = Path(os.path.realpath(path, strict=True))
             if not _belongs(target, Path(os.path.realpath(folder, strict=True))):
-                raise refusal(folder, f"{quoted(relative)} links to a file outside the folder", "copy the file into it")
+                raise input_error(
+                    folder, f"{quoted(relative)} links to a file outside the folder", "copy the file into it"
+                )
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise refusal(folder, f"{quoted(relative)} is missing", "fetch the checkpoint again") from error
+        raise input_error(folder, f"{quoted(relative)} is missing", "fetch the checkpoint again") from error
     except ValueError as error:  # a NUL, or half of a surrogate pair
-        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again") from error
+        raise input_error(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again") from error
     except OSError as error:
-        raise refusal(folder, f"{quoted(relative)} cannot be reached ({error.strerror})", "mend that") from error
+        raise input_error(folder, f"{quoted(relative)} cannot be reached ({error.strerror})", "fix that") from error
     if not stat.S_ISREG(mode):
-        raise refusal(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
+        raise input_error(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
     return path
 
 
 @contextmanager
-def opened(folder: Path, relative: str) -> Iterator[BufferedReader]:
-    """The file for which `inside` gives the path, for reading.
+def open_inside(folder: Path, relative: str) -> Iterator[BufferedReader]:
+    """The file for which `resolve_inside` gives the path, for reading.
 
     Raises:
-        InputError: as `inside` does, and where the file cannot be opened or read.
+        InputError: as `resolve_inside` does, and where the file cannot be opened or read.
     """
-    path = inside(folder, relative)
+    path = resolve_inside(folder, relative)
     try:
         # Should a pipe have taken the file's place meanwhile, opening it must not wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise refusal(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
+                raise input_error(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
             yield file
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror})", "mend that, or fetch the checkpoint again") from error
+        raise input_error(
+            path, f"cannot be read ({error.strerror})", "fix that, or fetch the checkpoint again"
+        ) from error
 
 
 def _check_name(folder: Path, relative: str) -> None:
     """Refuse a name by how it is written."""
     if len(relative) > _LONGEST_PATH:  # before anything goes through its parts
-        raise refusal(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again")
+        raise input_error(folder, f"{quoted(relative)} is no name of a file", "fetch the checkpoint again")
     plain = PurePath(relative)
     if plain.is_absolute() or ".." in plain.parts:
-        raise refusal(folder, f"{quoted(relative)} leads outside the folder", "do not trust this checkpoint")
+        raise input_error(folder, f"{quoted(relative)} leads outside the folder", "do not trust this checkpoint")
     if str(plain) != relative:  # else one file could go by two names
-        raise refusal(folder, f"{quoted(relative)} is no plain path", "write it without '.' and with single '/'")
+        raise input_error(folder, f"{quoted(relative)} is no plain path", "write it without '.' and with single '/'")
 
 
 def _passes_link(folder: Path, relative: str) -> bool:
@@ -100,9 +104,14 @@ def _belongs(target: Path, folder: Path) -> bool:
     return target.parent == shared and _SHARED_BLOB.fullmatch(target.name) is not None
 
 
-def refusal(place: Path, what: str, mend: str) -> InputError:
+def input_error(place: Path, what: str, hint: str) -> InputError:
     """The error of one line that says where, what is wrong, and what to do."""
-    return InputError(f"{printable(str(place))}: {what}; {mend}")
+    return InputError(f"{printable(str(place))}: {what}; {hint}")
+
+
+def damaged_file(path: Path, what: str) -> InputError:
+    """The error of a file whose content cannot be what its writer meant."""
+    return input_error(path, what, "the file is damaged, fetch or save it again")
 
 
 def quoted(name: str) -> str:

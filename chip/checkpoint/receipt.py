@@ -15,17 +15,17 @@ from typing import Any, Self
 
 from chip._version import __version__
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.paths import inside
-from chip.checkpoint.writer import ReadBack, WrittenFile
+from chip.checkpoint.paths import resolve_inside
+from chip.checkpoint.read_back import ReadBack, WrittenFile
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
-_FORM = 1  # of the file; a later form gets another number
+_FORMAT = 1  # version of the file's format; one with other keys gets another number
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What was done, in the words of the method."""
+    """What was done. A method's settings are recorded under the names that they had in its version of chip."""
 
     method: str
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class ChangedTensor:
-    """A changed tensor as the receipt tells of it. Hashes are SHA-256 of its bytes, in hexadecimal."""
+    """A changed tensor as the receipt records it. Hashes are SHA-256 of its bytes, in hexadecimal."""
 
     shard: str
     dtype: str
@@ -57,7 +57,7 @@ class Receipt:
     """The content of `chip_receipt.json`, in its order."""
 
     receipt: int
-    """The form of the file."""
+    """Version of the file's format."""
     chip: str
     """Version of chip."""
     created: str
@@ -77,7 +77,7 @@ class Receipt:
     """The receipt that the source had."""
 
     @classmethod
-    def of(cls, source: Checkpoint, edit: Edit, found: ReadBack) -> Self:
+    def of(cls, source: Checkpoint, edit: Edit, written: ReadBack) -> Self:
         """The receipt of a folder that has just been written and read back."""
         entries = source.entries
         tensors = {
@@ -90,21 +90,21 @@ class Receipt:
                 edit.relative_change[name],
                 edit.remaining.get(name),
             )
-            for name, tensor in sorted(found.tensors.items())
+            for name, tensor in sorted(written.tensors.items())
         }
         return cls(
-            receipt=_FORM,
+            receipt=_FORMAT,
             chip=__version__,
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             label=edit.label,
             method=edit.method,
             settings=dict(edit.settings),
             seed=edit.seed,
-            files_read_back=len(found.files),
+            files_read_back=len(written.files),
             tensors_read_back=len(tensors),
-            untouched_bytes=found.untouched_bytes,
+            untouched_bytes=written.untouched_bytes,
             tensors=tensors,
-            files=dict(sorted(found.files.items())),
+            files=dict(sorted(written.files.items())),
             previous=stored_receipt(source.folder),
         )
 
@@ -122,6 +122,7 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
 
 
 def has_receipt(folder: Path) -> bool:
+    """Whether there is one, whatever is in it."""
     return (folder / RECEIPT).exists()
 
 
@@ -138,12 +139,12 @@ def read_receipt(folder: Path) -> Receipt:
     """
     if not has_receipt(folder):
         raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
-    text = inside(folder, RECEIPT).read_bytes()
+    text = resolve_inside(folder, RECEIPT).read_bytes()
     try:
         content = json.loads(text)
         receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})
-        whole = receipt.receipt == _FORM and _text(receipt) == text
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or of another form
+        whole = receipt.receipt == _FORMAT and _text(receipt) == text
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or of another format
         whole = False
     if not whole:
         raise InputError(

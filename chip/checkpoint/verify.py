@@ -11,10 +11,9 @@ from typing import Any
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.measure import Stored, measure
 from chip.checkpoint.model_card import CARD
+from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
-from chip.checkpoint.writer import changed_ranges
 from chip.errors import InputError
 from chip.progress import ProgressCallback, silent
 
@@ -23,7 +22,7 @@ _NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` looked at, and what it found to be otherwise than the receipt says."""
+    """What `verify` compared, and where the folder is not as the receipt says."""
 
     receipt: Receipt
     with_original: bool
@@ -70,12 +69,12 @@ class _Digests:
         paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}
         jobs = [(path, self._ranges_of(name)) for name, path in paths.items()]
         with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
-            found = digest_all(jobs, advance)
-        self.files: dict[str, Digest] = dict(zip(paths, found, strict=True))
+            digests = digest_all(jobs, advance)
+        self.files: dict[str, Digest] = dict(zip(paths, digests, strict=True))
         self.tensors: dict[str, str] = {
-            name: hashed
-            for shard, inside in self.ranges.items()
-            for name, hashed in zip(inside, self.files[shard].inside, strict=True)
+            name: digest
+            for shard, of_shard in self.ranges.items()
+            for name, digest in zip(of_shard, self.files[shard].inside, strict=True)
         }
 
     def _ranges_of(self, file: str) -> list[Range]:
@@ -83,72 +82,79 @@ class _Digests:
 
 
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
-    for name, told in receipt.tensors.items():
+    for name, recorded in receipt.tensors.items():
         entry = checkpoint.entries.get(name)
         if entry is None:
             yield f"tensor {name!r}: changed by the receipt, and not in the folder"
-        elif (entry.shard, entry.dtype, list(entry.shape)) != (told.shard, told.dtype, told.shape):
+        elif (entry.shard, entry.dtype, list(entry.shape)) != (recorded.shard, recorded.dtype, recorded.shape):
             yield f"tensor {name!r}: {entry.dtype} {list(entry.shape)} in {entry.shard}, by the receipt " + (
-                f"{told.dtype} {told.shape} in {told.shard}"
+                f"{recorded.dtype} {recorded.shape} in {recorded.shard}"
             )
 
 
 def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
     """What can be seen without the original."""
-    for name in sorted(receipt.files.keys() | copy.files.keys()):
-        told, found = receipt.files.get(name), copy.files.get(name)
-        if told is None:
-            yield f"{name}: not in the receipt"
-        elif found is None:
-            yield f"{name}: in the receipt, and not in the folder"
-        elif told.bytes != found.bytes:
-            yield f"{name}: {found.bytes:,} bytes, by the receipt {told.bytes:,}"
-        elif told.sha256 != found.whole:
-            yield f"{name}: has another hash than the receipt's"
-    for tensor, change in receipt.tensors.items():
-        if change.after != copy.tensors[tensor]:
-            yield f"tensor {tensor!r}: has another hash than the receipt's"
-        if change.before == change.after:
-            yield f"tensor {tensor!r}: changed by the receipt, with the same hash before and after"
-    counted = (len(receipt.files), len(receipt.tensors), _untouched_bytes(receipt, copy))
-    if (receipt.files_read_back, receipt.tensors_read_back, receipt.untouched_bytes) != counted:
+    yield from _file_faults(receipt, copy)
+    for name, recorded in receipt.tensors.items():
+        if recorded.after != copy.tensors[name]:
+            yield f"tensor {name!r}: has another hash than the receipt's"
+        if recorded.before == recorded.after:
+            yield f"tensor {name!r}: changed by the receipt, with the same hash before and after"
+    counts = (len(receipt.files), len(receipt.tensors), _untouched_bytes(receipt, copy))
+    if (receipt.files_read_back, receipt.tensors_read_back, receipt.untouched_bytes) != counts:
         yield "the receipt's counts are not those of the files and tensors it lists"
+
+
+def _file_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
+    for name in sorted(receipt.files.keys() | copy.files.keys()):
+        recorded, actual = receipt.files.get(name), copy.files.get(name)
+        if recorded is None:
+            yield f"{name}: not in the receipt"
+        elif actual is None:
+            yield f"{name}: in the receipt, and not in the folder"
+        elif recorded.bytes != actual.bytes:
+            yield f"{name}: {actual.bytes:,} bytes, by the receipt {recorded.bytes:,}"
+        elif recorded.sha256 != actual.whole:
+            yield f"{name}: has another hash than the receipt's"
 
 
 def _untouched_bytes(receipt: Receipt, copy: _Digests) -> int:
     copied = sum(file.bytes for name, file in receipt.files.items() if name != CARD)
-    return copied - sum(end - begin for inside in copy.ranges.values() for begin, end in inside.values())
+    return copied - sum(end - begin for of_shard in copy.ranges.values() for begin, end in of_shard.values())
 
 
-def _source_faults(receipt: Receipt, copy: _Digests, before: _Digests) -> Iterator[str]:
+def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iterator[str]:
     """What only the original can show."""
-    written, source = copy.checkpoint, before.checkpoint
+    written, source = copy.checkpoint, original.checkpoint
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    for name in sorted(receipt.files.keys() | before.files.keys()):
-        listed, original = receipt.files.get(name), before.files.get(name)
-        if (listed and listed.source_sha256) != (original and original.whole):
+    for name in sorted(receipt.files.keys() | original.files.keys()):
+        recorded, before = receipt.files.get(name), original.files.get(name)
+        if (recorded and recorded.source_sha256) != (before and before.whole):
             yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"
-    for name in sorted(copy.files.keys() & before.files.keys() - {CARD}):
-        if (copy.files[name].bytes, copy.files[name].outside) != (before.files[name].bytes, before.files[name].outside):
+    for name in sorted(copy.files.keys() & original.files.keys() - {CARD}):
+        after, before = copy.files[name], original.files[name]
+        if (after.bytes, after.outside) != (before.bytes, before.outside):
             yield f"{name}: differs from the original where nothing was to change"
-    if CARD in before.files and not _continues(source.folder / CARD, written.folder / CARD):
+    if CARD in original.files and not _continues(source.folder / CARD, written.folder / CARD):
         yield f"{CARD}: does not begin with the original's"
-    for tensor, change in receipt.tensors.items():
-        if change.before != before.tensors[tensor]:
-            yield f"tensor {tensor!r}: the original's has another hash than the receipt says"
-        told, found = change.relative_change, _relative_change(source, written, tensor)
-        if not math.isclose(told, found, rel_tol=_NORM_TOLERANCE):
-            yield f"tensor {tensor!r}: changed by {found:.6g} of its norm, by the receipt {told:.6g}"
+    yield from _tensor_faults(receipt, copy, original)
     if receipt.previous != stored_receipt(source.folder):
         yield "the receipt of the edit before is not the original's"
 
 
+def _tensor_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iterator[str]:
+    from chip.checkpoint.measure import measure  # brings torch and scipy, which hashes do without
+
+    for name, recorded in receipt.tensors.items():
+        if recorded.before != original.tensors[name]:
+            yield f"tensor {name!r}: the original's has another hash than the receipt says"
+        before, after = original.checkpoint.stored(name), copy.checkpoint.stored(name)
+        change = measure(before, after, spectrum=False).relative_change
+        if not math.isclose(recorded.relative_change, change, rel_tol=_NORM_TOLERANCE):
+            yield f"tensor {name!r}: changed by {change:.6g} of its norm, by the receipt {recorded.relative_change:.6g}"
+
+
 def _continues(original: Path, edited: Path) -> bool:
     return edited.is_file() and edited.read_bytes().startswith(original.read_bytes())
-
-
-def _relative_change(source: Checkpoint, written: Checkpoint, name: str) -> float:
-    before, after = (Stored(each.folder / each.entries[name].shard, each.entries[name]) for each in (source, written))
-    return measure(before, after, spectrum=False).relative_change

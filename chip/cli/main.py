@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chip.cli.options import CommandsWithMethodSettings, given_settings, in_terms_of_options
-from chip.errors import ChipError, InputError, printable
+from chip.errors import ChipError, ChipWarning, InputError, printable
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
@@ -38,6 +39,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by d
 RecordsFile = Annotated[
     Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
+    ),
+]
 BatchSizes = Annotated[
     str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
 ]
@@ -49,11 +56,12 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace what a former demo left there.")] = False,
 ) -> None:
     """Write a small hospital, and a small model that knows it, to try things on."""
-    from chip import terminal
+    from chip.cli import console
     from chip.demo import write_demo
+    from chip.report.text.tree import print_demo
 
     write_demo(folder, overwrite)
-    terminal.print_demo(folder)
+    print_demo(folder, console.out)
 
 
 @app.command()
@@ -62,22 +70,25 @@ def tree(
     depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
 ) -> None:
     """Show the hierarchy of the records, with how many each node holds."""
-    from chip import terminal
+    from chip.cli import console
     from chip.data.hierarchy import Hierarchy
-    from chip.data.record import find_records, read_records
+    from chip.data.readers import find_records, read_records
+    from chip.report.text.tree import print_tree
 
     beside = records.is_dir() and not any(records.glob("*.parquet"))
-    terminal.print_tree(Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records)), depth)
+    hierarchy = Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records))
+    print_tree(hierarchy, depth, console.out)
 
 
 @app.command()
 def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
     """Show what a checkpoint is and which of its layers an edit would touch."""
-    from chip import terminal
+    from chip.cli import console
     from chip.inspection import inspect as look
+    from chip.report.text.inspect import print_inspection
 
-    found = look(checkpoint)
-    _print_json(found.to_json()) if as_json else terminal.print_inspection(found)
+    inspection = look(checkpoint)
+    _print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 
 @app.command()
@@ -98,12 +109,7 @@ def edit(
         str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
     ] = None,
     device: Device = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
-        ),
-    ] = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: Annotated[
@@ -114,12 +120,14 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
-    from chip import terminal
+    from chip.cli import console
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
     from chip.distributed import is_main_process
     from chip.editing import edit as run
     from chip.methods import make_method
+    from chip.report.text.edit import print_edit
 
     report = run(
         checkpoint,
@@ -136,10 +144,10 @@ def edit(
         link_unchanged=link_unchanged,
         dry_run=dry_run,
         overwrite=overwrite,
-        progress=terminal.progress,
+        progress=progress_bar,
     )
     if is_main_process():
-        _print_json(report.to_json()) if as_json else terminal.print_edit(report)
+        _print_json(report.to_json()) if as_json else print_edit(report, console.out)
 
 
 @app.command("eval")
@@ -153,7 +161,8 @@ def evaluate(
     attacks: Annotated[
         str,
         typer.Option(
-            help="reconstruction, cross-modal, quantization, relearning, membership; or all.", metavar="A,B|all"
+            help="reconstruction, cross-modal, quantization, relearning, membership, or a plugin's; or all.",
+            metavar="A,B|all",
         ),
     ] = "",
     judge: Annotated[
@@ -166,6 +175,7 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
@@ -175,38 +185,40 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
-    from chip import terminal
+    from chip.cli import console
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
-    from chip.evaluation.measure import ATTACKS
-    from chip.pages import check_page, write_page
-    from chip.pages.eval import eval_page
-    from chip.pages.receipt import receipt_in
-    from chip.terminal_eval import print_evaluation
+    from chip.report.html.eval import eval_page
+    from chip.report.html.page import check_page, write_page
+    from chip.report.html.receipt import receipt_in
+    from chip.report.text.eval import print_evaluation
 
     if html is not None:
         check_page(html)
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    found = run(
+    evaluation = run(
         checkpoint,
         forget,
         records=records,
         reference=reference,
-        attacks=ATTACKS if attacks == "all" else [name for name in attacks.split(",") if name],
+        attacks=attacks,
         judge=_judge(judge, judge_model),
         device=device,
+        device_map=device_map,
         batch_size=_batch_size(batch_size),
         seed=seed,
-        progress=terminal.progress,
+        progress=progress_bar,
     )
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
-        page = eval_page(found, checkpoint.resolve().name, other, forget=forget, show_names=show_names, receipt=receipt)
+        name = checkpoint.resolve().name
+        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
         write_page(html, page)
-    _print_json(found.to_json()) if as_json else print_evaluation(found)
+    _print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
 
 
 @app.command()
@@ -217,20 +229,21 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
-    from chip import terminal
     from chip.checkpoint.diff import diff as compare
-    from chip.pages import check_page, write_page
-    from chip.pages.diff import diff_page
-    from chip.pages.receipt import receipt_in
-    from chip.terminal_diff import print_diff
+    from chip.cli import console
+    from chip.cli.progress import progress_bar
+    from chip.report.html.diff import diff_page
+    from chip.report.html.page import check_page, write_page
+    from chip.report.html.receipt import receipt_in
+    from chip.report.text.diff import print_diff
 
-    terminal.quiet_libraries()
+    console.quiet_libraries()
     if html is not None:
         check_page(html)
-    difference = compare(a, b, terminal.progress)
+    difference = compare(a, b, progress_bar)
     if html is not None:
         write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))
-    _print_json(difference.to_json()) if as_json else print_diff(difference)
+    _print_json(difference.to_json()) if as_json else print_diff(difference, console.out)
     raise typer.Exit(0 if difference.equal else 1)
 
 
@@ -243,12 +256,14 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
-    from chip import terminal
     from chip.checkpoint.verify import verify as check
+    from chip.cli import console
+    from chip.cli.progress import progress_bar
+    from chip.report.text.verify import print_verification
 
-    found = check(edited, original, progress=terminal.progress)
-    _print_json(found.to_json()) if as_json else terminal.print_verification(found)
-    raise typer.Exit(1 if found.faults else 0)
+    verification = check(edited, original, progress=progress_bar)
+    _print_json(verification.to_json()) if as_json else print_verification(verification, console.out)
+    raise typer.Exit(1 if verification.faults else 0)
 
 
 @app.callback()
@@ -295,8 +310,20 @@ def _interrupt(number: int, _: object) -> None:
     raise _Interrupted(number)
 
 
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """One of chip's own is one line, said by the first of several processes; all others are shown as Python does."""
+    if not issubclass(category, ChipWarning):
+        _show_other_warning(message, category, *place, **options)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"chip: {printable(str(message))}", file=sys.stderr)
+
+
 def main() -> None:
-    """Run the command; a refusal is one line on stderr."""
+    """Run the command; a refusal is one line on stderr, and so is a warning."""
+    warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

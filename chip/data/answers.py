@@ -13,7 +13,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LISTED = re.compile(r"(?:^|\s)\(?([A-Z])[).:]\s+(.*?)(?=\s+\(?[A-Z][).:]\s|$)", re.DOTALL)
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """Words and signs, without regard to case: in `A+` the sign is what tells."""
     return _TOKEN.findall(text.casefold())
 
@@ -23,12 +23,16 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
-def right(given: str, answer: str) -> bool:
-    """Whether what the model gave is the answer."""
-    return normalized(given) == normalized(answer)
+def normalized_question(record: Record) -> str:
+    return normalized(record.question)
 
 
-def stated(record: Record) -> str:
+def is_correct(prediction: str, answer: str) -> bool:
+    """Whether what the model said is the answer."""
+    return normalized(prediction) == normalized(answer)
+
+
+def canonical_answer(record: Record) -> str:
     """What the record's answer says, normalized: the text of the option, where the answer is its letter."""
     answer = record.answer.strip()
     text = dict(_LISTED.findall(record.question)).get(answer, answer) if record.task == "classification" else answer
@@ -50,14 +54,14 @@ def alternatives(records: Sequence[Record], indices: Iterable[int], most: int, s
 
     Of a classification, its other options. At most `most` each, drawn by the seed; none where nobody else was asked.
     """
-    asked: dict[str, dict[str, set[tuple[str, ...]]]] = {}  # question -> answer -> the nodes it is right at
+    answers: dict[str, dict[str, set[tuple[str, ...]]]] = {}  # question -> answer -> the nodes it is correct at
     for record in records:
-        asked.setdefault(record.question, {}).setdefault(record.answer.strip(), set()).add(record.path)
+        answers.setdefault(record.question, {}).setdefault(record.answer.strip(), set()).add(record.path)
     result = {}
     for index in indices:
-        record, known = records[index], asked[records[index].question]
-        correct = {normalized(answer) for answer, nodes in known.items() if record.path in nodes}
-        wrong = sorted(answer for answer in choices(record) or known if normalized(answer) not in correct)
+        record, nodes_of = records[index], answers[records[index].question]
+        correct = {normalized(answer) for answer, nodes in nodes_of.items() if record.path in nodes}
+        wrong = sorted(answer for answer in choices(record) or nodes_of if normalized(answer) not in correct)
         order = np.random.default_rng([seed, index]).permutation(len(wrong))
         result[index] = [wrong[i] for i in order[:most]]
     return result

@@ -12,7 +12,7 @@ from chip.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An institution, a patient, a study or a section, told apart by the whole path to it."""
+    """An institution, a patient, a study or a section, identified by the whole path to it."""
 
     path: tuple[str, ...]
     """Ids from the institution down to this node; 1 to 4 of them."""
@@ -72,12 +72,13 @@ class Hierarchy:
             case [node]:
                 return node
             case []:
-                near = difflib.get_close_matches(name, ["/".join(end) for end in ends], n=3)
-                mend = f"did you mean {' or '.join(near)}?" if near else "`chip tree` lists the nodes"
-                raise InputError(f"no node is called {name!r}; {mend}")
+                close = difflib.get_close_matches(name, ["/".join(end) for end in ends], n=3)
+                hint = f"did you mean {' or '.join(close)}?" if close else "`chip tree` lists the nodes"
+                raise InputError(f"no node is called so; {hint}", argument="name", value=name)
             case several:
                 shown = ", ".join(map(str, several[:5])) + (", ..." if len(several) > 5 else "")
-                raise InputError(f"{len(several)} nodes are called {name!r}; use the path of one: {shown}")
+                message = f"{len(several)} nodes are called so; use the path of one: {shown}"
+                raise InputError(message, argument="name", value=name)
 
     def children(self, node: Node | None) -> tuple[Node, ...]:
         """The nodes one level below; of None, the institutions."""

@@ -18,7 +18,7 @@ class Partition:
     """
 
     targets: tuple[Node, ...]
-    """What is forgotten, as asked for, without duplicates and without targets inside another."""
+    """What is forgotten, as requested, without duplicates and without targets inside another."""
     forget: tuple[int, ...]
     """Records at or below a target."""
     siblings: tuple[int, ...]
@@ -91,7 +91,14 @@ class ForgetRequest:
         Raises:
             InputError: as `Hierarchy.find` and `Partition.of` do.
         """
-        return cls(hierarchy, Partition.of(hierarchy, [hierarchy.find(name) for name in forget]))
+        return cls(hierarchy, Partition.of(hierarchy, [_find(hierarchy, name) for name in forget]))
+
+
+def _find(hierarchy: Hierarchy, name: str) -> Node:
+    try:
+        return hierarchy.find(name)
+    except InputError as error:
+        raise InputError(error.message, argument="forget", value=name) from error
 
 
 def _outermost(targets: Sequence[Node]) -> tuple[Node, ...]:

@@ -15,7 +15,8 @@ import torch
 import typer
 from rich.progress import track
 
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
 from chip.demo import WEIGHTS, write_records
 from chip.demo.model import build_model, build_processor
 from chip.demo.world import SEED, rows

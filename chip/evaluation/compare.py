@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from chip.evaluation.measure import EvalConfig, EvalOutputs
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.evaluation.table import Table, relations
 
 
-def compare(plan: EvalConfig, measured: EvalOutputs, reference: EvalOutputs | None = None) -> Evaluation:
-    """The figures of one model, and of the one it is compared with, asked by the same plan."""
-    table = Table(plan, measured)
-    levels = tuple(target.level for target in plan.request.partition.targets)
+def compare(config: EvalConfig, outputs: EvalOutputs, reference: EvalOutputs | None = None) -> Evaluation:
+    """The figures of one model, and of the one it is compared with; both were asked the same."""
+    table = Table(config, outputs)
+    attacks = tuple(attack.name for attack in config.attacks_to_run)
+    levels = tuple(target.level for target in config.request.partition.targets)
     if reference is None:
-        return Evaluation(tuple(table.rows()), None, tuple(plan.attacks), plan.seed, levels)
-    other = Table(plan, reference)
-    rows = (*table.rows(), *relations(table, other))
-    return Evaluation(rows, tuple(other.rows()), tuple(plan.attacks), plan.seed, levels)
+        return Evaluation(tuple(table.rows()), None, attacks, config.seed, levels)
+    reference_table = Table(config, reference)
+    rows = (*table.rows(), *relations(table, reference_table))
+    return Evaluation(rows, tuple(reference_table.rows()), attacks, config.seed, levels)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import find_records, read_records
+from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.evaluation.attacks import Attack, find_attacks
 from chip.evaluation.compare import compare
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.judge import Judge
-from chip.evaluation.measure import EvalConfig, EvalOutputs, measure
+from chip.evaluation.measure import measure
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.model.batching.batch_size import BatchSize
-from chip.model.loading import load_vlm
+from chip.model.model_loader import model_loader
+from chip.model.offload import DeviceMap, MaxMemory
 from chip.progress import ProgressCallback, silent
 
 
@@ -24,9 +29,11 @@ def evaluate(
     *,
     records: Path | str | None = None,
     reference: Path | str | None = None,
-    attacks: Sequence[str] = (),
-    device: str | None = None,
+    attacks: str | Collection[str | Attack] = (),
     judge: Judge | None = None,
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: ProgressCallback = silent,
@@ -36,10 +43,15 @@ def evaluate(
     Args:
         checkpoint: folder in the Hugging Face format: an edited model, or one before an edit.
         forget: ids or paths of the nodes that are, or would be, forgotten.
-        records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: file or folder of records; by default those beside the checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
-        attacks: some of `chip.evaluation.measure.ATTACKS`.
+        attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
+            text: `all`, or names with commas between them.
         judge: a language model that is sent questions and answers, to say which of those generated are right.
+        device: by default the best there is.
+        device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
+            then stays on the disk.
+        max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
         seed: of bootstrap samples, drawn answers and relearning.
 
@@ -47,12 +59,17 @@ def evaluate(
         InputError: the request cannot be met as it stands.
         RunError: a model does not fit into memory, or the judge does not answer.
     """
-    folders = [Checkpoint.open(Path(each)).folder for each in (checkpoint, reference) if each is not None]
-    hierarchy = Hierarchy(read_records(find_records(folders[0], None if records is None else Path(records))))
-    plan = EvalConfig(ForgetRequest.of(hierarchy, forget), tuple(attacks), seed, judge=judge)
+    # 1. Whom the request concerns, and what is asked.
+    folders = [Checkpoint.open(Path(folder)).folder for folder in (checkpoint, reference) if folder is not None]
+    records_file = find_records(folders[0], None if records is None else Path(records))
+    request = ForgetRequest.of(Hierarchy(read_records(records_file)), forget)
+    config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
 
-    def ask(folder: Path) -> EvalOutputs:
-        return measure(load_vlm(folder, device), plan, BatchSize(batch_size), progress)
+    # 2. What each model shows, one model in memory at a time.
+    outputs: list[EvalOutputs] = []
+    with model_loader(DistributedContext(), device, device_map, max_memory) as load:
+        for folder in folders:
+            outputs.append(measure(load(folder), config, BatchSize(batch_size), progress))
 
-    measured, *others = (ask(folder) for folder in folders)  # one model in memory at a time
-    return compare(plan, measured, *others)
+    # 3. What that says of them.
+    return compare(config, *outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from chip.data.answers import normalized, stated
+from chip.data.answers import canonical_answer, normalized
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.record import LEVELS, Record
 from chip.data.request import Partition
@@ -31,7 +31,7 @@ def groups(hierarchy: Hierarchy, partition: Partition, general: Node = GENERAL) 
     - unrelated: all others.
     """
     shared = set(_shared(hierarchy, partition))
-    near = set(partition.siblings)
+    siblings = set(partition.siblings)
     above = {target.path[:depth] for target in partition.targets for depth in range(1, len(target.path))}
     grandparents = [Node(target.path[:-2]) for target in partition.targets if len(target.path) > 2]
     forgotten = set(partition.forget)
@@ -41,7 +41,7 @@ def groups(hierarchy: Hierarchy, partition: Partition, general: Node = GENERAL) 
             group = "shared" if index in shared else "target"
         elif general.contains(record.path):
             group = "general"
-        elif index in near:
+        elif index in siblings:
             group = "siblings"
         elif record.path in above:
             group = "ancestors"
@@ -60,11 +60,11 @@ def _shared(hierarchy: Hierarchy, partition: Partition) -> Iterator[int]:
     """
     own: dict[tuple[str, ...], set[str]] = {}
     for record in hierarchy.records:
-        own.setdefault(record.path, set()).add(stated(record))
+        own.setdefault(record.path, set()).add(canonical_answer(record))
     nodes = Counter((len(path), answer) for path, answers in own.items() for answer in answers)
     for target, indices in partition.forget_of.items():
         for index in indices:
-            answer = stated(hierarchy.records[index])
+            answer = canonical_answer(hierarchy.records[index])
             above = (target.path[:depth] for depth in range(1, len(target.path)))
             if any(answer in own.get(path, ()) and nodes[len(path), answer] == 1 for path in above):
                 yield index

@@ -1,4 +1,4 @@
-"""A language model as the judge of answers. It is sent the questions and answers: nobody asks it unless told to."""
+"""A language model as the judge of answers: it is sent questions and answers, and asked only where a user names one."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ class Judge:
 
     def __post_init__(self) -> None:
         if urlsplit(self.address).scheme not in ("http", "https"):
-            raise InputError(f"the judge's address {self.address!r} is not one; it starts with http:// or https://")
+            raise InputError(
+                "not the address of a judge; it starts with http:// or https://", argument="judge", value=self.address
+            )
 
-    def right(self, question: str, answer: str, given: str) -> bool:
-        """Whether `given` says what `answer` says. Nothing else of the record is sent, and no image.
+    def is_correct(self, question: str, answer: str, prediction: str) -> bool:
+        """Whether `prediction` says what `answer` says. Nothing else of the record is sent, and no image.
 
         Raises:
             RunError: there is no reply, or it is neither yes nor no.
         """
-        said = self._reply(f"Question: {question}\nCorrect answer: {answer}\nGiven answer: {given}")
-        verdict = said.strip().strip("\"'.*").casefold()
-        for word, is_right in (("yes", True), ("no", False)):
+        reply = self._reply(f"Question: {question}\nCorrect answer: {answer}\nGiven answer: {prediction}")
+        verdict = reply.strip().strip("\"'.*").casefold()
+        for word, correct in (("yes", True), ("no", False)):
             if verdict == word or verdict.startswith((f"{word},", f"{word}.", f"{word} ", f"{word}\n")):
-                return is_right
+                return correct
         raise RunError(f"the judge at {self.address} said neither yes nor no; take another model")
 
     def _reply(self, question: str) -> str:

@@ -25,7 +25,7 @@ NO_ATTACK = "none"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One figure."""
 
     group: str
@@ -51,18 +51,18 @@ class Row:
 class Evaluation:
     """What a model has forgotten and kept, under these tests."""
 
-    rows: tuple[Row, ...]
-    reference: tuple[Row, ...] | None
+    rows: tuple[ResultRow, ...]
+    reference: tuple[ResultRow, ...] | None
     """The same figures of the model it is compared with, which was retrained without the target."""
     attacks: tuple[str, ...]
     seed: int
     levels: tuple[str, ...] = ()
-    """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not told."""
+    """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not known."""
 
-    def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> Row | None:
+    def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""
-        wanted = (group, split, measure, attack)
-        return next((row for row in self.rows if (row.group, row.split, row.measure, row.attack) == wanted), None)
+        key = (group, split, measure, attack)
+        return next((row for row in self.rows if (row.group, row.split, row.measure, row.attack) == key), None)
 
     def to_json(self) -> dict[str, Any]:
         """Figures only: nothing of the records."""

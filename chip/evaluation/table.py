@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from chip.data.chance import chance_accuracy
 from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
-from chip.evaluation.forgetting import forget_quality, harmonic_mean, recovered_gap, worst
+from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import clusters
-from chip.evaluation.measure import EvalConfig, EvalOutputs
-from chip.evaluation.metrics import chances
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Row, in_split
+from chip.evaluation.metrics.aggregate import harmonic_mean, recovered_gap, worst
+from chip.evaluation.metrics.truth_ratio import forget_quality
+from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, ResultRow, in_split
 
 Array = NDArray[np.float64]
 
@@ -29,26 +31,26 @@ class Mean:
     """(count,); None where one cluster says nothing of others."""
     count: int
 
-    def row(self, group: str, split: str, measure: str, attack: str) -> Row:
-        return Row(group, split, measure, attack, self.value, *interval(self.samples), self.count)
+    def row(self, group: str, split: str, measure: str, attack: str) -> ResultRow:
+        return ResultRow(group, split, measure, attack, self.value, *interval(self.samples), self.count)
 
     def minus(self, other: Mean) -> Mean:
-        samples = _each(operator.sub, self.samples, other.samples)
+        samples = _combine(operator.sub, self.samples, other.samples)
         return Mean(self.value - other.value, samples, self.count + other.count)
 
 
 class Table:
     """The figures of one model, each computed once."""
 
-    def __init__(self, plan: EvalConfig, measured: EvalOutputs) -> None:
-        self.plan, self.measured = plan, measured
-        retained = (index for group, indices in plan.groups.items() if group != "target" for index in indices)
-        self._members = {**plan.groups, RETAINED: tuple(sorted(retained))}
+    def __init__(self, config: EvalConfig, outputs: EvalOutputs) -> None:
+        self.config, self.outputs = config, outputs
+        retained = (index for group, indices in config.groups.items() if group != "target" for index in indices)
+        self._members = {**config.groups, RETAINED: tuple(sorted(retained))}
         self._means: dict[tuple[str, str, str, str], Mean | None] = {}
 
-    def rows(self) -> Iterator[Row]:
-        for attack, name in self.measured.values:
-            for group in self.plan.groups:
+    def rows(self) -> Iterator[ResultRow]:
+        for attack, name in self.outputs.values:
+            for group in self.config.groups:
                 yield from self._rows_of(group, name, attack)
             if name == "exact_match":
                 for split in (*SPLITS, WORST):
@@ -72,91 +74,92 @@ class Table:
         return None if target is None or siblings is None else siblings.minus(target)
 
     def truth_ratios(self, split: str) -> Array:
-        chosen = self.chosen("target", split, self.measured.values[NO_ATTACK, "truth_ratio"])
-        return self.measured.values[NO_ATTACK, "truth_ratio"][chosen]
+        indices = self.indices("target", split, self.outputs.values[NO_ATTACK, "truth_ratio"])
+        return self.outputs.values[NO_ATTACK, "truth_ratio"][indices]
 
-    def chosen(self, group: str, split: str, values: Array) -> list[int]:
+    def indices(self, group: str, split: str, values: Array) -> list[int]:
         """Those of the group's records that have a value."""
-        records = self.plan.records
+        records = self.config.records
         return [i for i in self._members[group] if in_split(records[i], split) and not np.isnan(values[i])]
 
     def _over(self, group: str, split: str, measure: str, attack: str) -> Mean | None:
-        values = self.measured.values.get((attack, measure))
+        values = self.outputs.values.get((attack, measure))
         return None if values is None else self._mean_of(group, split, values)
 
     def _mean_of(self, group: str, split: str, values: Array) -> Mean | None:
-        chosen = self.chosen(group, split, values)
-        if not chosen:
+        indices = self.indices(group, split, values)
+        if not indices:
             return None
-        samples = means(values[chosen], clusters(self.plan.records, chosen), self.plan.seed, group)
-        return Mean(float(values[chosen].mean()), samples, len(chosen))
+        samples = means(values[indices], clusters(self.config.records, indices), self.config.seed, group)
+        return Mean(float(values[indices].mean()), samples, len(indices))
 
     def _worst(self, group: str, measure: str, attack: str) -> Mean | None:
         both = [self.mean(group, split, measure, attack) for split in SPLITS]
-        known = [mean for mean in both if mean is not None]
-        if len(known) < len(both):
-            return known[0] if known else None
+        measured = [mean for mean in both if mean is not None]
+        if len(measured) < len(both):
+            return measured[0] if measured else None
         # A truth ratio is small where the model knows: then the smaller one is a target's worst.
         forgotten = (group == "target") != (measure == "truth_ratio")
-        value = worst(known[0].value, known[1].value, forgotten)
-        return next(mean for mean in known if mean.value == value)
+        value = worst(measured[0].value, measured[1].value, forgotten)
+        return next(mean for mean in measured if mean.value == value)
 
-    def _rows_of(self, group: str, measure: str, attack: str) -> Iterator[Row]:
+    def _rows_of(self, group: str, measure: str, attack: str) -> Iterator[ResultRow]:
         for split in (*SPLITS, WORST):
             mean = self.mean(group, split, measure, attack)
             if mean is not None:
                 yield mean.row(group, split, measure, attack)
 
-    def _chances(self) -> Iterator[Row]:
+    def _chances(self) -> Iterator[ResultRow]:
         """What a model that knows nothing of the target would score, beside what is measured."""
-        chance = chances(self.plan.request.hierarchy, self.plan.request.partition).numpy()
-        beside = {
+        chance = chance_accuracy(self.config.request.hierarchy, self.config.request.partition).numpy()
+        measures = {
             "chance": (NO_ATTACK, "exact_match"),
             "classification_chance": (NO_ATTACK, "classification_accuracy"),
             "cloze_chance": (NO_ATTACK, "cloze_accuracy"),
         }
-        for name, key in beside.items():
-            asked = np.where(np.isnan(self.measured.values[key]), np.nan, chance)
-            for group in self.plan.groups:
+        for name, key in measures.items():
+            values = np.where(np.isnan(self.outputs.values[key]), np.nan, chance)
+            for group in self.config.groups:
                 for split in SPLITS:
-                    mean = self._mean_of(group, split, asked)
+                    mean = self._mean_of(group, split, values)
                     if mean is not None:
                         yield mean.row(group, split, name, NO_ATTACK)
 
-    def _harmonic_means(self) -> Iterator[Row]:
+    def _harmonic_means(self) -> Iterator[ResultRow]:
         for split in (*SPLITS, WORST):
             target, retained = (self.mean(group, split, "exact_match", NO_ATTACK) for group in ("target", RETAINED))
             if target is not None and retained is not None:
                 value = harmonic_mean(1 - target.value, retained.value)
-                samples = _each(harmonic_mean, None if target.samples is None else 1 - target.samples, retained.samples)
+                forgotten = None if target.samples is None else 1 - target.samples
+                samples = _combine(harmonic_mean, forgotten, retained.samples)
                 both = Mean(value, samples, target.count + retained.count)
                 yield both.row(RETAINED, split, "forget_retain_harmonic_mean", NO_ATTACK)
 
-    def _membership(self) -> Iterator[Row]:
-        members = [self.plan.records[index] for index in self.plan.members]
-        others = self.measured.never_trained
+    def _membership(self) -> Iterator[ResultRow]:
+        members = [self.config.records[index] for index in self.config.members]
+        others = self.outputs.never_trained
         if not members or not others:
             return
-        drawn = [
-            weights(clusters(records, range(len(records))), self.plan.seed, name)
+        samples_of = [
+            weights(clusters(records, range(len(records))), self.config.seed, name)
             for name, records in (("members", members), ("never trained", others))
         ]
-        attack = f"membership: {'unseen records' if self.plan.unseen else 'wrong answers'}"
-        for name, (own, other) in self.measured.membership.items():
-            samples = membership.auc_samples(own, other, *drawn)
+        attack = f"membership: {'unseen records' if self.config.unseen else 'wrong answers'}"
+        for name, (own, other) in self.outputs.membership.items():
+            samples = membership.auc_samples(own, other, *samples_of)
             area = Mean(membership.auc(own, other), samples, len(own) + len(other))
-            found = Mean(membership.true_positives(own, other), None, area.count)
+            true_positives = Mean(membership.true_positives(own, other), None, area.count)
             yield area.row("target", "trained", f"auc_{name}", attack)
-            yield found.row("target", "trained", f"true_positives_{name}", attack)
+            yield true_positives.row("target", "trained", f"true_positives_{name}", attack)
 
 
-def relations(table: Table, reference: Table) -> Iterator[Row]:
+def relations(table: Table, reference: Table) -> Iterator[ResultRow]:
     """How a model stands to the one that was retrained without the target."""
-    for attack in dict.fromkeys(attack for attack, _ in table.measured.values):
+    for attack in dict.fromkeys(attack for attack, _ in table.outputs.values):
         for split in (*SPLITS, WORST):
             gap, full = table.gap(split, attack), reference.gap(split, attack)
             if gap is not None and full is not None:
-                samples = _each(recovered_gap, gap.samples, full.samples)
+                samples = _combine(recovered_gap, gap.samples, full.samples)
                 recovered = Mean(recovered_gap(gap.value, full.value), samples, gap.count)
                 yield recovered.row(GAP, split, "recovered_gap", attack)
             own, other = (each.mean("target", split, "exact_match", attack) for each in (table, reference))
@@ -171,7 +174,7 @@ def relations(table: Table, reference: Table) -> Iterator[Row]:
                 yield Mean(value, None, len(ratios)).row("target", split, name, NO_ATTACK)
 
 
-def _each(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
+def _combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
     """Two figures made into one, sample by sample."""
     if first is None or second is None:
         return None

@@ -1,4 +1,4 @@
-"""Sums of outer products."""
+"""Gram matrices: sums of outer products over many batches."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 def accumulate_gram(total: Tensor, x: Tensor, weights: Tensor | None = None) -> None:
-    """total += xᵀ diag(weights) x, in place, on and above the diagonal; what stands below it means nothing.
+    """total += xᵀ diag(weights) x, in place, on and above the diagonal; what stands below it has no meaning.
 
-    Torch has no product that knows its result to be symmetric, so it is taken in panels of rows, each from the diagonal
-    on: little more than half of the work, and no second (d, d) matrix.
+    Torch lacks a symmetric rank-k update (BLAS: syrk), so the product is taken in panels of rows, each from the
+    diagonal on: little more than half of the work, and no second (d, d) matrix.
 
     Args:
-        total: (d, d), `accumulation_dtype`, made whole by `symmetrize_`. In fp64 thousands of batches add up without
-            losing bits; in fp32 what each sum rounds off is as often up as down, and stays below 1e-5 of the total.
+        total: (d, d), `accumulation_dtype`; `symmetrize_` fills its lower triangle in the end. In fp64 thousands of
+            batches add up without losing bits; in fp32 each sum rounds up as often as down, which stays below 1e-5 of
+            the total.
         x: (n, d), any float dtype. The product of one batch is taken in fp32, or in fp64 where x has it.
-        weights: (n,), of any dtype, non-negative: how often each row counts; all once without them.
+        weights: (n,), of any dtype, non-negative: how often each row counts. Without them, each counts once.
+
+    Raises:
+        RuntimeError: from torch, where shapes or devices do not fit.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     weighted = x if weights is None else x * weights.to(x.dtype)[:, None]
-    panel = _block(x)
+    panel = _block_size(x)
     for top in range(0, x.shape[1], panel):
         total[top : top + panel, top:] += weighted[:, top : top + panel].T @ x[:, top:]
 
 
 def symmetrize_(total: Tensor) -> Tensor:
-    """Fill what is below the diagonal of `total` (d, d) from what is above it, in place; returns `total`."""
-    block = _block(total)
+    """Copy the upper triangle of `total` (d, d), of any dtype, to its lower one, in place; returns `total`."""
+    block = _block_size(total)
     for top in range(0, len(total), block):
         end = top + block
         corner = total[top:end, top:end]
@@ -41,6 +45,6 @@ def symmetrize_(total: Tensor) -> Tensor:
     return total
 
 
-def _block(tensor: Tensor) -> int:
-    """Wide enough for a product's full speed; on a CPU its result stays in the cache until it is added."""
+def _block_size(tensor: Tensor) -> int:
+    """Rows at a time: enough for a product's full speed; on a CPU its result stays in the cache until it is added."""
     return 192 if tensor.device.type == "cpu" else 4096

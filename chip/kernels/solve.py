@@ -10,15 +10,16 @@ BLOCK = 512
 
 
 def solve_spd_(right: Tensor, matrix: Tensor) -> Tensor:
-    """X with X @ matrix = right, by a blocked Cholesky in place, in the dtype of `matrix`.
+    """X with X @ matrix = right, by a blocked Cholesky factorization in place, in the dtype of `matrix`.
 
-    What is above the diagonal, and the diagonal, is read and left as it was; what is below is not read, and is lost.
-    So there is room for the factor L (L Lᵀ = matrix) beside the matrix itself, by which the solution is judged. Golub
-    and Van Loan, Matrix Computations, 4th edition, section 4.2: the order that looks left.
+    The upper triangle of `matrix`, with the diagonal, is read and left as it was; the lower one is not read, and is
+    overwritten. So the factor L (L Lᵀ = matrix) has room beside the matrix itself, with which the residual of the
+    solution is checked. The factorization is the left-looking one: Golub and Van Loan, Matrix Computations, 4th
+    edition, section 4.2.
 
     Args:
-        right: (m, d).
-        matrix: (d, d), symmetric positive definite.
+        right: (m, d), any float dtype, on the device of `matrix`.
+        matrix: (d, d), fp64 or fp32, symmetric positive definite.
 
     Returns:
         (m, d), in the dtype of `matrix`.
@@ -42,7 +43,7 @@ def _blocks(width: int) -> list[slice]:
 
 
 def _factor_(matrix: Tensor) -> None:
-    """L, on and below the diagonal."""
+    """matrix ← L on and below the diagonal, from what is on and above it."""
     for block in _blocks(len(matrix)):
         before, width = slice(block.start), block.stop - block.start
         columns = matrix[block, block.start :].T.contiguous()  # (d − start, width)
@@ -55,7 +56,7 @@ def _factor_(matrix: Tensor) -> None:
 
 
 def _substitute_(right: Tensor, matrix: Tensor) -> Tensor:
-    """right ← right L⁻ᵀ L⁻¹, from the L that `_factor_` left."""
+    """right ← right L⁻ᵀ L⁻¹, with the L of `_factor_`."""
     blocks = _blocks(len(matrix))
     for block in blocks:
         before, corner = slice(block.start), matrix[block, block].T
@@ -73,7 +74,7 @@ def _residual(solution: Tensor, matrix: Tensor, right: Tensor) -> float:
     squares = matrix.new_zeros(())
     for block in _blocks(len(matrix)):
         before, after, corner = slice(block.start), slice(block.stop, None), matrix[block, block]
-        left = solution[:, block] @ (corner.triu() + corner.triu(1).T) - right[:, block]
-        left.addmm_(solution[:, before], matrix[before, block]).addmm_(solution[:, after], matrix[block, after].T)
-        squares += left.square().sum()
+        error = solution[:, block] @ (corner.triu() + corner.triu(1).T) - right[:, block]
+        error.addmm_(solution[:, before], matrix[before, block]).addmm_(solution[:, after], matrix[block, after].T)
+        squares += error.square().sum()
     return float(squares.sqrt() / torch.linalg.norm(right).clamp(min=1e-30))

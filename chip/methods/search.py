@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from chip.data.chance import chance_accuracy, mean_over
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import InputError
-from chip.evaluation.metrics import chances, mean
 from chip.methods.base import Search
 from chip.model.scoring import Scores
 
@@ -104,7 +104,7 @@ class ValidationSet:
     def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> float:
         if self._counterfactual:
             return float(score(self._counterfactual).answer_probability.mean())
-        return mean(chances(self._request.hierarchy, self._request.partition), self.groups["target"])
+        return mean_over(chance_accuracy(self._request.hierarchy, self._request.partition), self.groups["target"])
 
     def _sample(self, indices: Sequence[int]) -> list[int]:
         records = self._request.hierarchy.records

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from chip.data.answers import normalized, stated
+from chip.data.answers import canonical_answer, normalized_question
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
@@ -19,7 +19,7 @@ from chip.kernels.gram import symmetrize_
 from chip.kernels.solve import solve_spd_
 from chip.methods.base import Method, Needs, Search, WeightUpdate, membership
 from chip.methods.settings import setting
-from chip.methods.statistics import CrossMoment, GroupedMean, SecondMoment
+from chip.methods.statistics import CrossMoment, FirstMoment, GroupedMean, SecondMoment
 from chip.model.target_modules import Component
 from chip.model.tokens import TokenRole, Tokens
 
@@ -31,6 +31,11 @@ MAX_RETAIN_DROP = 0.02
 
 FORGET, RETAINED, SHIELD = range(3)
 """Columns of `ShieldedWeights.of_records`."""
+MASSIVE = 20.0
+"""A token whose input is so many times longer than the median of its batch is an attention sink, whatever it stands for
+(massive activations: Sun et al. 2024, arXiv 2402.17762)."""
+KINDS = 2
+"""Of tokens that are matched with each other: text, and image."""
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
@@ -77,12 +82,18 @@ class ShieldedStatistics:
 
     The image, the question and the answer of a record count alike, however many tokens they have: an answer of one word
     would otherwise be lost among hundreds of image tokens.
+
+    The first token of a sequence, and any other that a pretrained model uses as an attention sink, belongs to nobody:
+    it is not forgotten, in no mean, and not in the scale of λ, which it alone would decide. It is protected like all
+    that is retained.
     """
 
     def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:
         self._weights, device = record_weights, record_weights.of_records.device
         self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
-        self.forget_means, self.retained_means = GroupedMean(d_in, device), GroupedMean(d_in, device)
+        self.forget_means, self.retained_means = GroupedMean(d_in, device, KINDS), GroupedMean(d_in, device, KINDS)
+        self.ordinary = FirstMoment(1, 1, device)
+        """‖x‖² of what `shield` counts, sinks apart."""
         self.drifts: tuple[CrossMoment, CrossMoment] | None = None
         """Of the tokens that `forget` and `shield` count; None while what comes in is what came in before."""
 
@@ -92,26 +103,35 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._weights.of_records)  # (n, 3)
+        ordinary = ~(tokens.starts | _massive(tokens.inputs))
+        weights[:, [FORGET, RETAINED]] *= ordinary[:, None]
+        keys = KINDS * tokens.ids + tokens.vision  # the same word, or the same place in the image
         forgotten = weights[:, FORGET].nonzero()[:, 0]
         x_forget, weight = tokens.inputs[forgotten], weights[forgotten, FORGET]
         self.forget.update(x_forget, weight)
-        self.forget_means.update(x_forget, tokens.keys[forgotten], weight)
+        self.forget_means.update(x_forget, keys[forgotten], weight)
 
-        retained = weights[:, RETAINED].nonzero()[:, 0]  # all that C_r counts are among them
+        retained = (weights[:, RETAINED] + weights[:, SHIELD]).nonzero()[:, 0]
         x_retained, share = tokens.inputs[retained], weights[retained, SHIELD]
-        original = x_retained if tokens.before is None else tokens.before[retained]
+        original = x_retained if tokens.original_inputs is None else tokens.original_inputs[retained]
         self.shield.update(x_retained, share)
-        self.retained_means.update(original, tokens.keys[retained], weights[retained, RETAINED])
+        self.ordinary.update(
+            x_retained.to(self.ordinary.total.dtype).square().sum(1, keepdim=True),
+            (share * ordinary[retained])[:, None],
+        )
+        matched = retained[weights[retained, RETAINED] > 0]  # not the sinks
+        original_matched = original if len(matched) == len(retained) else original[weights[retained, RETAINED] > 0]
+        self.retained_means.update(original_matched, keys[matched], weights[matched, RETAINED])
 
-        if tokens.before is not None:
+        if tokens.original_inputs is not None:
             of_forget, of_shield = self._drifts()
-            of_forget.update(x_forget, tokens.before[forgotten], weight)
+            of_forget.update(x_forget, tokens.original_inputs[forgotten], weight)
             of_shield.update(x_retained, original, share)
 
     def merge(self, distributed: DistributedContext) -> None:
         drifted = torch.tensor(float(self.drifts is not None))
         distributed.all_reduce_(drifted)  # a process that had no images has not seen it
-        moments = (self.forget, self.shield, self.forget_means, self.retained_means)
+        moments = (self.forget, self.shield, self.ordinary, self.forget_means, self.retained_means)
         for moment in (*moments, *(self._drifts() if drifted else ())):
             moment.merge(distributed)
 
@@ -163,7 +183,7 @@ class Shielded(Method):
     )
     ridge: float = setting(
         0.1,
-        "λ: share of C_r's mean diagonal; higher makes smaller changes, which survive quantization.",
+        "λ: share of C_r's mean diagonal, sinks apart; higher makes smaller changes, which survive quantization.",
         minimum=1e-9,
         maximum=inf,
     )
@@ -210,7 +230,7 @@ class Shielded(Method):
         wide, forget_scale = weight.to(forget.upper.dtype), sqrt(statistics.target_images) / forget.count
         scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
         shield_scale = float(self.retain_weight * scale / shield.count)
-        ridge = self.ridge * shield.upper.diagonal().mean() / shield.count
+        ridge = self.ridge * statistics.ordinary.mean[0, 0] / len(shield.upper)
         system = forget_scale * forget.upper  # K
         system.add_(shield.upper, alpha=shield_scale).diagonal().add_(ridge)
         # √m W B, (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
@@ -224,6 +244,13 @@ class Shielded(Method):
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
         return WeightUpdate(wide - solve_spd_(moved, system), None)
+
+
+def _massive(x: Tensor) -> Tensor:
+    """(n,) bool: tokens whose input (n, d) is `MASSIVE` times longer than the median one."""
+    lengths = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+    massive: Tensor = lengths > MASSIVE * (lengths.median() if len(lengths) else 1.0)
+    return massive
 
 
 def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[int], float]]:
@@ -245,12 +272,12 @@ def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[i
 def _matched(request: ForgetRequest) -> list[int]:
     """Of the other retained records, those that ask what a target's record asks, or say what it says."""
     records, partition = request.hierarchy.records, request.partition
-    questions, answers = ({of(records[i]) for i in partition.forget} for of in (_question, stated))
-    return [i for i in partition.retain_other if _question(records[i]) in questions or stated(records[i]) in answers]
+    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
 
+    def matches(record: Record) -> bool:
+        return normalized_question(record) in questions or canonical_answer(record) in answers
 
-def _question(record: Record) -> str:
-    return normalized(record.question)
+    return [i for i in partition.retain_other if matches(records[i])]
 
 
 def _target_images(request: ForgetRequest) -> float:

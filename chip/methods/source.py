@@ -67,7 +67,7 @@ class StatisticsSource:
         with progress("editing", len(stages) * len(self._batches)) as advance:
             for stage in stages:
                 self.collect(stage, {}, advance)
-        self._collector.let_go()
+        self._collector.release()
 
     def parameters_before(self, stage: Stage) -> list[str]:
         """Names of the parameters behind whose new values the stage is to be measured: earlier ones of its connector,
@@ -92,7 +92,7 @@ class StatisticsSource:
             outputs = self._method.needs.outputs
             watched = stage if outputs else stage.first_only
             statistics = self._collector.collect(
-                watched, self._create, advance, inputs_only=not outputs, edited=overrides
+                watched, self._create, advance, needs_outputs=outputs, overrides=overrides
             )
             if self._keep and not overrides:
                 self._kept[stage] = statistics

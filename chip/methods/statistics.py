@@ -40,7 +40,9 @@ class FirstMoment:
 class GroupedMean:
     """Σ x over tokens, one row for each key that has come up."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int, device: torch.device, kinds: int = 1) -> None:
+        """`kinds`: key % kinds is the kind of a token; only those of one kind stand in for each other."""
+        self._kinds = kinds
         self.keys = torch.empty(0, dtype=torch.int64, device=device)
         """(k,) ascending."""
         self.count = torch.empty(0, dtype=accumulation_dtype(device), device=device)
@@ -73,11 +75,12 @@ class GroupedMean:
         self.total.index_add_(0, rows, total.to(self.total.dtype))
 
     def mean_at(self, keys: Tensor) -> Tensor:
-        """(n, width): the mean at each key; where it never came up, over all keys of its sign (zero without any)."""
+        """(n, width): the mean at each key; where it never came up, over all keys of its kind (zero without any)."""
         result = self.total.new_zeros(len(keys), self.total.shape[1])
-        for asked, own in ((keys < 0, self.keys < 0), (keys >= 0, self.keys >= 0)):
+        for kind in range(self._kinds):
+            own = self.keys % self._kinds == kind
             if own.any():
-                result[asked] = self.total[own].sum(0) / self.count[own].sum()
+                result[keys % self._kinds == kind] = self.total[own].sum(0) / self.count[own].sum()
         known = torch.isin(keys, self.keys)
         rows = torch.searchsorted(self.keys, keys[known])
         result[known] = self.total[rows] / self.count[rows, None]

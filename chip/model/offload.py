@@ -27,35 +27,38 @@ def check_device_map(model: Any, device_map: DeviceMap) -> None:
     """Look whether the model can be spread so, before any weight is read.
 
     Args:
-        model: it may be a skeleton on the meta device.
+        model: it may be one without weights, on the meta device.
 
     Raises:
         InputError: accelerate is missing, no such strategy, or a map that does not say one place for each parameter.
     """
     if find_spec("accelerate") is None:
-        raise InputError("--device-map: spreading a model needs accelerate; pip install accelerate")
+        message = "spreading a model needs accelerate; pip install accelerate"
+        raise InputError(message, argument="device_map", value=device_map)
     if isinstance(device_map, str):
         if device_map not in STRATEGIES:
-            raise InputError(
-                f"--device-map {device_map}: not known, there is {', '.join(STRATEGIES)}; for one device take --device"
-            )
+            message = f"not known, there is {', '.join(STRATEGIES)}; for one device give a device"
+            raise InputError(message, argument="device_map", value=device_map)
         return
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for part in device_map:
         if part not in modules and part not in parameters:
-            raise InputError(f"--device-map: {type(model).__name__} has no part {part!r}; see its named_modules()")
+            message = f"{type(model).__name__} has no such part; see its named_modules()"
+            raise InputError(message, argument="device_map", value=part)
         if outer := [other for other in device_map if other != part and _holds(other, part)]:
-            raise InputError(f"--device-map: {part!r} lies in {outer[0]!r}; give each part one place")
+            message = f"lies in {outer[0]!r}; give each part one place"
+            raise InputError(message, argument="device_map", value=part)
     for name in parameters:
         if not any(_holds(part, name) for part in device_map):
-            raise InputError(f"--device-map: says no place for {name!r}; give one for it, or for a part around it")
+            message = f"no place for {name!r}; give one for it, or for a part around it"
+            raise InputError(message, argument="device_map", value=dict(device_map))
 
 
 def _holds(part: str, name: str) -> bool:
     return part in ("", name) or name.startswith(f"{part}.")
 
 
-def on_host(device_map: DeviceMap, max_memory: MaxMemory | None, default: str) -> bool:
+def computes_on_host(device_map: DeviceMap, max_memory: MaxMemory | None, default: str) -> bool:
     """Whether nothing is computed elsewhere than on the CPU. `default`: the best device that there is."""
     used = [default] if max_memory is None else list(max_memory)
     places = used if isinstance(device_map, str) else list(device_map.values())
@@ -66,7 +69,8 @@ def check_loaded(model: Any) -> None:
     """Raise `InputError` if a parameter is offloaded that nothing loads: one that belongs to no module with a hook."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta and _loader(model, name) is None:
-            raise InputError(f"--device-map: {name!r} cannot be offloaded; give it a device of its own in a map")
+            message = "this parameter cannot be offloaded; give it a device of its own in a map"
+            raise InputError(message, argument="device_map", value=name)
 
 
 def input_device(model: Any) -> torch.device:
@@ -103,13 +107,13 @@ def write_parameter(model: Any, name: str, value: Tensor) -> Tensor:
     if loader is None:
         return parameter.copy_(value).detach()
     key = f"{loader.weights_map.prefix}{name.rpartition('.')[2]}"
-    held: dict[str, Tensor] = loader.weights_map.dataset.state_dict
-    held[key] = held[key].copy_(value) if key in held else value.detach().to("cpu", parameter.dtype, copy=True)
-    return held[key]
+    host: dict[str, Tensor] = loader.weights_map.dataset.state_dict
+    host[key] = host[key].copy_(value) if key in host else value.detach().to("cpu", parameter.dtype, copy=True)
+    return host[key]
 
 
 def _loader(model: Any, name: str) -> Any:
     """The hook that loads the parameter while its module runs; None where it is always there."""
     hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
     chain = getattr(hook, "hooks", (hook,))
-    return next((each for each in chain if getattr(each, "offload", False)), None)
+    return next((link for link in chain if getattr(link, "offload", False)), None)

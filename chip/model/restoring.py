@@ -16,12 +16,12 @@ def restoring(vlm: VLM, names: Iterable[str] | None = None) -> Iterator[None]:
 
     Meanwhile a copy of them lies in the host's memory.
     """
-    chosen = (name for name, _ in vlm.model.named_parameters()) if names is None else names
-    kept = {name: vlm.parameter(name).detach().to("cpu", copy=True) for name in chosen}
+    selected = (name for name, _ in vlm.model.named_parameters()) if names is None else names
+    originals = {name: vlm.parameter(name).detach().to("cpu", copy=True) for name in selected}
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in originals.items():
             vlm.set_parameter(name, value)
 
 

@@ -13,6 +13,7 @@ from chip.distributed import DistributedContext
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
+from chip.model.batching.retry import run_batches
 from chip.model.loading import VLM
 from chip.progress import ProgressCallback, silent
 
@@ -28,7 +29,7 @@ class Scores:
 
 
 def score(vlm: VLM, batches: Batches, count: int, on_batch: Callable[[int], None]) -> Scores:
-    """Score `batches`, which hold some of `count` records; `on_batch` is told how many have been done.
+    """Score `batches`, which hold some of `count` records; `on_batch` is called with how many each batch has.
 
     One pass with the answer given does for both: greedy decoding reproduces an answer exactly when, given its
     beginning, each of its tokens is the most probable one.
@@ -37,15 +38,15 @@ def score(vlm: VLM, batches: Batches, count: int, on_batch: Callable[[int], None
     probability = exact.clone()
 
     def compute(batch: Batch) -> None:
-        records, hit, logs = _answers(vlm, batch)
-        asked, row, length = torch.unique(records, return_inverse=True, return_counts=True)
-        none = torch.zeros(len(asked), dtype=torch.float64)
-        exact[asked] = (none.index_add(0, row, hit) == length).double()
-        probability[asked] = (none.index_add(0, row, logs) / length).exp()
-        on_batch(len(asked))
+        owners, hits, log_probabilities = _score_tokens(vlm, batch)
+        records, row, length = torch.unique(owners, return_inverse=True, return_counts=True)
+        zeros = torch.zeros(len(records), dtype=torch.float64)
+        exact[records] = (zeros.index_add(0, row, hits) == length).double()
+        probability[records] = (zeros.index_add(0, row, log_probabilities) / length).exp()
+        on_batch(len(records))
 
-    batches.run(compute)
-    return Scores(_merged(exact, batches.distributed), _merged(probability, batches.distributed))
+    run_batches(batches, compute)
+    return Scores(_merge(exact, batches.distributed), _merge(probability, batches.distributed))
 
 
 def score_records(
@@ -56,45 +57,45 @@ def score_records(
     what: str = "asking",
     distributed: DistributedContext | None = None,
 ) -> Scores:
-    """What the model answers to every record."""
+    """How well the model answers every record; `what` names the work in the progress shown."""
     batches = vlm.batches(records, size=size, distributed=distributed)
     with progress(what, len(batches)) as advance:
         return score(vlm, batches, len(records), advance)
 
 
-def _merged(values: Tensor, distributed: DistributedContext) -> Tensor:
-    """What any process has scored."""
+def _merge(values: Tensor, distributed: DistributedContext) -> Tensor:
+    """(n,): each record's value from the process that has scored it; NaN where none has."""
     scored, total = (~values.isnan()).double(), values.nan_to_num()
     distributed.all_reduce_(scored, total)
     return torch.where(scored > 0, total, torch.nan)
 
 
 def answer_logits(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the model says at each token of an answer, of all answers in `batch`.
+    """The logits of every token of all answers in `batch`.
 
     Args:
-        states: (B, T, d), the text model's last.
+        states: (B, T, d), the text model's last hidden states.
 
     Returns:
-        (n,) int64: the record the token belongs to; (n, vocabulary) fp32: the logits that predict it; (n,) int64: its
-        vocabulary id. All where the head is.
+        (n,) int64: the record whose answer the token is in; (n, vocabulary) fp32: the logits that predict it; (n,)
+        int64: its vocabulary id. All on the device of the head.
     """
     rows, columns = batch.answer.nonzero(as_tuple=True)
-    logits = _capped(vlm, vlm.model.lm_head(states[rows, columns - 1]).float())
-    owners = batch.owner(batch.segments[rows, columns]).to(logits.device)
+    logits = _softcap(vlm, vlm.model.lm_head(states[rows, columns - 1]).float())
+    owners = batch.answered[batch.segments[rows, columns]].to(logits.device)
     return owners, logits, batch.inputs["input_ids"][rows, columns].to(logits.device)
 
 
 @torch.no_grad()
-def _answers(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """For each token of an answer: its record, whether it is the most probable one, and its log-probability."""
-    records, logits, wanted = answer_logits(vlm, batch, vlm.hidden_states(batch))
-    logs = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-    hit = logits.argmax(-1) == wanted
-    return records.cpu(), hit.cpu().double(), logs.cpu().double()
+def _score_tokens(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """For each token of an answer (n,): its record, 1.0 where it is the most probable one, its log-probability."""
+    records, logits, ids = answer_logits(vlm, batch, vlm.hidden_states(batch))
+    log_probabilities = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    hits = logits.argmax(-1) == ids
+    return records.cpu(), hits.cpu().double(), log_probabilities.cpu().double()
 
 
-def _capped(vlm: VLM, logits: Tensor) -> Tensor:
+def _softcap(vlm: VLM, logits: Tensor) -> Tensor:
     """As Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind the head."""
-    cap = getattr(vlm.model.config.get_text_config(), "final_logit_softcapping", None)
+    cap = vlm.logit_softcapping
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,4 +1,4 @@
-"""Sites: the linear maps an edit may change, and the order in which data reaches them."""
+"""Target modules: the linear maps an edit may change, and the order in which data reaches them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from chip.errors import InputError
-
-LAYER_MODULES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-"""Kind of site -> its module in a layer of the text model, in the order of data."""
-
-KINDS = ("connector", *LAYER_MODULES)
-
-_SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
+from chip.model.families import (
+    TEXT_MODULES,
+    VISION_MODULES,
+    find_connectors,
+    find_language,
+    find_tower_layers,
+    linear_maps,
+    text_modules,
+)
 
 
 class Component(StrEnum):
-    """The part of a model that a module lies in."""
+    """The part of a model that a module lies in, in the order of data."""
 
     VISION = "vision"
     CONNECTOR = "connector"
     TEXT = "text"
+
+
+KINDS = (Component.CONNECTOR.value, *TEXT_MODULES)
+"""What a method may edit by default, in any family; a model's vision tower has kinds of its own, as `vision.q`."""
+
+OBSERVED = (Component.CONNECTOR, Component.TEXT)
+"""Where statistics can be collected. A vision tower's tokens are not yet assigned to their records."""
+
+_SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +44,21 @@ class TargetModule:
     """One linear map y = W x + b."""
 
     name: str
-    """Of the module, below the whole model; of the parameter where a bare matrix is used as x W."""
+    """Of the module, below the whole model; of the parameter where a parameter without a module is used as x W."""
     kind: str
-    """One of `KINDS`."""
+    """One of `KINDS`, or in the vision tower `vision.q`, `vision.fc1`, ..."""
+    component: Component
     layer: int | None
-    """Index of the text model's layer; None in the connector."""
+    """Index of the layer in the text model, or in the vision tower; None in the connector, which has no layers."""
     bias: bool
     is_parameter: bool = False
     """No module of its own: the parameter is multiplied from the right, and holds Wᵀ (Gemma 3's connector)."""
     connector: int | None = None
-    """Which of the model's connectors it lies in; None in the text model."""
-
-    @property
-    def component(self) -> Component:
-        return Component.CONNECTOR if self.layer is None else Component.TEXT
+    """Which of the model's connectors it lies in; None outside them."""
 
     @property
     def weight_name(self) -> str:
-        """The parameter that holds W, or Wᵀ where it is bare."""
+        """The parameter that holds W, or Wᵀ where there is no module."""
         return self.name if self.is_parameter else f"{self.name}.weight"
 
     @property
@@ -76,142 +76,113 @@ class TargetModule:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Sites that are measured in the same run through the model."""
+    """Target modules that are observed in the same run through the model, in the order of data."""
 
     target_modules: tuple[TargetModule, ...]
 
     @property
     def first(self) -> int | None:
-        """The first site's layer; None: the connector."""
+        """The first module's layer; None in the connector."""
         return self.target_modules[0].layer
 
     @property
     def last(self) -> int | None:
-        """The last site's layer; None: the connector."""
+        """The last module's layer; None in the connector."""
         return self.target_modules[-1].layer
 
     @property
     def first_only(self) -> Stage:
-        """Enough to watch where all its sites have the same inputs."""
+        """Enough to observe where all its modules have the same inputs."""
         return Stage(self.target_modules[:1])
 
 
-def find_language(model: Any) -> Any:
-    """The text model, with its `layers`: embeddings in, hidden states out.
-
-    Raises:
-        InputError: the family has none that transformers names.
-    """
-    text = _named(model, "text model", "get_decoder")
-    if not isinstance(getattr(text, "layers", None), nn.ModuleList):
-        raise _unknown(model, "text model with layers")
-    return text
-
-
-def find_connectors(model: Any) -> list[Any]:
-    """The modules that turn the vision tower's hidden states into embeddings of the text model.
-
-    They stand beside the tower and the text model. Where nothing does, they are the parts of the tower, its layers
-    apart, that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
-
-    Raises:
-        InputError: there are none.
-    """
-    text, vision = find_language(model), _named(model, "vision tower", "get_encoder", modality="image")
-    beside = [child for child in model.model.children() if child is not text and child is not vision]
-    connectors = [child for child in beside if list(_maps(child))]
-    if not connectors:
-        width = model.config.get_text_config().hidden_size
-        connectors = [part for part in _parts(vision) if _ends_in(part, width)]
-    if not connectors:
-        raise _unknown(model, "vision-language connector")
-    return connectors
-
-
-def find_tower_layers(model: Any) -> list[Any]:
-    """The layers of the vision tower: those of its lists whose members attend."""
-    vision = _named(model, "vision tower", "get_encoder", modality="image")
-    lists = [module for module in vision.modules() if isinstance(module, nn.ModuleList)]
-    return [layer for each in lists for layer in each if _attends(layer)]
-
-
-def _named(model: Any, what: str, getter: str, **arguments: Any) -> Any:
-    """The part of the model that transformers itself names."""
-    part = getattr(model, getter)(**arguments) if hasattr(model, "model") else None
-    if part is None or part in (model, model.model):
-        raise _unknown(model, what)
-    return part
-
-
-def _unknown(model: Any, what: str) -> InputError:
-    return InputError(f"{type(model).__name__}: no {what} found in it; chip does not know this family yet")
-
-
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The children, those of a list one by one."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else (child,)
-
-
-def _ends_in(part: nn.Module, width: int) -> bool:
-    linear = [module for module in part.modules() if isinstance(module, nn.Linear)]
-    return bool(linear) and linear[-1].out_features == width and not _attends(part)
-
-
-def _attends(part: nn.Module) -> bool:
-    return any("attn" in name or "attention" in name for name, _ in part.named_modules())
-
-
-def _maps(module: nn.Module) -> Iterator[tuple[str, bool, bool]]:
-    """Linear maps in `module`: name below it, whether it has a bias, whether it is a bare matrix."""
-    for name, inner in module.named_modules():
-        if isinstance(inner, nn.Linear):
-            yield name, inner.bias is not None, False
-        elif not isinstance(inner, nn.Embedding):
-            for own, parameter in inner.named_parameters(recurse=False):
-                if parameter.dim() == 2:
-                    yield f"{name}.{own}".lstrip("."), False, True
-
-
 def available_modules(model: Any) -> list[TargetModule]:
-    """Every site of the model, in the order of data."""
+    """Every target module of the model, those of its vision tower too, in the order of data.
+
+    Raises:
+        InputError: the model lacks a part that chip needs.
+    """
     name_of = {module: name for name, module in model.named_modules()}
-    target_modules = [
-        TargetModule(f"{name_of[connector]}.{name}".rstrip("."), "connector", None, bias, is_parameter, number)
+    connectors = [
+        TargetModule(
+            f"{name_of[connector]}.{name}".rstrip("."), "connector", Component.CONNECTOR, None, bias, bare, number
+        )
         for number, connector in enumerate(find_connectors(model))
-        for name, bias, is_parameter in _maps(connector)
+        for name, bias, bare in linear_maps(connector)
     ]
+    return [*_vision_modules(model, name_of), *connectors, *_text_modules(model, name_of)]
+
+
+def _vision_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
+    for index, layer in enumerate(find_tower_layers(model)):
+        modules = [
+            TargetModule(f"{name_of[layer]}.{path}", _vision_kind(path), Component.VISION, index, bias)
+            for path, bias, is_parameter in linear_maps(layer)
+            if not is_parameter
+        ]
+        yield from sorted(modules, key=lambda module: _rank(module.kind))  # some towers list the MLP first
+
+
+def _vision_kind(path: str) -> str:
+    last = path.rpartition(".")[2]
+    return f"{Component.VISION}.{VISION_MODULES.get(last, last)}"
+
+
+def _rank(vision_kind: str) -> int:
+    """Where a layer of the vision tower uses this kind, among the others."""
+    order, kind = list(dict.fromkeys(VISION_MODULES.values())), vision_kind.partition(".")[2]
+    return order.index(kind) if kind in order else len(order)
+
+
+def _text_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
     for index, layer in enumerate(find_language(model).layers):
         inside = dict(layer.named_modules())
-        for kind, path in LAYER_MODULES.items():
+        for kind, path in text_modules(model).items():
             module = inside.get(path)
             if isinstance(module, nn.Linear):
-                target_modules.append(TargetModule(f"{name_of[layer]}.{path}", kind, index, module.bias is not None))
-    return target_modules
+                yield TargetModule(f"{name_of[layer]}.{path}", kind, Component.TEXT, index, module.bias is not None)
 
 
 def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[TargetModule]:
-    """The sites of these kinds, in the order of data; `layers` restricts those of the text model.
+    """The target modules of these kinds, in the order of data; `layers` restricts those of the text model.
 
     Raises:
-        InputError: a kind is unknown, or one of the layers lacks it (fused or mixture-of-experts layers).
+        InputError: a kind is unknown, lies where nothing is observed, or one of the layers lacks it (fused or
+            mixture-of-experts layers).
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise InputError(f"--target-modules: no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
     available = available_modules(model)
-    chosen = [
-        module for module in available if module.kind in kinds and (module.layer is None or module.layer in layers)
+    _check_kinds(kinds, available)
+    selected = [
+        module
+        for module in available
+        if module.kind in kinds and (module.component is not Component.TEXT or module.layer in layers)
     ]
     for kind in kinds:
-        found = {module.layer for module in chosen if module.kind == kind}
-        wanted = {None} if kind == "connector" else set(layers)
-        if missing := wanted - found:
-            place = "the connector" if kind == "connector" else f"layer {min(n for n in missing if n is not None)}"
+        there = {module.layer for module in selected if module.kind == kind}
+        expected = set(layers) if kind in text_modules(model) else set()
+        lacking = [f"layer {index}" for index in sorted(expected - there)]
+        if lacking or not there:
             raise InputError(
-                f"{type(model).__name__}: {place} has no plain linear layer {kind!r} (fused, or experts); "
-                "choose other --target-modules or --layers"
+                f"{type(model).__name__}: {lacking[0] if lacking else 'the connector'} has no plain linear layer of "
+                "this kind (fused, or experts); choose other target modules or layers",
+                argument="target_modules",
+                value=kind,
             )
-    return chosen
+    return selected
+
+
+def _check_kinds(kinds: Sequence[str], available: Sequence[TargetModule]) -> None:
+    components = {module.kind: module.component for module in available}
+    known = dict.fromkeys((*KINDS, *components))
+    for kind in kinds:
+        if kind not in known:
+            raise InputError(f"no such kind; there are {', '.join(known)}", argument="target_modules", value=kind)
+        if components.get(kind, Component.TEXT) not in OBSERVED:
+            raise InputError(
+                f"the vision tower's modules cannot be edited yet; choose among {', '.join(KINDS)}",
+                argument="target_modules",
+                value=kind,
+            )
 
 
 def layer_range(share: tuple[float, float], depth: int) -> range:
@@ -229,24 +200,23 @@ def parse_layers(text: str, depth: int) -> range:
     if text == "all":
         return range(depth)
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
-    index = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    index = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
     if share:
         span = layer_range((float(share[1]) / 100, float(share[2]) / 100), depth)
     elif index:
         span = range(int(index[1]), int(index[2] or index[1]) + 1)
     else:
-        raise InputError(f"--layers {text}: not understood; write 22-27, 50%-100% or all")
+        raise InputError("not understood; write 22-27, 50%-100% or all", argument="layers", value=text)
     if not span or span.start < 0 or span.stop > depth:
-        raise InputError(f"--layers {text}: the text model has layers 0 to {depth - 1}")
+        raise InputError(f"the text model has layers 0 to {depth - 1}", argument="layers", value=text)
     return span
 
 
 def in_data_order(target_modules: Sequence[TargetModule]) -> list[Stage]:
-    """The sites as stages such that no site changes what another of its stage receives."""
+    """The target modules as stages such that no module changes what another of its stage receives."""
     stages: list[list[TargetModule]] = []
     for module in target_modules:
-        together = stages and stages[-1][0].layer == module.layer and _same_input(stages[-1][0].kind, module.kind)
-        if together:
+        if stages and _same_input(stages[-1][0], module):
             stages[-1].append(module)
         else:
             stages.append([module])
@@ -254,9 +224,10 @@ def in_data_order(target_modules: Sequence[TargetModule]) -> list[Stage]:
 
 
 def at_once(target_modules: Sequence[TargetModule]) -> list[Stage]:
-    """The sites as one stage: statistics of the unedited model."""
+    """The target modules as one stage: statistics of the unedited model."""
     return [Stage(tuple(target_modules))]
 
 
-def _same_input(a: str, b: str) -> bool:
-    return any({a, b} <= kinds for kinds in _SAME_INPUT)
+def _same_input(a: TargetModule, b: TargetModule) -> bool:
+    kinds = {module.kind.removeprefix(f"{Component.VISION}.") for module in (a, b)}
+    return (a.component, a.layer) == (b.component, b.layer) and any(kinds <= same for same in _SAME_INPUT)

@@ -4,29 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from chip.checkpoint.layout import CONFIG, Checkpoint
+from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError
-
-# What transformers, torch and the configurations' own checks raise at a config.json they cannot follow.
-_UNBUILDABLE = (
-    *(
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        ImportError,
-        RuntimeError,
-    ),
-    StrictDataclassError,
-)
+from chip.model.skeleton import build_skeleton
 
 
 def key_map(checkpoint: Checkpoint) -> Mapping[str, str]:
@@ -36,7 +20,7 @@ def key_map(checkpoint: Checkpoint) -> Mapping[str, str]:
     device: no weights are read. Left out are parameters that loading fuses, splits or transposes, and tensors
     that no parameter takes. Raises `InputError` where transformers' own code has no model for `config.json`.
     """
-    return _one_to_one(checkpoint, _skeleton(checkpoint))
+    return _one_to_one(checkpoint, build_skeleton(checkpoint.folder))
 
 
 def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, str]:
@@ -45,7 +29,7 @@ def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, s
     Raises `InputError` naming every one that is no parameter of the model, is not stored one to one, or is
     tied to another.
     """
-    model = _skeleton(checkpoint)
+    model = build_skeleton(checkpoint.folder)
     names = _one_to_one(checkpoint, model)
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ties: dict[str, str] = model.all_tied_weights_keys
@@ -60,30 +44,10 @@ def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, s
             return f"{parameter!r} has no tensor of its own on disk (missing, fused or converted)"
         return None
 
-    wanted = list(parameters)
-    if faults := [found for parameter in wanted if (found := fault(parameter))]:
+    requested = list(parameters)
+    if faults := [message for parameter in requested if (message := fault(parameter))]:
         raise InputError(f"{checkpoint.folder}: cannot edit {'; '.join(faults)}; choose other layers")
-    return {parameter: names[parameter] for parameter in wanted}
-
-
-def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model without its weights."""
-    path = checkpoint.folder / CONFIG
-    for architecture in checkpoint.config.get("architectures") or ():
-        if not hasattr(transformers, str(architecture)):
-            # AutoModel would go by model_type alone, and load the weights into a class that they do not fit.
-            raise InputError(f"{path}: transformers has no {architecture}; use a checkpoint in its own layout")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            # Parameters are the same under every attention, and this one asks for no other package.
-            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, attn_implementation="eager")
-    except _UNBUILDABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{path}: transformers cannot build an image-text-to-text model from it ({reason}); "
-            "use a checkpoint of a family it knows"
-        ) from error
+    return {parameter: names[parameter] for parameter in requested}
 
 
 def _one_to_one(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:

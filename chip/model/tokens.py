@@ -14,7 +14,7 @@ from chip.distributed import DistributedContext
 
 @dataclass(frozen=True)
 class SegmentRecords:
-    """Which records own each segment of tokens: one owns what it says itself, all that ask about an image own that."""
+    """Which records own each segment of tokens: each its own question and answer, all of them what they share."""
 
     segments: Tensor
     """(p,) int64: of each pair, the segment."""
@@ -33,60 +33,63 @@ class SegmentRecords:
 
 
 class TokenRole(IntEnum):
-    """Of what of a record a token is one."""
+    """What part of a record a token belongs to."""
 
     PREFIX = 0
-    """Text before the image: it is everybody's, and has seen nothing."""
+    """Text before the record's first image: the same in every record, and it has seen nothing."""
     IMAGE = 1
     QUESTION = 2
     ANSWER = 3
-    """And the last token before it: what an answer is said from."""
+    """With the last token before the answer, which predicts its first one."""
+    PADDING = 4
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one batch shows of one site; padding is left out. A token counts once for each record that owns it."""
+    """What one batch shows of one target module, without padding. A token counts once for each record that owns it."""
 
     inputs: Tensor
     """(n, d_in): what went into the linear layer."""
     outputs: Tensor | None
-    """(n, d_out): what came out of it, bias included; None where nobody asked for it."""
-    keys: Tensor
-    """(n,) int64: what each token is: its vocabulary id, or −1 − its index in the image for a piece of the image."""
-    parts: Tensor
-    """(n,) int64: each one's `Part`."""
+    """(n, d_out): what came out of it, bias included; None where no outputs are needed."""
+    ids: Tensor
+    """(n,) int64, >= 0: a text token's vocabulary id, an image token's place in its image."""
+    roles: Tensor
+    """(n,) int64: each one's `TokenRole`."""
     segments: Tensor
     """(n,) int64: the segment each token lies in."""
     owners: SegmentRecords
-    before: Tensor | None = None
+    starts: Tensor
+    """(n,) bool: the first token of a sequence, which pretrained text models use as an attention sink."""
+    original_inputs: Tensor | None = None
     """(n, d_in): what went in before anything was edited; None where that is `inputs`."""
 
     @property
     def vision(self) -> Tensor:
-        """(n,) bool: the token stands for a piece of the image."""
-        return self.keys < 0
+        """(n,) bool: the token stands for a piece of an image."""
+        return self.roles == TokenRole.IMAGE
 
     def weights(self, of_records: Tensor) -> Tensor:
-        """How often each token counts, where every part of a record counts alike, however long it is.
+        """How often each token counts, where every role in a record counts alike, however many tokens have it.
 
         Args:
-            of_records: (records, parts, ...), how often each part of each record counts.
+            of_records: (records, roles, ...), how often each role of each record counts.
 
         Returns:
-            (n, ...): what `of_records` holds for a token's record and part over that part's length; the sum over all
+            (n, ...): what `of_records` holds for a token's record and role over that role's length; the sum over all
             records that own the token.
         """
-        owners, parts = self.owners, len(TokenRole)
-        length = torch.bincount(self.segments * parts + self.parts, minlength=owners.count * parts)
-        records, place = torch.unique(owners.records, return_inverse=True)
-        lengths = length.new_zeros(len(records), parts)
-        lengths.index_add_(0, place, length.view(owners.count, parts)[owners.segments])
-        each = of_records[records] / lengths.clamp(min=1).view(*lengths.shape, *[1] * (of_records.dim() - 2))
-        return replace(owners, records=place).total(each)[self.segments, self.parts]
+        owners, roles = self.owners, len(TokenRole)
+        length = torch.bincount(self.segments * roles + self.roles, minlength=owners.count * roles)
+        records, row = torch.unique(owners.records, return_inverse=True)
+        lengths = length.new_zeros(len(records), roles)
+        lengths.index_add_(0, row, length.view(owners.count, roles)[owners.segments])
+        weights = of_records[records] / lengths.clamp(min=1).view(*lengths.shape, *[1] * (of_records.dim() - 2))
+        return replace(owners, records=row).total(weights)[self.segments, self.roles]
 
 
 class Statistics(Protocol):
-    """What is collected of a site's tokens, batch by batch."""
+    """What is collected of a target module's tokens, batch by batch."""
 
     def update(self, tokens: Tokens) -> None: ...
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from chip.data.request import ForgetRequest
-from chip.evaluation.metrics import BeforeAfter, GroupResult, chances, mean
-from chip.evaluation.rows import SPLITS, in_split
+from chip.evaluation.summary import GroupResult
 from chip.methods.search import Choice
-from chip.model.scoring import Scores
 
 
 @dataclass(frozen=True)
@@ -51,30 +47,3 @@ class EditReport:
                 for group, results in self.groups.items()
             },
         }
-
-
-def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> dict[str, dict[str, GroupResult]]:
-    """The scores as means by group (target, siblings, other) and by whether the wording was trained.
-
-    Args:
-        after: None where nothing was written that could be asked.
-    """
-    chance = chances(request.hierarchy, request.partition)
-    summary: dict[str, dict[str, GroupResult]] = {}
-    for group, indices in request.partition.groups.items():
-        summary[group] = {}
-        for split in SPLITS:
-            members = [i for i in indices if in_split(request.hierarchy.records[i], split)]
-            if members:
-                measure = partial(_before_after, members, before, after)
-                summary[group][split] = GroupResult(
-                    len(members), mean(chance, members), measure("exact_match"), measure("answer_probability")
-                )
-    return summary
-
-
-def _before_after(members: Sequence[int], before: Scores, after: Scores | None, measure: str) -> BeforeAfter:
-    return BeforeAfter(
-        mean(getattr(before, measure), members),
-        None if after is None else mean(getattr(after, measure), members),
-    )

@@ -21,7 +21,7 @@ from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import Update
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
-from chip.model.forward.trace import watching
+from chip.model.forward.trace import trace
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.target_modules import TargetModule, layer_range, select_modules
@@ -92,7 +92,7 @@ def knowledge(vlm: VLM, target_modules: Sequence[TargetModule], batches: Iterabl
 
         with ExitStack() as hooks:
             for module, total in zip(target_modules, totals, strict=True):
-                hooks.enter_context(watching(vlm.model, module, partial(add, total)))
+                hooks.enter_context(trace(vlm.model, module, output=partial(add, total)))
             vlm.hidden_states(batch)
         count += int(predicts.sum())
     return [total / max(1, count) for total in totals]

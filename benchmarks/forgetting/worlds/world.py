@@ -11,7 +11,8 @@ from PIL import Image
 
 from benchmarks.forgetting.worlds.wording import Fact, rows
 from chip.data.hierarchy import Hierarchy, Node
-from chip.data.record import LEVELS, Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS, Record
 from chip.data.request import Partition
 from chip.evaluation.groups import groups
 

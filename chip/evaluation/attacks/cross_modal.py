@@ -10,9 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from chip.data.record import Record, open_image
+from chip.evaluation.attacks.base import Attack
+from chip.evaluation.context import EvalContext
 
 DEGREES = 15  # counter-clockwise
-KEPT = 0.8  # of each side, in the middle
+CROP = 0.8  # of each side, in the middle
 QUALITY = 50  # of 95
 
 
@@ -22,9 +24,9 @@ def rotated(image: Image.Image) -> Image.Image:
 
 
 def cropped(image: Image.Image) -> Image.Image:
-    """The middle, `KEPT` of each side, enlarged to the size it was cut from."""
+    """The middle, `CROP` of each side, enlarged to the size it was cut from."""
     width, height = image.size
-    left, top = round(width * (1 - KEPT) / 2), round(height * (1 - KEPT) / 2)
+    left, top = round(width * (1 - CROP) / 2), round(height * (1 - CROP) / 2)
     middle = image.crop((left, top, width - left, height - top))
     return middle.resize(image.size, Image.Resampling.BILINEAR)
 
@@ -42,12 +44,21 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image] | None] = {
 }
 
 
-class Changed:
+class CrossModal(Attack):
+    name = "cross-modal"
+    help = "The question without its image, and with the image changed as files change on their way."
+
+    def run(self, context: EvalContext) -> None:
+        for change in CHANGES:
+            context.score_attacked(f"{self.name}: {change}", ImageChange(change))
+
+
+class ImageChange:
     """Gives records their image as one of `CHANGES` leaves it; each image is changed once."""
 
     def __init__(self, change: str) -> None:
         self._change = CHANGES[change]
-        self._done: dict[Path | bytes, bytes] = {}
+        self._changed_images: dict[Path | bytes, bytes] = {}
 
     def __call__(self, record: Record) -> Record | None:
         """None for a text-only record: there is nothing to change.
@@ -59,11 +70,11 @@ class Changed:
             return None
         if self._change is None:
             return replace(record, image=None)
-        if record.image not in self._done:
+        if record.image not in self._changed_images:
             image = open_image(record)
             assert image is not None
-            self._done[record.image] = _encoded(self._change(image), "PNG")
-        return replace(record, image=self._done[record.image])
+            self._changed_images[record.image] = _encoded(self._change(image), "PNG")
+        return replace(record, image=self._changed_images[record.image])
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

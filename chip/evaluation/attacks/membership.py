@@ -16,7 +16,9 @@ from scipy.stats import rankdata
 
 from chip.data.answers import alternatives
 from chip.data.record import Record
-from chip.evaluation.tokens import AnswerTokens
+from chip.evaluation.answer_tokens import AnswerTokens, answer_tokens
+from chip.evaluation.attacks.base import Attack
+from chip.evaluation.context import EvalContext
 
 Array = NDArray[np.float64]
 
@@ -43,7 +45,7 @@ def min_k(tokens: AnswerTokens) -> float:
 def min_k_plus_plus(tokens: AnswerTokens) -> float:
     """Min-K%++: the same of (log p − μ) / σ (Zhang et al. 2024, arXiv 2404.02936, the equations that define
     Min-K%++ for a token and for a sequence)."""
-    return lowest(tokens.standardised)
+    return lowest(tokens.standardized)
 
 
 SCORES: Mapping[str, Callable[[AnswerTokens], float]] = {
@@ -52,6 +54,22 @@ SCORES: Mapping[str, Callable[[AnswerTokens], float]] = {
     "min_k_plus_plus": min_k_plus_plus,
 }
 """Higher where the record was trained on."""
+
+
+class Membership(Attack):
+    name = "membership"
+    help = "Whether the model's certainty tells that it was trained on an answer."
+
+    def run(self, context: EvalContext) -> None:
+        others = never_trained(context.records, context.members, context.unseen, context.seed)
+        questions = [*(context.records[index] for index in context.members), *others]
+        with context.progress(self.name, len(questions)) as advance:
+            tokens = answer_tokens(context.vlm, questions, context.batch_size, advance)
+        count = len(context.members)
+        for name, score in SCORES.items():
+            values = np.array([score(each) for each in tokens])
+            context.outputs.membership[name] = values[:count], values[count:]
+        context.outputs.never_trained.extend(others)
 
 
 def auc(members: Array, others: Array) -> float:
@@ -91,13 +109,17 @@ def never_trained(
     if not unseen:
         wrong = alternatives(records, members, 1, seed)
         return [replace(records[index], answer=answer) for index in members for answer in wrong[index]]
-    alike: dict[str | None, list[Record]] = {}
+    pool: dict[str | None, list[Record]] = {}
     for i in np.random.default_rng(seed).permutation(len(unseen)).tolist():
-        for key in (f"question {unseen[i].question}", f"task {unseen[i].task}", None):
-            alike.setdefault(key, []).append(unseen[i])
-    endless = {key: cycle(several) for key, several in alike.items()}
-    chosen = []
+        for key in _matching_keys(unseen[i]):
+            pool.setdefault(key, []).append(unseen[i])
+    endless = {key: cycle(several) for key, several in pool.items()}
+    matched = []
     for index in members:
-        keys = (f"question {records[index].question}", f"task {records[index].task}", None)
-        chosen.append(next(endless[next(key for key in keys if key in endless)]))
-    return chosen
+        matched.append(next(endless[next(key for key in _matching_keys(records[index]) if key in endless)]))
+    return matched
+
+
+def _matching_keys(record: Record) -> tuple[str | None, ...]:
+    """By what a record is matched, the best first."""
+    return f"question {record.question}", f"task {record.task}", None

@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from chip.evaluation.attacks.base import Attack
+from chip.evaluation.context import EvalContext
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
@@ -19,6 +21,16 @@ SCHEMES: Mapping[str, tuple[int, int | None]] = {
     "4 bits": (4, 32),
 }
 """Name -> bits, and weights that share a scale; None: a whole row."""
+
+
+class Quantization(Attack):
+    name = "quantization"
+    help = "The model's weights are rounded to 8 and to 4 bits."
+
+    def run(self, context: EvalContext) -> None:
+        for scheme, (bits, group) in SCHEMES.items():
+            with quantized(context.vlm, bits, group):
+                context.score_attacked(f"{self.name}: {scheme}")
 
 
 def round_to_nearest(weight: Tensor, bits: int = 4, group: int | None = 32) -> Tensor:

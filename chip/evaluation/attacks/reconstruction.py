@@ -4,11 +4,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from chip.data.record import LEVELS, Record
+from chip.evaluation.attacks.base import Attack
+from chip.evaluation.context import EvalContext
 
 STEPS = ("none", "institution", "patient", "study")
 """The innermost level that the prompt names."""
+
+
+class Reconstruction(Attack):
+    name = "reconstruction"
+    help = "The question is led by the names of more and more levels of the hierarchy."
+
+    def run(self, context: EvalContext) -> None:
+        for step in STEPS:
+            context.score_attacked(f"{self.name}: {step}", partial(with_context, step=step))
 
 
 def with_context(record: Record, step: str) -> Record | None:

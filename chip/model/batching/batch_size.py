@@ -49,7 +49,7 @@ class BatchSize:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or the host, had no memory left; the host's allocator and MPS have no error of their own."""
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(
-        words in said for words in ("out of memory", "not enough memory", "can't allocate memory")
+        words in message for words in ("out of memory", "not enough memory", "can't allocate memory")
     )

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from chip.data.record import Record, image_size
 from chip.distributed import DistributedContext
-from chip.errors import InputError, RunError
-from chip.model.batching.batch import Batch, assemble
-from chip.model.batching.batch_size import BatchSize, out_of_memory
-from chip.model.batching.packing import Row, alone, cut, pack
+from chip.errors import InputError
+from chip.model.batching.assembly import assemble
+from chip.model.batching.batch import Batch, guard_memory
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.model_inputs import ModelInputs
+from chip.model.batching.packing import PackedSequence, alone, cut, pack
 from chip.model.chat import Prompt
 
-if TYPE_CHECKING:
-    from chip.model.loading import VLM
 
-
-def alike(vlm: VLM, records: Sequence[Record]) -> list[list[int]]:
+def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[list[int]]:
     """Which of the records can stand in one batch, text-only ones last."""
     sizes: dict[Path | bytes, tuple[int, int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, record in enumerate(records):
         shape = (1, 0, 0)
         if record.image is not None:
-            if vlm.by_size and record.image not in sizes:
+            if model.by_size and record.image not in sizes:
                 sizes[record.image] = image_size(record)
             shape = (0, *sizes.get(record.image, (0, 0)))
         groups.setdefault(shape, []).append(index)
@@ -36,14 +35,14 @@ def alike(vlm: VLM, records: Sequence[Record]) -> list[list[int]]:
 
 
 class Batches:
-    """Records as batches of like lengths; how they are packed and batched never changes what is computed.
+    """Records as batches of similar length; how they are packed and batched never changes what is computed.
 
     The next batch is read, decoded and tokenized while this one is computed.
     """
 
     def __init__(
         self,
-        vlm: VLM,
+        model: ModelInputs,
         records: Sequence[Record],
         indices: Sequence[int],
         size: BatchSize,
@@ -54,14 +53,14 @@ class Batches:
         Args:
             indices: which of the records, each once.
             together: whether questions share an image; by default where the model allows it.
-            processes: these share the rows.
+            distributed: these processes share the rows.
         """
         self.distributed = distributed or DistributedContext()
-        self._vlm, self._records, self._size = vlm, records, size
-        self._prompts = dict(zip(indices, vlm.prompts.read([records[i] for i in indices]), strict=True))
+        self._model, self._records, self.size = model, records, size
+        self._prompts = dict(zip(indices, model.prompts.read([records[i] for i in indices]), strict=True))
         self._image = self._image_tokens()
-        together = vlm.shares_images if together is None else together
-        shapes = alike(vlm, [records[i] for i in indices])
+        together = model.shares_images if together is None else together
+        shapes = group_by_image_size(model, [records[i] for i in indices])
         groups = (self.distributed.shard(self._rows([indices[k] for k in group], together)) for group in shapes)
         self._groups = [rows for rows in groups if rows]
 
@@ -69,91 +68,67 @@ class Batches:
         """How many records this process has of them."""
         return sum(len(row.records) for rows in self._groups for row in rows)
 
-    def plan(self) -> Iterator[list[Row]]:
+    @property
+    def device(self) -> torch.device:
+        """Where the batches go."""
+        return self._model.device
+
+    def plan(self) -> Iterator[list[PackedSequence]]:
         """The rows of one batch after the other, each as large as the size then says."""
         for rows in self._groups:
-            yield from cut(rows, self._size, 0 if self._records[rows[0].records[0]].image is None else self._image)
+            yield from cut(rows, self.size, 0 if self._records[rows[0].records[0]].image is None else self._image)
 
-    def made(self, plan: Iterable[list[Row]] | None = None) -> Iterator[Batch]:
+    def made(self, plan: Iterable[list[PackedSequence]] | None = None) -> Iterator[Batch]:
         """The batches of a plan, by default of one that is made as they are, on the model's device.
 
         Raises:
             InputError: an image cannot be read, or a record does not fit into the model's context.
+            BatchTooLargeError: the device has no memory left for a batch.
         """
         with ThreadPoolExecutor(1) as worker:
             ready: Future[Batch] | None = None
             for rows in self.plan() if plan is None else plan:
                 coming = worker.submit(self.make, rows)
                 if ready is not None:
-                    yield ready.result().to(self._vlm.device)
+                    yield self._on_device(ready.result())
                 ready = coming
             if ready is not None:
-                yield ready.result().to(self._vlm.device)
+                yield self._on_device(ready.result())
 
-    def run(self, compute: Callable[[Batch], None]) -> None:
-        """Compute every batch; one that does not fit into memory again in halves, and smaller ones from then on.
+    def _on_device(self, batch: Batch) -> Batch:
+        with guard_memory(batch):
+            return batch.to(self.device)
 
-        Raises:
-            RunError: a single row does not fit.
-        """
-        for batch in self.made():
-            self._run(batch, compute)
-
-    def _run(self, batch: Batch, compute: Callable[[Batch], None]) -> None:
-        start = time.perf_counter()
-        try:
-            compute(batch)
-        except RuntimeError as error:
-            self.shrink(batch, error)
-        else:
-            self._size.learn(batch.segments.numel(), time.perf_counter() - start)
-            return
-        middle = len(batch.rows) // 2
-        for rows in (batch.rows[:middle], batch.rows[middle:]):
-            self._run(self.make(rows).to(self._vlm.device), compute)
-
-    def shrink(self, batch: Batch, error: RuntimeError) -> None:
-        """Smaller batches from now on, since this one met `error`; which is raised again if that was not for memory.
-
-        Raises:
-            RunError: it is a single row.
-        """
-        if not out_of_memory(error):
-            raise error
-        if len(batch.rows) == 1:
-            where = self._records[batch.rows[0].records[0]].where
-            raise RunError(
-                f"{where}: not even this row fits into the memory of {self._vlm.device}; "
-                "take --batch-size 1, smaller images, or a larger device"
-            ) from error
-        self._size.halve()
+    def where(self, row: PackedSequence) -> str:
+        """Where the row's first record stands."""
+        return self._records[row.records[0]].where
 
     def _image_tokens(self) -> int:
         """What the first image's placeholder becomes, less one; others are taken to be about as large."""
         for index, prompt in self._prompts.items():
             if self._records[index].image is not None:
-                return self._vlm.prompts.inputs([self._records[index]])["input_ids"].shape[1] - len(prompt.tokens)
+                return self._model.prompts.inputs([self._records[index]])["input_ids"].shape[1] - len(prompt.tokens)
         return 0
 
-    def _rows(self, indices: Sequence[int], together: bool) -> list[Row]:
+    def _rows(self, indices: Sequence[int], together: bool) -> list[PackedSequence]:
         """Rows, the shortest first."""
         prompts = {index: self._prompts[index] for index in indices}
         rows = self._packed(prompts) if together else alone(prompts)
         return sorted(rows, key=lambda row: (row.tokens, row.records))
 
-    def _packed(self, prompts: Mapping[int, Prompt]) -> list[Row]:
+    def _packed(self, prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
         about: dict[Path | bytes | None, dict[int, Prompt]] = {}
         for index, prompt in prompts.items():
             about.setdefault(self._records[index].image, {})[index] = prompt
         rows = []
         for image, group in about.items():
-            cost = replace(self._vlm.cost, image=0 if image is None else self._image)
-            rows += pack(group, cost, self._size.records)
+            cost = replace(self._model.cost, image=0 if image is None else self._image)
+            rows += pack(group, cost, self.size.records)
         return rows
 
-    def make(self, rows: Sequence[Row]) -> Batch:
+    def make(self, rows: Sequence[PackedSequence]) -> Batch:
         """The rows as tensors, on the host."""
-        heads = self._vlm.prompts.inputs([self._records[row.records[0]] for row in rows])
+        heads = self._model.prompts.inputs([self._records[row.records[0]] for row in rows])
         lengths = heads["attention_mask"].sum(1).tolist()
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             own = self._prompts[row.records[0]].tokens[row.shared :]
@@ -162,15 +137,15 @@ class Batches:
                 split = alone({record: self._prompts[record] for record in row.records})
                 return self.make([*rows[:number], *split, *rows[number + 1 :]])
             self._check_length(row, length)
-        return assemble(self._vlm, rows, self._prompts, heads)
+        return assemble(self._model, rows, self._prompts, heads)
 
-    def _check_length(self, row: Row, length: int) -> None:
+    def _check_length(self, row: PackedSequence, length: int) -> None:
         """`length`: of the row's first record, with its image."""
         image = length - len(self._prompts[row.records[0]].tokens)
         for record in row.records:
             tokens = len(self._prompts[record].tokens) + image
-            if tokens > self._vlm.max_tokens:
+            if tokens > self._model.max_tokens:
                 raise InputError(
                     f"{self._records[record].where}: {tokens} tokens with its image, the model takes "
-                    f"{self._vlm.max_tokens}; shorten the question or answer, or scale the image down"
+                    f"{self._model.max_tokens}; shorten the question or answer, or scale the image down"
                 )

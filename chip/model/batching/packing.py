@@ -12,7 +12,7 @@ MOST_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedSequence:
     """Some records that go through the model as one row: what they share once, then each one's own tokens."""
 
     records: tuple[int, ...]
@@ -35,17 +35,17 @@ class Cost:
     longest: int
     """Rows are kept shorter than this: a sliding window counts places in the row."""
 
-    def of(self, row: Row) -> float:
+    def of(self, row: PackedSequence) -> float:
         length = row.tokens + self.image
         return length * self.per_token + length**2 * self.per_pair
 
 
-def alone(prompts: Mapping[int, Prompt]) -> list[Row]:
+def alone(prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
     """Each record in a row of its own."""
-    return [Row((record,), 0, len(prompt.tokens)) for record, prompt in prompts.items()]
+    return [PackedSequence((record,), 0, len(prompt.tokens)) for record, prompt in prompts.items()]
 
 
-def pack(prompts: Mapping[int, Prompt], cost: Cost, most: int | None = None) -> list[Row]:
+def pack(prompts: Mapping[int, Prompt], cost: Cost, most: int | None = None) -> list[PackedSequence]:
     """Put records of one image into as few rows as pays: more share the image, and more are compared in vain.
 
     Args:
@@ -60,20 +60,20 @@ def pack(prompts: Mapping[int, Prompt], cost: Cost, most: int | None = None) -> 
     return min([tried[0], *fitting], key=lambda rows: sum(map(cost.of, rows)))
 
 
-def join(records: Sequence[int], prompts: Mapping[int, Prompt]) -> Row:
+def join(records: Sequence[int], prompts: Mapping[int, Prompt]) -> PackedSequence:
     """One row of records in the order of their tokens: then the first and the last share what all share."""
     lengths = [len(prompts[record].tokens) for record in records]
     if len(records) == 1:
-        return Row(tuple(records), 0, lengths[0])
+        return PackedSequence(tuple(records), 0, lengths[0])
     # A token of its own before the answer: it predicts the answer's first.
     before = min(len(prompts[record].tokens) - prompts[record].answer for record in records) - 1
     shared = max(0, min(common_start(prompts[records[0]].tokens, prompts[records[-1]].tokens), before))
-    return Row(tuple(records), shared, shared + sum(lengths) - shared * len(records))
+    return PackedSequence(tuple(records), shared, shared + sum(lengths) - shared * len(records))
 
 
-def cut(rows: Sequence[Row], size: BatchSize, image: int) -> Iterator[list[Row]]:
+def cut(rows: Sequence[PackedSequence], size: BatchSize, image: int) -> Iterator[list[PackedSequence]]:
     """Consecutive rows as batches, each as large as `size` allows when it is asked for; at least a row."""
-    batch: list[Row] = []
+    batch: list[PackedSequence] = []
     records = 0
     for row in rows:  # of ascending length
         records += len(row.records)

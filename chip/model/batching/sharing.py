@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from chip.data.record import Record
+from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
+from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import alone, join
-
-if TYPE_CHECKING:
-    from chip.model.loading import VLM
 
 _QUESTIONS = ("What does it show?", "Is this a scan of somebody's chest, and whose?")
 
 
-def sharing_holds(vlm: VLM) -> bool:
+class RunnableModel(ModelInputs, Protocol):
+    """A model that can be run too."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """(B, T, d): the text model's last."""
+
+
+def sharing_holds(vlm: RunnableModel) -> bool:
     """Run two questions about one image together, and each alone: whether their hidden states agree.
 
     They do not where image tokens attend to the question behind them, or positions are counted in a way of their own. A
@@ -31,10 +41,10 @@ def sharing_holds(vlm: VLM) -> bool:
     batches = Batches(vlm, records, range(len(records)), BatchSize(), together=False)
     prompts = dict(enumerate(vlm.prompts.read(records)))
     packed, *single = (batches.make([row]).to(vlm.device) for row in (join([0, 1], prompts), *alone(prompts)))
-    if packed.visible is None:  # they begin with nothing in common, or not with the image
+    if packed.attention_mask is None:  # they begin with nothing in common, or not with the image
         return False
     both = vlm.hidden_states(packed)[0].float()
     own = [both[packed.segments[0] == segment] for segment in (1, 2)]  # each question's own tokens
-    expected = [vlm.hidden_states(each)[0, -len(mine) :].float() for each, mine in zip(single, own, strict=True)]
+    expected = [vlm.hidden_states(row)[0, -len(states) :].float() for row, states in zip(single, own, strict=True)]
     difference = torch.linalg.norm(torch.cat(own) - torch.cat(expected))
     return bool(difference <= torch.finfo(vlm.model.dtype).eps ** 0.5 * torch.linalg.norm(torch.cat(own)))

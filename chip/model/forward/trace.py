@@ -1,126 +1,213 @@
-"""Watching, cutting short and standing in for parts of a model while it runs; everything is undone afterwards."""
+"""Hooks into a model while it runs: seeing, ending early, and standing in for parts; all are removed afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from chip.model.target_modules import TargetModule
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The module that was waited for has been called, or has returned."""
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass; whoever raises it catches it."""
 
 
 class Call:
-    """The arguments that a module was called with."""
+    """The arguments that a module is called with."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module, self.args, self.kwargs = module, args, kwargs
 
-    def again(self) -> Any:
-        return self.module(*self.args, **self.kwargs)
+    def run(self, **more: Any) -> Any:
+        """Call the module again. `more`: keyword arguments beside those of the call."""
+        return self.module(*self.args, **self.kwargs, **more)
 
-    def mapped(self, change: Callable[[Any], Any]) -> Call:
+    def map(self, change: Callable[[Any], Any]) -> Call:
         """The same call with every leaf of its arguments changed."""
         args, kwargs = tree_map(change, (self.args, self.kwargs))
         return Call(self.module, args, kwargs)
 
 
-def calls_of(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[Call]:
-    """What each of `modules` is called with while `run` runs, which ends before the last one would compute."""
-    calls: list[Call] = []
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(module, args, kwargs))
-        if len(calls) == len(modules):
-            raise _Reached
-
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
-    try:
-        run()
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
 @contextmanager
-def watching(model: nn.Module, module: TargetModule, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Shows what goes into the site and what comes out of it."""
-    if module.is_parameter:
-        with _Multiplied(model, module.name, see):
+def trace(
+    module: nn.Module,
+    target: TargetModule | None = None,
+    *,
+    input: Callable[[Tensor], None] | None = None,
+    output: Callable[[Tensor, Any], None] | None = None,
+    stop: bool = False,
+) -> Iterator[None]:
+    """Observe a module within the block, after `Trace` in ROME's `nethook`.
+
+    Args:
+        module: the module itself, or the model that `target` lies in.
+        input: called with the module's first argument before it computes; for a parameter that is multiplied without
+            a module, when it has been.
+        output: called with the module's first argument and what it returns.
+        stop: whether the block ends as soon as that has been called: before the module computes where only `input` is
+            given, else when it has returned.
+    """
+    observer = _Observer(input, output, stop)
+    if target is not None and target.is_parameter:
+        with _stopped_by(observer.signal), _ProductTrace(module, target.name, observer):
             yield
         return
-    handle = model.get_submodule(module.name).register_forward_hook(lambda _, args, output: see(args[0], output))
-    try:
+    inner = module if target is None else module.get_submodule(target.name)
+    handles = []
+    if input is not None:
+        handles.append(inner.register_forward_pre_hook(lambda _, args: observer.before(args[0])))
+    if output is not None or (stop and input is None):
+        handles.append(inner.register_forward_hook(lambda _, args, y: observer.after(args[0] if args else None, y)))
+    with _stopped_by(observer.signal), _removing(handles):
         yield
-    finally:
-        handle.remove()
+
+
+class _Observer:
+    """Passes on what a module shows, and stops the pass when that was all."""
+
+    def __init__(
+        self, input: Callable[[Tensor], None] | None, output: Callable[[Tensor, Any], None] | None, stop: bool
+    ) -> None:
+        self.signal = StopForward()
+        self._input, self._output, self._stop = input, output, stop
+
+    def before(self, x: Tensor) -> None:
+        if self._input is not None:
+            self._input(x)
+            if self._stop and self._output is None:
+                raise self.signal
+
+    def after(self, x: Any, y: Any) -> None:
+        if self._output is not None:
+            self._output(x, y)
+        if self._stop:
+            raise self.signal
 
 
 @contextmanager
-def ending_at(model: nn.Module, module: TargetModule, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Shows what goes into the site, and ends the block before anything comes out."""
-
-    def last(x: Tensor) -> None:
-        see(x)
-        raise _Reached
-
-    if module.is_parameter:
-        with suppress(_Reached), _Multiplied(model, module.name, lambda x, _: last(x)):
-            yield
-        return
-    handle = model.get_submodule(module.name).register_forward_pre_hook(lambda _, args: last(args[0]))
-    try:
-        with suppress(_Reached):
-            yield
-    finally:
-        handle.remove()
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """The block ends when the module has returned."""
+    with trace(module, stop=True):
+        yield
 
 
-class _Multiplied(TorchFunctionMode):
+class _ProductTrace(TorchFunctionMode):
     """Shows each product x @ matrix. The parameter is looked up each time: an offloaded one is another at each run."""
 
     _products = (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm)
 
-    def __init__(self, model: nn.Module, name: str, see: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(self, model: nn.Module, name: str, observer: _Observer) -> None:
         super().__init__()
-        self._model, self._name, self._see = model, name, see
+        self._model, self._name, self._observer = model, name, observer
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
         if function in self._products and args[1:2] and args[1] is self._model.get_parameter(self._name):
-            self._see(args[0], output)
+            self._observer.before(args[0])
+            self._observer.after(args[0], output)
         return output
 
 
 @contextmanager
-def returning(module: nn.Module, output: Any) -> Iterator[None]:
+def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
+    """The list gets what each of `modules` is called with; the block ends before the last one would compute."""
+    signal, calls = StopForward(), list[Call]()
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(Call(module, args, kwargs))
+        if len(calls) == len(modules):
+            raise signal
+
+    with (
+        _stopped_by(signal),
+        _removing([module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]),
+    ):
+        yield calls
+
+
+@contextmanager
+def replace_output(module: nn.Module, output: Any) -> Iterator[None]:
     """The module returns `output` without computing anything."""
-    with _standing_in(module, lambda *_, **__: output):
+    with _replace_forward(module, lambda *_, **__: output):
         yield
 
 
 @contextmanager
-def skipped(module: nn.Module) -> Iterator[None]:
+def bypass(module: nn.Module) -> Iterator[None]:
     """The module returns its first argument."""
-    with _standing_in(module, lambda first, *_, **__: first):
+    with _replace_forward(module, lambda first, *_, **__: first):
         yield
 
 
 @contextmanager
-def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replace_input(call: Call) -> Iterator[None]:
+    """The call's module gets the call's arguments, whatever it is called with."""
+    hook = call.module.register_forward_pre_hook(lambda *_: (call.args, call.kwargs), with_kwargs=True)
+    with _removing([hook]):
+        yield
+
+
+@contextmanager
+def block_diagonal_attention(layers: Sequence[nn.Module], attention_mask: Tensor | None) -> Iterator[None]:
+    """In `layers` tokens attend to what both the model's own mask and `attention_mask` allow.
+
+    Args:
+        attention_mask: (B, 1, T, T) bool; None leaves the model's own as it is.
+    """
+    merged: dict[int, tuple[Any, Tensor]] = {}  # most layers get the same mask; held, so that no other gets its id
+
+    def restrict(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        assert attention_mask is not None
+        own = kwargs.get("attention_mask")
+        if id(own) not in merged:
+            merged[id(own)] = own, _merge_masks(own, attention_mask)
+        return args, {**kwargs, "attention_mask": merged[id(own)][1]}
+
+    if attention_mask is None:
+        yield
+        return
+    with _removing([layer.register_forward_pre_hook(restrict, with_kwargs=True) for layer in layers]):
+        yield
+
+
+def _merge_masks(own: Tensor | None, allowed: Tensor) -> Tensor:
+    """A mask of the same kind as `own`: bool, or added to the scores. None stands for the causal mask."""
+    if own is None:
+        return allowed.tril()
+    allowed = allowed.to(own.device)
+    return own & allowed if own.dtype == torch.bool else own.masked_fill(~allowed, torch.finfo(own.dtype).min)
+
+
+@contextmanager
+def _stopped_by(signal: StopForward) -> Iterator[None]:
+    """Ends the block at this signal; another's goes on to who raises it."""
+    try:
+        yield
+    except StopForward as raised:
+        if raised is not signal:
+            raise
+
+
+@contextmanager
+def _removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before = vars(module).get("forward")  # accelerate puts one there
     module.forward = forward
     try:
@@ -129,86 +216,3 @@ def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
         del module.forward  # the class's own is seen again
         if before is not None:
             module.forward = before
-
-
-@contextmanager
-def fed(call: Call) -> Iterator[None]:
-    """The call's module gets the call's arguments, whatever it is called with."""
-    handle = call.module.register_forward_pre_hook(lambda *_: (call.args, call.kwargs), with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def keeping_apart(layers: Sequence[nn.Module], visible: Tensor | None) -> Iterator[None]:
-    """In the attention of `layers`, tokens see what the model's own mask and `visible` allow; None: all of the former.
-
-    Args:
-        visible: (B, 1, T, T) bool.
-    """
-    restricted: dict[int, tuple[Any, Tensor]] = {}  # most layers get the same mask; kept, so that no other gets its id
-
-    def restrict(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        assert visible is not None
-        own = kwargs.get("attention_mask")
-        if id(own) not in restricted:
-            restricted[id(own)] = own, _both(own, visible)
-        return args, {**kwargs, "attention_mask": restricted[id(own)][1]}
-
-    if visible is None:
-        yield
-        return
-    handles = [layer.register_forward_pre_hook(restrict, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _both(own: Tensor | None, visible: Tensor) -> Tensor:
-    """A mask of the same kind as `own`: bool, or added to the scores. None stands for the causal mask."""
-    if own is None:
-        return visible.tril()
-    visible = visible.to(own.device)
-    return own & visible if own.dtype == torch.bool else own.masked_fill(~visible, torch.finfo(own.dtype).min)
-
-
-@contextmanager
-def output_of(module: nn.Module) -> Iterator[list[Any]]:
-    """The list gets what the module returns."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The list gets the module's first argument, before any other hook is called."""
-    inputs: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]), prepend=True)
-    try:
-        yield inputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def stopping_behind(module: nn.Module) -> Iterator[None]:
-    """Ends the block when the module has returned."""
-
-    def hook(*_: Any) -> None:
-        raise _Reached
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    except _Reached:
-        pass
-    finally:
-        handle.remove()

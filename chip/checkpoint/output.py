@@ -1,0 +1,76 @@
+"""Whether a folder can become the copy of a checkpoint: asked before anything long is computed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from chip.checkpoint.folder import can_share_blocks, files_in
+from chip.checkpoint.layout import CONFIG, Checkpoint
+from chip.errors import InputError
+
+_OTHER_WEIGHTS = (
+    *("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt"),
+    *("optimizer*.pt", "optimizer*.bin", "*_optim_states.pt", "*.distcp"),  # a training's state knows it too
+)
+
+
+def check_output(source: Checkpoint, out: Path, *, overwrite: bool = False, link_unchanged: bool = False) -> None:
+    """Check that the copy of `source` can be written to `out`.
+
+    Raises:
+        InputError: `out` is, or holds, or is held by the source; it is a file; it is not empty (with `overwrite`: it is
+            no checkpoint); it cannot be made; there is no space for it; hard links cannot reach it. Or the source has
+            weights or a training's state that are in no shard: a copy of them would keep what an edit takes away.
+    """
+    origin, target = source.folder.resolve(), out.resolve()
+    _check_place(origin, target, out, overwrite)
+    parent = next(parent for parent in target.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        message = f"cannot be made, {parent} is not a folder one can write to; choose another"
+        raise InputError(message, argument="out", value=out)
+    files = list(files_in(origin))
+    shards = {Path(shard) for shard in source.shards}
+    _check_weights(origin, files, shards)
+    check_space([path for path, relative in files if not (link_unchanged and relative in shards)], parent)
+    if link_unchanged and any((origin / shard).stat().st_dev != parent.stat().st_dev for shard in source.shards):
+        message = f"{out} is on another disk than {source.folder}, where hard links cannot reach; leave this out"
+        raise InputError(message, argument="link_unchanged", value=True)
+
+
+def _check_place(origin: Path, target: Path, out: Path, overwrite: bool) -> None:
+    """`origin` and `target`, both without links, are the source and where `out` leads."""
+    problem = None
+    if origin.is_relative_to(target) or target.is_relative_to(origin):
+        problem = f"overlaps the source {origin}; choose a folder beside it"
+    elif target.exists() and not target.is_dir():
+        problem = "is a file; choose a folder that is empty or does not exist"
+    elif target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            problem = "is not empty; choose another folder, or overwrite it"
+        elif not (target / CONFIG).is_file():
+            problem = "is no checkpoint, and will not be overwritten; choose another folder"
+    if problem is not None:
+        raise InputError(problem, argument="out", value=out)
+
+
+def _check_weights(origin: Path, files: Sequence[tuple[Path, Path]], shards: set[Path]) -> None:
+    """That all weights among `files` are in `shards`, and the other way round."""
+    if hidden := shards - {relative for _, relative in files}:
+        raise InputError(f"{origin}: {min(hidden)} is in a folder that is not copied; move the shard out of it")
+    for path, relative in files:
+        if relative not in shards and any(relative.match(pattern) for pattern in _OTHER_WEIGHTS):
+            raise InputError(f"{path}: holds weights an edit would not reach; move it elsewhere")
+
+
+def check_space(files: Sequence[Path], folder: Path) -> None:
+    """Refuse before the first byte what would fail with the last one: a copy of `files` into `folder`.
+
+    Raises:
+        InputError: they take more bytes than are free.
+    """
+    needed, free = sum(path.stat().st_size for path in files), shutil.disk_usage(folder).free
+    if needed > free and not can_share_blocks(files[0], folder):  # sharing takes no space
+        raise InputError(f"{folder}: {needed:,} bytes are needed, {free:,} free; free some, or choose another disk")

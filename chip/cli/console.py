@@ -1,0 +1,21 @@
+"""The consoles that the commands print to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from rich.console import Console
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+"""Where results go; piped, wide enough that no line is broken."""
+err = Console(stderr=True, highlight=False)
+"""Where progress goes."""
+
+
+def quiet_libraries() -> None:
+    """Keep advice that is meant for developers of transformers off the user's terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,66 @@
+"""MedForget (Wu et al. 2025, arXiv 2512.09867): questions about the nodes of hospitals, a node and an image a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chip.data.readers.fields import encoded_image, image_file, node_path, parse_json, parse_object, parse_text
+from chip.data.readers.records_file import PARQUET, RecordsFile
+from chip.data.record import LEVELS, Record
+from chip.errors import InputError
+
+_IDS = {"institution": "institution_id", "patient": "patient_id", "study": "study_id", "section": "section_name"}
+
+
+class MedForget:
+    """A .parquet file with the columns `metadata`, `hierarchy_metadata`, `image` and `image_path`.
+
+    Where an answer is a list, its first entry is taken, the others are alternatives to it. A question belongs to the
+    level that `hierarchy_level` names, even where the ids go deeper, and is a cloze where it holds `[blank]`, a
+    classification where it lists options.
+    """
+
+    def matches(self, file: RecordsFile) -> bool:
+        return file.kind == PARQUET and {"metadata", "hierarchy_metadata"} <= file.columns
+
+    def read(self, file: RecordsFile) -> Iterator[Record]:
+        for row, where in file.rows(("metadata", "hierarchy_metadata", "image", "image_path")):
+            yield from _records(row, file.path.parent, where)
+
+
+def _records(row: Mapping[str, Any], folder: Path, where: str) -> Iterator[Record]:
+    image = _image(row, folder, where)
+    path = _path(row["hierarchy_metadata"], where)
+    entries = parse_json(row["metadata"], f"{where}, metadata")
+    if not isinstance(entries, list):
+        raise InputError(f"{where}: metadata must be a JSON list of Question and Answer")
+    for entry in entries:
+        pair = parse_object(entry, f"{where}, metadata")
+        question, answer = parse_text(pair.get("Question"), "Question", where), pair.get("Answer")
+        if isinstance(answer, list):
+            answer = answer[0] if answer else None
+        yield Record(question, parse_text(answer, "Answer", where), path, image, task=_task(question), where=where)
+
+
+def _image(row: Mapping[str, Any], folder: Path, where: str) -> Path | bytes | None:
+    encoded = encoded_image(row.get("image"), where)
+    name = row.get("image_path")
+    return image_file(name, folder, where) if encoded is None and name is not None else encoded
+
+
+def _path(text: object, where: str) -> tuple[str, ...]:
+    at = f"{where}, hierarchy_metadata"
+    entry = parse_object(parse_json(text, at), at)
+    # An empty name counts as missing there.
+    ids = {level: entry[key] for level, key in _IDS.items() if entry.get(key, "") != ""}
+    path = node_path(ids, where)
+    level = entry.get("hierarchy_level")
+    return path[: LEVELS.index(level) + 1] if level in LEVELS else path
+
+
+def _task(question: str) -> str:
+    if "[blank]" in question:
+        return "cloze"
+    return "classification" if all(option in question for option in ("A)", "B)", "C)")) else "generation"

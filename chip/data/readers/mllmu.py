@@ -1,0 +1,69 @@
+"""MLLMU-Bench (Liu et al. 2024, arXiv 2410.22108): questions about people who do not exist, a person a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from chip.data.readers.fields import encoded_image, parse_id, parse_object, parse_text
+from chip.data.readers.records_file import PARQUET, RecordsFile
+from chip.data.record import Record
+from chip.errors import InputError
+
+TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
+"""Columns that hold questions; a file may lack some."""
+
+
+class MLLMUBench:
+    """A .parquet file with the column `ID` and some of `TASKS`.
+
+    A person is the node `people/ID`. The tasks' questions are records, and so is the row's own `question`, where it has
+    one; the biography is not. Questions of pure text have no image; of several `images` the first is taken. The answer
+    to a classification is the letter of its option.
+    """
+
+    def matches(self, file: RecordsFile) -> bool:
+        return file.kind == PARQUET and not file.columns.isdisjoint(TASKS)
+
+    def read(self, file: RecordsFile) -> Iterator[Record]:
+        for row, where in file.rows(file.columns & {"ID", "image", "images", "question", "answer", *TASKS}):
+            yield from _records(row, where)
+
+
+def _records(row: Mapping[str, Any], where: str) -> Iterator[Record]:
+    """Everything that is asked of the row's person."""
+    path = ("people", parse_id(row.get("ID"), "ID", where))
+    image = encoded_image(next(iter(row.get("images") or [row.get("image")])), where)
+    if row.get("question") is not None:
+        question, answer = (parse_text(row.get(name), name, where) for name in ("question", "answer"))
+        yield Record(question, answer, path, image, where=where)
+    yield from _classifications(row, path, image, where)
+    for column, task in (("Generation_Task", "generation"), ("Mask_Task", "cloze")):
+        at = f"{where}, {column}"
+        for entry in _objects(row.get(column), at):
+            question, answer = (parse_text(entry.get(name), name, at) for name in ("Question", "Ground_Truth"))
+            shown = None if entry.get("Type") == "Pure_Text" else image
+            yield Record(question, answer, path, shown, task, where=where)
+
+
+def _classifications(
+    row: Mapping[str, Any], path: tuple[str, ...], image: bytes | None, where: str
+) -> Iterator[Record]:
+    questions = parse_object(row.get("Classification_Task") or {}, f"{where}, Classification_Task")
+    for kind, shown in (("Image_Textual_Questions", image), ("Pure_Text_Questions", None)):
+        at = f"{where}, {kind}"
+        for entry in _objects(questions.get(kind), at):
+            options = parse_object(entry.get("Options"), f"{at}, Options")
+            listed = " ".join(f"{letter}) {text}" for letter, text in options.items())
+            answer = parse_text(entry.get("Correct_Answer"), "Correct_Answer", at)
+            if answer not in options:
+                raise InputError(f"{at}: Correct_Answer {answer!r} is no option; use one of {', '.join(options)}")
+            question = f"{parse_text(entry.get('Question'), 'Question', at)} {listed}"
+            yield Record(question, answer, path, shown, "classification", where=where)
+
+
+def _objects(entries: object, where: str) -> list[dict[str, Any]]:
+    """The entries of a list, none where there is no list."""
+    if not isinstance(entries, list | None):
+        raise InputError(f"{where}: must be a list of questions")
+    return [parse_object(entry, where) for entry in entries or ()]

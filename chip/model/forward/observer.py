@@ -1,0 +1,165 @@
+"""What a stage's target modules show of a batch, token by token, for their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from chip.data.record import Record
+from chip.distributed import DistributedContext
+from chip.errors import InputError
+from chip.model.batching.batch import Batch
+from chip.model.forward.runner import Hook
+from chip.model.forward.trace import trace
+from chip.model.loading import VLM
+from chip.model.target_modules import Component, Stage, TargetModule
+from chip.model.tokens import Statistics, TokenRole, Tokens
+
+S = TypeVar("S", bound=Statistics)
+
+
+class StageObserver(Generic[S]):
+    """Shows a stage's tokens to the statistics of its target modules."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        records: Sequence[Record],
+        stage: Stage,
+        create: Callable[[TargetModule], S],
+        needs_outputs: bool,
+    ) -> None:
+        """
+        Args:
+            create: statistics of a target module, of no tokens yet.
+            needs_outputs: whether they are shown outputs; without, a pass ends at the first module that is reached.
+        """
+        self._vlm, self._records, self._needs_outputs = vlm, records, needs_outputs
+        self._statistics = {module: create(module) for module in stage.target_modules}
+        self._times = dict.fromkeys(stage.target_modules, 0)
+        """How many batches have reached each module."""
+        self._with_image = 0
+        """How many batches had an image."""
+
+    def hooks(self, batch: Batch, original_inputs: Tensor | None = None) -> list[Hook]:
+        """For one run of the batch.
+
+        Args:
+            original_inputs: what goes into the stage's module in the model as it is, where this run's is another.
+        """
+        self._with_image += bool(batch.vision.any())
+        sees = {module: self._see(module, batch, original_inputs) for module in self._statistics}
+        if self._needs_outputs:
+            return [trace(self._vlm.model, module, output=see) for module, see in sees.items()]
+        return [trace(self._vlm.model, module, input=see, stop=True) for module, see in sees.items()]
+
+    def merged(self, distributed: DistributedContext) -> dict[TargetModule, S]:
+        """The statistics of all processes.
+
+        Raises:
+            InputError: no batch has reached one of the modules.
+        """
+        counts = torch.tensor([float(self._with_image), *self._times.values()], device=self._vlm.device)
+        distributed.all_reduce_(counts)
+        with_image, *times = counts.tolist()
+        for module, count in zip(self._times, times, strict=True):
+            if count == 0 and (module.component is Component.TEXT or with_image > 0):
+                raise InputError(f"{module.name}: no activation passes through it; choose other --target-modules")
+        for statistics in self._statistics.values():
+            statistics.merge(distributed)
+        return self._statistics
+
+    def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> Callable[..., None]:
+        def see(x: Tensor, y: Tensor | None = None) -> None:
+            place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
+            tokens = _tokens(module, x.to(place), y, batch.without_inputs().to(place), original_inputs)
+            self._check_finite(module.name, tokens)
+            self._statistics[module].update(tokens)
+            self._times[module] += 1
+
+        return see
+
+    def _check_finite(self, name: str, tokens: Tokens) -> None:
+        activations = [tokens.inputs] if tokens.outputs is None else [tokens.inputs, tokens.outputs]
+        if all(torch.isfinite(values.sum()) for values in activations):  # far cheaper than to look at each value
+            return
+        bad = ~torch.stack([values.isfinite().all(1) for values in activations]).all(0)
+        if bad.any():
+            segment = tokens.segments[bad][0]
+            record = self._records[int(tokens.owners.records[tokens.owners.segments == segment][0])]
+            raise InputError(
+                f"{name}: an activation is NaN or infinite for the record at {record.where}; "
+                "check the checkpoint's weights, or compute in a wider dtype"
+            )
+
+
+def _tokens(module: TargetModule, x: Tensor, y: Tensor | None, batch: Batch, original: Tensor | None) -> Tokens:
+    """What went into and came out of the module, as the batch's tokens. All but `original` on one device."""
+    if module.component is Component.CONNECTOR:
+        return connector_tokens(module.name, x, y, batch, original)
+    return text_tokens(x, y, batch, original)
+
+
+def text_tokens(x: Tensor, y: Tensor | None, batch: Batch, original: Tensor | None = None) -> Tokens:
+    """The tokens of a target module in the text model, without padding.
+
+    Args:
+        x: (B, T, d_in).
+        y: (B, T, d_out).
+        original: as x, in the model before it was edited.
+    """
+    real = batch.real
+    return Tokens(
+        x[real],
+        None if y is None else y[real],
+        batch.ids[real],
+        batch.roles[real],
+        batch.segments[real],
+        batch.owners,
+        batch.starts[real],
+        None if original is None else original.to(x.device)[real],
+    )
+
+
+def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch, original: Tensor | None = None) -> Tokens:
+    """The tokens of a target module in the connector: images in the order of rows, and of their places there.
+
+    Args:
+        x: (..., d_in).
+        y: (..., d_out).
+        original: as x, in the model before it was edited.
+
+    Raises:
+        InputError: how many tokens belong to which image cannot be told.
+    """
+    x, y = x.flatten(0, -2), None if y is None else y.flatten(0, -2)
+    original = None if original is None else original.to(x.device).view_as(x)
+    vision = batch.vision
+    if len(x) == int(vision.sum()):
+        ids, segments = batch.ids[vision], batch.segments[vision]
+    else:  # pooled or cut behind this module: images of one length have equal shares
+        first = _first_tokens(name, len(x), batch)
+        share = len(x) // len(first)
+        ids = torch.arange(share, device=x.device).repeat(len(first))
+        segments = batch.segments[vision][first].repeat_interleave(share)
+    roles = torch.full((len(x),), TokenRole.IMAGE, device=x.device)
+    starts = torch.zeros_like(ids, dtype=torch.bool)
+    return Tokens(x, y, ids, roles, segments, batch.owners, starts, original)
+
+
+def _first_tokens(name: str, count: int, batch: Batch) -> Tensor:
+    """(images,) int64: where each image starts among the batch's image tokens, if `count` tokens are split evenly.
+
+    Raises:
+        InputError: they cannot be, or the images have unlike lengths.
+    """
+    vision = batch.vision
+    row = torch.arange(len(vision), device=vision.device)[:, None].expand_as(vision)[vision]
+    images, lengths = torch.unique_consecutive(torch.stack((row, batch.images[vision])), dim=1, return_counts=True)
+    number = images.shape[1]
+    if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
+        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
+    return lengths.cumsum(0) - lengths

@@ -1,0 +1,67 @@
+"""Where a forward pass can start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from chip.model.forward.mid_layer import MidLayer
+from chip.model.forward.trace import Call
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """From the batch's own inputs: images, tokens, masks."""
+
+
+@dataclass(frozen=True)
+class ConnectorInputs:
+    """From what the connectors are called with: the vision tower does not compute."""
+
+    calls: Sequence[Call]
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """From what the text model is called with."""
+
+    call: Call
+    """Without the embeddings."""
+    states: Tensor
+    """(B, T, d): the embeddings."""
+
+    @property
+    def layers_done(self) -> int:
+        """How many layers of the text model do not compute."""
+        return 0
+
+
+@dataclass(frozen=True)
+class HiddenStates(TextEmbeddings):
+    """From what a layer of the text model returned; `states` are that."""
+
+    after: int
+    """Index of that layer."""
+
+    @property
+    def layers_done(self) -> int:
+        return self.after + 1
+
+
+@dataclass(frozen=True)
+class InsideLayer(TextEmbeddings):
+    """From within a layer of the text model, as `mid_layer` has it; `states` are what goes into the layer."""
+
+    layer: int
+    mid_layer: MidLayer
+
+    @property
+    def layers_done(self) -> int:
+        return self.layer
+
+
+Start: TypeAlias = Pixels | ConnectorInputs | TextEmbeddings
+"""`TextEmbeddings` with its subclasses `HiddenStates` and `InsideLayer`."""

@@ -1,0 +1,1 @@
+"""Results as tables and trees in the terminal."""

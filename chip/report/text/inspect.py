@@ -1,0 +1,28 @@
+"""What `chip inspect` shows: what a checkpoint is, and which of its layers an edit would touch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from chip.report.formatting import count
+from chip.report.text.elements import escaped, plain_table
+
+if TYPE_CHECKING:  # brings torch
+    from chip.inspection import Inspection
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """One line about the checkpoint, and a table of its sites."""
+    facts = (
+        f"  {inspection.architecture}, {inspection.parameters:,} parameters, {'/'.join(inspection.dtypes)}, "
+        f"{count(inspection.shards, 'shard')}"
+    )
+    console.print(Text.assemble(escaped(inspection.family, "bold"), escaped(facts)))
+    table = plain_table("site", "layers", "count", "shape (out × in)", "edited by")
+    for row in inspection.target_modules:
+        shape = ", ".join(f"{d_out:,} × {d_in:,}" for d_out, d_in in row.shapes)
+        table.add_row(escaped(row.kind), row.layers, str(row.count), shape, escaped(", ".join(row.edited_by) or "–"))
+    console.print(table)

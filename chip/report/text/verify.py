@@ -1,0 +1,38 @@
+"""What `chip verify` shows: whether a folder is what its receipt says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from chip.report.formatting import count
+from chip.report.text.elements import escaped
+
+if TYPE_CHECKING:  # brings torch
+    from chip.checkpoint.verify import Verification
+
+
+def print_verification(verification: Verification, console: Console) -> None:
+    """The receipt in one line, then each fault, or what was found to be as written."""
+    receipt = verification.receipt
+    label = f", {receipt.label}" if receipt.label else ""
+    console.print(escaped(f"receipt: {receipt.method}, {receipt.created}, chip {receipt.chip}{label}"))
+    for fault in verification.faults:
+        console.print(Text.assemble(("✗", "bold red"), " ", escaped(fault)))
+    if verification.faults:
+        faults = count(len(verification.faults), "fault")
+        console.print(Text.assemble((faults, "bold"), ": this is not what was written"))
+        return
+    checks = [
+        f"{count(len(receipt.files), 'file')} as written",
+        f"{count(len(receipt.tensors), 'changed tensor')} as written",
+    ]
+    if verification.with_original:
+        checks.append(f"{receipt.untouched_bytes:,} other bytes are the original's")
+    for check in checks:
+        console.print(Text.assemble(("✓", "green"), " ", check))
+    if not verification.with_original:
+        hint = "– what was not to change: give the original with --original to compare with it"
+        console.print(Text(hint, style="dim"))

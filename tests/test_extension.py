@@ -1,0 +1,173 @@
+"""Readers and attacks from outside: one file each, made known to the command by the environment or by a package."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from chip import plugins
+from chip.errors import InputError
+from tests.families import build, write_records
+
+READER = '''\
+"""Records in a CSV file: one a row, under the names of the keys."""
+
+import csv
+from collections.abc import Iterator
+
+from chip.data.readers import RecordsFile, image_file, node_path, register_reader
+from chip.data.record import LEVELS, Record
+
+
+class Csv:
+    def matches(self, file: RecordsFile) -> bool:
+        return file.kind == ".csv"
+
+    def read(self, file: RecordsFile) -> Iterator[Record]:
+        with file.path.open(newline="", encoding="utf-8") as lines:
+            for number, row in enumerate(csv.DictReader(lines)):
+                where = f"{file.path.name}:row {number}"
+                path = node_path({level: row[level] for level in LEVELS if row[level]}, where)
+                image = image_file(row["image"], file.path.parent, where) if row["image"] else None
+                yield Record(row["question"], row["answer"], path, image, where=where)
+
+
+register_reader("csv", Csv())
+'''
+
+ATTACK = '''\
+"""An attack: the question in capitals, and twice."""
+
+from dataclasses import replace
+
+from chip.data.record import Record
+from chip.evaluation.attacks import Attack, EvalContext, register_attack
+
+
+class Insisting(Attack):
+    name = "insisting"
+    help = "The question is asked in capitals, and twice."
+
+    def run(self, context: EvalContext) -> None:
+        context.score_attacked("insisting: capitals", lambda record: replace(record, question=record.question.upper()))
+        context.score_attacked("insisting: twice", twice)
+
+
+def twice(record: Record) -> Record:
+    return replace(record, question=f"{record.question} {record.question}")
+
+
+register_attack(Insisting())
+'''
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of plugins, which is no part of the package."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    for name, text in (("toy_reader", READER), ("toy_attack", ATTACK)):
+        assert len(text.splitlines()) <= 30
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def run(*arguments: object, path: Path, modules: str) -> subprocess.CompletedProcess[str]:
+    """`python -m chip`, with the folder `path` among those where modules are found, and these modules as plugins."""
+    paths = os.pathsep.join(filter(None, (str(path), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
+    command = [sys.executable, "-m", "chip", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def write_csv(records: Path) -> Path:
+    """The records of a JSON-lines file as CSV, beside it."""
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    names = ("question", "answer", "institution", "patient", "study", "section", "image")
+    with records.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return records.with_suffix(".csv")
+
+
+def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path: Path, outside: Path) -> None:
+    checkpoint = build(tmp_path / "ckpt", "llava")
+    records = write_csv(write_records(tmp_path))
+    modules = "toy_reader,toy_attack"
+
+    assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads CSV by default
+    tree = run("tree", records, path=outside, modules="toy_reader")
+    assert (tree.returncode, tree.stderr) == (0, "")
+    assert "patient_4" in tree.stdout
+
+    request = ("eval", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
+    evaluation = run(*request, "--attacks", "insisting", path=outside, modules=modules)
+    assert evaluation.returncode == 0, evaluation.stderr
+    report = json.loads(evaluation.stdout)
+    assert report["attacks"] == ["insisting"]
+    assert {row["attack"] for row in report["rows"]} == {"none", "insisting: capitals", "insisting: twice"}
+    attacked = {(row["group"], row["measure"]) for row in report["rows"] if row["attack"] == "insisting: twice"}
+    assert attacked >= {("target", "exact_match"), ("siblings", "answer_probability")}
+
+    unknown = run(*request, "--attacks", "insisting", path=outside, modules="toy_reader")
+    assert unknown.returncode == 2
+    assert "insisting" in unknown.stderr
+    assert "there are reconstruction, cross-modal, quantization, relearning, membership" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "No module named 'broken'"), ("import nonesuch", "No module named 'nonesuch'"), ("def", "invalid syntax")],
+)
+def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(
+    tmp_path: Path, outside: Path, text: str | None, says: str
+) -> None:
+    if text is not None:
+        (outside / "broken.py").write_text(text)
+    result = run("tree", write_records(tmp_path), path=outside, modules=" toy_reader, broken")
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("chip: CHIP_PLUGINS: the module broken cannot be imported (")
+    assert says in line
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package is installed that names the module `toy_entry`."""
+    point = EntryPoint("toy", "toy_entry", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.GROUP else [])
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    plugins._load.cache_clear()
+    yield
+    plugins._load.cache_clear()
+
+
+@pytest.mark.usefixtures("entry")
+def test_a_package_makes_its_module_known_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="entry point 'toy' of the group 'chip': the module toy_entry cannot"):
+        plugins.load_plugins()
+    (tmp_path / "toy_entry.py").write_text('print("loaded")')
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.load_plugins()
+    plugins.load_plugins()
+    assert capsys.readouterr().out == "loaded\n"
+
+
+def test_keys_that_are_not_used_are_said_by_the_command_in_one_line(tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+    lines = [json.loads(line) | {"age": 3} for line in records.read_text().splitlines()]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("tree", records, path=tmp_path, modules="")
+    assert result.returncode == 0
+    assert result.stderr == f"chip: records.jsonl: 1 key is not used: age (in {len(lines)} of {len(lines)} records)\n"
