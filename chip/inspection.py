@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
-from chip.methods import METHODS
+from chip.methods import find_methods
 from chip.model.families import find_language
 from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import Component, TargetModule, available_modules, layer_range
@@ -86,7 +86,7 @@ def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModule
 
 def _edited_by(kind: str, component: Component, depth: int) -> Iterator[str]:
     """Methods whose default is to edit this kind; with their layers, in a text model of `depth` layers."""
-    for name, method in METHODS.items():
+    for name, method in find_methods().items():
         if kind in method.target_modules:
             span = layer_range(method.layers, depth)
             yield f"{name} {span.start}-{span.stop - 1}" if component is Component.TEXT else name

@@ -1,4 +1,4 @@
-"""Readers and attacks from outside: one file each, made known to the command by the environment or by a package."""
+"""Methods, readers and attacks from outside: one file each, made known by the environment or by a package."""
 
 from __future__ import annotations
 
@@ -69,12 +69,46 @@ register_attack(Insisting())
 '''
 
 
+METHOD = '''\
+"""A method: the mean input of the target is taken out of each layer."""
+
+from dataclasses import dataclass
+
+from chip.methods import Method, Needs, WeightUpdate, membership, register_method, setting
+from chip.methods.statistics import FirstMoment
+
+
+class TargetMean(FirstMoment):
+    def __init__(self, weights, d_in):
+        super().__init__(1, d_in, weights.device)
+        self.weights = weights
+
+    def update(self, tokens):
+        super().update(tokens.inputs, tokens.owners.total(self.weights)[tokens.segments])
+
+
+@register_method
+@dataclass(frozen=True)
+class MeanRemoval(Method):
+    name, version, needs = "mean-removal", 1, Needs(outputs=False)
+    target_modules, layers = ("down",), (0.5, 1.0)
+    share: float = setting(1.0, "Share of the mean that is taken out.", maximum=1)
+    record_weights = lambda self, request, device: membership(request, [request.partition.forget], device)
+    statistics = lambda self, weights, d_in, d_out: TargetMean(weights, d_in)
+    statistics_bytes = lambda self, d_in, d_out: 8 * d_in
+
+    def solve(self, weight, bias, statistics, component):
+        mean = statistics.mean / statistics.mean.norm()
+        return WeightUpdate(weight - self.share * (weight.to(mean) @ mean.T) @ mean, None)
+'''
+
+
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
     """A folder of plugins, which is no part of the package."""
     folder = tmp_path / "outside"
     folder.mkdir()
-    for name, text in (("toy_reader", READER), ("toy_attack", ATTACK)):
+    for name, text in (("toy_reader", READER), ("toy_attack", ATTACK), ("toy_method", METHOD)):
         assert len(text.splitlines()) <= 30
         (folder / f"{name}.py").write_text(text)
     return folder
@@ -122,6 +156,25 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
     assert unknown.returncode == 2
     assert "insisting" in unknown.stderr
     assert "there are reconstruction, cross-modal, quantization, relearning, membership" in unknown.stderr
+
+
+def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
+    checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
+    assert "--share" not in run("edit", "--help", path=outside, modules="").stdout
+    assert "--share" in run("edit", "--help", path=outside, modules="toy_method").stdout
+    assert "mean-removal" in run("inspect", checkpoint, path=outside, modules="toy_method").stdout
+
+    request = ("edit", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
+    edit = run(*request, "--method", "mean-removal", "--share", "0.5", path=outside, modules="toy_method")
+    assert edit.returncode == 0, edit.stderr
+    report = json.loads(edit.stdout)
+    assert report["settings"]["share"] == 0.5
+    assert report["changed_tensors"]
+    assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
+    assert run("verify", f"{checkpoint}-edited", "--original", checkpoint, path=outside, modules="").returncode == 0
+
+    refused = run(*request, "--share", "0.5", path=outside, modules="toy_method")
+    assert (refused.returncode, refused.stderr) == (2, "chip: --share 0.5: not a setting of method shielded; drop it\n")
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def _method_options() -> list[Any]:
 
 
 def _parameters() -> Mapping[str, Parameter]:
-    from chip.methods import METHODS
+    from chip.methods import find_methods
     from chip.methods.settings import settings_of
 
     parameters: dict[str, Parameter] = {}
-    for method in METHODS.values():
+    for method in find_methods().values():
         for name, (field, meaning) in settings_of(method).items():
             kind = str if meaning.words else float
             option = typer.Option(

@@ -1,31 +1,56 @@
-"""The methods, by the name that `--method` takes."""
+"""The methods: one file each, one registry.
+
+A method from outside imports what it needs from here; see `chip.plugins`.
+"""
 
 from collections.abc import Mapping
 
 from chip.errors import InputError
-from chip.methods.base import Method
+from chip.methods.base import Method, Needs, WeightUpdate, membership
 from chip.methods.chip import Chip
-from chip.methods.settings import settings_of
+from chip.methods.settings import setting, settings_of
 from chip.methods.shielded import Shielded
+from chip.plugins import load_plugins
 
-__all__ = ["METHODS", "Chip", "Method", "Shielded", "make_method", "register_method"]
+__all__ = [
+    "METHODS",
+    "Chip",
+    "Method",
+    "Needs",
+    "Shielded",
+    "WeightUpdate",
+    "find_methods",
+    "make_method",
+    "membership",
+    "register_method",
+    "setting",
+]
 
 METHODS: dict[str, type[Method]] = {}
+"""Name, as `--method` takes it -> class."""
 
 
 def register_method(method: type[Method]) -> type[Method]:
     """Make a method known to the command line and to `make_method`; it may be used as a class decorator.
 
     Raises:
-        ValueError: another method has that name.
+        InputError: another method has this name.
     """
     if METHODS.setdefault(method.name, method) is not method:
-        raise ValueError(f"two methods are called {method.name!r}")
+        raise InputError(
+            "a method of this name is registered already; choose another", argument="name", value=method.name
+        )
     return method
 
 
 for _method in (Shielded, Chip):
     register_method(_method)
+
+
+def find_methods() -> Mapping[str, type[Method]]:
+    """All methods by name, those of plugins among them."""
+    load_plugins()
+    return METHODS
 
 
 def make_method(name: str, settings: Mapping[str, float | str]) -> Method:
@@ -34,10 +59,11 @@ def make_method(name: str, settings: Mapping[str, float | str]) -> Method:
     Raises:
         InputError: there is no such method, or it has no such setting, or the value is outside its range.
     """
-    if name not in METHODS:
-        raise InputError(f"there are {', '.join(METHODS)}", argument="method", value=name)
-    own = settings_of(METHODS[name])
-    for setting, value in settings.items():
-        if setting not in own:
-            raise InputError(f"not a setting of method {name}; drop it", argument=setting, value=value)
-    return METHODS[name](**settings)
+    methods = find_methods()
+    if name not in methods:
+        raise InputError(f"there are {', '.join(methods)}", argument="method", value=name)
+    own = settings_of(methods[name])
+    for given, value in settings.items():
+        if given not in own:
+            raise InputError(f"not a setting of method {name}; drop it", argument=given, value=value)
+    return methods[name](**settings)

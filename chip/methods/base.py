@@ -139,9 +139,9 @@ class Method(ABC):
         """
 
 
-def membership(count: int, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """(count, groups) fp32, 1 or 0: which of `count` records are in which group."""
-    member = torch.zeros(count, len(groups))
+def membership(request: ForgetRequest, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(records, groups) fp32, 1 or 0: which of the request's records are in which group."""
+    member = torch.zeros(len(request.hierarchy.records), len(groups))
     for column, group in enumerate(groups):
         member[list(group), column] = 1
     return member.to(device)

@@ -94,12 +94,12 @@ class Chip(Method):
     alpha: float = setting(0.3, "α: weight of image tokens in a record's activation.", maximum=1)
 
     def record_weights(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
-        partition, count = request.partition, len(request.hierarchy.records)
+        partition = request.partition
         pairs = [pair for target in partition.targets for pair in _comparisons(request, target)]
         return ChipWeights(
-            membership(count, [partition.forget, partition.retained], device),
-            membership(count, [child for child, _ in pairs], device),
-            membership(count, [around for _, around in pairs], device),
+            membership(request, [partition.forget, partition.retained], device),
+            membership(request, [child for child, _ in pairs], device),
+            membership(request, [around for _, around in pairs], device),
         )
 
     def statistics(self, record_weights: ChipWeights, d_in: int, d_out: int) -> ChipStatistics:

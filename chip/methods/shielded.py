@@ -61,8 +61,8 @@ class ShieldedWeights:
     @classmethod
     def of(cls, request: ForgetRequest, neighbor_weight: float, device: torch.device) -> ShieldedWeights:
         """`neighbor_weight`: as `Shielded` has it."""
-        count, partition = len(request.hierarchy.records), request.partition
-        of_records = membership(count, (partition.forget, partition.retained, ()), device)
+        partition = request.partition
+        of_records = membership(request, (partition.forget, partition.retained, ()), device)
         for indices, share in _shares(request, neighbor_weight):
             of_records[indices, SHIELD] += share / len(indices)
         of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
