@@ -28,9 +28,12 @@ demo: .venv/run
 
 # The site, into site/; a warning is an error. `.venv/bin/mkdocs serve` shows it while it is written.
 .PHONY: docs
-docs: .venv/run
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/docs: .venv/run pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
 
 test: .venv/dev
 	$(BIN)/ruff check
