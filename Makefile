@@ -39,6 +39,15 @@ demo: .venv/run
 	$(BIN)/chip demo hospital --overwrite
 	$(BIN)/chip edit hospital/ckpt --forget patient_17 --overwrite
 
+# The site, into site/; a warning is an error. `.venv/bin/mkdocs serve` shows it while it is written.
+.PHONY: docs
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/docs: .venv/run pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
 test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
