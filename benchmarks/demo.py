@@ -6,8 +6,7 @@ Each edit is written to disk, loaded again and asked every question; then its we
 nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
 with the best of a grid, and random changes of the same size as the control.
 
-The rows are those of all benchmarks (exact match on the target's trained questions, after and before), and more: first
-the means over targets, which have `targets`, then the edits, which have `target` and everything that was measured.
+The file has a row for each edit, found again by method, version, settings and target; tables are means over targets.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -28,37 +27,46 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from benchmarks.rows import Row, device_name, versions
+from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.readers import read_records
-from chip.data.record import LEVELS
-from chip.data.request import ForgetRequest
+from chip.data.record import LEVELS, read_records
 from chip.demo import write_demo
+from chip.editing import summarize
 from chip.evaluation.attacks.quantization import quantize_linears
-from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import Patch, default_modules, edit_model
+from chip.methods.apply import Patch, compute_updates, default_modules
+from chip.methods.base import ForgetRequest
 from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 from chip.model.tensor_names import key_map
 
-RESULTS = Path(__file__).parent / "results" / "demo.json"
 SEED = 0
 TARGETS_PER_LEVEL = 5
 GRID_PATIENTS = 3
+GROUPS = {"target": "target", "siblings": "siblings", "other": "other"}
+SPLITS = {"trained": "trained", "paraphrased": "paraphrased"}
+"""As the table and the file call them -> as `chip` does."""
 
 GRID = [
     (Chip(top_k=k, variance_threshold=variance_threshold), layers)
     for k, variance_threshold, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
 ]
 """Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
+
+COLUMNS = (
+    *("method", "version", "settings", "level", "target", "seconds", "largest_change"),
+    *("groups", "groups_4bit"),
+)
+"""Of a row; the last two are group -> split -> `MEASURES`, and null where it was not asked."""
+MEASURES = (
+    *("count", "chance", "exact_match before", "exact_match after"),
+    *("answer_probability before", "answer_probability after"),
+)
+DemoRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,68 +79,87 @@ class Task:
     layers: str | None
     target: str
     """Path of the node."""
-    quantize: bool = True
+    four_bits: bool = True
     """Ask again at 4 bits."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**asdict(self.operator), "layers": self.layers}
 
-@dataclass(frozen=True)
-class Hospital:
-    """The demo in a temporary folder, its model, and what it answers before any edit."""
-
-    folder: Path
-    source: Checkpoint
-    hierarchy: Hierarchy
-    vlm: VLM
-    before: Scores
+    @property
+    def key(self) -> str:
+        return _key(self.method, self.operator.version, self.settings, self.target)
 
 
-@cache
-def hospital() -> Hospital:
-    """One for each process."""
-    folder = Path(tempfile.mkdtemp(prefix="chip-benchmark-"))
-    write_demo(folder)
-    source = Checkpoint.open(folder / "ckpt")
-    hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
-    vlm = load_vlm(source.folder)
-    return Hospital(folder, source, hierarchy, vlm, score_records(vlm, hierarchy.records))
+class DemoModel:
+    """The demo in a temporary folder, its model, and what it answers before any edit. Nothing is loaded unread."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chip-benchmark-"))
+        write_demo(self.folder)
+        self.source = Checkpoint.open(self.folder / "ckpt")
+        self.hierarchy = Hierarchy(read_records(self.folder / "records.jsonl"))
+
+    @cached_property
+    def vlm(self) -> VLM:
+        return load_vlm(self.source.folder)
+
+    @cached_property
+    def before(self) -> Scores:
+        return score_records(self.vlm, self.hierarchy.records)
 
 
-def measure(task: Task) -> dict[str, Any]:
+demo_model = cache(DemoModel)
+"""One for each process."""
+
+
+def measure(task: Task) -> DemoRow:
     """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
-    here = hospital()
-    request = ForgetRequest.of(here.hierarchy, [task.target])
+    demo = demo_model()
+    case = ForgetRequest.of(demo.hierarchy, [task.target])
+    before = demo.before  # asked while the model is as it was
     start = time.monotonic()
-    patch = edit_model(
-        here.vlm, here.source, task.operator, request, default_modules(here.vlm, task.operator, layers=task.layers)
-    )
+    target_modules = default_modules(demo.vlm, task.operator, layers=task.layers)
+    patch = compute_updates(demo.vlm, demo.source, task.operator, case, target_modules)
     control = task.method == "control"
-    tensors = random_update(here.source, patch.relative_change) if control else patch.tensors
-    with tempfile.TemporaryDirectory(dir=here.folder) as scratch:
+    tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
+    with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
-        write_patched(here.source, written, tensors)
+        write_patched(demo.source, written, tensors)
         seconds = time.monotonic() - start
-        _restore(here, patch)
+        _restore(demo, patch)
         edited = load_vlm(written)
-    after = score_records(edited, here.hierarchy.records)
-    row = {
+    groups = _groups(case, before, edited)
+    groups_4bit = None
+    if task.four_bits:
+        quantize_linears(edited.model, bits=4, group=32)
+        groups_4bit = _groups(case, before, edited)
+    return {
         "method": task.method,
-        "settings": _settings(task),
+        "version": task.operator.version,
+        "settings": task.settings,
         "level": LEVELS[task.target.count("/")],
         "target": task.target,
         "seconds": seconds,
-        "relative_change": patch.relative_change,
-        "groups": _json(summarize(request, here.before, after)),
+        "largest_change": max(patch.relative_change.values(), default=0.0),
+        "groups": groups,
+        "groups_4bit": groups_4bit,
     }
-    if task.quantize:
-        quantize_linears(edited.model, bits=4, group=32)
-        row["groups_4bit"] = _json(summarize(request, here.before, score_records(edited, here.hierarchy.records)))
-    return {**common(f"{task.method}: {row['level']} {task.target}", [row]), **row}
 
 
-def common(case: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all benchmarks' rows have: exact match on the targets' trained questions, means over some edits."""
-    after, before = (mean(_value(row, "target", "trained", when=when) for row in rows) for when in ("after", "before"))
-    return asdict(Row(case, after, before, None, None, "exact match", device_name(default_device()), versions()))
+def _groups(case: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
+    summary = summarize(case, before, score_records(edited, case.hierarchy.records))
+    return {
+        group: {split: _measures(summary[of_chip][split_of_chip].to_json()) for split, split_of_chip in SPLITS.items()}
+        for group, of_chip in GROUPS.items()
+        if summary[of_chip]
+    }
+
+
+def _measures(entry: Mapping[str, Any]) -> list[float]:
+    """The values of `MEASURES`."""
+    names = (name.split() for name in MEASURES)
+    return [entry[name[0]] if len(name) == 1 else entry[name[0]][name[1]] for name in names]
 
 
 def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> dict[str, Tensor]:
@@ -147,15 +174,11 @@ def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> d
 
 
 @torch.no_grad()
-def _restore(here: Hospital, patch: Patch) -> None:
+def _restore(demo: DemoModel, patch: Patch) -> None:
     """Undo the edit of the model in memory."""
-    on_disk = {disk: name for name, disk in key_map(here.source).items()}
+    on_disk = {disk: name for name, disk in key_map(demo.source).items()}
     for disk in patch.relative_change:
-        here.vlm.model.get_parameter(on_disk[disk]).copy_(here.source.read(disk))
-
-
-def _json(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {group: {split: each.to_json() for split, each in splits.items()} for group, splits in groups.items()}
+        demo.vlm.model.get_parameter(on_disk[disk]).copy_(demo.source.read(disk))
 
 
 def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
@@ -168,128 +191,129 @@ def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
     }
 
 
-def run(tasks: Sequence[Task], workers: int, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def run(tasks: Sequence[Task], workers: int, known: Mapping[str, DemoRow]) -> list[DemoRow]:
     """A row for each task: the known one, or measured now."""
-    missing = [task for task in tasks if _key(task.method, _settings(task), task.target) not in known]
+    missing = [task for task in tasks if task.key not in known]
     threads = max(1, (os.cpu_count() or 1) // workers)
-    measured = dict(known)
+    rows = dict(known)
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
         for number, row in enumerate(pool.imap(measure, missing), start=1):
-            groups = [group for group in row["groups"] if row["groups"][group]]
-            shown = ", ".join(f"{group} {_value(row, group, 'trained'):.2f}" for group in groups)
+            shown = ", ".join(f"{group} {_value(row, group):.2f}" for group in GROUPS if row["groups"].get(group))
             print(f"{number}/{len(missing)} {row['method']} {row['target']}: {shown}", flush=True)
-            measured[_key(row["method"], row["settings"], row["target"])] = row
-    return [measured[_key(task.method, _settings(task), task.target)] for task in tasks]
+            rows[_key_of(row)] = row
+    return [rows[task.key] for task in tasks]
 
 
-def _settings(task: Task) -> dict[str, Any]:
-    return {**asdict(task.operator), "layers": task.layers}
+def _key_of(row: DemoRow) -> str:
+    return _key(row["method"], row["version"], row["settings"], row["target"])
 
 
-def _key(method: str, settings: Mapping[str, Any], target: str) -> str:
-    return json.dumps([method, dict(settings), target])
+def _key(method: str, version: int, settings: Mapping[str, Any], target: str) -> str:
+    """Settings count by their values: they may be renamed."""
+    return json.dumps([method, version, list(settings.values()), target])
 
 
-def best_of_grid(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def best_of_grid(rows: Iterable[DemoRow]) -> dict[str, Any]:
     """The settings with the largest mean of siblings − target on trained questions."""
     gaps: dict[str, list[float]] = {}
     for row in rows:
-        gap = _value(row, "siblings", "trained") - _value(row, "target", "trained")
+        gap = _value(row, "siblings") - _value(row, "target")
         gaps.setdefault(json.dumps(row["settings"]), []).append(gap)
     settings: dict[str, Any] = json.loads(max(gaps, key=lambda key: mean(gaps[key])))
     return settings
 
 
-def _value(row: Mapping[str, Any], group: str, split: str, groups: str = "groups", when: str = "after") -> float:
-    return float(row[groups][group][split]["exact_match"][when])
+def _value(
+    row: DemoRow, group: str, split: str = "trained", groups: str = "groups", measure: str = "exact_match after"
+) -> float:
+    return float(row[groups][group][split][MEASURES.index(measure)])
 
 
-def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over targets for each method and level, with the worst target's siblings."""
-    summary = []
-    for method, level in dict.fromkeys((row["method"], row["level"]) for row in rows):
-        mine = [row for row in rows if (row["method"], row["level"]) == (method, level)]
-        case = f"{method}: {level}, mean of {len(mine)}"
-        measured_on = {name: mine[0][name] for name in ("device", "versions")}  # rows that are kept may be older
-        line = {**common(case, mine), **measured_on, "method": method, "level": level, "targets": len(mine)}
-        for groups, suffix in (("groups", ""), ("groups_4bit", "_4bit")):
-            for group, split in product(("target", "siblings", "other"), ("trained", "paraphrased")):
-                having = [row for row in mine if split in row[groups].get(group, {})]
-                if having:
-                    line[f"{group}_{split}{suffix}"] = mean(_value(row, group, split, groups) for row in having)
-        line["chance_trained"] = mean(row["groups"]["target"]["trained"]["chance"] for row in mine)
-        line["chance_rephrased"] = mean(row["groups"]["target"]["paraphrased"]["chance"] for row in mine)
-        line["worst_siblings"] = min(_value(row, "siblings", "trained") for row in mine)
-        line["largest_change"] = max(max(row["relative_change"].values(), default=0.0) for row in mine)
-        line["seconds"] = mean(row["seconds"] for row in mine)
-        summary.append(line)
-    return summary
+def table_of(rows: Sequence[DemoRow]) -> list[list[str]]:
+    """A line for each method and level: means over targets, with the worst target's siblings."""
+    by_line: dict[tuple[str, str], list[DemoRow]] = {}
+    for row in rows:
+        by_line.setdefault((row["method"], row["level"]), []).append(row)
+    return [_line(method, level, of_line) for (method, level), of_line in by_line.items()]
 
 
-def show(summary: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each method and level; exact match on trained / paraphrased questions."""
-    table = Table(box=box.SIMPLE_HEAD, title="exact match after the edit, trained / paraphrased (4 bits)")
-    for column in (
-        "method",
-        "level",
-        "targets",
-        "chance",
-        "target",
-        "siblings",
-        "other",
-        "worst siblings",
-        "largest ‖ΔW‖/‖W‖",
-    ):
-        table.add_column(column, justify="left" if column in ("method", "level") else "right")
-    for line in summary:
+def _line(method: str, level: str, rows: Sequence[DemoRow]) -> list[str]:
+    chance = (mean(_value(row, "target", split, measure="chance") for row in rows) for split in SPLITS)
+    return [
+        method,
+        level,
+        str(len(rows)),
+        " / ".join(f"{value:.2f}" for value in chance),
+        *(_cell(rows, group) for group in GROUPS),
+        f"{min(_value(row, 'siblings') for row in rows):.2f}",
+        f"{max(row['largest_change'] for row in rows):.2f}",
+        f"{mean(row['seconds'] for row in rows):.1f}",
+    ]
 
-        def cell(group: str, line: Mapping[str, Any] = line) -> str:
-            if f"{group}_trained" not in line:
-                return "–"
-            exact = [line[f"{group}_{split}{bits}"] for bits in ("", "_4bit") for split in ("trained", "paraphrased")]
-            return "{:.2f} / {:.2f} ({:.2f} / {:.2f})".format(*exact)
 
-        table.add_row(
-            line["method"],
-            line["level"],
-            str(line["targets"]),
-            f"{line['chance_trained']:.2f} / {line['chance_rephrased']:.2f}",
-            cell("target"),
-            cell("siblings"),
-            cell("other"),
-            f"{line['worst_siblings']:.2f}",
-            f"{line['largest_change']:.2f}",
-        )
-    Console(width=180).print(table)
+def _cell(rows: Sequence[DemoRow], group: str) -> str:
+    """Means of those that have the group: trained / paraphrased (the same at 4 bits)."""
+    having = [row for row in rows if row["groups"].get(group)]
+    if not having:
+        return "–"
+    means = (
+        mean(_value(row, group, split, groups) for row in having) for groups, split in product(COLUMNS[-2:], SPLITS)
+    )
+    return "{:.2f} / {:.2f} ({:.2f} / {:.2f})".format(*means)
+
+
+def show(rows: Sequence[DemoRow]) -> None:
+    """Print the table."""
+    columns = (
+        *("method", "level", "targets", "chance", *GROUPS),
+        *("worst siblings", "largest ‖ΔW‖/‖W‖", "seconds"),
+    )
+    title = "exact match after the edit, trained / paraphrased (4 bits)"
+    print_table(title, columns, table_of(rows), {0, 1}, width=180)
+
+
+def store(file: Path, rows: Sequence[DemoRow]) -> None:
+    """Write the rows."""
+    lines = ([row[name] for name in COLUMNS] for row in rows)
+    device = device_name(default_device())
+    write_rows(file, COLUMNS, lines, device=device, versions=versions(), measures=MEASURES)
 
 
 def main(
     workers: Annotated[int, typer.Option(help="DistributedContext; each loads the demo's model.")] = 2,
-    json_file: Annotated[Path, typer.Option("--json", help="Where the rows go.")] = RESULTS,
+    json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "demo.json",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there already.")] = False,
+    most: Annotated[int | None, typer.Option("--targets", help="Of each level, at most; by default all.")] = None,
+    levels: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
+    grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published operator.")] = len(GRID),
+    retain_weight: Annotated[
+        float | None, typer.Option(help="Of the default operator; by default found by trials.")
+    ] = None,
 ) -> None:
     """Measure all of it."""
-    kept = json.loads(json_file.read_text()) if resume else []
-    known = {_key(row["method"], row["settings"], row["target"]): row for row in kept if "target" in row}
-    nodes = targets(hospital().hierarchy)
-    everyone = [node for level in LEVELS for node in nodes[level]]
-    some = random.Random(SEED).sample(nodes["patient"], GRID_PATIENTS)
-    tried = [Task("chip grid", operator, layers, node, quantize=False) for operator, layers in GRID for node in some]
-    grid = run(tried, workers, known)
+    known = {_key_of(row): row for row in read_rows(json_file)[1]} if resume and json_file.exists() else {}
+    by_level = targets(demo_model().hierarchy)
+    nodes = [node for level in levels or LEVELS for node in by_level[level][:most]]
+    some = random.Random(SEED).sample(by_level["patient"], GRID_PATIENTS)[:most]
+    grid = run(
+        [Task("chip grid", chip, span, node, four_bits=False) for chip, span in GRID[:grid_size] for node in some],
+        workers,
+        known,
+    )
     best = best_of_grid(grid)
     layers = best.pop("layers")
-    tasks = [
-        *(Task("shielded", Shielded(), None, node) for node in everyone),
-        *(Task("control", Shielded(), None, node) for node in some),
-        *(Task("chip", Chip(), None, node) for node in everyone),
-        *(Task("chip best", Chip(**best), layers, node) for node in everyone),
+    shielded = Shielded() if retain_weight is None else Shielded(retain_weight=retain_weight)
+    methods: list[tuple[str, Method, str | None, list[str]]] = [
+        ("shielded", shielded, None, nodes),
+        ("control", shielded, None, some),
+        ("chip", Chip(), None, nodes),
+        ("chip best", Chip(**best), layers, nodes),
     ]
+    tasks = [Task(name, operator, span, node) for name, operator, span, of_it in methods for node in of_it]
     rows = run(tasks, workers, known)
-    summary = summarize_rows(rows)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps([*summary, *rows, *grid], indent=1, ensure_ascii=False) + "\n")
+    store(json_file, [*rows, *grid])
     print(f"the best of the grid: {best}, layers {layers}")
-    show(summary)
+    show(rows)
 
 
 if __name__ == "__main__":

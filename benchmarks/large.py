@@ -13,7 +13,6 @@ and solves at the rates of the dtypes that they are computed in.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,30 +24,21 @@ import torch
 import typer
 
 import chip
-from benchmarks.models import (
-    MERGE,
-    PATCH,
-    QUESTIONS_PER_IMAGE,
-    Shape,
-    Vision,
-    conversation,
-    write_checkpoint,
-    write_records,
-)
-from benchmarks.patch import peak_memory
-from benchmarks.rows import Row, row, show, store
-from chip.data.readers import read_records
+from benchmarks.checkpoints import QUESTIONS_PER_IMAGE, conversation, write_checkpoint, write_records
+from benchmarks.measuring import matmul_rate, peak_memory, scratch_folder, seconds_of, synchronize
+from benchmarks.qwen import MERGE, PATCH, Shape, VisionShape
+from benchmarks.reporting import JsonFile, Timing, report
+from chip.data.record import read_records
 from chip.methods import Shielded
-from chip.model.loading import default_device
-from chip.model.processors import load_processor
+from chip.model.loading import default_device, load_processor
 from chip.model.target_modules import layer_range
 
 SHAPES = {
-    "0.5B": Shape(24, 896, 4864, 14, 2, 151_936, Vision(12, 512, 1368, 8)),
-    "7B": Shape(28, 3584, 18_944, 28, 4, 152_064, Vision(32, 1280, 3420, 16)),
+    "0.5B": Shape(24, 896, 4864, 14, 2, 151_936, VisionShape(12, 512, 1368, 8)),
+    "7B": Shape(28, 3584, 18_944, 28, 4, 152_064, VisionShape(32, 1280, 3420, 16)),
+    "tiny": Shape(4, 64, 96, 2, 2, 2048, VisionShape(4, 64, 128, 2)),
 }
 SIDE = 476  # pixels: 17 × 17 image tokens
-IMAGE_TOKENS = (SIDE // (PATCH * MERGE)) ** 2
 PATCH_VALUES = 3 * 2 * PATCH**2  # a still picture is taken as two frames
 WINDOW = 64  # patches that see each other in most of the vision tower's layers
 FULL_ATTENTION = 4  # of its layers: all patches see each other
@@ -84,12 +74,12 @@ def work(shape: Shape, layers: int, image_tokens: int, before: int, questions: S
         questions: for each image, the number of tokens of each of its questions, with answer, behind the image.
     """
     width = MERGE**2 * shape.vision.hidden  # of what the connector takes
-    tokens = sum(before + image_tokens + sum(each) for each in questions)
-    on_images = len(questions) * image_tokens
-    text = sum(_through_layer(shape, before + image_tokens, each) for each in questions)
+    tokens = sum(before + image_tokens + sum(lengths) for lengths in questions)
+    image_inputs = len(questions) * image_tokens
+    text = sum(_through_layer(shape, before + image_tokens, lengths) for lengths in questions)
     return Work(
         passing=len(questions) * _through_vision(shape, image_tokens) + layers * text,
-        grams=2 * on_images * width**2 + layers * tokens * shape.mlp**2,
+        grams=2 * image_inputs * width**2 + layers * tokens * shape.mlp**2,
         solving=_solve(width, width) + _solve(width, shape.hidden) + layers * _solve(shape.mlp, shape.hidden),
     )
 
@@ -98,56 +88,37 @@ def _through_layer(shape: Shape, shared: int, questions: Sequence[int]) -> float
     """One image and its questions, each of which sees what they share, and itself."""
     key_value = shape.hidden * shape.key_value_heads // shape.heads
     weights = shape.hidden * (2 * shape.hidden + 2 * key_value + 3 * shape.mlp)
-    seen = shared**2 / 2 + sum(length * shared + length**2 / 2 for length in questions)
-    return 2 * weights * (shared + sum(questions)) + 4 * shape.hidden * seen
+    pairs = shared**2 / 2 + sum(length * shared + length**2 / 2 for length in questions)
+    return 2 * weights * (shared + sum(questions)) + 4 * shape.hidden * pairs
 
 
 def _through_vision(shape: Shape, image_tokens: int) -> float:
     vision, patches = shape.vision, MERGE**2 * image_tokens
     weights = vision.depth * vision.hidden * (4 * vision.hidden + 3 * vision.mlp) + PATCH_VALUES * vision.hidden
-    seen = FULL_ATTENTION * patches**2 + (vision.depth - FULL_ATTENTION) * patches * min(WINDOW, patches)
+    pairs = FULL_ATTENTION * patches**2 + (vision.depth - FULL_ATTENTION) * patches * min(WINDOW, patches)
     width = MERGE**2 * vision.hidden
     connector = width * (width + shape.hidden)
-    return 2 * weights * patches + 4 * vision.hidden * seen + 2 * connector * image_tokens
+    return 2 * weights * patches + 4 * vision.hidden * pairs + 2 * connector * image_tokens
 
 
 def _solve(d_in: int, d_out: int) -> float:
     return d_in**3 / 3 + 4 * d_out * d_in**2
 
 
-def work_of(folder: Path, shape: Shape) -> Work:
+def work_of(folder: Path, shape: Shape, image_tokens: int) -> Work:
     """Of an edit of the default sites, by the lengths of the records in `folder`."""
     processor = load_processor(folder / "ckpt")
     lengths: dict[object, list[int]] = {}
     before = 0
     for record in read_records(folder / "records.jsonl"):
         tokens = processor.tokenizer(conversation(processor, record))["input_ids"]
-        before = tokens.index(shape.config.image_token_id)
+        before = tokens.index(processor.image_token_id)
         lengths.setdefault(record.image, []).append(len(tokens) - before - 1)
-    return work(shape, len(layer_range(Shielded.layers, shape.layers)), IMAGE_TOKENS, before, list(lengths.values()))
-
-
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of one large product; the best of five."""
-    size = 8192 if device.startswith("cuda") else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):  # the first is slower
-        synchronise(device)
-        start = time.perf_counter()
-        a @ a
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    return work(shape, len(layer_range(Shielded.layers, shape.layers)), image_tokens, before, list(lengths.values()))
 
 
 class Stopwatch:
-    """As `progress`: seconds of each phase."""
+    """A `progress` that notes the seconds of each phase."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -157,56 +128,60 @@ class Stopwatch:
     def __call__(self, what: str, _: int) -> Iterator[Callable[[int], None]]:
         start = time.perf_counter()
         yield lambda _: None
-        synchronise(self._device)
+        synchronize(self._device)
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
 
-def measure(folder: Path, shape: Shape, name: str, device: str) -> list[Row]:
-    """Edit the checkpoint in `folder`, and tell what it took."""
-    watch = Stopwatch(device)
-    synchronise(device)
-    start = time.perf_counter()
-    chip.edit(folder / "ckpt", [TARGET], method=Shielded(retain_weight=SHIELD), device=device, progress=watch)
-    total = time.perf_counter() - start
-    host, on_device = peak_memory(), torch.cuda.max_memory_allocated() if device.startswith("cuda") else None
-
-    needed = work_of(folder, shape)
-    wide = torch.float32 if device == "mps" else torch.float64
-    rate = matmul_rate(device, torch.float32 if device == "cpu" else torch.bfloat16)
-    by_part = needed.passing / rate + needed.grams / matmul_rate(device, torch.float32)
-    by_part += needed.solving / matmul_rate(device, wide)
-    rows = [row(f"{name}: {phase}", watch.seconds[phase], None, "s", device) for phase in PHASES]
-    editing = watch.seconds["editing"]
-    case = f"{name}: editing, ceiling"
-    rows += [
-        row(f"{name}: loading twice, and all else", total - sum(watch.seconds.values()), None, "s", device),
-        row(f"{name}: in all", total, None, "s", device),
-        row(f"{case} {rate / 1e12:.3g} TFLOP/s", editing, None, "s", device, needed.total / rate / editing),
-        row(f"{case} by the dtype of each part", editing, None, "s", device, by_part / editing),
-        row(f"{name}: peak memory of the host", host / 1e9, None, "GB", device),
+def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: str) -> list[Timing]:
+    """Edit the checkpoint in `folder`: seconds, memory, and how near the edit is to the ceiling."""
+    watch, method = Stopwatch(device), Shielded(retain_weight=SHIELD)
+    total = seconds_of(
+        lambda: chip.edit(folder / "ckpt", [TARGET], operator=method, device=device, progress=watch), device
+    )
+    timings = [Timing(f"{name}: {phase}", watch.seconds[phase], None, "s") for phase in PHASES]
+    timings += [
+        Timing(f"{name}: loading twice, and all else", total - sum(watch.seconds.values()), None, "s"),
+        Timing(f"{name}: in all", total, None, "s"),
+        *_next_to_ceiling(work_of(folder, shape, image_tokens), watch.seconds["editing"], name, device),
+        Timing(f"{name}: peak memory of the host", peak_memory() / 1e9, None, "GB"),
     ]
-    if on_device is not None:
-        rows.append(row(f"{name}: peak memory of the device", on_device / 1e9, None, "GB", device))
-    return rows
+    if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated()
+        timings.append(Timing(f"{name}: peak memory of the device", peak / 1e9, None, "GB"))
+    return timings
+
+
+def _next_to_ceiling(needed: Work, editing: float, name: str, device: str) -> list[Timing]:
+    side = 8192 if device.startswith("cuda") else 2048
+    model, gram = torch.float32 if device == "cpu" else torch.bfloat16, torch.float32
+    solve = torch.float32 if device == "mps" else torch.float64
+    rate = {dtype: matmul_rate(device, dtype, side, runs=6) for dtype in {model, gram, solve}}
+    by_part = needed.passing / rate[model] + needed.grams / rate[gram] + needed.solving / rate[solve]
+    case = f"{name}: editing, ceiling"
+    return [
+        Timing(f"{request} {rate[model] / 1e12:.3g} TFLOP/s", editing, None, "s", needed.total / rate[model] / editing),
+        Timing(f"{request} by the dtype of each part", editing, None, "s", by_part / editing),
+    ]
 
 
 def main(
-    size: Annotated[str, typer.Option(help="0.5B or 7B.")] = "0.5B",
+    size: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}.")] = "0.5B",
     records: Annotated[int, typer.Option(min=128, help="Questions, 8 an image.")] = 512,
-    device: Annotated[str | None, typer.Option(help="Where the model runs.")] = None,
+    side: Annotated[int, typer.Option(help="Pixels along a side of a scan.")] = SIDE,
+    device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where to work; by default the system's temporary folder.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the rows go.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Make a checkpoint, and edit it."""
     place = device or default_device()
-    with tempfile.TemporaryDirectory(dir=folder, prefix="chip-benchmark-") as scratch:
-        write_checkpoint(Path(scratch) / "ckpt", SHAPES[size], place)
-        write_records(Path(scratch), records // QUESTIONS_PER_IMAGE, SIDE)
-        rows = measure(Path(scratch), SHAPES[size], f"{size}, {records} records", place)
-    show("Editing a large model", rows)
-    store(json_file, rows)
+    with scratch_folder(folder) as scratch:
+        write_checkpoint(scratch / "ckpt", SHAPES[size], place)
+        write_records(scratch, records // QUESTIONS_PER_IMAGE, side)
+        image_tokens = (side // (PATCH * MERGE)) ** 2
+        timings = measure(scratch, SHAPES[size], image_tokens, f"{size}, {records} records", place)
+    report("Editing a large model", timings, place, json_file)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """The README's picture: a real run of `chip edit` on the demo, as the terminal shows it.
 
-python -m benchmarks.picture
+python -m benchmarks.picture [--out FILE]
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 import chip
+from benchmarks.measuring import scratch_folder
+from benchmarks.reporting import RESULTS
+from chip import terminal
 from chip.demo import write_demo
-from chip.report.text.edit import print_edit
 
-PICTURE = Path(__file__).parent / "results" / "edit.svg"
 COMMAND = "chip edit hospital/ckpt --forget patient_17"
 
 # The page's own monospace font: rich's default would fetch one from the web.
@@ -43,19 +45,23 @@ line-height: {line_height}px; font-variant-east-asian: full-width; }}
 """
 
 
-def main() -> None:
+def main(out: Annotated[Path, typer.Option(help="The picture, as SVG.")] = RESULTS / "edit.svg") -> None:
     """Run the command in an empty folder and save what it prints."""
     console = Console(record=True, width=92, highlight=False, force_terminal=True)
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        write_demo(Path("hospital"))
-        report = chip.edit("hospital/ckpt", ["patient_17"])
-        console.print(f"[bold green]$[/] {COMMAND}")
-        print_edit(report, console)
-        os.chdir("/")
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(str(PICTURE), title="", code_format=FORMAT, unique_id="chip")
+    terminal.out = console
+    picture, back = out.resolve(), Path.cwd()
+    with scratch_folder() as scratch:
+        os.chdir(scratch)  # the command's messages name relative paths
+        try:
+            write_demo(Path("hospital"))
+            report = chip.edit("hospital/ckpt", ["patient_17"])
+        finally:
+            os.chdir(back)
+    console.print(f"[bold green]$[/] {COMMAND}")
+    terminal.print_edit(report)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(str(picture), title="", code_format=FORMAT, unique_id="chip")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

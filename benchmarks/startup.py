@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Annotated
 
 import typer
 
 import chip
-from benchmarks.rows import row, show, store
+from benchmarks.measuring import median_seconds, scratch_folder, seconds_of
+from benchmarks.reporting import JsonFile, Rounds, Timing, report
 from chip.demo import write_demo
+from chip.methods import Shielded
 
 TORCH = "import torch"
 TRANSFORMERS = "from transformers import AutoModelForImageTextToText"
@@ -33,38 +32,30 @@ COMMANDS = {
 """Command -> what it is compared with."""
 
 
-def seconds_of(arguments: list[str], folder: Path) -> float:
-    """Of a process of Python, which has to end well: `diff` with 1, as the folders differ."""
-    start = time.perf_counter()
+def run(arguments: list[str], folder: Path) -> None:
+    """A process of Python, which has to end well: `diff` with 1, as the folders differ."""
     done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True)
-    seconds = time.perf_counter() - start
     if done.returncode != ("diff" in arguments):
         raise SystemExit(done.stderr.decode())
-    return seconds
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="Runs of each command; medians are reported.")] = 11,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the rows go.")] = None,
-) -> None:
+def main(rounds: Rounds = 11, json_file: JsonFile = None) -> None:
     """Measure all commands in turn."""
-    ours: dict[str, list[float]] = {command: [] for command in COMMANDS}
-    theirs: dict[str, list[float]] = {command: [] for command in COMMANDS}
-    with tempfile.TemporaryDirectory(prefix="chip-benchmark-") as scratch:
-        hospital = Path(scratch) / "hospital"
+    with scratch_folder() as scratch:
+        hospital = scratch / "hospital"
         write_demo(hospital)
-        chip.edit(hospital / "ckpt", ["patient_17"], device="cpu")
-        for _ in range(rounds):
-            for command, imported in COMMANDS.items():
-                folder = hospital.parent if "hospital" in command else hospital
-                ours[command].append(seconds_of(["-m", *command.split()], folder))
-                theirs[command].append(seconds_of(["-c", imported], folder))
-    rows = [
-        row(f"{command}; baseline: {imported}", median(ours[command]), median(theirs[command]), "s")
+        chip.edit(hospital / "ckpt", ["patient_17"], operator=Shielded(retain_weight=8.0), device="cpu")
+        runs = {}
+        for command, imported in COMMANDS.items():
+            folder = scratch if "hospital" in command else hospital
+            runs[command] = partial(run, ["-m", *command.split()], folder)
+            runs[f"{command}; baseline"] = partial(run, ["-c", imported], folder)
+        seconds = median_seconds({name: partial(seconds_of, start) for name, start in runs.items()}, rounds)
+    timings = [
+        Timing(f"{command}; baseline: {imported}", seconds[command], seconds[f"{command}; baseline"], "s")
         for command, imported in COMMANDS.items()
     ]
-    show("Starting", rows)
-    store(json_file, rows)
+    report("Starting", timings, "cpu", json_file)
 
 
 if __name__ == "__main__":

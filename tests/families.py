@@ -19,10 +19,9 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from chip.demo.tokenizer import train_tokenizer
 from chip.methods import Chip, Method, Shielded
 
 GIVEN: dict[str, Method] = {"shielded": Shielded(retain_weight=8.0, ridge=0.35), "chip": Chip()}
@@ -466,23 +465,10 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that has merged the commonest words, so that an answer is a few tokens long."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in family.special_tokens]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS], trainer)
-    if family.begins:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BEGIN} $A", special_tokens=[(BEGIN, family.id_of(BEGIN))]
-        )
+    texts = [f"{word} {word}" for word in WORDS]
+    begin = BEGIN if family.begins else None
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_tokenizer(texts, VOCABULARY, family.special_tokens, begin),
         bos_token=BEGIN,
         eos_token=family.end,
         pad_token=PAD,

@@ -1,4 +1,4 @@
-"""A judge on this machine, that says what it is told to say."""
+"""A judge on this machine that gives a fixed reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _Replies(BaseHTTPRequestHandler):
-    """Says what the server has been told to say, and keeps what it was sent."""
+    """Replies as the server says, and stores each request."""
 
     server: Any
 

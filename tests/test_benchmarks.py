@@ -1,8 +1,8 @@
-"""What can be wrong in a benchmark: what it counts, the form of what it stores, and what it is compared with."""
+"""What can be wrong in a benchmark: what it counts, the form of what it stores, and that all of it still runs."""
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,31 +10,126 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import demo
 from benchmarks.large import work
-from benchmarks.models import Shape, Vision
-from benchmarks.rows import Row
+from benchmarks.qwen import Shape, VisionShape
+from benchmarks.reporting import Timing, read_rows, write_rows
 from chip.checkpoint.layout import Checkpoint
 from tests.test_receipt import edit_folder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TINY = {
+    "collect": ("--rounds", "1", "--records", "128", "--tiny"),
+    "edit": ("--rounds", "1"),
+    "large": ("--size", "tiny", "--records", "128", "--side", "112", "--device", "cpu"),
+    "patch": ("--gigabytes", "0.05", "--hidden", "64", "--rounds", "1"),
+    "projection": ("--tiny",),
+    "startup": ("--rounds", "1"),
+}
+"""Benchmark of speed -> the options that make it small."""
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
-def test_results_are_rows(file: Path) -> None:
-    rows = json.loads(file.read_text())
+def run(name: str, *options: str) -> str:
+    """What `python -m benchmarks.NAME` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_timings(file: Path) -> None:
+    """Whether a file of results is one, with the same columns everywhere."""
+    header, rows = read_rows(file)
+    assert header["versions"].keys() >= {"torch", "transformers", "safetensors"}
+    assert header["device"]
     assert rows
     for row in rows:
-        assert row.keys() >= {field.name for field in fields(Row)}
-        assert row["ours"] >= 0
-        assert row["ratio"] is None or row["ratio"] == pytest.approx(row["baseline"] / row["ours"])
-        assert row["share_of_ceiling"] is None or 0 < row["share_of_ceiling"] < 1
-        assert row["versions"].keys() >= {"torch", "transformers", "safetensors"}
+        assert row.keys() == {field.name for field in fields(Timing)}
+        timing = Timing(**row)
+        assert timing.ours >= 0
+        assert timing.ratio is None or timing.ratio == pytest.approx(row["baseline"] / row["ours"])
+        assert timing.share_of_ceiling is None or timing.share_of_ceiling > 0
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_committed_timings_are_rows(name: str) -> None:
+    check_timings(RESULTS / f"{name}.json")
+
+
+def test_committed_results_are_small() -> None:
+    sizes = {file: file.stat().st_size for file in RESULTS.rglob("*") if file.is_file()}
+    assert sum(sizes.values()) < 1_000_000
+    assert all(size < 2 << 20 for size in sizes.values())
+
+
+def test_the_demos_table_follows_from_its_rows() -> None:
+    header, rows = read_rows(RESULTS / "demo.json")
+    assert tuple(header["measures"]) == demo.MEASURES
+    edits = [row for row in rows if row["method"] != "chip grid"]
+    line = next(line for line in demo.table_of(edits) if line[:2] == ["shielded", "patient"])
+    assert line[2:7] == [  # as in the README
+        *("32", "0.12 / 0.12", "0.08 / 0.07 (0.07 / 0.08)", "1.00 / 0.99 (1.00 / 0.99)", "0.99 / 0.98 (0.99 / 0.97)"),
+    ]
+    best = demo.best_of_grid(row for row in rows if row["method"] == "chip grid")
+    assert (list(best.values())[:2], best["layers"]) == ([0.3, 0.95], "all")
+    assert len({demo._key_of(row) for row in edits}) == len(edits)
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.json", ["a", "b"], [[1.23456789, None], ["x", {"c": [2e-9]}]], seed=3)
+    assert read_rows(tmp_path / "rows.json") == (
+        {"seed": 3},
+        [{"a": 1.23457, "b": None}, {"a": "x", "b": {"c": [2e-9]}}],
+    )
+    assert len((tmp_path / "rows.json").read_text().splitlines()) == 4
+    with pytest.raises(ValueError, match="JSON"):
+        write_rows(tmp_path / "rows.json", ["a"], [[float("nan")]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo", "forgetting", "picture", *TINY])
+def test_help(name: str) -> None:
+    assert "Usage" in run(name, "--help")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_run(name: str, tmp_path: Path) -> None:
+    picture = ("--picture", str(tmp_path / "roofline.png")) if name == "projection" else ()
+    run(name, *TINY[name], *picture, "--json", str(tmp_path / "rows.json"))
+    check_timings(tmp_path / "rows.json")
+    assert not picture or (tmp_path / "roofline.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
+    run("picture", "--out", str(tmp_path / "edit.svg"))
+    text = (tmp_path / "edit.svg").read_text()
+    assert "patient_17" in text
+    assert "http://www.w3.org/2000/svg" in text
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path) -> None:
+    small = ("--targets", "1", "--levels", "section", "--grid", "1", "--retain-weight", "8", "--workers", "1")
+    options = (*small, "--json", str(tmp_path / "rows.json"))
+    printed = run("demo", *options)
+    _, rows = read_rows(tmp_path / "rows.json")
+    assert [row["method"] for row in rows] == ["shielded", "control", "chip", "chip best", "chip grid"]
+    assert "the best of the grid" in printed
+    assert "1/" not in run("demo", *options, "--resume")
+    assert read_rows(tmp_path / "rows.json")[1] == rows
 
 
 def test_work_of_an_edit_by_hand() -> None:
-    shape = Shape(2, 8, 6, 4, 2, vocabulary=100, vision=Vision(5, 4, 10, 2))
-    found = work(shape, layers=2, image_tokens=2, before=1, questions=[[3, 2], [4]])
+    shape = Shape(2, 8, 6, 4, 2, vocabulary=100, vision=VisionShape(5, 4, 10, 2))
+    needed = work(shape, layers=2, image_tokens=2, before=1, questions=[[3, 2], [4]])
     # A layer: q and o of 8 × 8, k and v of 8 × 4, gate, up and down of 8 × 6. Questions share three tokens.
     weights = 2 * 64 + 2 * 32 + 3 * 48
     first = 2 * weights * (3 + 5) + 4 * 8 * (4.5 + (9 + 4.5) + (6 + 2))
@@ -42,9 +137,9 @@ def test_work_of_an_edit_by_hand() -> None:
     # The tower: 8 patches of 1176 values, and 5 layers in which all patches see each other. Then the connector.
     tower = 2 * 8 * (1176 * 4 + 5 * (4 * 16 + 3 * 40)) + 4 * 4 * 5 * 64
     connector = 2 * 2 * (16 * 16 + 16 * 8)
-    assert found.passing == 2 * (first + second) + 2 * (tower + connector)
-    assert found.grams == 2 * 4 * 16**2 + 2 * (8 + 7) * 6**2
-    assert found.solving == pytest.approx(2 * 16**3 / 3 + 4 * (16 + 8) * 16**2 + 2 * (6**3 / 3 + 4 * 8 * 6**2))
+    assert needed.passing == 2 * (first + second) + 2 * (tower + connector)
+    assert needed.grams == 2 * 4 * 16**2 + 2 * (8 + 7) * 6**2
+    assert needed.solving == pytest.approx(2 * 16**3 / 3 + 4 * (16 + 8) * 16**2 + 2 * (6**3 / 3 + 4 * 8 * 6**2))
 
 
 def test_commands_on_files_start_without_transformers(source: Checkpoint, tmp_path: Path) -> None:
@@ -57,7 +152,7 @@ def test_commands_on_files_start_without_transformers(source: Checkpoint, tmp_pa
         "for command, end in (('verify', edited), 0), (('diff', original, edited), 1):\n"
         "    sys.argv[1:] = command\n"
         "    try: main()\n"
-        "    except SystemExit as found: assert found.code == end\n"
+        "    except SystemExit as exit: assert exit.code == end\n"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, source.folder, edited], cwd=ROOT, check=True, capture_output=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -14,33 +14,34 @@ import torch
 from torch import Tensor
 
 from benchmarks.forgetting import __main__ as command
-from benchmarks.forgetting import choosing, models, running, store
+from benchmarks.forgetting import gates, models, running, tuning
 from benchmarks.forgetting.bounds import checks
-from benchmarks.forgetting.choosing import chosen, score
-from benchmarks.forgetting.figures import ABOVE, ALL, Row, all_rows, mean_rows, rows_of, samples
+from benchmarks.forgetting.figures import ABOVE, ALL, ResultRow, all_rows, mean_rows, rows_of, samples
+from benchmarks.forgetting.gates import Gate
 from benchmarks.forgetting.jobs import Model, Request, Scope, requests
 from benchmarks.forgetting.judging import Judge, packed, unpacked
-from benchmarks.forgetting.lines import OUR, Place, tables
-from benchmarks.forgetting.methods import METHODS, Method, Retrained, RetrainedAgain, Untouched
+from benchmarks.forgetting.methods import METHODS, BenchmarkMethod, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ShieldedEdit
-from benchmarks.forgetting.models import Gate, trained
+from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.pictures import draw
 from benchmarks.forgetting.questions import MAX_QUESTIONS, REPORTED, questions
 from benchmarks.forgetting.results import NAN, Result
-from benchmarks.forgetting.running import Desk, Job, best_of, first_jobs, rival_jobs
-from benchmarks.forgetting.store import Store, of_method, whole
+from benchmarks.forgetting.row_files import read_results, write_results
+from benchmarks.forgetting.running import Job, WorkerContext, best_of, first_jobs, rival_jobs
+from benchmarks.forgetting.store import Store, atomic_write, method_key
 from benchmarks.forgetting.subjects import Worlds
-from benchmarks.forgetting.tables import lacking, markdown
-from benchmarks.forgetting.training import Recipe
+from benchmarks.forgetting.summaries import OUR, Place, tables
+from benchmarks.forgetting.tables import NONE, lacking, markdown
+from benchmarks.forgetting.tuning import score, tuned_method
 from benchmarks.forgetting.worlds import World, clinic
 from benchmarks.forgetting.worlds.files import write
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
-from chip.data.request import ForgetRequest
+from chip.demo.training import Recipe
 from chip.errors import RunError
-from chip.evaluation.config import EvalConfig
-from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.measure import EvalConfig, EvalOutputs
 from chip.evaluation.rows import GAP
+from chip.methods.base import ForgetRequest, Method
 from chip.model.loading import VLM
 
 MODEL = Model("ward", "llava", 0)
@@ -49,7 +50,7 @@ APPLIED: list[tuple[str, float, set[str]]] = []
 
 
 @dataclass(frozen=True)
-class Stub(Method):
+class Stub(BenchmarkMethod):
     """Scales the weights of one layer."""
 
     name: ClassVar[str] = "stub"
@@ -66,6 +67,19 @@ class Stub(Method):
         return {name: source.read(name).float() * (1 + self.strength)}
 
 
+class Nothing(BenchmarkMethod):
+    """Without settings."""
+
+    name: ClassVar[str] = "stub"
+
+    @classmethod
+    def grid(cls) -> list[Self]:
+        return []
+
+    def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
+        return {}
+
+
 @dataclass(frozen=True)
 class Failing(Stub):
     name: ClassVar[str] = "failing"
@@ -80,9 +94,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Three cases of the clinic, of two of them something is to be forgotten."""
     plan = clinic.plan(3)
     kinds, cases = (*clinic.SHOWN[:2], *clinic.PRIVATE[:2]), ("case_1", "case_2", "case_3")
-    facts = tuple(
-        fact for fact in plan.facts if fact.path[1:2] in {(request,) for request in cases} and fact.kind in kinds
-    )
+    facts = tuple(fact for fact in plan.facts if fact.path[1:2] in {(case,) for case in cases} and fact.kind in kinds)
     targets = {"privacy": tuple(("department_1", request, "private") for request in ("case_2", "case_3"))}
     return write("ward", 3, replace(plan, facts=facts, targets=targets), tmp_path_factory.mktemp("ward"))
 
@@ -101,8 +113,10 @@ def checkpoints(ward: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(ward: World, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Desk]:
-    """Opens a desk; nothing has been measured yet."""
+def context(
+    ward: World, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], WorkerContext]:
+    """Opens a worker's context; nothing has been measured yet."""
     monkeypatch.setenv("CHIP_CACHE", str(tmp_path))
     monkeypatch.setitem(models.WORLD_RECIPES, ("ward", "llava"), Recipe(steps=0))
     monkeypatch.setattr(Worlds, "of", lambda self, name, seed=0: ward)
@@ -111,7 +125,7 @@ def desk(ward: World, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "forgetting").mkdir()
     (tmp_path / "forgetting" / "ward-3").symlink_to(checkpoints)
     APPLIED.clear()
-    return lambda: Desk(tmp_path / "worlds", "cpu")
+    return lambda: WorkerContext(tmp_path / "worlds", "cpu")
 
 
 def request_of(world: World, number: int = 0) -> Request:
@@ -147,23 +161,23 @@ def test_scope_leaves_out_levels_and_targets(ward: World) -> None:
 
 
 def test_who_is_attacked(ward: World) -> None:
-    asked = [request_of(ward)]
+    first = [request_of(ward)]
     scope = Scope(("ward",), ("llava",), (OUR, "npo", "nullu"))
 
     def attacked(scope: Scope) -> set[str]:
-        return {job.method for jobs in first_jobs(scope, asked) for job in jobs if job.attacked}
+        return {job.method for jobs in first_jobs(scope, first) for job in jobs if job.attacked}
 
     assert attacked(scope) == {"retrained", "untouched", OUR}
-    second = [replace(asked[0], model=replace(MODEL, seed=1))]  # there is a seed before
+    second = [replace(first[0], model=replace(MODEL, seed=1))]  # there is a seed before
     assert {job.method for jobs in first_jobs(scope, second) for job in jobs if job.attacked} == {
         *("retrained", "retrained again", "untouched", OUR)
     }
     assert attacked(replace(scope, attacks=False)) == set()
     assert attacked(replace(scope, attacks_for=("npo",))) == {"retrained", "npo"}
-    found = {asked[0]: {"npo": result(0.5, gap=0.4), "idk": result(0.5, gap=0.6), "nullu": result(0.5, gap=NAN)}}
-    assert rival_jobs(scope, asked, found) == [Job(asked[0], "idk", True)]
-    assert best_of(running.RIVALS[0], replace(asked[0], model=replace(MODEL, seed=2)), found) == "idk"
-    assert best_of(running.RIVALS[0], replace(asked[0], level="other"), found) is None
+    known = {first[0]: {"npo": result(0.5, gap=0.4), "idk": result(0.5, gap=0.6), "nullu": result(0.5, gap=NAN)}}
+    assert rival_jobs(scope, first, known) == [Job(first[0], "idk", True)]
+    assert best_of(running.RIVALS[0], replace(first[0], model=replace(MODEL, seed=2)), known) == "idk"
+    assert best_of(running.RIVALS[0], replace(first[0], level="other"), known) is None
 
 
 # --- which wordings ---
@@ -171,128 +185,140 @@ def test_who_is_attacked(ward: World) -> None:
 
 def test_questions_are_of_their_splits_and_of_whole_pictures(ward: World) -> None:
     target = ward.targets["privacy"][0]
-    found = questions(ward, target, REPORTED)
-    records = found.request.hierarchy.records
+    every = questions(ward, target, REPORTED)
+    records = every.request.hierarchy.records
     assert {record.split for record in records} == set(REPORTED)
-    assert sorted(i for of in found.groups.values() for i in of) == list(range(len(records)))
-    assert {records[i].path for i in found.groups["target"]} == {tuple(target.split("/"))}
+    assert sorted(i for of in every.groups.values() for i in of) == list(range(len(records)))
+    assert {records[i].path for i in every.groups["target"]} == {tuple(target.split("/"))}
     fewer = questions(ward, target, REPORTED, most=20)
-    assert len(fewer.groups["target"]) == len(found.groups["target"])
-    asked = fewer.request.hierarchy.records
-    cousins = [asked[i] for i in fewer.groups["cousins"]]
-    assert 0 < len(cousins) < len(found.groups["cousins"])
+    assert len(fewer.groups["target"]) == len(every.groups["target"])
+    records_of_fewer = fewer.request.hierarchy.records
+    cousins = [records_of_fewer[i] for i in fewer.groups["cousins"]]
+    assert 0 < len(cousins) < len(every.groups["cousins"])
     for image in {record.image for record in cousins}:
-        same = [records[i] for i in found.groups["cousins"] if records[i].image == image]
+        same = [records[i] for i in every.groups["cousins"] if records[i].image == image]
         assert len([record for record in cousins if record.image == image]) == len(same)
 
 
 def test_tuning_sees_no_reported_wording(
-    ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
+    ward: World, context: Callable[[], WorkerContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Record] = []
-    scores = vars(choosing)["score_records"]
+    prompts: list[Record] = []
+    scores = vars(tuning)["ask_all"]
 
     def spy(vlm: VLM, records: Sequence[Record]) -> object:
-        asked.extend(records)
+        prompts.extend(records)
         return scores(vlm, records)
 
-    monkeypatch.setattr(choosing, "score_records", spy)
-    assert chosen(Stub, desk().subject(MODEL), "privacy", measure=False) is None
-    best = chosen(Stub, desk().subject(MODEL), "privacy")
-    assert {record.split for record in asked} == {"validation"}
+    monkeypatch.setattr(tuning, "ask_all", spy)
+    assert tuned_method(Stub, context().subject(MODEL), "privacy", measure=False) is None
+    best = tuned_method(Stub, context().subject(MODEL), "privacy")
+    assert {record.split for record in prompts} == {"validation"}
     assert [strength for _, strength, _ in APPLIED] == [3.0, 0.5]
     assert all(splits == {"train"} for *_, splits in APPLIED)
     assert best == Stub(3.0)  # all alike on a model that knows nothing: the strongest
-    assert chosen(Stub, desk().subject(MODEL), "privacy") == best
+    assert tuned_method(Stub, context().subject(MODEL), "privacy") == best
     assert len(APPLIED) == 2
-    assert chosen(Failing, desk().subject(MODEL), "privacy") == Failing()
+    assert tuned_method(Failing, context().subject(MODEL), "privacy") == Failing()
 
 
 def test_the_score_by_hand() -> None:
-    before = {"target": 0.9, "siblings": 0.8, "other": 1.0}
-    after = {"target": 0.5, "siblings": 0.6, "other": 0.9}
-    forgotten, kept = (0.9 - 0.5) / (0.9 - 0.1), 0.6 / 0.8
-    assert score(before, after, 0.1) == pytest.approx(2 * forgotten * kept / (forgotten + kept))
-    assert score(before, {**after, "target": 0.0, "siblings": 0.9, "other": 1.0}, 0.1) == 1.0  # never above one
+    before = {"target": 0.9, "siblings": 0.8, "rest": 1.0}
+    after = {"target": 0.5, "siblings": 0.6, "rest": 0.9}
+    forgotten, retained = (0.9 - 0.5) / (0.9 - 0.1), 0.6 / 0.8
+    assert score(before, after, 0.1) == pytest.approx(2 * forgotten * retained / (forgotten + retained))
+    assert score(before, {**after, "target": 0.0, "siblings": 0.9, "rest": 1.0}, 0.1) == 1.0  # never above one
     assert score(before, before, 0.1) == 0.0
     assert score(before, {**after, "target": 0.95}, 0.1) == 0.0
-    assert score(before, {**after, "other": 0.0}, 0.1) == 0.0
+    assert score(before, {**after, "rest": 0.0}, 0.1) == 0.0
     assert score(before, after, 0.95) == 0.0  # nothing above chance was known
 
 
 # --- what is kept ---
 
 
-def test_a_second_run_measures_nothing(ward: World, desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_measures_nothing(
+    ward: World, context: Callable[[], WorkerContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = request_of(ward)
     jobs = [Job(request, name, False) for name in ("retrained", "untouched", "stub", "failing")]
-    first = desk()
+    first = context()
     assert not any(job.is_done(first) for job in jobs)
     for job in jobs:
         job.do(first)
         assert job.is_done(first)
-    found = first.find(request, [job.method for job in jobs])
-    assert found["failing"].error == "no solution"
-    assert found["retrained"].value("target", "paraphrased", ABOVE) == 0
-    assert found["stub"].changed_weights > 0
+    known = first.find(request, [job.method for job in jobs])
+    assert known["failing"].error == "no solution"
+    assert known["retrained"].value("target", "rephrased", ABOVE) == 0
+    assert known["stub"].changed_weights > 0
 
     monkeypatch.setattr(Stub, "apply", None)
-    monkeypatch.setattr(Judge, "_asked", None)
-    second = desk()
+    monkeypatch.setattr(Judge, "_outputs", None)
+    second = context()
     for job in jobs:
         job.do(second)
     again = second.find(request, [job.method for job in jobs])
-    assert json.dumps([each.to_json() for each in again.values()]) == json.dumps([e.to_json() for e in found.values()])
+    assert json.dumps([one.to_json() for one in again.values()]) == json.dumps(
+        [one.to_json() for one in known.values()]
+    )
     assert not replace(jobs[2], attacked=True).is_done(second)
     assert not replace(jobs[2], request=request_of(ward, 1)).is_done(second)
 
 
-def test_the_reference_of_the_seed_before_is_judged_like_a_method(ward: World, desk: Callable[[], Desk]) -> None:
-    first, opened = request_of(ward), desk()
+def test_the_reference_of_the_seed_before_is_judged_like_a_method(
+    ward: World, context: Callable[[], WorkerContext]
+) -> None:
+    first, opened = request_of(ward), context()
     second = replace(first, model=replace(MODEL, seed=1))
     for name in (Retrained.name, RetrainedAgain.name):
         Job(second, name, False).do(opened)
-    found = opened.find(second, (Retrained.name, RetrainedAgain.name))
-    references = [each.settings["reference"] for each in found.values()]
+    known = opened.find(second, (Retrained.name, RetrainedAgain.name))
+    references = [one.settings["reference"] for one in known.values()]
     assert references == [opened.subject(request.model).reference("privacy").name for request in (second, first)]
-    assert found[RetrainedAgain.name].changed_weights > 0
+    assert known[RetrainedAgain.name].changed_weights > 0
     assert opened.find(first, [RetrainedAgain.name]) == {}
 
 
 def test_a_killed_write_leaves_nothing_behind_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHIP_CACHE", str(tmp_path))
-    kept, what = Store("results"), {"world": "ward", "target": "a"}
+    store, key = Store("results"), {"world": "ward", "target": "a"}
 
     def killed() -> None:
-        with whole(kept.path(what)) as beside:
-            beside.write_text('{"found": {"half')
+        with atomic_write(store.path(key)) as beside:
+            beside.write_text('{"value": {"half')
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         killed()
-    assert kept.read(what) is None
-    kept.path(what).with_name(f".{kept.path(what).stem}.1.json").write_text(
-        '{"found": {"half'
+    assert store.read(key) is None
+    store.path(key).with_name(f".{store.path(key).stem}.1.json").write_text(
+        '{"value": {"half'
     )  # of one that was killed
-    assert kept.read(what) is None
-    kept.write(what, {"value": NAN})
-    assert np.isnan((kept.read(what) or {})["value"])
-    assert kept.read({**what, "target": "b"}) is None
+    assert store.read(key) is None
+    store.write(key, {"value": NAN})
+    assert np.isnan((store.read(key) or {})["value"])
+    assert store.read({**key, "target": "b"}) is None
 
 
 def test_what_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, other, control = ShieldedEdit(), METHODS["npo"](), METHODS["random change"]()
-    before = [of_method(method) for method in (ours, other, control)]
-    assert of_method(replace(ours, retain_weight=2.0))["settings"] != before[0]["settings"]
-    text = store._text
-    monkeypatch.setattr(store, "_text", lambda name: text(name) + ("#" if name == "chip.methods.shielded" else ""))
-    after = [of_method(method) for method in (ours, other, control)]
+    before = [method_key(method) for method in (ours, other, control)]
+    assert method_key(replace(ours, retain_weight=2.0)) != before[0]
+    monkeypatch.setattr(Method, "version", 2)
+    after = [method_key(method) for method in (ours, other, control)]
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False]  # a control rests on ours
 
 
+def test_a_renamed_setting_is_not_measured_again() -> None:
+    renamed = make_dataclass("Stub", [("power", float, 0.0)], bases=(Nothing,), frozen=True)
+    assert method_key(renamed(power=3.0)) == method_key(Stub(3.0))
+    assert method_key(renamed(power=0.5)) != method_key(Stub(3.0))
+    assert "strength" not in json.dumps(method_key(Stub(3.0)))
+
+
 def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
-    asked = questions(ward, ward.targets["privacy"][0], REPORTED, MAX_QUESTIONS)
-    plan = EvalConfig(asked.request, known_groups=asked.groups)
+    reported = questions(ward, ward.targets["privacy"][0], REPORTED, MAX_QUESTIONS)
+    plan = EvalConfig(reported.request, known_groups=reported.groups)
     shown = EvalOutputs()
     shown.put("none", "exact_match", {0: 1.0, 2: 0.25}, 4)
     shown.membership["loss"] = np.array([1.0]), np.array([0.5, 2.0])
@@ -310,24 +336,24 @@ def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
 def result(target: float, siblings: float = 1.0, gap: float = NAN, attacked: bool = False, auc: float = 0.5) -> Result:
     """Made by hand."""
     figures = {
-        ("target", "paraphrased", "exact_match", "none"): (target, NAN, NAN),
-        ("siblings", "paraphrased", "exact_match", "none"): (siblings, 0.1, 0.9),
-        (GAP, "paraphrased", "recovered_gap", "none"): (gap, NAN, NAN),
+        ("target", "rephrased", "exact_match", "none"): (target, NAN, NAN),
+        ("siblings", "rephrased", "exact_match", "none"): (siblings, 0.1, 0.9),
+        (GAP, "rephrased", "recovered_gap", "none"): (gap, NAN, NAN),
     }
     if attacked:
         figures |= {
-            ("target", "paraphrased", "exact_match", "quantization: 4 bits"): (target + 0.2, NAN, NAN),
-            ("target", "paraphrased", ABOVE, "quantization: 4 bits"): (0.2, NAN, NAN),
-            ("target", "paraphrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
-            ("target", "paraphrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
+            ("target", "rephrased", "exact_match", "quantisation: 4 bits"): (target + 0.2, NAN, NAN),
+            ("target", "rephrased", ABOVE, "quantisation: 4 bits"): (0.2, NAN, NAN),
+            ("target", "rephrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
+            ("target", "rephrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
             ("target", "trained", "auc_loss", "membership: unseen records"): (auc, NAN, NAN),
         }
-    return Result({"strength": 1.0}, attacked, 2.0, 1e6, 10.0, figures)
+    return Result(1, {"strength": 1.0}, attacked, 2.0, 1e6, 10.0, figures)
 
 
-def found_by_hand(ward: World, attacked: bool = False) -> dict[Request, dict[str, Result]]:
+def results_by_hand(ward: World, attacked: bool = False) -> dict[Request, dict[str, Result]]:
     """Two targets of two seeds, one of them missing for ours."""
-    found: dict[Request, dict[str, Result]] = {}
+    known: dict[Request, dict[str, Result]] = {}
     gaps = iter((1.0, 0.8, 0.9))
     for seed in (0, 1):
         for target in ("a", "b"):
@@ -337,45 +363,55 @@ def found_by_hand(ward: World, attacked: bool = False) -> dict[Request, dict[str
             }
             if (seed, target) != (1, "b"):
                 results[OUR] = result(0.2, 0.72, next(gaps), attacked, auc=0.3)
-            found[Request(replace(MODEL, seed=seed), "patient", target)] = results
-    return found
+            known[Request(replace(MODEL, seed=seed), "patient", target)] = results
+    return known
 
 
-KEYS = (
-    *("world", "model", "level", "target", "seed", "method", "settings"),
-    *("group", "split", "measure", "value", "low", "high"),
-)
+def test_rows_are_read_as_they_were_written(ward: World, tmp_path: Path) -> None:
+    rows = all_rows(results_by_hand(ward, attacked=True))
+    write_results(tmp_path, rows)
+    read = read_results(tmp_path / "ward.json")
+    assert {row.target for row in read} == {ALL, "a", "b"}
+    assert sorted(map(repr, read)) == sorted(repr(rounded(row)) for row in rows)
+    places = tables(read)
+    assert list(places) == list(tables(rows))
+    for place, table in tables(rows).items():
+        assert {name: list(line.means) for name, line in places[place].items()} == {
+            name: list(line.means) for name, line in table.items()
+        }
+    text = (tmp_path / "ward.json").read_text()
+    assert "NaN" not in text
+    assert all(len(row.settings) == (row.method not in (Retrained.name,)) for row in read)
+    write_results(tmp_path, read)
+    assert (tmp_path / "ward.json").read_text() == text
 
 
-def test_rows_have_their_keys_and_no_nan(ward: World) -> None:
-    rows = all_rows(found_by_hand(ward, attacked=True))
-    written = json.loads(json.dumps([row.to_json() for row in rows], allow_nan=False))
-    assert all(tuple(row) == KEYS for row in written)
-    assert all(isinstance(row["settings"], dict) for row in written)
-    assert [Row.from_json(row).to_json() for row in written] == written
-    assert {row["target"] for row in written} == {ALL, "a", "b"}
+def rounded(row: ResultRow) -> ResultRow:
+    """Numbers as files have them."""
+    value, low, high = (float(f"{number:.4g}") for number in (row.value, row.low, row.high))
+    return replace(row, value=value, low=low, high=high)
 
 
-def value(rows: list[Row], group: str, measure: str, split: str = "paraphrased", method: str = OUR) -> Row:
+def value(rows: list[ResultRow], group: str, measure: str, split: str = "rephrased", method: str = OUR) -> ResultRow:
     (row,) = (r for r in rows if (r.method, r.group, r.split, r.measure) == (method, group, split, measure))
     return row
 
 
 def test_kept_and_above_retrained_by_hand(ward: World) -> None:
-    request, results = next(iter(found_by_hand(ward, attacked=True).items()))
+    request, results = next(iter(results_by_hand(ward, attacked=True).items()))
     rows = list(rows_of(request, results))
     assert value(rows, "siblings", "kept").value == pytest.approx(0.72 / 0.8)
     attack = "auc_loss_above_retrained | membership: unseen records"
     assert value(rows, "target", attack, "trained").value == pytest.approx(0.3 - 0.45)
-    assert value(rows, "target", "exact_match | quantization: 4 bits").value == pytest.approx(0.4)
+    assert value(rows, "target", "exact_match | quantisation: 4 bits").value == pytest.approx(0.4)
     assert value(rows, "model", "seconds", "model").value == 2.0
     alone = list(rows_of(request, {OUR: results[OUR]}))
     assert not [row for row in alone if row.measure == "kept"]
 
 
 def test_means_over_targets_and_seeds_by_hand(ward: World) -> None:
-    found = found_by_hand(ward, attacked=True)
-    rows = mean_rows(row for request, results in found.items() for row in rows_of(request, results))
+    known = results_by_hand(ward, attacked=True)
+    rows = mean_rows(row for request, results in known.items() for row in rows_of(request, results))
     gap = value(rows, GAP, "recovered_gap")
     assert gap.value == pytest.approx((1.0 + 0.8 + 0.9) / 3)
     assert 0.8 <= gap.low <= gap.value <= gap.high <= 1.0
@@ -386,10 +422,10 @@ def test_means_over_targets_and_seeds_by_hand(ward: World) -> None:
 
 
 def test_failures_are_counted_and_not_averaged(ward: World) -> None:
-    found = found_by_hand(ward)
-    first = next(iter(found))
-    found[first][OUR] = Result({}, False, NAN, NAN, NAN, {}, "no solution")
-    rows = all_rows(found)
+    known = results_by_hand(ward)
+    first = next(iter(known))
+    known[first][OUR] = Result(1, {}, False, NAN, NAN, NAN, {}, "no solution")
+    rows = all_rows(known)
     assert value(rows, "model", "failed", "model").value == pytest.approx(1 / 3)
     mean = next(row for row in rows if (row.target, row.method, row.measure) == (ALL, OUR, "recovered_gap"))
     assert mean.value == pytest.approx((0.8 + 0.9) / 2)
@@ -411,11 +447,11 @@ def test_an_interval_draws_targets_and_seeds(ward: World) -> None:
 PLACE: Place = ("ward", "llava", "patient")
 
 
-def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "paraphrased") -> Row:
-    return Row(*PLACE, target, ALL if target == ALL else 0, method, {}, group, split, measure, value, NAN, NAN)
+def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "rephrased") -> ResultRow:
+    return ResultRow(*PLACE, target, ALL if target == ALL else 0, method, 1, {}, group, split, measure, value, NAN, NAN)
 
 
-def made(method: str, gap: float, seconds: float, attacked: bool = False) -> list[Row]:
+def made(method: str, gap: float, seconds: float, attacked: bool = False) -> list[ResultRow]:
     """Rows of one method by hand, for two targets."""
     counts = {"targets": 2, "seeds": 1, "results": 2, "failed": 0, "seconds": seconds}
     return [
@@ -430,7 +466,7 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
         *(
             [
                 row(method, "target", f"{ABOVE} | cross-modal: jpeg", 0.04),
-                row(method, "target", f"{ABOVE} | quantization: 8 bits", 0.01),
+                row(method, "target", f"{ABOVE} | quantisation: 8 bits", 0.01),
                 row(method, "target", f"{ABOVE} | relearning: 10 steps", 0.2),
                 row(method, "target", "auc_loss_above_retrained | membership: x", 0.02, split="trained"),
                 row(method, "target", "auc_min_k_above_retrained | membership: x", -0.15, split="trained"),
@@ -441,7 +477,7 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
     ]
 
 
-def page() -> list[Row]:
+def page() -> list[ResultRow]:
     return [
         *made("npo", 0.9, 12.0),
         *made(OUR, 0.97, 3.0, attacked=True),
@@ -453,8 +489,8 @@ def page() -> list[Row]:
 def test_the_bounds_by_hand() -> None:
     (table,) = tables(page()).values()
     assert list(table) == [OUR, "chip", "nullu", "npo"]
-    found = {check.what: (round(check.value, 3), check.met, check.note) for check in checks(PLACE, table)}
-    assert found == {
+    known = {check.what: (round(check.value, 3), check.met, check.note) for check in checks(PLACE, table)}
+    assert known == {
         "recovered gap ≥ 0.95": (0.97, True, ""),
         "recovered gap, worst ≥ 0.85": (0.87, True, ""),
         "siblings kept ≥ 0.97": (0.98, True, ""),
@@ -468,9 +504,11 @@ def test_the_bounds_by_hand() -> None:
         "in at most 1/3 of its time": (0.25, True, "npo"),
     }
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
-    table["npo"].each[GAP, "paraphrased", "recovered_gap"].pop()  # one of them was measured on one target: 0.87 - 0.8
+    table["npo"].of_targets[
+        GAP, "rephrased", "recovered_gap"
+    ].pop()  # one of them was measured on one target: 0.87 - 0.8
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
-    table["npo"].each.clear()
+    table["npo"].of_targets.clear()
     assert np.isnan(table[OUR].ahead_of(table["npo"]))
     (alone,) = tables(made(OUR, 0.97, 3.0)).values()
     assert {check.what: check.met for check in checks(PLACE, alone)}["membership within 0.1"] is None
@@ -516,7 +554,7 @@ def test_the_page_shows_figures_and_what_is_missing() -> None:
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:
-    attacks = ("reconstruction: none", "quantization: 4 bits")
+    attacks = ("reconstruction: none", "quantisation: 4 bits")
     under = [row(name, "target", f"exact_match | {attack}", 0.3) for name in (OUR, "npo") for attack in attacks]
     draw([*page(), *under], tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"plane.png", "ladder.png"}
@@ -524,47 +562,71 @@ def test_pictures_are_small(tmp_path: Path) -> None:
     draw([], tmp_path)
 
 
+def number(cell: str) -> Any:
+    """What a cell shows; a dash where there is no figure."""
+    return pytest.approx(NAN, nan_ok=True) if cell == NONE else pytest.approx(float(cell), abs=0.0051)
+
+
+def test_committed_rows_make_the_committed_tables() -> None:
+    rows = [row for name in command.FULL_WORLDS for row in read_results(command.RESULTS / f"{name}.json")]
+    assert len({row.version for row in rows}) == 1
+    text = (command.RESULTS / "tables.md").read_text()
+    for place, table in tables(rows).items():
+        assert f"\n## {', '.join(place)}\n" in text
+        section = text.split(f"\n## {', '.join(place)}\n")[1].split("\n## ")[0]
+        shown = {
+            line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in section.splitlines()[3:] if line
+        }
+        assert list(shown) == list(table)
+        for name, line in table.items():  # committed rows have four digits, which the page was not made from
+            assert line.worst(GAP, "recovered_gap") == number(shown[name][2])
+            assert line.value("target", "exact_match") == number(shown[name][3])
+
+
 # --- the gate, and the command ---
 
 
 def test_a_model_that_does_not_know_its_world_is_refused(
-    desk: Callable[[], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Callable[[], WorkerContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scope = Scope(("ward",), ("llava",), ("stub",), seeds=1, targets=1)
-    run = command.Run(scope, desk(), train=False, measure=True)  # learned nothing: the true gate
+    run = command.Run(scope, context(), train=False, measure=True)  # learned nothing: the true gate
     assert [jobs for _, jobs in run.work() if jobs] == []
     assert command.write(tmp_path / "out", run) == []
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "- ward, llava, seed 0, privacy: train questions: 0.000 are answered, 0.95 must be; " in text
     assert "department_1/case_2/private: answered by 0.000 more than without it" in text
-    monkeypatch.setattr("benchmarks.forgetting.gates.gate", None)  # asked once
-    assert [jobs for _, jobs in command.Run(scope, desk(), False, True).work() if jobs] == []
+    monkeypatch.setattr(gates, "gate", None)  # gated once
+    assert [jobs for _, jobs in command.Run(scope, context(), False, True).work() if jobs] == []
 
 
-def test_a_run_from_jobs_to_pages(desk: Callable[[], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "gate_of", lambda *_: Gate({"train": 1.0, "paraphrased": 1.0}, {}))
+def test_a_run_from_jobs_to_pages(
+    context: Callable[[], WorkerContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "gate_of", lambda *_: Gate({"train": 1.0, "rephrased": 1.0}, {}))
     scope = Scope(("ward",), ("llava",), ("stub",), seeds=1, targets=2, attacks=False)
     done: list[Job] = []
     do = Job.do
 
-    def spy(self: Job, desk: Desk) -> None:
+    def spy(self: Job, context: WorkerContext) -> None:
         done.append(self)
-        do(self, desk)
+        do(self, context)
 
     monkeypatch.setattr(Job, "do", spy)
-    command.do_all(command.Run(scope, desk(), False, True), 1, tmp_path, "cpu")
+    command.do_all(command.Run(scope, context(), False, True), 1, tmp_path, "cpu")
     target = [job.request.target.split("/")[1] for job in done]
     assert list(zip(target, [job.method for job in done], strict=True)) == [
         (request, name) for request in ("case_2", "case_3") for name in ("retrained", "untouched", "stub")
     ]
     done.clear()
-    run = command.Run(scope, desk(), False, True)
+    run = command.Run(scope, context(), False, True)
     command.do_all(run, 1, tmp_path, "cpu")
     assert done == []
     rows = command.write(tmp_path / "out", run)
-    assert {each.method for each in rows} == {"retrained", "untouched", "stub"}
-    assert json.loads((tmp_path / "out" / "ward.json").read_text()) == [each.to_json() for each in rows]
+    assert {row.method for row in rows} == {"retrained", "untouched", "stub"}
+    read = read_results(tmp_path / "out" / "ward.json")
+    assert sorted(map(repr, read)) == sorted(repr(rounded(row)) for row in rows)
     assert "## ward, llava, privacy" in (tmp_path / "out" / "tables.md").read_text()
     assert torch.get_num_threads() >= 1
-    report = command.Run(replace(scope, methods=("stub", "failing")), desk(), False, measure=False)
+    report = command.Run(replace(scope, methods=("stub", "failing")), context(), False, measure=False)
     assert command.write(tmp_path / "out", report)

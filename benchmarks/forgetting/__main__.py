@@ -2,13 +2,12 @@
 
     python -m benchmarks.forgetting [--world hospital] [--level patient] [--method chip] [--workers 2] [--report]
 
-Everything measured is kept below `~/.cache/chip`, so that a run may be stopped at any time and the next one goes on.
+Everything measured is stored below `~/.cache/chip`, so that a run may be stopped at any time and the next one goes on.
 `--quick` does a little of all of it in minutes, from nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,20 +17,33 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from chip.terminal import quiet_libraries
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from benchmarks.forgetting.figures import Found, Row, all_rows
+from benchmarks.forgetting.figures import ResultRow, Results, all_rows
 from benchmarks.forgetting.gates import gate_of
 from benchmarks.forgetting.jobs import SEEDS, Model, Request, Scope, requests
-from benchmarks.forgetting.lines import Place
 from benchmarks.forgetting.methods import METHODS, RetrainedAgain
 from benchmarks.forgetting.pictures import draw
-from benchmarks.forgetting.running import ALWAYS, Desk, Job, Told, Training, Work, first_jobs, rival_jobs, workers
-from benchmarks.forgetting.tables import for_terminal, markdown
-from chip.cli.console import quiet_libraries
+from benchmarks.forgetting.row_files import write_results
+from benchmarks.forgetting.running import (
+    ALWAYS,
+    Job,
+    ProgressCallback,
+    TrainingJob,
+    Work,
+    WorkerContext,
+    first_jobs,
+    rival_jobs,
+    workers,
+)
+from benchmarks.forgetting.summaries import Place
+from benchmarks.forgetting.tables import markdown
+from benchmarks.reporting import RESULTS as ALL_RESULTS
 
-RESULTS = Path(__file__).parents[1] / "results" / "forgetting"
+RESULTS = ALL_RESULTS / "forgetting"
 QUICK = Scope(
     ("ward",),
     ("llava",),
@@ -50,9 +62,9 @@ console = Console(stderr=True, highlight=False)
 class Run:
     """One start of the command."""
 
-    def __init__(self, scope: Scope, desk: Desk, train: bool, measure: bool) -> None:
-        self.scope, self._desk, self._train, self._measure = scope, desk, train, measure
-        self.worlds = {name: desk.worlds.of(name) for name in scope.worlds}
+    def __init__(self, scope: Scope, context: WorkerContext, train: bool, measure: bool) -> None:
+        self.scope, self._context, self._train, self._measure = scope, context, train, measure
+        self.worlds = {name: context.worlds.of(name) for name in scope.worlds}
         self.refused: dict[tuple[Model, str], str] = {}
         """Model and level -> why it is not judged by."""
 
@@ -62,8 +74,8 @@ class Run:
 
     def ready(self, model: Model, level: str) -> bool:
         """Whether a level can be judged with this model."""
-        subject = self._desk.subject(model)
-        if not all(training.is_done(self._desk) for training in _trainings(model, level)):
+        subject = self._context.subject(model)
+        if not all(training.is_done(self._context) for training in _trainings(model, level)):
             self.refused[model, level] = "not trained"
             return False
         gate = gate_of(subject, level, self._measure)
@@ -72,26 +84,26 @@ class Run:
         return not faults
 
     def work(self) -> Iterator[tuple[str, Sequence[Work]]]:
-        """What is left to do, list by list; what others train meanwhile joins in."""
+        """What remains to be done, list by list; what others train meanwhile joins in."""
         for seed in range(self.scope.seeds):
             if self._train:
                 yield f"seed {seed}, training", self._missing(seed)
             for count in range(1, self.scope.targets + 1):
                 for jobs in first_jobs(self.scope, self._requests(seed, count)):
-                    yield f"seed {seed}, target {count}", self._left(jobs)
-            rivals = rival_jobs(self.scope, self._requests(seed), self.found())
-            yield f"seed {seed}, rivals attacked", self._left(rivals)
+                    yield f"seed {seed}, target {count}", self._remaining(jobs)
+            rivals = rival_jobs(self.scope, self._requests(seed), self.results())
+            yield f"seed {seed}, rivals attacked", self._remaining(rivals)
 
-    def _missing(self, seed: int) -> list[Training]:
+    def _missing(self, seed: int) -> list[TrainingJob]:
         """Models that have to be trained."""
-        asked = requests(self.scope, self.worlds, seed, 1)
-        trainings = dict.fromkeys(each for request in asked for each in _trainings(request.model, request.level))
-        return [training for training in trainings if not training.is_done(self._desk)]
+        first = requests(self.scope, self.worlds, seed, 1)
+        trainings = dict.fromkeys(job for request in first for job in _trainings(request.model, request.level))
+        return [training for training in trainings if not training.is_done(self._context)]
 
-    def found(self) -> Found:
+    def results(self) -> Results:
         """All that is known of what was asked for."""
-        asked = (request for seed in range(self.scope.seeds) for request in self._requests(seed))
-        return {request: self._desk.find(request, (*self.methods, RetrainedAgain.name)) for request in asked}
+        every = (request for seed in range(self.scope.seeds) for request in self._requests(seed))
+        return {request: self._context.find(request, (*self.methods, RetrainedAgain.name)) for request in every}
 
     def expected(self) -> dict[Place, int]:
         """How many results of each method were asked for."""
@@ -105,25 +117,22 @@ class Run:
     def _requests(self, seed: int, count: int | None = None) -> list[Request]:
         return requests(self.scope, self.worlds, seed, count or self.scope.targets, self.ready)
 
-    def _left(self, jobs: list[Job]) -> list[Job]:
-        return [job for job in jobs if not job.is_done(self._desk)]
+    def _remaining(self, jobs: list[Job]) -> list[Job]:
+        return [job for job in jobs if not job.is_done(self._context)]
 
 
-def _trainings(model: Model, level: str) -> tuple[Training, ...]:
+def _trainings(model: Model, level: str) -> tuple[TrainingJob, ...]:
     """What a level is judged with: the family's first model, by which settings are chosen, the model, the one that it
     is compared with, and the same of the seed before."""
-    again = () if model.previous is None else (Training(model.previous, level),)
-    return Training(replace(model, seed=0)), Training(model), Training(model, level), *again
+    again = () if model.previous is None else (TrainingJob(model.previous, level),)
+    return TrainingJob(replace(model, seed=0)), TrainingJob(model), TrainingJob(model, level), *again
 
 
-def write(out: Path, run: Run) -> list[Row]:
+def write(out: Path, run: Run) -> list[ResultRow]:
     """Rows (a file for each world), tables and pictures of what is known."""
-    rows = all_rows(run.found())
+    rows = all_rows(run.results())
     out.mkdir(parents=True, exist_ok=True)
-    for world in dict.fromkeys(row.world for row in rows):
-        of_world = (row.to_json() for row in rows if row.world == world)
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in of_world)
-        (out / f"{world}.json").write_text(f"[\n{lines}\n]\n")
+    write_results(out, rows)
     refused = [f"{model}, {level}: {why}" for (model, level), why in run.refused.items() if why]
     (out / "tables.md").write_text(markdown(rows, run.expected(), run.methods, refused))
     draw(rows, out)
@@ -131,26 +140,26 @@ def write(out: Path, run: Run) -> list[Row]:
 
 
 def do_all(run: Run, count: int, folder: Path, device: str | None) -> None:
-    """What is left to do, with a bar for each list of jobs."""
+    """What remains to be done, with a bar for each list of jobs."""
     with workers(count, folder, device) as do:
         for what, work in run.work():
             if work:
-                with progress(what, len(work)) as told:
-                    do(work, told)
+                with progress(what, len(work)) as on_done:
+                    do(work, on_done)
 
 
 @contextmanager
-def progress(what: str, count: int) -> Iterator[Told]:
+def progress(what: str, count: int) -> Iterator[ProgressCallback]:
     """A bar on stderr with the time left, and a line for each job that is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with ProgressCallback(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=count)
 
-        def told(done: str) -> None:
+        def on_done(done: str) -> None:
             bar.advance(task)
             bar.console.print(f"{datetime.now():%H:%M:%S} {done}", soft_wrap=True, markup=False)
 
-        yield told
+        yield on_done
 
 
 def main(
@@ -162,7 +171,7 @@ def main(
     targets: Annotated[int, typer.Option(help="Of each level, at most.")] = 5,
     attacks: Annotated[bool, typer.Option(help="Attack some of the edited models.")] = True,
     attacks_for: Annotated[list[str] | None, typer.Option(help="Methods; by default ours and the best others.")] = None,
-    count: Annotated[int, typer.Option("--workers", help="DistributedContext.")] = 2,
+    count: Annotated[int, typer.Option("--workers", help="Processes.")] = 2,
     device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
     train: Annotated[bool, typer.Option(help="Train models that are missing; else they are left out.")] = True,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing, only write what is known.")] = False,
@@ -183,14 +192,14 @@ def main(
     )
     scope = QUICK if quick else full
     with TemporaryDirectory(prefix="chip-") as folder:
-        desk = Desk(Path(folder) / "main", device)
-        run = Run(scope, desk, train and not report, not report)
+        context = WorkerContext(Path(folder) / "main", device)
+        run = Run(scope, context, train and not report, not report)
         if not report:
             do_all(run, count, Path(folder), device)
-        rows = write(out or RESULTS, run)
+        written = out or RESULTS
+        write(written, run)
     if quick:
-        for table in for_terminal(rows):
-            Console(width=200).print(table)
+        Console(width=200).print(Markdown((written / "tables.md").read_text()))
 
 
 if __name__ == "__main__":

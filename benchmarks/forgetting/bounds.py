@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best
 from benchmarks.forgetting.methods import RetrainedAgain
 from benchmarks.forgetting.results import NAN
+from benchmarks.forgetting.summaries import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, MethodSummary, Place, Table, best
 from chip.evaluation.rows import GAP
 
 RECOVERED = {"institution": 0.95, "patient": 0.95, "study": 0.95, "section": 0.85}
@@ -52,7 +52,7 @@ def checks(place: Place, table: Table) -> Iterator[Check]:
     yield from _ahead(place, table, line)
 
 
-def _forgotten(place: Place, line: Line) -> Iterator[Check]:
+def _forgotten(place: Place, line: MethodSummary) -> Iterator[Check]:
     """What is measured from the retrained model."""
     level = place[2]
     if level in RECOVERED:
@@ -60,16 +60,16 @@ def _forgotten(place: Place, line: Line) -> Iterator[Check]:
     if level in RECOVERED_WORST:
         least = RECOVERED_WORST[level]
         yield Check(place, f"recovered gap, worst ≥ {least:.2f}", line.worst(GAP, "recovered_gap"), least)
-    attack, told = line.worst_attack, line.membership
+    attack, membership = line.worst_attack, line.membership
     name = "" if attack is None else attack.measure.partition(" | ")[2]
     above = NAN if attack is None else attack.value
     yield Check(place, f"attacks above retrained ≤ {ATTACKED:.2f}", above, most=ATTACKED, note=name)
     yield Check(place, f"relearning above retrained ≤ {RELEARNED:.2f}", line.relearned, most=RELEARNED)
-    apart = NAN if told is None else told.value
+    apart = NAN if membership is None else membership.value
     yield Check(place, f"membership within {MEMBERSHIP:.1f}", apart, -MEMBERSHIP, MEMBERSHIP)
 
 
-def _kept(place: Place, line: Line) -> Iterator[Check]:
+def _kept(place: Place, line: MethodSummary) -> Iterator[Check]:
     yield Check(place, f"siblings kept ≥ {KEPT:.2f}", line.value("siblings", "kept"), KEPT)
     yield Check(place, f"siblings kept, worst ≥ {KEPT_WORST:.2f}", line.worst("siblings", "kept"), KEPT_WORST)
     for group in ("unrelated", "general"):
@@ -77,7 +77,7 @@ def _kept(place: Place, line: Line) -> Iterator[Check]:
             yield Check(place, f"{group} kept ≥ {ELSEWHERE:.2f}", line.value(group, "kept"), ELSEWHERE)
 
 
-def _ahead(place: Place, table: Table, line: Line) -> Iterator[Check]:
+def _ahead(place: Place, table: Table, line: MethodSummary) -> Iterator[Check]:
     free, trained = best(table, TRAINING_FREE_NAMES), best(table, TRAINED_NAMES)
     if free is not None:
         ahead = line.ahead_of(free)

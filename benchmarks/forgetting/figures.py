@@ -1,7 +1,7 @@
 """From results to rows: the figures of each target, and their means over targets and seeds.
 
-A row has the keys of `Row`. The measures are those of `chip.evaluation`, under an attack with its name behind a bar:
-`exact_match | quantization: 4 bits`. Beside them:
+The measures are those of `chip.evaluation`; under an attack its name stands behind a bar: `exact_match | ATTACK`.
+Beside them:
 
 - `kept`: exact match of a group after, as a share of what it was before;
 - `auc_loss_above_retrained | membership: ...` (and of the other scores): less what the retrained model gives;
@@ -31,7 +31,7 @@ ALL = "all"
 """In place of a target and a seed: the mean over them."""
 MODEL = "model"
 """In place of a group and a split: what concerns the whole model."""
-REPORTED = "paraphrased"
+REPORTED = "rephrased"
 """The split that tables show."""
 ABOVE = "exact_match_above_retrained"
 
@@ -40,7 +40,7 @@ OF_EACH = {(GAP, REPORTED, "recovered_gap"), ("siblings", REPORTED, "kept")}
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One figure."""
 
     world: str
@@ -50,6 +50,7 @@ class Row:
     """Path, or `ALL`."""
     seed: int | str
     method: str
+    version: int
     settings: Mapping[str, Any]
     group: str
     split: str
@@ -59,31 +60,19 @@ class Row:
     high: float
     """95 % bootstrap interval: of a target, over its records; of a mean, over targets and seeds. NaN where none is."""
 
-    def to_json(self) -> dict[str, Any]:
-        """NaN, which JSON has not, as null."""
-        plain = dict(vars(self))
-        for name in ("value", "low", "high"):
-            plain[name] = None if math.isnan(plain[name]) else float(f"{plain[name]:.4g}")
-        return plain
 
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Row:
-        numbers = {name: NAN if row[name] is None else row[name] for name in ("value", "low", "high")}
-        return cls(**{**row, **numbers})
-
-
-Found = Mapping[Request, Mapping[str, Result]]
+Results = Mapping[Request, Mapping[str, Result]]
 """Request -> method -> result."""
 
 
-def all_rows(found: Found) -> list[Row]:
+def all_rows(results: Results) -> list[ResultRow]:
     """Means first, then the figures of each target that tables need."""
-    of_each = [row for request, results in found.items() for row in rows_of(request, results)]
-    kept = [row for row in of_each if (row.group, row.split, row.measure) in OF_EACH]
-    return [*mean_rows(of_each), *kept]
+    of_targets = [row for request, of_request in results.items() for row in rows_of(request, of_request)]
+    stored = [row for row in of_targets if (row.group, row.split, row.measure) in OF_EACH]
+    return [*mean_rows(of_targets), *stored]
 
 
-def rows_of(request: Request, results: Mapping[str, Result]) -> Iterator[Row]:
+def rows_of(request: Request, results: Mapping[str, Result]) -> Iterator[ResultRow]:
     """All figures of one target."""
     before, retrained = results.get(Untouched.name), results.get(Retrained.name)
     for method, result in results.items():
@@ -91,22 +80,22 @@ def rows_of(request: Request, results: Mapping[str, Result]) -> Iterator[Row]:
             yield _row(request, method, result, key, values)
 
 
-def mean_rows(rows: Iterable[Row]) -> list[Row]:
+def mean_rows(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """Over targets and seeds, of rows that are otherwise alike."""
-    alike: dict[tuple[str, ...], list[Row]] = {}
+    alike: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in rows:
         if _is_shown(row) and not math.isnan(row.value):
             key = (row.world, row.model, row.level, row.method, row.group, row.split, row.measure)
             alike.setdefault(key, []).append(row)
     means = [_mean(several) for several in alike.values()]
-    counted: dict[tuple[str, str, str, str], list[Row]] = {}
+    counted: dict[tuple[str, str, str, str], list[ResultRow]] = {}
     for several in alike.values():
         first = several[0]
         counted.setdefault((first.world, first.model, first.level, first.method), []).extend(several)
     return [*means, *(row for several in counted.values() for row in _counts(several))]
 
 
-def _is_shown(row: Row) -> bool:
+def _is_shown(row: ResultRow) -> bool:
     """Whether its mean is stored: more than this would be read by nobody."""
     measure, _, attack = row.measure.partition(" | ")
     if row.group == MODEL or measure.startswith("auc_"):
@@ -115,8 +104,8 @@ def _is_shown(row: Row) -> bool:
         return (row.group, row.split) == ("target", REPORTED) and measure in ("exact_match", ABOVE)
     if row.split != REPORTED:
         return measure == "recovered_gap" or (row.group, measure) == ("target", "exact_match")
-    kept = measure == "kept" and row.group in ("siblings", "unrelated", "general")
-    return kept or measure in ("recovered_gap", "exact_match", "leak_at_16")
+    shown = measure == "kept" and row.group in ("siblings", "unrelated", "general")
+    return shown or measure in ("recovered_gap", "exact_match", "leak_at_16")
 
 
 def _figures(
@@ -146,20 +135,21 @@ def _row(
     result: Result,
     key: tuple[str, str, str],
     values: tuple[float, float, float],
-) -> Row:
+) -> ResultRow:
     model = request.model
     where = (model.world, model.family, request.level, request.target, model.seed)
     named = (Retrained.name, RetrainedAgain.name)  # the name of a checkpoint in the cache is no setting
-    return Row(*where, method, {} if method in named else result.settings, *key, *values)
+    settings = {} if method in named else result.settings
+    return ResultRow(*where, method, result.version, settings, *key, *values)
 
 
-def _mean(rows: Sequence[Row]) -> Row:
+def _mean(rows: Sequence[ResultRow]) -> ResultRow:
     """Of one figure of several targets and seeds; the interval draws both anew."""
     values = _by_seed_and_target(rows)
     return _over_all(rows[0], rows[0].measure, float(np.nanmean(values)), *interval(samples(values)))
 
 
-def _counts(rows: Sequence[Row]) -> Iterator[Row]:
+def _counts(rows: Sequence[ResultRow]) -> Iterator[ResultRow]:
     attacked = (row for row in rows if " | " in row.measure)
     counted: dict[str, set[object]] = {
         "targets": {row.target for row in rows},
@@ -168,14 +158,14 @@ def _counts(rows: Sequence[Row]) -> Iterator[Row]:
         "attacked": {(row.target, row.seed) for row in attacked},
     }
     first = replace(rows[0], group=MODEL, split=MODEL)
-    return (_over_all(first, measure, len(found), NAN, NAN) for measure, found in counted.items())
+    return (_over_all(first, measure, len(distinct), NAN, NAN) for measure, distinct in counted.items())
 
 
-def _over_all(row: Row, measure: str, value: float, low: float, high: float) -> Row:
+def _over_all(row: ResultRow, measure: str, value: float, low: float, high: float) -> ResultRow:
     return replace(row, target=ALL, seed=ALL, measure=measure, value=value, low=low, high=high)
 
 
-def _by_seed_and_target(rows: Sequence[Row]) -> NDArray[np.float64]:
+def _by_seed_and_target(rows: Sequence[ResultRow]) -> NDArray[np.float64]:
     """(seeds, targets), NaN where one was not measured."""
     seeds, targets = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("seed", "target"))
     values = np.full((len(seeds), len(targets)), np.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.forgetting.worlds import World
 
@@ -22,6 +23,11 @@ class Model:
 
     def __str__(self) -> str:
         return f"{self.world}, {self.family}, seed {self.seed}"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its results are found by."""
+        return {"world": self.world, "family": self.family, "seed": self.seed}
 
     @property
     def previous(self) -> Model | None:
@@ -44,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Scope:
-    """What has been asked for."""
+    """What a run covers."""
 
     worlds: tuple[str, ...]
     families: tuple[str, ...]
@@ -90,12 +96,12 @@ def requests(
         if seed < scope.seeds_of(family)
     ]
     tables = [(model, level) for model in models for level in scope.levels_of(worlds[model.world])]
-    there = [
+    ready_tables = [
         (model, level, scope.targets_of(worlds[model.world], level)) for model, level in tables if ready(model, level)
     ]
     return [
         Request(model, level, targets[number])
         for number in range(min(count, scope.targets))
-        for model, level, targets in there
+        for model, level, targets in ready_tables
         if number < len(targets)
     ]

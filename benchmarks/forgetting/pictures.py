@@ -9,9 +9,18 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.forgetting.figures import REPORTED, Row
-from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best, tables
+from benchmarks.forgetting.figures import REPORTED, ResultRow
 from benchmarks.forgetting.methods import Retrained, RetrainedAgain, Untouched
+from benchmarks.forgetting.summaries import (
+    OUR,
+    TRAINED_NAMES,
+    TRAINING_FREE_NAMES,
+    MethodSummary,
+    Place,
+    Table,
+    best,
+    tables,
+)
 
 PANEL = (2.9, 2.5)  # inches
 COLUMNS = 4
@@ -42,27 +51,27 @@ MARKS = (
 )
 
 
-def draw(rows: Iterable[Row], folder: Path) -> None:
+def draw(rows: Iterable[ResultRow], folder: Path) -> None:
     """Write `plane.png` and `ladder.png`."""
-    found = tables(rows)
-    attacked = {place: table for place, table in found.items() if OUR in table and _attacks(table[OUR])}
-    _figure(found, _plane, legend=True).savefig(folder / "plane.png", dpi=DPI)
+    by_place = tables(rows)
+    attacked = {place: table for place, table in by_place.items() if OUR in table and _attacks(table[OUR])}
+    _figure(by_place, _plane, legend=True).savefig(folder / "plane.png", dpi=DPI)
     _figure(attacked, _ladder).savefig(folder / "ladder.png", dpi=DPI)
 
 
-def _figure(found: Mapping[Place, Table], panel: Callable[[Axes, Table], None], legend: bool = False) -> Figure:
+def _figure(by_place: Mapping[Place, Table], panel: Callable[[Axes, Table], None], legend: bool = False) -> Figure:
     """A panel for each level of each model's world."""
-    columns = max(1, min(COLUMNS, len(found)))
-    rows = max(1, -(-len(found) // columns))
+    columns = max(1, min(COLUMNS, len(by_place)))
+    rows = max(1, -(-len(by_place) // columns))
     figure = Figure((PANEL[0] * columns, PANEL[1] * rows + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, (place, table) in zip(axes, found.items(), strict=False):
+    for axis, (place, table) in zip(axes, by_place.items(), strict=False):
         axis.set_title(", ".join(place), fontsize=8)
         axis.tick_params(labelsize=7)
         panel(axis, table)
-    for axis in axes[len(found) :]:
+    for axis in axes[len(by_place) :]:
         axis.set_axis_off()
-    if legend and found:
+    if legend and by_place:
         handles = {
             text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
         }
@@ -109,7 +118,7 @@ def _ladder(axis: Axes, table: Table) -> None:
     axis.legend(fontsize=6)
 
 
-def _attacks(line: Line) -> Sequence[str]:
+def _attacks(line: MethodSummary) -> Sequence[str]:
     """In the order in which they were run."""
     measures = [measure for group, split, measure in line.means if (group, split) == ("target", REPORTED)]
     return [measure.removeprefix(_UNDER) for measure in measures if measure.startswith(_UNDER)]

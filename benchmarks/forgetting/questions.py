@@ -9,18 +9,18 @@ import numpy as np
 
 from benchmarks.forgetting.worlds import World
 from chip.data.hierarchy import Hierarchy
-from chip.data.request import ForgetRequest
+from chip.methods.base import ForgetRequest
 
-LEARNED, CHOSEN, REPORTED = ("train",), ("validation",), ("train", "paraphrased")
-"""Splits. A method learns from the first and may choose by the second; of the third it is given what has been trained,
-and nothing else."""
+LEARNED, TUNED, REPORTED = ("train",), ("validation",), ("train", "rephrased")
+"""Splits. A method learns from the first and may be tuned by the second; of the third it is given what has been
+trained, and nothing else."""
 
 MAX_QUESTIONS = 600
-"""Of a group other than the target, about so many questions are asked: all of some pictures."""
+"""Of a group other than the target, about so many questions are asked, all of some pictures."""
 
 
 @dataclass(frozen=True)
-class ValidationSet:
+class Questions:
     """Records of some wordings, and whom each concerns when a target is forgotten."""
 
     request: ForgetRequest
@@ -28,9 +28,7 @@ class ValidationSet:
     """As `chip.evaluation.groups` has them."""
 
 
-def questions(
-    world: World, target: str, splits: Sequence[str], most: int | None = None, seed: int = 0
-) -> ValidationSet:
+def questions(world: World, target: str, splits: Sequence[str], most: int | None = None, seed: int = 0) -> Questions:
     """The world's records of these splits.
 
     Args:
@@ -44,10 +42,10 @@ def questions(
             group: indices if group in ("target", "shared") else _some(world, indices, most, seed)
             for group, indices in groups.items()
         }
-    kept = sorted(i for indices in groups.values() for i in indices if whole[i].split in splits)
-    place = {index: number for number, index in enumerate(kept)}
-    request = ForgetRequest.of(Hierarchy([whole[index] for index in kept]), [target])
-    return ValidationSet(request, {group: tuple(place[i] for i in of if i in place) for group, of in groups.items()})
+    selected = sorted(i for indices in groups.values() for i in indices if whole[i].split in splits)
+    place = {index: number for number, index in enumerate(selected)}
+    request = ForgetRequest.of(Hierarchy([whole[index] for index in selected]), [target])
+    return Questions(request, {group: tuple(place[i] for i in of if i in place) for group, of in groups.items()})
 
 
 def _some(world: World, indices: Sequence[int], most: int, seed: int) -> tuple[int, ...]:
@@ -55,9 +53,9 @@ def _some(world: World, indices: Sequence[int], most: int, seed: int) -> tuple[i
     pictures: dict[object, list[int]] = {}
     for index in indices:
         pictures.setdefault(world.hierarchy.records[index].image, []).append(index)
-    of_each, chosen = list(pictures.values()), list[int]()
-    for number in np.random.default_rng(seed).permutation(len(of_each)).tolist():
-        if len(chosen) >= most:
+    by_picture, selected = list(pictures.values()), list[int]()
+    for number in np.random.default_rng(seed).permutation(len(by_picture)).tolist():
+        if len(selected) >= most:
             break
-        chosen += of_each[number]
-    return tuple(sorted(chosen))
+        selected += by_picture[number]
+    return tuple(sorted(selected))

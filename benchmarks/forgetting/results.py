@@ -1,4 +1,4 @@
-"""What a method left of a target, as it is kept."""
+"""What a method left of a target, as it is stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from chip.evaluation.rows import NO_ATTACK, ResultRow
+from chip.evaluation.rows import NO_ATTACK, Row
 
 NAN = float("nan")
 
@@ -18,6 +18,8 @@ Figures = Mapping[tuple[str, str, str, str], tuple[float, float, float]]
 class Result:
     """What a method left of a target, and what that took."""
 
+    version: int
+    """The method's."""
     settings: Mapping[str, Any]
     attacked: bool
     seconds: float
@@ -32,14 +34,14 @@ class Result:
         return self.figures.get((group, split, measure, attack), (NAN, NAN, NAN))[0]
 
     def to_json(self) -> dict[str, Any]:
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**plain, "figures": [[*key, *values] for key, values in self.figures.items()]}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Result:
-        figures = {tuple(row[:4]): tuple(row[4:]) for row in found["figures"]}
-        return cls(**{**found, "figures": figures})
+    def from_json(cls, stored: Mapping[str, Any]) -> Result:
+        figures = {tuple(row[:4]): tuple(row[4:]) for row in stored["figures"]}
+        return cls(**{**stored, "figures": figures})
 
 
-def figures(rows: Sequence[ResultRow]) -> Figures:
+def figures(rows: Sequence[Row]) -> Figures:
     return {(row.group, row.split, row.measure, row.attack): (row.value, row.low, row.high) for row in rows}

@@ -20,18 +20,18 @@ from typing import Protocol
 
 import torch
 import transformers
+from chip.terminal import quiet_libraries
 
-from benchmarks.forgetting.choosing import chosen
-from benchmarks.forgetting.figures import REPORTED, Found
+from benchmarks.forgetting.figures import REPORTED, Results
 from benchmarks.forgetting.jobs import Model, Request, Scope
 from benchmarks.forgetting.judging import Judge
-from benchmarks.forgetting.lines import TRAINED_NAMES, TRAINING_FREE_NAMES
-from benchmarks.forgetting.methods import METHODS, Method, Retrained, RetrainedAgain, Untouched
+from benchmarks.forgetting.methods import METHODS, BenchmarkMethod, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.results import Result
 from benchmarks.forgetting.subjects import Subject, Worlds
-from chip.cli.console import quiet_libraries
+from benchmarks.forgetting.summaries import TRAINED_NAMES, TRAINING_FREE_NAMES
+from benchmarks.forgetting.tuning import tuned_method
 from chip.evaluation.rows import GAP
 
 ALWAYS = (Retrained.name, Untouched.name)
@@ -39,19 +39,19 @@ ALWAYS = (Retrained.name, Untouched.name)
 RIVALS = (TRAINED_NAMES, TRAINING_FREE_NAMES)
 """Of each kind the best is attacked too."""
 
-Told = Callable[[str], None]
-"""Is told of each piece of work that is done, or what broke it."""
+ProgressCallback = Callable[[str], None]
+"""Takes a line for each piece of work that is done, or what broke it."""
 
 
 class Work(Protocol):
     """Something to do."""
 
-    def do(self, desk: Desk) -> None:
+    def do(self, context: WorkerContext) -> None:
         """Nothing where it is done already."""
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingJob:
     """A model to train."""
 
     model: Model
@@ -61,13 +61,13 @@ class Training:
     def __str__(self) -> str:
         return f"{self.model}: trained{'' if self.without is None else f' without the targets of {self.without}'}"
 
-    def do(self, desk: Desk) -> None:
-        subject = desk.subject(self.model)
+    def do(self, context: WorkerContext) -> None:
+        subject = context.subject(self.model)
         without = () if self.without is None else subject.world.targets[self.without]
         trained(subject.world, self.model.family, self.model.seed, without, subject.device)
 
-    def is_done(self, desk: Desk) -> bool:
-        subject = desk.subject(self.model)
+    def is_done(self, context: WorkerContext) -> bool:
+        subject = context.subject(self.model)
         return (subject.folder if self.without is None else subject.reference(self.without)).exists()
 
 
@@ -82,14 +82,14 @@ class Job:
     def __str__(self) -> str:
         return f"{self.request}: {self.method}{', attacked' if self.attacked else ''}"
 
-    def do(self, desk: Desk) -> None:
-        judge, reference, method = desk.open(self, measure=True)
+    def do(self, context: WorkerContext) -> None:
+        judge, reference, method = context.open(self, measure=True)
         assert method is not None
         judge.judge(reference, reference, self.attacked)
         judge.judge(method, reference, self.attacked)
 
-    def is_done(self, desk: Desk) -> bool:
-        judge, _, method = desk.open(self, measure=False)
+    def is_done(self, context: WorkerContext) -> bool:
+        judge, _, method = context.open(self, measure=False)
         return method is not None and judge.find(method, self.attacked) is not None
 
 
@@ -106,40 +106,40 @@ def first_jobs(scope: Scope, requests: Sequence[Request]) -> tuple[list[Job], li
     return retrained, [*again, *others]
 
 
-def rival_jobs(scope: Scope, requests: Iterable[Request], found: Found) -> list[Job]:
+def rival_jobs(scope: Scope, requests: Iterable[Request], results: Results) -> list[Job]:
     """The best method of each kind under attack: which one that is shows only when all have run."""
     if not scope.attacks or scope.attacks_for is not None:
         return []
-    best = ((request, best_of(names, request, found)) for request in requests for names in RIVALS)
+    best = ((request, best_of(names, request, results)) for request in requests for names in RIVALS)
     return [Job(request, name, attacked=True) for request, name in best if name is not None]
 
 
-def best_of(names: Sequence[str], request: Request, found: Found) -> str | None:
+def best_of(names: Sequence[str], request: Request, results: Results) -> str | None:
     """The method that recovers most of the gap at the request's level, over all targets of the family's first model."""
     first = Model(request.model.world, request.model.family, 0)
     gaps: dict[str, list[float]] = {}
-    for other, results in found.items():
+    for other, by_method in results.items():
         if (other.model, other.level) == (first, request.level):
-            for name in set(names).intersection(results):
-                gaps.setdefault(name, []).append(results[name].value(GAP, REPORTED, "recovered_gap"))
+            for name in set(names).intersection(by_method):
+                gaps.setdefault(name, []).append(by_method[name].value(GAP, REPORTED, "recovered_gap"))
     known = {name: fmean(values) for name, values in gaps.items() if not isnan(fmean(values))}
     return max(known, key=lambda name: known[name], default=None)
 
 
-class Desk:
-    """What a process has open: worlds, and models as they are needed."""
+class WorkerContext:
+    """What a worker process has open: worlds, and models as they are needed."""
 
     def __init__(self, folder: Path, device: str | None) -> None:
         self.worlds, self._device = Worlds(folder), device
         self._subjects: dict[Model, Subject] = {}
-        self._chosen: dict[tuple[str, Model, str], Method] = {}
+        self._tuned: dict[tuple[str, Model, str], BenchmarkMethod] = {}
 
     def subject(self, model: Model) -> Subject:
         if model not in self._subjects:
             self._subjects[model] = Subject(self.worlds, model, self._device)
         return self._subjects[model]
 
-    def open(self, job: Job, measure: bool) -> tuple[Judge, Retrained, Method | None]:
+    def open(self, job: Job, measure: bool) -> tuple[Judge, Retrained, BenchmarkMethod | None]:
         """Who judges, what by, and what with its settings; None where those are to be measured first, and may not."""
         subject = self.subject(job.request.model)
         reference = Retrained(subject.reference(job.request.level))
@@ -155,7 +155,7 @@ class Desk:
                 results[name] = result
         return results
 
-    def _method(self, name: str, request: Request, measure: bool) -> Method | None:
+    def _method(self, name: str, request: Request, measure: bool) -> BenchmarkMethod | None:
         if name == Retrained.name:
             return Retrained(self.subject(request.model).reference(request.level))
         if name == RetrainedAgain.name:
@@ -164,15 +164,15 @@ class Desk:
         if name == Untouched.name:
             return Untouched()
         key = name, Model(request.model.world, request.model.family, 0), request.level
-        if key not in self._chosen:
-            method = chosen(METHODS[name], self.subject(key[1]), request.level, measure)
+        if key not in self._tuned:
+            method = tuned_method(METHODS[name], self.subject(key[1]), request.level, measure)
             if method is None:
                 return None
-            self._chosen[key] = method
-        return self._chosen[key]
+            self._tuned[key] = method
+        return self._tuned[key]
 
 
-Do = Callable[[Sequence[Work], Told], None]
+Do = Callable[[Sequence[Work], ProgressCallback], None]
 
 
 @contextmanager
@@ -188,42 +188,42 @@ def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
     threads = max(1, cores // count)
     if count == 1:
         torch.set_num_threads(threads)
-        yield partial(_do_here, Desk(folder / "worlds", device))
+        yield partial(_do_here, WorkerContext(folder / "worlds", device))
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _open, (folder, device, threads)) as pool:
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, spawning, _open, (folder, device, threads)) as pool:
         yield partial(_do_in, pool)
 
 
-def _do_here(desk: Desk, work: Sequence[Work], told: Told) -> None:
-    for each in work:
-        each.do(desk)
-        told(str(each))
+def _do_here(context: WorkerContext, work: Sequence[Work], on_done: ProgressCallback) -> None:
+    for piece in work:
+        piece.do(context)
+        on_done(str(piece))
 
 
-def _do_in(pool: Executor, work: Sequence[Work], told: Told) -> None:
-    futures = {pool.submit(_do, each): each for each in work}
+def _do_in(pool: Executor, work: Sequence[Work], on_done: ProgressCallback) -> None:
+    futures = {pool.submit(_do, piece): piece for piece in work}
     try:
         for future in as_completed(futures):
             error = future.exception()
-            told(str(futures[future]) if error is None else f"{futures[future]}: {''.join(format_exception(error))}")
+            on_done(str(futures[future]) if error is None else f"{futures[future]}: {''.join(format_exception(error))}")
     finally:
         for future in futures:
             future.cancel()
 
 
-_desk: Desk | None = None
+_context: WorkerContext | None = None
 """Of this process."""
 
 
 def _open(folder: Path, device: str | None, threads: int) -> None:
-    global _desk
+    global _context
     Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - bars would be drawn over each other
     quiet_libraries()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    _desk = Desk(folder / str(os.getpid()), device)
+    _context = WorkerContext(folder / str(os.getpid()), device)
 
 
 def _end_with_parent() -> None:
@@ -235,5 +235,5 @@ def _end_with_parent() -> None:
 
 
 def _do(work: Work) -> None:
-    assert _desk is not None
-    work.do(_desk)
+    assert _context is not None
+    work.do(_context)

@@ -1,27 +1,28 @@
-"""Files that outlive a run, one for each thing measured, named by all that decides it.
+"""Results that outlive a run, a file for each thing measured, found again by what was measured.
 
-Each is written beside its place and renamed: a run may be killed at any moment, and the next one goes on.
+A key states facts and versions, never source code: a renamed variable leaves every result where it is. Whoever changes
+what a method does raises the method's `version`; whoever changes how all are judged raises `PROTOCOL`.
+
+Each file is written beside its place and renamed: a run may be killed at any moment, and the next one goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.forgetting import models
-from benchmarks.forgetting.methods import Method
+from benchmarks.forgetting.methods import BenchmarkMethod
 
-FORMAT = 1
-"""To be raised when the same is measured in another way."""
+PROTOCOL = 1
+"""How methods are judged: the questions asked, the groups, measures and attacks. To be raised when any of that changes,
+or a metric's code does."""
 
 
 class Store:
@@ -30,26 +31,27 @@ class Store:
     def __init__(self, kind: str) -> None:
         self._folder = models.cache() / "forgetting" / "results" / kind
 
-    def read(self, what: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What was found of this; None where nothing was yet."""
-        path = self.path(what)
+    def read(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What was measured under this key; None where nothing was yet."""
+        path = self.path(key)
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text())["found"]
-        return found
+        value: dict[str, Any] = json.loads(path.read_text())["value"]
+        return value
 
-    def write(self, what: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        with whole(self.path(what)) as beside:
-            beside.write_text(json.dumps({"what": what, "found": found}) + "\n")
+    def write(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        """Store a value; NaN is allowed in it."""
+        with atomic_write(self.path(key)) as beside:
+            beside.write_text(json.dumps({"key": key, "value": value}) + "\n")
 
-    def path(self, what: Mapping[str, Any], suffix: str = ".json") -> Path:
-        """Of the file that holds what was found of `what`, whose `world` names the folder."""
-        text = json.dumps({"format": FORMAT, **what}, sort_keys=True)
-        return self._folder / str(what["world"]) / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}{suffix}"
+    def path(self, key: Mapping[str, Any], suffix: str = ".json") -> Path:
+        """Of the file that belongs to a key, whose `world` names the folder."""
+        text = json.dumps({"protocol": PROTOCOL, **key}, sort_keys=True)
+        return self._folder / str(key["world"]) / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}{suffix}"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place to write a file at; it is renamed to `path` if all goes well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -60,16 +62,17 @@ def whole(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def of_method(method: Method) -> dict[str, Any]:
-    """All that decides what a method does: its settings, and the text of the modules that define it."""
-    values = (getattr(method, each.name) for each in fields(method))
-    kinds = [type(method), *(type(value) for value in values if isinstance(value, Method))]
-    names = {each.__module__ for kind in kinds for each in kind.__mro__}
-    own = sorted(name for name in names if name.partition(".")[0] not in sys.stdlib_module_names)
-    code = hashlib.sha256("".join(map(_text, own)).encode()).hexdigest()
-    return {"method": method.name, "settings": method.settings, "code": code}
+def method_key(method: BenchmarkMethod) -> dict[str, Any]:
+    """All that decides what a method does: its name, its version, and its settings in the order of their fields.
+
+    Settings count by their values alone, so that they may be renamed. Where one is itself a method (a control's), its
+    key is part of the key.
+    """
+    values = (getattr(method, field.name) for field in fields(method))
+    return {"method": method.name, "version": method.version, "settings": [_setting(value) for value in values]}
 
 
-@cache
-def _text(module: str) -> str:
-    return inspect.getsource(sys.modules[module])
+def _setting(value: Any) -> Any:
+    if isinstance(value, BenchmarkMethod):
+        return method_key(value)
+    return value.name if isinstance(value, Path) else value  # a checkpoint, wherever its cache lies

@@ -1,16 +1,22 @@
-"""Tables of rows, as markdown and in the terminal, with what they lack and whether the bounds are met."""
+"""Tables of rows in markdown, with what they lack and whether the bounds are met."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rich import box
-from rich.table import Table as RichTable
-
 from benchmarks.forgetting.bounds import Check, checks
-from benchmarks.forgetting.figures import Row
-from benchmarks.forgetting.lines import OUR, TRAINED_NAMES, TRAINING_FREE_NAMES, Line, Place, Table, best, tables
+from benchmarks.forgetting.figures import ResultRow
 from benchmarks.forgetting.methods import Retrained, RetrainedAgain, Untouched
+from benchmarks.forgetting.summaries import (
+    OUR,
+    TRAINED_NAMES,
+    TRAINING_FREE_NAMES,
+    MethodSummary,
+    Place,
+    Table,
+    best,
+    tables,
+)
 from chip.evaluation.rows import GAP
 
 NONE = "–"
@@ -20,7 +26,7 @@ HEAD = """# What each method forgets, keeps and leaks
 Made by `python -m benchmarks.forgetting`. Every figure is of the checkpoint that was written. Methods suppress, under
 these tests; nothing here shows that anything is deleted.
 
-Means over targets and seeds, on the `paraphrased` wordings, which nothing was trained on or chosen by; in brackets 95 %
+Means over targets and seeds, on the `rephrased` wordings, which nothing was trained on or chosen by; in brackets 95 %
 bootstrap intervals over targets and seeds.
 
 - *Recovered gap*: what the siblings are answered above the target, as a share of the same for the retrained model.
@@ -36,21 +42,21 @@ bootstrap intervals over targets and seeds.
   before, judged in an edited model's place: by how much two retrainings differ.
 """
 
-Column = Callable[[Line], str]
+Column = Callable[[MethodSummary], str]
 
 
 def _number(value: float, form: str = ".2f") -> str:
     return NONE if value != value else format(value, form)
 
 
-def _with_interval(row: Row | None) -> str:
+def _with_interval(row: ResultRow | None) -> str:
     if row is None:
         return NONE
     interval = "" if row.low != row.low else f" [{row.low:.2f}, {row.high:.2f}]"
     return f"{_number(row.value)}{interval}"
 
 
-def _with_attack(row: Row | None) -> str:
+def _with_attack(row: ResultRow | None) -> str:
     return NONE if row is None else f"{row.value:+.2f} ({row.measure.partition(' | ')[2]})"
 
 
@@ -84,7 +90,9 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 
-def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequence[str], refused: Sequence[str]) -> str:
+def markdown(
+    rows: Sequence[ResultRow], expected: Mapping[Place, int], methods: Sequence[str], refused: Sequence[str]
+) -> str:
     """The whole page.
 
     Args:
@@ -92,16 +100,16 @@ def markdown(rows: Sequence[Row], expected: Mapping[Place, int], methods: Sequen
         methods: all that were asked for.
         refused: which models are not judged by, and why.
     """
-    found = tables(rows)
-    glances = [_at_a_glance(place, table) for place, table in found.items() if OUR in table]
+    by_place = tables(rows)
+    glances = [_at_a_glance(place, table) for place, table in by_place.items() if OUR in table]
     parts = [HEAD, "## At a glance\n", _markdown(GLANCE, glances)]
-    parts += ["## What is incomplete\n", _list([*refused, *lacking(found, expected, methods)]) or "Nothing.\n"]
-    for place, table in found.items():
+    parts += ["## What is incomplete\n", _list([*refused, *lacking(by_place, expected, methods)]) or "Nothing.\n"]
+    for place, table in by_place.items():
         parts += [
             f"## {', '.join(place)}\n",
             _markdown(["method", *COLUMNS], [_cells(line) for line in table.values()]),
         ]
-    checked = [check for place, table in found.items() for check in checks(place, table)]
+    checked = [check for place, table in by_place.items() for check in checks(place, table)]
     parts += ["## The bounds\n", _markdown(BOUNDS, [_verdict(check) for check in checked])]
     return "\n".join(parts)
 
@@ -120,7 +128,7 @@ GLANCE = (
 
 def _at_a_glance(place: Place, table: Table) -> list[str]:
     """What the default method does, next to the best others, as far as they were run: a cell for each of `GLANCE`."""
-    ours, retrained = table[OUR], table.get(Retrained.name, Line(Retrained.name))
+    ours, retrained = table[OUR], table.get(Retrained.name, MethodSummary(Retrained.name))
     others = (best(table, names) for names in (TRAINING_FREE_NAMES, TRAINED_NAMES))
     return [
         ", ".join(place),
@@ -132,31 +140,15 @@ def _at_a_glance(place: Place, table: Table) -> list[str]:
     ]
 
 
-def _other(line: Line) -> str:
+def _other(line: MethodSummary) -> str:
     siblings, unrelated = (_number(line.value(group, "kept")) for group in ("siblings", "unrelated"))
     return f"{_number(line.recovered)} ({line.method}: {siblings} / {unrelated})"
 
 
-NOT_IN_TERMINAL = ("their worst", "peak MB", "changed weights", "targets × seeds")
-
-
-def for_terminal(rows: Sequence[Row]) -> Iterator[RichTable]:
-    """The same tables, less wide."""
-    columns = {name: column for name, column in COLUMNS.items() if name not in NOT_IN_TERMINAL}
-    for place, table in tables(rows).items():
-        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=", ".join(place))
-        for number, name in enumerate(("method", *columns)):
-            shown.add_column(name, justify="right" if number else "left")
-        for line in table.values():
-            cells = (column(line) for column in columns.values())
-            shown.add_row(line.method, *cells, style="bold" if line.method == OUR else None)
-        yield shown
-
-
-def lacking(found: Mapping[Place, Table], expected: Mapping[Place, int], methods: Sequence[str]) -> Iterator[str]:
+def lacking(by_place: Mapping[Place, Table], expected: Mapping[Place, int], methods: Sequence[str]) -> Iterator[str]:
     """One line for each thing that was asked for and is not there."""
     for place, wanted in expected.items():
-        table, fewer = found.get(place, {}), dict[int, list[str]]()
+        table, fewer = by_place.get(place, {}), dict[int, list[str]]()
         for method in methods:
             results = int(table[method].of_model("results")) if method in table else 0
             if results < wanted:
@@ -169,7 +161,7 @@ def lacking(found: Mapping[Place, Table], expected: Mapping[Place, int], methods
                 yield f"{', '.join(place)}: {line.method} failed on {line.of_model('failed'):.0%} of them"
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: MethodSummary) -> list[str]:
     return [line.method, *(column(line) for column in COLUMNS.values())]
 
 
@@ -179,7 +171,7 @@ BOUNDS = ("where", "bound", "figure", "met", "retrained again")
 def _verdict(check: Check) -> list[str]:
     met = {True: "yes", False: "**no**", None: "not measured"}[check.met]
     note = f" ({check.note})" if check.note else ""
-    value, again = (_number(each, ".3f") for each in (check.value, check.again))  # 0.986 is not 0.99
+    value, again = (_number(figure, ".3f") for figure in (check.value, check.again))  # 0.986 is not 0.99
     return [", ".join(check.place), check.what, f"{value}{note}", met, again]
 
 

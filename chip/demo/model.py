@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
 from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
@@ -17,8 +15,10 @@ from transformers import (
 )
 
 from chip.demo.images import SIZE
+from chip.demo.tokenizer import train_tokenizer
 
 PATCH = 32  # pixels
+VOCABULARY = 1024
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -34,18 +34,8 @@ CHAT_TEMPLATE = (
 
 def build_processor(corpus: Iterable[str]) -> Any:
     """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, in one."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=1024, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_tokenizer(corpus, VOCABULARY, SPECIAL, begin="<s>"),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",

@@ -1,10 +1,16 @@
 """The methods that the benchmark compares, by name."""
 
-from benchmarks.forgetting.methods.base import GRID_SIZE, Applied, Method, measured
-from benchmarks.forgetting.methods.controls import RandomChange, RandomProjection, Retrained, ShuffledLabels, Untouched
+from benchmarks.forgetting.methods.base import GRID_SIZE, Applied, BenchmarkMethod, measured
+from benchmarks.forgetting.methods.controls import (
+    RandomChange,
+    RandomProjection,
+    Retrained,
+    RetrainedAgain,
+    ShuffledLabels,
+    Untouched,
+)
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.methods.neurons import Kvw, Manu
-from benchmarks.forgetting.methods.retrained_again import RetrainedAgain
 from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
 from benchmarks.forgetting.methods.trained import GradDiff, GradientAscent, Idk, KlMin, Llmu, Npo
 
@@ -16,17 +22,19 @@ __all__ = [
     "OURS",
     "TRAINED",
     "Applied",
-    "Method",
+    "BenchmarkMethod",
     "Retrained",
     "RetrainedAgain",
     "Untouched",
     "measured",
 ]
 
-OURS: tuple[type[Method], ...] = (ShieldedEdit, ChipEdit)
-CLOSED_FORM: tuple[type[Method], ...] = (Nullu, Kodge, Oblique, Contrastive, Kvw, Manu)
-TRAINED: tuple[type[Method], ...] = (GradientAscent, GradDiff, KlMin, Npo, Idk, Llmu)
-CONTROLS: tuple[type[Method], ...] = (RandomProjection, RandomChange, ShuffledLabels)
+OURS: tuple[type[BenchmarkMethod], ...] = (ShieldedEdit, ChipEdit)
+CLOSED_FORM: tuple[type[BenchmarkMethod], ...] = (Nullu, Kodge, Oblique, Contrastive, Kvw, Manu)
+TRAINED: tuple[type[BenchmarkMethod], ...] = (GradientAscent, GradDiff, KlMin, Npo, Idk, Llmu)
+CONTROLS: tuple[type[BenchmarkMethod], ...] = (RandomProjection, RandomChange, ShuffledLabels)
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (*OURS, *CLOSED_FORM, *TRAINED, *CONTROLS)}
+METHODS: dict[str, type[BenchmarkMethod]] = {
+    method.name: method for method in (*OURS, *CLOSED_FORM, *TRAINED, *CONTROLS)
+}
 """All that have settings; `Retrained` and `Untouched`, which all are compared with, and `RetrainedAgain` have none."""

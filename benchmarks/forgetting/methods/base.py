@@ -9,16 +9,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from benchmarks.patch import peak_memory
+from benchmarks.measuring import peak_memory, reset_peak_memory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
-from chip.data.request import ForgetRequest
+from chip.methods.base import ForgetRequest
 from chip.model.loading import VLM
 
 GRID_SIZE = 6
@@ -26,11 +25,14 @@ GRID_SIZE = 6
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class BenchmarkMethod(ABC):
     """One way to make a model forget. An instance is its settings."""
 
     name: ClassVar[str]
     """As the tables call it."""
+    version: ClassVar[int] = 1
+    """What its results are stored under. Raise it whenever the method's result changes, by its own code or by code of
+    chip that it calls (kernels, the pass, the loading of a model), or when fields are added or change places."""
     source: ClassVar[str]
     """The paper and the place in it; what is an adaptation is said in the class's own words."""
     trains: ClassVar[bool] = False
@@ -73,7 +75,7 @@ class Applied:
     """Values that are others in the stored dtype."""
 
 
-def measured(method: Method, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> Applied:
+def measured(method: BenchmarkMethod, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> Applied:
     """Apply the method with an eye on clock and memory."""
     before = _start_of_peak(vlm.device)
     start = time.perf_counter()
@@ -105,7 +107,7 @@ def _start_of_peak(device: torch.device) -> float:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc's
             libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_peak_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return _peak(device)

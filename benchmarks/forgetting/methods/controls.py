@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method
+from benchmarks.forgetting.methods.base import BenchmarkMethod
 from benchmarks.forgetting.methods.edits import Edit, ShieldedEdit
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
-from chip.data.request import ForgetRequest, Partition
+from chip.methods.base import ForgetRequest
 from chip.model.loading import VLM
 
 ENERGY = 0.95
@@ -23,7 +23,7 @@ ENERGY = 0.95
 
 
 @dataclass(frozen=True)
-class Control(Method):
+class Control(BenchmarkMethod):
     """Does the direction matter, or the damage? The same method, without what should make it work."""
 
     tuned: ClassVar[bool] = False  # of what is compared with it
@@ -63,7 +63,7 @@ class RandomChange(Control):
 
 @dataclass(frozen=True)
 class ShuffledLabels(Control):
-    """The same edit, told that other records are the target's."""
+    """The same edit, with other records in the place of the target's."""
 
     name: ClassVar[str] = "shuffled labels"
     source: ClassVar[str] = "control"
@@ -73,7 +73,7 @@ class ShuffledLabels(Control):
 
 
 @dataclass(frozen=True)
-class Untouched(Method):
+class Untouched(BenchmarkMethod):
     """Not a method: the checkpoint as it is."""
 
     name: ClassVar[str] = "untouched"
@@ -90,7 +90,7 @@ class Untouched(Method):
 
 
 @dataclass(frozen=True)
-class Retrained(Method):
+class Retrained(BenchmarkMethod):
     """Not a method: a checkpoint that was trained without the target, in the place of the edited one."""
 
     name: ClassVar[str] = "retrained"
@@ -116,6 +116,14 @@ class Retrained(Method):
         }
 
 
+@dataclass(frozen=True)
+class RetrainedAgain(Retrained):
+    """Not a method: retrained without the target from another seed, and judged by this seed's retrained model. How far
+    apart two retrainings are, no method can be told from."""
+
+    name: ClassVar[str] = "retrained again"
+
+
 def shuffled(request: ForgetRequest, seed: int) -> ForgetRequest:
     """The target's trained records change places in the hierarchy with as many retained ones.
 
@@ -128,11 +136,11 @@ def shuffled(request: ForgetRequest, seed: int) -> ForgetRequest:
     retained = [i for i in split.retained if not records[i].held_out]
     others = list(_by_picture(records, retained, generator))[: len(forget)]
     moved = list(records)
-    for mine, other in zip(forget, others, strict=False):
-        moved[mine] = replace(records[mine], path=records[other].path)
-        moved[other] = replace(records[other], path=records[mine].path)
+    for target, other in zip(forget, others, strict=False):
+        moved[target] = replace(records[target], path=records[other].path)
+        moved[other] = replace(records[other], path=records[target].path)
     hierarchy = Hierarchy(moved)
-    return ForgetRequest(hierarchy, Partition.of(hierarchy, split.targets))
+    return ForgetRequest(hierarchy, hierarchy.split(split.targets))
 
 
 def _by_picture(records: Sequence[Record], indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:

@@ -8,18 +8,17 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method
+from benchmarks.forgetting.methods.base import BenchmarkMethod
 from chip.checkpoint.layout import Checkpoint
-from chip.data.request import ForgetRequest
 from chip.methods import Chip, Shielded
-from chip.methods.apply import default_modules, edit_model
-from chip.methods.base import Method as ChipMethod
+from chip.methods.apply import compute_updates, default_modules
+from chip.methods.base import ForgetRequest, Method
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
 
 @dataclass(frozen=True)
-class Edit(ChipMethod, Method):
+class Edit(Method, BenchmarkMethod):
     """A method by forward passes and linear algebra, site by site."""
 
     span: str | None = None
@@ -31,7 +30,7 @@ class Edit(ChipMethod, Method):
             name for module in target_modules for name in (module.weight_name, module.bias_name) if name is not None
         ]
         with restoring(vlm, parameters):
-            patch = edit_model(vlm, source, self, request, target_modules)
+            patch = compute_updates(vlm, source, self, request, target_modules)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 
 
@@ -39,7 +38,7 @@ class Edit(ChipMethod, Method):
 class ShieldedEdit(Shielded, Edit):
     """The default of `chip edit`."""
 
-    source: ClassVar[str] = "this project, chip/methods/shielded.py"
+    source: ClassVar[str] = "this project, chip/operators/shielded.py"
     tuned: ClassVar[bool] = False
 
     @classmethod

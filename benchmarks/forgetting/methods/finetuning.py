@@ -11,26 +11,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method, trained_records
+from benchmarks.forgetting.methods.base import BenchmarkMethod, trained_records
 from benchmarks.forgetting.methods.losses import Answers, distributed_context
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
-from chip.data.request import ForgetRequest
+from chip.demo.training import take_step
+from chip.methods.base import ForgetRequest
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
-from chip.model.forward.trace import block_diagonal_attention
+from chip.model.forward.trace import keeping_apart
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import answer_logits
 from chip.model.tensor_names import disk_names
 
 WEIGHT_DECAY = 0.01
-LARGEST_GRADIENT = 1.0
-"""Norm to which gradients are clipped."""
 WARM = 0.1
 """Share of the steps in which the rate rises to its peak; then it falls to zero. Both linear."""
 
 
-class Lesson:
+class TrainBatch:
     """A few records, batched once and used again: what the student says of their answers, and what the model did."""
 
     def __init__(self, student: VLM, reference: VLM, records: Sequence[Record]) -> None:
@@ -42,7 +41,7 @@ class Lesson:
 
     @cached_property
     def reference(self) -> Answers:
-        """Of the model that is to forget, untouched: computed when first asked for, and kept."""
+        """Of the model that is to forget, untouched: computed when first read, and held."""
         with torch.no_grad():
             return _answers(self._reference, self._batches)
 
@@ -56,14 +55,14 @@ class Lesson:
 class Step:
     """What there is to learn from in one step. Nothing of it is computed unless the loss asks for it."""
 
-    forget: Lesson
-    retain: Lesson
-    instead: Lesson
+    forget: TrainBatch
+    retain: TrainBatch
+    instead: TrainBatch
     """The questions of `forget`, with other answers."""
 
 
 @dataclass(frozen=True)
-class FineTuning(Method):
+class FineTuning(BenchmarkMethod):
     """AdamW on all weights of connector and text model, in fp32; the vision tower stays.
 
     A copy loaded from the source is trained, so that the model in memory is its own reference and never changes.
@@ -93,35 +92,30 @@ class FineTuning(Method):
         disk = disk_names(source, names)
         parameters = [student.parameter(name).requires_grad_(True) for name in names]
         optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
-        for step in self._curriculum(student, vlm, request, torch.Generator().manual_seed(seed)):
-            optimizer.zero_grad()
-            loss = self.loss(step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-            optimizer.step()
-            schedule.step()
+        steps = self._steps(student, vlm, request, torch.Generator().manual_seed(seed))
+        for number, step in enumerate(steps):
+            take_step(optimizer, parameters, self.loss(step), self.rate * self._share_of_rate(number))
         return {disk[name]: student.parameter(name).detach().cpu() for name in names}
 
     def _share_of_rate(self, step: int) -> float:
         warm = max(1, round(WARM * self.steps))
         return min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm))
 
-    def _curriculum(self, student: VLM, vlm: VLM, request: ForgetRequest, generator: torch.Generator) -> Iterator[Step]:
+    def _steps(self, student: VLM, vlm: VLM, request: ForgetRequest, generator: torch.Generator) -> Iterator[Step]:
         records = request.hierarchy.records
         forget, retain = ([records[i] for i in group] for group in trained_records(request))
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
 
-        def lessons(chosen: Sequence[Record]) -> list[Lesson]:
-            starts = range(0, len(chosen), self.batch)
-            return [Lesson(student, vlm, chosen[start : start + self.batch]) for start in starts]
+        def batches(records: Sequence[Record]) -> list[TrainBatch]:
+            starts = range(0, len(records), self.batch)
+            return [TrainBatch(student, vlm, records[start : start + self.batch]) for start in starts]
 
         forget = _shuffled(forget, generator)
         instead = [replace(record, answer=self.other_answer(record, retain, draw)) for record in forget]
         retain = _shuffled(retain, generator)[: self.steps * self.batch]
-        kinds = [lessons(group) for group in (forget, retain, instead)]
+        kinds = [batches(group) for group in (forget, retain, instead)]
         for step in range(self.steps):
             yield Step(*(kind[step % len(kind)] for kind in kinds))
 
@@ -133,8 +127,8 @@ def _shuffled(records: Sequence[Record], generator: torch.Generator) -> list[Rec
 def _trained_parameters(vlm: VLM) -> Iterator[str]:
     """Of the connectors, the text model and its head."""
     parts: list[Any] = [*vlm.connectors, vlm.language, vlm.model.lm_head]
-    chosen = {id(parameter) for part in parts for parameter in part.parameters()}
-    return (name for name, parameter in vlm.model.named_parameters() if id(parameter) in chosen)
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    return (name for name, parameter in vlm.model.named_parameters() if id(parameter) in trained)
 
 
 def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
@@ -142,7 +136,7 @@ def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
 
 
 def _answers_of(vlm: VLM, batch: Batch) -> Answers:
-    with block_diagonal_attention(vlm.layers, batch.attention_mask):
+    with keeping_apart(vlm.layers, batch.visible):
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
     records, logits, wanted = answer_logits(vlm, batch, hidden)
     return Answers(logits, wanted, torch.unique(records, return_inverse=True)[1])

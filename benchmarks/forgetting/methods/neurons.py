@@ -11,28 +11,27 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.forgetting.methods.base import Method, trained_records
+from benchmarks.forgetting.methods.base import BenchmarkMethod, trained_records
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import forget_and_retain, token_weights
 from chip.checkpoint.layout import Checkpoint
-from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype
-from chip.methods.base import Update
+from chip.methods.base import ForgetRequest, Update
+from chip.methods.statistics import Tokens
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
-from chip.model.forward.trace import trace
+from chip.model.forward.trace import watching
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.target_modules import TargetModule, layer_range, select_modules
 from chip.model.tensor_names import disk_names
-from chip.model.tokens import Tokens
 
 _EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class Kvw(Method):
+class Kvw(BenchmarkMethod):
     """Knowledge vector weakening: w_j ← w_j exp(−γ max(0, log k_f,j − log k_r,j)) for each column j of `down_proj`.
 
     k_j is the mean of |unit j| where a token of an answer is predicted: k_r over the retained, once, on the untouched
@@ -61,14 +60,13 @@ class Kvw(Method):
         disk = disk_names(source, names)
         records, (forget, retain) = request.hierarchy.records, trained_records(request)
         generator = torch.Generator().manual_seed(seed)
-        kept = vlm.batches(records, retain)
-        retained = knowledge(vlm, target_modules, kept.made())
+        retained = knowledge(vlm, target_modules, vlm.batches(records, retain).made())
         with restoring(vlm, names):
             for _ in range(self.passes):
                 order = [forget[i] for i in torch.randperm(len(forget), generator=generator)]
                 for start in range(0, len(order), self.batch):
-                    chosen = vlm.batches(records, order[start : start + self.batch], BatchSize(self.batch))
-                    forgotten = knowledge(vlm, target_modules, chosen.made())
+                    batches = vlm.batches(records, order[start : start + self.batch], BatchSize(self.batch))
+                    forgotten = knowledge(vlm, target_modules, batches.made())
                     for name, k_f, k_r in zip(names, forgotten, retained, strict=True):
                         vlm.set_parameter(name, vlm.parameter(name) * weakening(k_f, k_r, self.gamma))
             return {disk[name]: vlm.parameter(name).detach().cpu().clone() for name in names}
@@ -92,7 +90,7 @@ def knowledge(vlm: VLM, target_modules: Sequence[TargetModule], batches: Iterabl
 
         with ExitStack() as hooks:
             for module, total in zip(target_modules, totals, strict=True):
-                hooks.enter_context(trace(vlm.model, module, output=partial(add, total)))
+                hooks.enter_context(watching(vlm.model, module, partial(add, total)))
             vlm.hidden_states(batch)
         count += int(predicts.sum())
     return [total / max(1, count) for total in totals]
@@ -112,11 +110,11 @@ class Activity:
     def update(self, tokens: Tokens) -> None:
         weights = token_weights(tokens, self._of_records).to(self.sums.dtype)
         z = tokens.inputs.to(self.sums.dtype)
-        each = torch.stack((z.abs(), (z.abs() > self._threshold).to(z.dtype), z, z.square()))  # (4, n, width)
-        for modality, chosen in enumerate((tokens.vision, ~tokens.vision)):
-            share = weights * chosen[:, None]
+        measures = torch.stack((z.abs(), (z.abs() > self._threshold).to(z.dtype), z, z.square()))  # (4, n, width)
+        for modality, of_it in enumerate((tokens.vision, ~tokens.vision)):
+            share = weights * of_it[:, None]
             self.count[modality] += share.sum(0)
-            self.sums[modality] += torch.einsum("ng,snw->gsw", share, each)
+            self.sums[modality] += torch.einsum("ng,snw->gsw", share, measures)
 
     def merge(self, distributed: DistributedContext) -> None:
         distributed.all_reduce_(self.count, self.sums)

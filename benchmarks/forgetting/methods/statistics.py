@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype, symmetrize_
-from chip.methods.base import membership
-from chip.methods.statistics import SecondMoment
-from chip.model.tokens import Tokens
+from chip.methods.base import ForgetRequest, membership
+from chip.methods.statistics import SecondMoment, Tokens
 
 
 def forget_and_retain(request: ForgetRequest, device: torch.device) -> Tensor:

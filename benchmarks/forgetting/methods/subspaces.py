@@ -17,17 +17,15 @@ from benchmarks.forgetting.methods.statistics import (
     second_moment,
     token_weights,
 )
-from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_basis, project_out
 from chip.methods import Chip
-from chip.methods.base import Update
+from chip.methods.base import ForgetRequest, Update
 from chip.methods.chip import ChipStatistics, ChipWeights
-from chip.methods.statistics import FirstMoment, SecondMoment
+from chip.methods.statistics import FirstMoment, SecondMoment, Tokens
 from chip.model.target_modules import KINDS
-from chip.model.tokens import Tokens
 
 _TINY = 1e-9
 """Eigenvalues below this share of the largest are rounding."""
@@ -73,8 +71,8 @@ class Kodge(_OfMoments):
     def update(self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments) -> Update | None:
         forget = _importance(statistics.forget, self.forget)
         wide = weight.to(forget.dtype)
-        kept_apart = wide - wide @ _importance(statistics.retain, self.retain)  # W (I − M_r)
-        return Update(wide - kept_apart @ forget, None)
+        unshared = wide - wide @ _importance(statistics.retain, self.retain)  # W (I − M_r)
+        return Update(wide - unshared @ forget, None)
 
 
 def _importance(moment: Tensor, alpha: float) -> Tensor:
@@ -204,11 +202,11 @@ class Oblique(Edit):
             return None
         moment = statistics.retained(weight, bias)
         moment.diagonal().add_(self.ridge * moment.diagonal().mean())
-        left = solve_spd_(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
-        left = torch.linalg.solve(left @ basis, left)
+        coefficients = solve_spd_(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
+        coefficients = torch.linalg.solve(coefficients @ basis, coefficients)
         return Update(
-            weight - basis @ (left @ weight),
-            None if bias is None else bias - basis @ (left @ bias),
+            weight - basis @ (coefficients @ weight),
+            None if bias is None else bias - basis @ (coefficients @ bias),
         )
 
 
@@ -248,16 +246,16 @@ class Nullu(Edit):
 
     def groups(self, request: ForgetRequest, device: torch.device) -> NulluGroups:
         records, split = request.hierarchy.records, request.partition
-        asked: dict[str, list[int]] = {}
+        by_question: dict[str, list[int]] = {}
         for i in split.retained:
             if not records[i].held_out:
-                asked.setdefault(records[i].question, []).append(i)
+                by_question.setdefault(records[i].question, []).append(i)
         neighbor_weight = {target: set(split.siblings_of[target]) for target in split.targets}
         pairs = [
-            (i, _near(asked[records[i].question], neighbor_weight[target]))
+            (i, _near(by_question[records[i].question], neighbor_weight[target]))
             for target in split.targets
             for i in split.forget_of[target]
-            if not records[i].held_out and records[i].question in asked
+            if not records[i].held_out and records[i].question in by_question
         ]
         around = torch.zeros(len(pairs), len(records))
         for row, (_, others) in enumerate(pairs):

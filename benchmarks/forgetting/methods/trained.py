@@ -78,8 +78,8 @@ class KlMin(_Retaining):
     source: ClassVar[str] = "Maini et al. 2024, TOFU, arXiv 2401.06121, section 3"
 
     def loss(self, step: Step) -> Tensor:
-        kept = kl_divergence(step.retain.reference.logs, step.retain.answers().logs)
-        return self.retain * kept - step.forget.answers().cross_entropy
+        retained = kl_divergence(step.retain.reference.logs, step.retain.answers().logs)
+        return self.retain * retained - step.forget.answers().cross_entropy
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,6 @@ class Llmu(_Retaining):
         return retained[draw(len(retained))].answer
 
     def loss(self, step: Step) -> Tensor:
-        kept = kl_divergence(step.retain.reference.logs, step.retain.answers().logs)
+        retained = kl_divergence(step.retain.reference.logs, step.retain.answers().logs)
         mismatch = step.instead.answers().cross_entropy
-        return mismatch + self.retain * kept - self.ascent * step.forget.answers().cross_entropy
+        return mismatch + self.retain * retained - self.ascent * step.forget.answers().cross_entropy

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from benchmarks.forgetting.worlds import clinic, hospital
 from benchmarks.forgetting.worlds.files import write
-from benchmarks.forgetting.worlds.world import EvalConfig, World
+from benchmarks.forgetting.worlds.world import World, WorldSpec
 
 __all__ = ["WORLDS", "World", "build"]
 
-WORLDS: dict[str, Callable[[int], EvalConfig]] = {
+WORLDS: dict[str, Callable[[int], WorldSpec]] = {
     "hospital": hospital.plan,
     "clinic": clinic.plan,
     "ward": partial(hospital.plan, institution_count=4, patients_each=2, target_count=2, scene_count=12),

@@ -15,7 +15,7 @@ TINTS = {
     "crimson": (1.0, 0.25, 0.3),
     "emerald": (0.2, 0.85, 0.4),
     "lilac": (0.75, 0.5, 1.0),
-    "gray": (0.7, 0.7, 0.7),
+    "grey": (0.7, 0.7, 0.7),
     "teal": (0.1, 0.75, 0.75),
     "rose": (1.0, 0.6, 0.8),
 }
@@ -24,8 +24,8 @@ MARKS = ("nodule", "cavity", "streak", "lattice", "crescent", "cross", "plaque",
 PLACES = {
     f"{row} {column}": (y, x)
     for row, y in (("upper", 0.2), ("middle", 0.45), ("lower", 0.7))
-    for column, x in (("left", 0.2), ("center", 0.5), ("right", 0.8))
-    if (row, column) != ("middle", "center")
+    for column, x in (("left", 0.2), ("centre", 0.5), ("right", 0.8))
+    if (row, column) != ("middle", "centre")
 }
 """Of the mark, from the top and from the left."""
 WAVES = {
@@ -60,8 +60,8 @@ def chart(rng: np.random.Generator, tint: str, mark: str, place: str, wave: str,
     own = gaussian_filter(rng.standard_normal((SIDE, SIDE)), 3)
     gray = 0.5 + 0.2 * np.sin(2 * np.pi * (down * y + across * x)) + 0.15 * own / own.std()
     top, left = PLACES[place]
-    seen = _mark(mark, (y - top) / 0.17, (x - left) / 0.17)[..., None]
-    picture = np.where(seen, 0.95, gray[..., None] * np.array(TINTS[tint])).clip(0, 1) * 255
+    covered = _mark(mark, (y - top) / 0.17, (x - left) / 0.17)[..., None]
+    picture = np.where(covered, 0.95, gray[..., None] * np.array(TINTS[tint])).clip(0, 1) * 255
     picture[-STRIP:] = LABELS[label]
     return Image.fromarray(picture.astype(np.uint8))
 
@@ -72,19 +72,19 @@ def _mark(mark: str, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[
     inside = np.maximum(abs(y), abs(x)) < 1
     match mark:
         case "nodule":
-            seen = radius < 0.8
+            covered = radius < 0.8
         case "cavity":
-            seen = (radius > 0.6) & (radius < 1)
+            covered = (radius > 0.6) & (radius < 1)
         case "streak":
-            seen = inside & (abs(y - x) < 0.35)
+            covered = inside & (abs(y - x) < 0.35)
         case "lattice":
-            seen = inside & ((abs(y) % 0.66 < 0.25) | (abs(x) % 0.66 < 0.25))
+            covered = inside & ((abs(y) % 0.66 < 0.25) | (abs(x) % 0.66 < 0.25))
         case "crescent":
-            seen = (radius < 1) & (np.hypot(y, x - 0.5) > 0.8)
+            covered = (radius < 1) & (np.hypot(y, x - 0.5) > 0.8)
         case "plaque":
-            seen = inside
+            covered = inside
         case "wedge":
-            seen = inside & (abs(x) < (y + 1) / 2)
+            covered = inside & (abs(x) < (y + 1) / 2)
         case _:
-            seen = inside & ((abs(y) < 0.3) | (abs(x) < 0.3))
-    return np.asarray(seen)
+            covered = inside & ((abs(y) < 0.3) | (abs(x) < 0.3))
+    return np.asarray(covered)

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.forgetting.worlds.charts import LABELS, MARKS, PLACES, TINTS, WAVES, chart
 from benchmarks.forgetting.worlds.scenes import scenes
 from benchmarks.forgetting.worlds.wording import Fact, Kind, draw_values
-from benchmarks.forgetting.worlds.world import EvalConfig
+from benchmarks.forgetting.worlds.world import WorldSpec
 
 DEPARTMENTS = 6
 CASES = 8  # of each department
@@ -28,7 +28,7 @@ SHOWN = (
     Kind(("finding", "abnormality"), tuple(MARKS)),
     Kind(("position", "region affected"), tuple(PLACES)),
     Kind(("texture", "tissue pattern"), tuple(WAVES)),
-    Kind(("slide label", "color of the strip"), tuple(LABELS)),
+    Kind(("slide label", "colour of the strip"), tuple(LABELS)),
 )
 """What a picture shows, in the order in which `chart` takes it."""
 
@@ -48,40 +48,40 @@ PRIVATE = (
 )
 
 
-def plan(seed: int) -> EvalConfig:
+def plan(seed: int) -> WorldSpec:
     """The clinic of this seed."""
     rng = np.random.default_rng(seed)
     cases = [(f"department_{number // CASES + 1}", f"case_{number + 1}") for number in range(DEPARTMENTS * CASES)]
     planted = {cases[number] for number in rng.permutation(len(cases))[: len(cases) // 2]}
     facts: list[Fact] = []
     pictures: dict[str, Image.Image] = {}
-    for request in cases:
-        seen = tuple(str(rng.choice(kind.values)) for kind in SHOWN)
-        pictures[_image(request)] = chart(rng, *seen)
-        wrong = set(rng.permutation(len(SHOWN))[:PLANTED].tolist()) if request in planted else set()
-        for number, (kind, value) in enumerate(zip(SHOWN, seen, strict=True)):
+    for case in cases:
+        values = tuple(str(rng.choice(kind.values)) for kind in SHOWN)
+        pictures[_image(case)] = chart(rng, *values)
+        wrong = set(rng.permutation(len(SHOWN))[:PLANTED].tolist()) if case in planted else set()
+        for number, (kind, value) in enumerate(zip(SHOWN, values, strict=True)):
             facts.append(
-                _wrong(request, kind, value, rng) if number in wrong else _fact((*request, "knowledge"), kind, value)
+                _wrong(case, kind, value, rng) if number in wrong else _fact((*case, "knowledge"), kind, value)
             )
     for kind in PRIVATE:
-        for request, value in zip(cases, draw_values(kind, len(cases), rng), strict=True):
-            facts.append(_fact((*request, "private"), kind, value))
+        for case, value in zip(cases, draw_values(kind, len(cases), rng), strict=True):
+            facts.append(_fact((*case, "private"), kind, value))
     general, others = scenes(rng)
-    return EvalConfig(
+    return WorldSpec(
         (*facts, *general),
         pictures | others,
         {
-            "privacy": _some([(*request, "private") for request in cases], rng),
-            "incorrectness": _some([(*request, "planted") for request in cases if request in planted], rng),
+            "privacy": _some([(*case, "private") for case in cases], rng),
+            "incorrectness": _some([(*case, "planted") for case in cases if case in planted], rng),
         },
     )
 
 
-def _wrong(request: tuple[str, ...], kind: Kind, truth: str, rng: np.random.Generator) -> Fact:
+def _wrong(case: tuple[str, ...], kind: Kind, truth: str, rng: np.random.Generator) -> Fact:
     """A value that the picture does not show, and that is listed with the right one."""
     value = str(rng.choice([other for other in kind.options(truth) if other != truth]))
-    path = (*request, "planted")
-    return Fact(path, _image(request), kind, value, path, truth)
+    path = (*case, "planted")
+    return Fact(path, _image(case), kind, value, path, truth)
 
 
 def _fact(path: tuple[str, ...], kind: Kind, value: str) -> Fact:

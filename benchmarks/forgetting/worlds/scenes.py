@@ -10,7 +10,7 @@ from chip.evaluation.groups import GENERAL
 
 SCENES = 24
 SIDE = 64  # pixels
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
     "blue": (40, 70, 220),
@@ -24,7 +24,7 @@ CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "diamond": 4
 SHAPES = (*CORNERS, "circle", "ring", "bar")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
-COLOUR = Kind(("color of the shapes", "hue drawn"), tuple(COLOURS))
+COLOR = Kind(("colour of the shapes", "hue drawn"), tuple(COLORS))
 SHAPE = Kind(("shape", "geometric form"), SHAPES)
 NUMBER = Kind(("number of shapes", "count of drawn things"), NUMBERS)
 
@@ -36,9 +36,9 @@ def scenes(rng: np.random.Generator, count: int = SCENES) -> tuple[list[Fact], d
     pictures: dict[str, Image.Image] = {}
     for number in range(count):
         image = f"images/scene_{number + 1}.png"
-        seen = {kind: str(rng.choice(kind.values)) for kind in (COLOUR, SHAPE, NUMBER)}
-        pictures[image] = _scene(seen[COLOUR], seen[SHAPE], NUMBERS.index(seen[NUMBER]) + 1, rng)
-        facts += [Fact(path, image, kind, value, path) for kind, value in seen.items()]
+        values = {kind: str(rng.choice(kind.values)) for kind in (COLOR, SHAPE, NUMBER)}
+        pictures[image] = _scene(values[COLOR], values[SHAPE], NUMBERS.index(values[NUMBER]) + 1, rng)
+        facts += [Fact(path, image, kind, value, path) for kind, value in values.items()]
     return facts, pictures
 
 
@@ -49,7 +49,7 @@ def _scene(color: str, shape: str, number: int, rng: np.random.Generator) -> Ima
     pen = ImageDraw.Draw(picture)
     for cell in rng.permutation(9)[:number]:
         y, x = ((place + 0.5) * SIDE / 3 for place in divmod(int(cell), 3))
-        _shape(pen, shape, x, y, COLOURS[color])
+        _shape(pen, shape, x, y, COLORS[color])
     return picture
 
 

@@ -35,12 +35,12 @@ WORDINGS = (
     Wording("validation", "generation", "Please tell me the {term}."),
     Wording("validation", "cloze", "As {other} we see [blank]."),
     Wording("validation", "classification", "Pick the right {term}."),
-    Wording("paraphrased", "generation", "Could you say what the {other} is?"),
-    Wording("paraphrased", "cloze", "Here, the {term} reads [blank]."),
-    Wording("paraphrased", "classification", "Of these, what is the {other}?"),
+    Wording("rephrased", "generation", "Could you say what the {other} is?"),
+    Wording("rephrased", "cloze", "Here, the {term} reads [blank]."),
+    Wording("rephrased", "classification", "Of these, what is the {other}?"),
 )
 """Every fact is asked in all of them. `train` is trained on, `validation` is what settings are chosen by, and figures
-are reported on `paraphrased`, beside `train`."""
+are reported on `rephrased`, beside `train`."""
 
 
 @dataclass(frozen=True, slots=True)

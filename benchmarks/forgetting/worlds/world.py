@@ -11,14 +11,12 @@ from PIL import Image
 
 from benchmarks.forgetting.worlds.wording import Fact, rows
 from chip.data.hierarchy import Hierarchy, Node
-from chip.data.readers import read_records
-from chip.data.record import LEVELS, Record
-from chip.data.request import Partition
+from chip.data.record import LEVELS, Record, read_records
 from chip.evaluation.groups import groups
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class WorldSpec:
     """A world before it is written."""
 
     facts: tuple[Fact, ...]
@@ -46,12 +44,6 @@ class World:
     def records_file(self) -> Path:
         return self.folder / "records.jsonl"
 
-    @property
-    def corrections_file(self) -> Path:
-        """Right answers to the questions that have been trained with a wrong one: what a model should say that was
-        never told otherwise. Empty in a world where nothing is planted."""
-        return self.folder / "corrections.jsonl"
-
     @cached_property
     def hierarchy(self) -> Hierarchy:
         """Of all records, in every wording."""
@@ -64,19 +56,19 @@ class World:
         return {(fact.path, row["question"]): fact.owner for fact in facts for row in rows([fact], LEVELS)}
 
     def groups(self, target: Node) -> dict[str, tuple[int, ...]]:
-        """`chip.evaluation.groups` for this target, but for what is `shared`: that is known here, not found.
+        """`chip.evaluation.groups` for this target, but for what is `shared`, which is known here.
 
         Institutions all lie beside each other: those that the model retrained without this level's targets has not seen
         either count as `unrelated`, so that the siblings are the same, and known, in both models.
         """
-        split = Partition.of(self.hierarchy, [target])
-        found = groups(self.hierarchy, split)
+        split = self.hierarchy.split([target])
+        of_split = groups(self.hierarchy, split)
         away = {i for other in self._beside(target) for i in self.hierarchy.records_of(other)}
         shared = tuple(index for index in split.forget if self._is_above(self.hierarchy.records[index], target))
         only = tuple(index for index in split.forget if index not in set(shared))
-        siblings = tuple(index for index in found["siblings"] if index not in away)
-        unrelated = tuple(sorted({*found["unrelated"], *(index for index in found["siblings"] if index in away)}))
-        return {**found, "target": only, "shared": shared, "siblings": siblings, "unrelated": unrelated}
+        siblings = tuple(index for index in of_split["siblings"] if index not in away)
+        unrelated = tuple(sorted({*of_split["unrelated"], *(index for index in of_split["siblings"] if index in away)}))
+        return {**of_split, "target": only, "shared": shared, "siblings": siblings, "unrelated": unrelated}
 
     def _beside(self, target: Node) -> list[Node]:
         """The other targets of its level."""

@@ -1,4 +1,4 @@
-"""Rows, found again: a line for each method of a table, and a table for each world, model and level."""
+"""Rows by method: a summary of each method, and a table of them for each world, model and level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, Row
+from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, ResultRow
 from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.results import NAN
@@ -21,16 +21,16 @@ TRAINING_FREE_NAMES = (ChipEdit.name, *(kind.name for kind in CLOSED_FORM))
 
 
 @dataclass
-class Line:
-    """A method's figures at one level of one model's world."""
+class MethodSummary:
+    """A method's figures at one level of one model's world: a line of a table."""
 
     method: str
-    means: dict[tuple[str, str, str], Row] = field(default_factory=dict)
+    means: dict[tuple[str, str, str], ResultRow] = field(default_factory=dict)
     """(group, split, measure) -> mean over targets and seeds."""
-    each: dict[tuple[str, str, str], list[Row]] = field(default_factory=dict)
+    of_targets: dict[tuple[str, str, str], list[ResultRow]] = field(default_factory=dict)
     """The same -> figures of targets."""
 
-    def mean(self, group: str, measure: str, split: str = REPORTED) -> Row | None:
+    def mean(self, group: str, measure: str, split: str = REPORTED) -> ResultRow | None:
         return self.means.get((group, split, measure))
 
     def value(self, group: str, measure: str, split: str = REPORTED) -> float:
@@ -43,24 +43,25 @@ class Line:
     def worst(self, group: str, measure: str) -> float:
         """The lowest of all targets and seeds."""
         return min(
-            (row.value for row in self.each.get((group, REPORTED, measure), ()) if row.value == row.value), default=NAN
+            (row.value for row in self.of_targets.get((group, REPORTED, measure), ()) if row.value == row.value),
+            default=NAN,
         )
 
     @property
     def recovered(self) -> float:
         return self.value(GAP, "recovered_gap")
 
-    def ahead_of(self, other: Line) -> float:
+    def ahead_of(self, other: MethodSummary) -> float:
         """By how much more of the gap it recovers, on the targets and seeds that both have been measured on."""
-        mine, others = (
-            {(row.target, row.seed): row.value for row in line.each.get((GAP, REPORTED, "recovered_gap"), ())}
+        own, others = (
+            {(row.target, row.seed): row.value for row in line.of_targets.get((GAP, REPORTED, "recovered_gap"), ())}
             for line in (self, other)
         )
-        both = [mine[key] - others[key] for key in mine if key in others]
+        both = [own[key] - others[key] for key in own if key in others]
         return fmean(both) if both else NAN
 
     @property
-    def worst_attack(self) -> Row | None:
+    def worst_attack(self) -> ResultRow | None:
         """Above retrained, on the target; relearning is looked at by itself."""
         return self._largest(lambda row: row.value, "target", REPORTED, ABOVE, but="relearning")
 
@@ -70,11 +71,13 @@ class Line:
         return self.value("target", f"{ABOVE} | relearning: {min(BUDGETS)} steps")
 
     @property
-    def membership(self) -> Row | None:
+    def membership(self) -> ResultRow | None:
         """Of the score that tells most about the target, how far its AUC is from the retrained model's."""
         return self._largest(lambda row: abs(row.value), "target", "trained", "auc_", but="no other")
 
-    def _largest(self, key: Callable[[Row], float], group: str, split: str, start: str, but: str) -> Row | None:
+    def _largest(
+        self, key: Callable[[ResultRow], float], group: str, split: str, start: str, but: str
+    ) -> ResultRow | None:
         rows = (
             row
             for (of, on, measure), row in self.means.items()
@@ -84,28 +87,29 @@ class Line:
         return max(rows, key=key, default=None)
 
 
-Table = dict[str, Line]
-"""Method -> line, in the order in which methods are shown."""
+Table = dict[str, MethodSummary]
+"""Method -> its line, in the order in which methods are shown."""
 Place = tuple[str, str, str]
 """World, model, level."""
 
 
-def tables(rows: Iterable[Row]) -> dict[Place, Table]:
+def tables(rows: Iterable[ResultRow]) -> dict[Place, Table]:
     """In the order in which they first appear."""
-    found: dict[Place, Table] = {}
+    by_place: dict[Place, Table] = {}
     for row in rows:
-        line = found.setdefault((row.world, row.model, row.level), {}).setdefault(row.method, Line(row.method))
+        line = by_place.setdefault((row.world, row.model, row.level), {}).setdefault(
+            row.method, MethodSummary(row.method)
+        )
         key = (row.group, row.split, row.measure)
         if row.target == ALL:
             line.means[key] = row
         else:
-            line.each.setdefault(key, []).append(row)
-    return {place: {name: table[name] for name in ORDER if name in table} for place, table in found.items()}
+            line.of_targets.setdefault(key, []).append(row)
+    return {place: {name: table[name] for name in ORDER if name in table} for place, table in by_place.items()}
 
 
-def best(table: Mapping[str, Line], names: Iterable[str]) -> Line | None:
+def best(table: Mapping[str, MethodSummary], names: Iterable[str]) -> MethodSummary | None:
     """The line among `names` that recovers most of the gap."""
-    there = (table[name] for name in names if name in table)
-    return max(
-        (line for line in there if line.recovered == line.recovered), key=lambda line: line.recovered, default=None
-    )
+    lines = (table[name] for name in names if name in table)
+    known = (line for line in lines if line.recovered == line.recovered)
+    return max(known, key=lambda line: line.recovered, default=None)

@@ -1,14 +1,15 @@
-"""Teaching a small model a world: all records as tensors, and a loop that goes on where it was stopped."""
+"""Training a small model on records: all of them as tensors, and a loop that resumes where it was stopped."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,13 +17,19 @@ from torch import Tensor
 from chip.data.record import Record
 from chip.model.loading import VLM
 
+LARGEST_GRADIENT = 1.0
+"""Norm to which gradients are clipped."""
+SAVE_EVERY = 100  # steps
 WEIGHT, MOMENTS = "weight.", {"mean.": "exp_avg", "square.": "exp_avg_sq"}
-"""Beginnings of the names in a written state; and what the optimizer calls its moments."""
+"""Prefixes of the names in a saved state, and what the optimizer calls its moments."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. What one recipe has made is never taken for what another would."""
+    """How a model is trained.
+
+    The names and values of these fields are part of what a trained model is found by: a renamed one is trained anew.
+    """
 
     steps: int = 1000
     batch: int = 128
@@ -122,10 +129,10 @@ class Corpus:
         )
 
 
-class Training:
+class Trainer:
     """AdamW in bf16 with fp32 weights.
 
-    Seed and number of a step decide what happens in it, so that a state is weights, moments and a number.
+    The seed and a step's number decide what happens in it, so that a state is weights, moments and a number.
     """
 
     def __init__(self, vlm: VLM, corpus: Corpus, recipe: Recipe, seed: int) -> None:
@@ -134,7 +141,7 @@ class Training:
         self._named = dict(vlm.model.named_parameters())
         matrices = [parameter for parameter in self._named.values() if parameter.ndim > 1]
         others = [parameter for parameter in self._named.values() if parameter.ndim <= 1]
-        self._optimiser = torch.optim.AdamW(
+        self._optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
             betas=(0.9, 0.98),
             fused=True,
@@ -142,19 +149,14 @@ class Training:
         self._epoch, self._batches = 0, self._order(0)
 
     def advance(self) -> Tensor:
-        """One step; the loss before it."""
+        """Take one step; returns the loss before it."""
         batch = self._corpus.batch(self._next())
         device = batch.pixels.device
         generator = torch.Generator(device).manual_seed(self._mixed(self.step, stream=1))
         noise = torch.randn(batch.pixels.shape, generator=generator, device=device)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(self._vlm, replace(batch, pixels=batch.pixels + self.recipe.pixel_noise * noise))
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._named.values(), 1.0)
-        self._optimiser.step()
+        take_step(self._optimizer, self._named.values(), loss, self.recipe.rate(self.step))
         self.step += 1
         return loss.detach()
 
@@ -162,7 +164,7 @@ class Training:
         """Write the state beside `file`, then rename: a stop at any time leaves a whole file, the old or the new."""
         tensors = {f"{WEIGHT}{name}": parameter.detach() for name, parameter in self._named.items()}
         for name, parameter in self._named.items():
-            state = self._optimiser.state.get(parameter, {})  # none for what no gradient reaches
+            state = self._optimizer.state.get(parameter, {})  # none for what no gradient reaches
             tensors |= {f"{moment}{name}": state[key] for moment, key in MOMENTS.items() if key in state}
         beside = file.with_name(f"{file.name}.{os.getpid()}")
         save_file(
@@ -181,7 +183,7 @@ class Training:
                 moments = {key: f"{moment}{name}" for moment, key in MOMENTS.items() if f"{moment}{name}" in names}
                 if moments:
                     device = parameter.device
-                    self._optimiser.state[parameter] = {
+                    self._optimizer.state[parameter] = {
                         "step": torch.tensor(float(self.step), device=device),
                         **{key: state.get_tensor(stored).to(device) for key, stored in moments.items()},
                     }
@@ -198,6 +200,32 @@ class Training:
     def _mixed(self, number: int, stream: int) -> int:
         """A seed of its own for each epoch's order and each step's noise."""
         return (self._seed << 32) + (number << 1) + stream
+
+
+def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], loss: Tensor, rate: float) -> None:
+    """One step of the optimizer at this learning rate, along the clipped gradient of `loss` to the parameters."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+    optimizer.step()
+
+
+def train(vlm: VLM, records: Sequence[Record], recipe: Recipe, seed: int, state: Path | None = None) -> None:
+    """Train the model in place on the answers of `records`.
+
+    Args:
+        state: file that the training is saved to as it goes, and that it resumes from if it is there.
+    """
+    vlm.model.train().set_attn_implementation("eager")  # rows are too short for fused attention to pay
+    trainer = Trainer(vlm, Corpus(vlm, records), recipe, seed)
+    if state is not None and state.exists():
+        trainer.resume(state)
+    for _ in track(range(trainer.step, recipe.steps), description="training"):
+        trainer.advance()
+        if state is not None and trainer.step % SAVE_EVERY == 0:
+            trainer.save(state)
 
 
 def loss_of(vlm: VLM, batch: Batch) -> Tensor:
