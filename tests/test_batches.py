@@ -36,7 +36,7 @@ class Shown:
         self.tokens = tokens
 
     def merge(self, distributed: DistributedContext) -> None:
-        assert distributed.count == 1
+        assert distributed.world_size == 1
 
 
 def shown(vlm: VLM, records: list[Record], batch: Batch) -> dict[str, Tokens]:

@@ -20,7 +20,7 @@ from chip.model.forward.trace import (
     stop_after,
     trace,
 )
-from chip.model.target_modules import TargetModule
+from chip.model.target_modules import Component, TargetModule
 
 
 class Projector(nn.Module):
@@ -62,7 +62,9 @@ def test_trace_shows_what_goes_in_and_what_comes_out(model: nn.Sequential) -> No
 def test_a_target_module_is_traced_within_its_model_also_one_that_is_a_parameter(
     model: nn.Sequential, name: str
 ) -> None:
-    target = TargetModule(name, "connector", None, bias=False, is_parameter=name.endswith("matrix"), connector=0)
+    target = TargetModule(
+        name, "connector", Component.CONNECTOR, None, bias=False, is_parameter=name.endswith("matrix"), connector=0
+    )
     inputs: list[Tensor] = []
     ran: list[Any] = []
     with trace(model[3], input=ran.append), trace(model, target, input=inputs.append, stop=True):
