@@ -207,7 +207,8 @@ def _output_folder(output: Path, overwrite: bool, distributed: DistributedContex
 
 def _default_output(folder: Path) -> Path:
     if folder.absolute().parent.name == "snapshots":
-        raise InputError(f"{folder}: in the hub's cache, which chip does not write to; say where with out")
+        hint = f"{folder} is in the hub's cache, which chip does not write to; say where the output goes"
+        raise InputError(hint, argument="out")
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}-edited")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,26 +84,6 @@ def _edit(chip: Chip, folder: Path, node: str = "patient_2", *more: object) -> R
     if result.code:
         assert not (folder / "ckpt-edited").exists()
     return result
-
-
-@pytest.mark.parametrize(
-    ("arguments", "heavy", "shown"),
-    [
-        (["--help"], {"torch", "transformers"}, "verify"),
-        (["diff", "--help"], {"torch", "transformers"}, "--html"),
-        (["edit", "--help"], {"transformers"}, "--retain-weight"),  # its methods say what their settings are
-    ],
-)
-def test_help_does_not_wait_for_what_it_does_not_need(arguments: list[str], heavy: set[str], shown: str) -> None:
-    code = (
-        f"import sys; sys.argv = ['chip', *{arguments!r}]\n"
-        "from chip.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        f"assert not {heavy!r} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown in result.stdout
 
 
 def test_json_is_one_object_and_nothing_else(chip: Chip, small: Path) -> None:

@@ -160,7 +160,7 @@ def test_nothing_goes_into_the_hubs_cache_unasked(folder: Path) -> None:
         shutil.move(path, blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     before = contents(folder / "models--a--b")
-    with pytest.raises(chip.InputError, match="say where with --out"):
+    with pytest.raises(chip.InputError, match="say where the output goes"):
         chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", device="cpu")
     chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", out=folder / "out", device="cpu")
     assert contents(folder / "models--a--b") == before

@@ -51,9 +51,7 @@ class Batch:
     @property
     def starts(self) -> Tensor:
         """(B, T) bool: the first token of each sequence."""
-        first = torch.zeros_like(self.answer)
-        first[:, 0] = True
-        return first
+        return self.real & (self.real.cumsum(1) == 1)
 
     @property
     def vision(self) -> Tensor:
