@@ -72,8 +72,7 @@ def edit(
         target_modules: kinds of module to edit; by default the method's.
         layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
         device: by default the best there is.
-        device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
-            then stays on the disk.
+        device_map: `auto`, or as in transformers: spreads a model over devices, then the host, then the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
@@ -84,8 +83,7 @@ def edit(
         RunError: the run failed. No output is left.
     """
     start = time.monotonic()
-    # 1. Resolve the request.
-    source = Checkpoint.open(Path(checkpoint))
+    source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     output = _default_output(source.folder) if out is None else Path(out)
     request = _resolve_request(source, forget, records, label)
     method = method or Shielded()
@@ -94,15 +92,11 @@ def edit(
         progress = progress if distributed.is_main_process else silent
         run = _Run(source, request, method, target_modules, layers, BatchSize(batch_size), distributed, progress)
         if dry_run:
-            edited = run.edit(load)
-            return run.report(edited, seconds=time.monotonic() - start)
+            return run.report(run.edit(load), time.monotonic() - start)
         with _output_folder(output, overwrite, distributed) as folder:
-            # 2. Edit the model.
-            edited = run.edit(load)
-            # 3. Write.
-            remaining = run.write(edited, folder, link_unchanged)
-            # 4. Evaluate what was written.
-            after = run.score(load(folder), "asking after")
+            edited = run.edit(load)  # 2. Edit the model.
+            remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
+            after = run.score(load(folder), "asking after")  # 4. Evaluate what was written.
             report = run.report(edited, time.monotonic() - start, after, remaining, output=output, label=label)
             if distributed.is_main_process:
                 _write_receipt(source, folder, report, progress)

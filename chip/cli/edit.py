@@ -1,0 +1,78 @@
+"""`chip edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chip.cli.arguments import (
+    BatchSizes,
+    CheckpointFolder,
+    Device,
+    DeviceMap,
+    Json,
+    RecordsFile,
+    parse_batch_size,
+    print_json,
+)
+from chip.cli.options import given_settings
+
+
+def edit(
+    context: typer.Context,
+    checkpoint: CheckpointFolder,
+    forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
+    records: RecordsFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
+    target_modules: Annotated[
+        str | None, typer.Option(help="Kinds of module to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
+    ] = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    batch_size: BatchSizes = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
+    link_unchanged: Annotated[
+        bool,
+        typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
+    from chip.cli import console
+
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
+    from chip.distributed import is_main_process
+    from chip.editing import edit as run
+    from chip.methods import make_method
+    from chip.report.text.edit import print_edit
+
+    report = run(
+        checkpoint,
+        forget,
+        records=records,
+        out=out,
+        label=label,
+        method=make_method(method, given_settings(context)),
+        target_modules=None if target_modules is None else target_modules.split(","),
+        layers=layers,
+        device=device,
+        device_map=device_map,
+        batch_size=parse_batch_size(batch_size),
+        link_unchanged=link_unchanged,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        progress=progress_bar,
+    )
+    if is_main_process():
+        print_json(report.to_json()) if as_json else print_edit(report, console.out)

@@ -1,0 +1,113 @@
+"""`chip eval`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chip.cli.arguments import (
+    BatchSizes,
+    CheckpointFolder,
+    Device,
+    DeviceMap,
+    Html,
+    Json,
+    RecordsFile,
+    parse_batch_size,
+    print_json,
+)
+from chip.errors import InputError
+
+if TYPE_CHECKING:
+    from chip.evaluation.judge import Judge
+
+Attacks = Annotated[
+    str,
+    typer.Option(
+        help="reconstruction, cross-modal, quantization, relearning, membership, or a plugin's; or all.",
+        metavar="A,B|all",
+    ),
+]
+JudgeAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a language model that says which generated answers are right. It is sent questions and "
+        "answers, as OpenAI's API has it; CHIP_JUDGE_KEY is its key.",
+        metavar="URL",
+    ),
+]
+
+
+def evaluate(
+    checkpoint: CheckpointFolder,
+    forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
+    records: RecordsFile = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
+    ] = None,
+    attacks: Attacks = "",
+    judge: JudgeAddress = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    batch_size: BatchSizes = "auto",
+    seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
+    html: Html = None,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
+    from chip.cli import console
+
+    console.quiet_libraries()
+    from chip.cli.progress import progress_bar
+    from chip.evaluation.evaluate import evaluate as run
+    from chip.report.html.eval import eval_page
+    from chip.report.html.page import check_page, write_page
+    from chip.report.html.receipt import receipt_in
+    from chip.report.text.eval import print_evaluation
+
+    if html is not None:
+        check_page(html)
+    elif show_names:
+        raise InputError("--show-names: is for the page; add --html FILE")
+    evaluation = run(
+        checkpoint,
+        forget,
+        records=records,
+        reference=reference,
+        attacks=attacks,
+        judge=_judge(judge, judge_model),
+        device=device,
+        device_map=device_map,
+        batch_size=parse_batch_size(batch_size),
+        seed=seed,
+        progress=progress_bar,
+    )
+    if html is not None:
+        other = None if reference is None else reference.resolve().name
+        receipt = receipt_in(checkpoint)
+        name = checkpoint.resolve().name
+        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
+        write_page(html, page)
+    print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
+
+
+def _judge(address: str | None, model: str | None) -> Judge | None:
+    """Who else is asked; said aloud, since records are sent away."""
+    if address is None and model is None:
+        return None
+    if address is None or model is None:
+        given, lacking = ("--judge", "--judge-model") if model is None else ("--judge-model", "--judge")
+        raise InputError(f"{given}: goes with {lacking}")
+    from chip.evaluation.judge import Judge
+
+    judge = Judge(address, model, os.environ.get("CHIP_JUDGE_KEY"))
+    print(f"questions and answers are sent to {address}", file=sys.stderr)
+    return judge
