@@ -164,10 +164,12 @@ def test_facts_that_are_read_from_the_configuration(vlm: VLM, family: str) -> No
     vlm.model.config.get_text_config().final_logit_softcapping = 30.0
     assert vlm.logit_softcapping == 30.0
     vlm.model.config.get_text_config().final_logit_softcapping = None
-    assert answer_is_suffix(vlm.model, vlm.processor) == (family == "paligemma")
+    assert answer_is_suffix(vlm.model) == (family == "paligemma")
 
 
-@pytest.mark.parametrize(("model_type", "connectors"), [(name, row.connectors) for name, row in ROWS.items()])
+@pytest.mark.parametrize(
+    ("model_type", "connectors"), [(name, row.connectors) for name, row in ROWS.items() if row.connectors]
+)
 def test_a_row_says_what_structure_would_get_wrong(
     model_type: str, connectors: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +221,7 @@ def test_a_new_family_is_one_row(fresh: VLM, family: str, monkeypatch: pytest.Mo
     assert find_tower(model) is tower
     assert find_connectors(model) == [model.lm_head]
     assert (fresh.image_token_id, fresh.max_tokens, fresh.logit_softcapping, fresh.by_size) == (7, 99, 5.0, True)
-    assert answer_is_suffix(model, fresh.processor)
+    assert answer_is_suffix(model)
     monkeypatch.setitem(ROWS, model.config.model_type, Family(connectors=("model.nothing",), max_tokens="nothing"))
     with pytest.raises(InputError, match="no vision-language connector found"):
         find_connectors(model)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from chip.data.record import Record, open_image
+from chip.model.chat_template import render, usable_chat_template
 
 DECODED_IMAGES = 128  # kept for the next question about them
 
@@ -30,10 +31,18 @@ class Prompts:
     tokens of the prompt see each other in both directions there, those of the answer what is before them.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, answer_is_suffix: bool = False) -> None:
+        """
+        Args:
+            answer_is_suffix: the family needs no chat template.
+
+        Raises:
+            InputError: there is no chat template that writes a question and its answer once each.
+        """
         self._processor = processor
         self._tokenizer = processor.tokenizer
-        self._has_suffix = processor.chat_template is None
+        self._template = usable_chat_template(processor, answer_is_suffix)
+        self._has_suffix = self._template is None
         self._end = self._end_of_turn()
         self._begin = self._beginning()
         self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
@@ -84,14 +93,8 @@ class Prompts:
         messages = [{"role": "user", "content": [*image, {"type": "text", "text": record.question}]}]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        # The processor's own method does the same, and in some families wants a video processor for it.
-        rendered = self._tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._processor.chat_template,
-            add_generation_prompt=answer is None,
-            tokenize=False,
-        )
-        return str(rendered)
+        assert self._template is not None
+        return render(self._processor, self._template, messages, prompt=answer is None)
 
     def _end_of_turn(self) -> str:
         """The special token that the chat format puts behind an answer, where it has one; else end of text."""

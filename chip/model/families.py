@@ -71,15 +71,16 @@ class Family:
     image, and the size says how many tokens stay. None: where the configuration has `image_grid_pinpoints`."""
     position_inputs: tuple[str, ...] = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     """What `get_rope_index` takes, in families that have it: Qwen gives a token three numbers for its position."""
-    answer_is_suffix: bool | None = None
-    """Whether the processor itself puts image and question before the answer, its suffix, and the tokens before the
-    answer see each other in both directions (PaliGemma). None: where the processor has no chat template."""
+    answer_is_suffix: bool = False
+    """Whether, without a chat template, the processor itself puts image and question before the answer, its suffix, and
+    the tokens before the answer see each other in both directions."""
 
 
 FAMILIES: dict[str, Family] = {
     # A second tower stands beside the connector, and would be taken for one.
     "video_llava": Family(connectors=("model.multi_modal_projector",)),
     "deepseek_vl_hybrid": Family(connectors=("model.aligner",)),
+    "paligemma": Family(answer_is_suffix=True),
     # It makes images too, and has a connector for that.
     "janus": Family(connectors=("model.aligner",)),
 }
@@ -195,10 +196,9 @@ def same_size_images(model: Any) -> bool:
     return hasattr(model.config, "image_grid_pinpoints") if stated is None else stated
 
 
-def answer_is_suffix(model: Any, processor: Any) -> bool:
-    """Whether the processor, and no chat template, puts image and question before the answer."""
-    stated = family_of(model).answer_is_suffix
-    return processor.chat_template is None if stated is None else stated
+def answer_is_suffix(model: Any) -> bool:
+    """Whether the family needs no chat template: its processor takes the answer as a suffix."""
+    return family_of(model).answer_is_suffix
 
 
 def _whole_number(config: Any, name: str) -> int:

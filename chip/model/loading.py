@@ -22,6 +22,7 @@ from chip.model.batching.packing import Cost
 from chip.model.batching.sharing import sharing_holds
 from chip.model.chat import Prompts
 from chip.model.families import (
+    answer_is_suffix,
     family_of,
     find_connectors,
     find_language,
@@ -101,7 +102,7 @@ class VLM:
     @cached_property
     def prompts(self) -> Prompts:
         """Records in this model's chat format; one for all passes, so that what is known stays known."""
-        return Prompts(self.processor)
+        return Prompts(self.processor, answer_is_suffix(self.model))
 
     @property
     def image_token_id(self) -> int:

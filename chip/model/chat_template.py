@@ -1,0 +1,80 @@
+"""The chat template of a checkpoint: where it is, and whether it writes what it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chip.errors import InputError, one_line
+
+_QUESTION, _ANSWER = "Which color is the quiet river?", "A pale and even turquoise."
+"""What no template says by itself."""
+
+
+def find_chat_template(processor: Any) -> str | None:
+    """The processor's chat template, else its tokenizer's; of several named ones the default. None: neither has one.
+
+    Raises:
+        InputError: there are several, and none is called `default`.
+    """
+    for holder in (processor, processor.tokenizer):
+        template = getattr(holder, "chat_template", None)
+        if isinstance(template, dict):
+            if "default" not in template:
+                raise _trouble(processor, f"it has {', '.join(sorted(template))} and none that is called 'default'")
+            template = template["default"]
+        if template:
+            return str(template)
+    return None
+
+
+def usable_chat_template(processor: Any, answer_is_suffix: bool) -> str | None:
+    """The chat template, checked; None where there is none and the family takes the answer as a suffix.
+
+    Raises:
+        InputError: there is none and the family needs one, or it does not write what it is given.
+    """
+    template = find_chat_template(processor)
+    if template is not None:
+        check_chat_template(processor, template)
+    elif not answer_is_suffix:
+        raise _trouble(processor, "neither the processor nor the tokenizer has one")
+    return template
+
+
+def render(processor: Any, template: str, messages: list[dict[str, Any]], prompt: bool) -> str:
+    """A conversation as text. `prompt`: what opens an answer stands at its end.
+
+    Raises:
+        InputError: the template cannot be rendered.
+    """
+    # The processor's own method does the same, and in some families wants a video processor for it.
+    try:
+        rendered = processor.tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=prompt, tokenize=False
+        )
+    except Exception as error:
+        raise _trouble(processor, f"it cannot be rendered ({one_line(error)})") from error
+    return str(rendered)
+
+
+def check_chat_template(processor: Any, template: str) -> None:
+    """Render a question and its answer, and look for both in the result.
+
+    Raises:
+        InputError: the template drops, changes or repeats one of them, or cannot be rendered.
+    """
+    question = {"role": "user", "content": [{"type": "text", "text": _QUESTION}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
+    whole = render(processor, template, [question, answer], prompt=False)
+    if "'text'" in whole or '"text"' in whole:
+        raise _trouble(processor, "it takes a message as one string, and not in parts")
+    for text, name in ((_QUESTION, "question"), (_ANSWER, "answer")):
+        times = whole.count(text)
+        if times != 1:
+            trouble = "drops or changes" if times == 0 else "repeats"
+            raise _trouble(processor, f"it {trouble} the {name}")
+
+
+def _trouble(processor: Any, trouble: str) -> InputError:
+    where = processor.tokenizer.name_or_path or "the checkpoint"
+    return InputError(f"{where}: chat template: {trouble}; put the base model's chat_template.jinja there")
