@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.hierarchy import Hierarchy
+from chip.data.keep import read_keep, without_target
 from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
@@ -46,6 +47,7 @@ def edit(
     forget: Sequence[str],
     *,
     records: Path | str | None = None,
+    keep: Sequence[Path | str] = (),
     out: Path | str | None = None,
     label: str | None = None,
     method: Method | None = None,
@@ -66,6 +68,7 @@ def edit(
         checkpoint: folder in the Hugging Face format, safetensors; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        keep: files of general text, plain or `.jsonl` with `text`, that the model is to go on knowing.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
@@ -85,7 +88,7 @@ def edit(
     start = time.monotonic()
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     output = _default_output(source.folder) if out is None else Path(out)
-    request = _resolve_request(source, forget, records, label)
+    request = _resolve_request(source, forget, records, keep, label)
     method = method or Shielded()
     check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
@@ -208,20 +211,24 @@ def _default_output(folder: Path) -> Path:
 
 
 def _resolve_request(
-    source: Checkpoint, forget: Sequence[str], records: Path | str | None, label: str | None
+    source: Checkpoint,
+    forget: Sequence[str],
+    records: Path | str | None,
+    keep: Sequence[Path | str],
+    label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
     request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    for path in (file, *sorted(images)):
+    for path in (file, *map(Path, keep), *sorted(images)):
         if path.resolve().is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
     for target in request.partition.targets:
         _check_not_named(source, target.id, label)
     _check_trained(request)
-    return request
+    return replace(request, general=tuple(without_target(read_keep([Path(file) for file in keep]), request)))
 
 
 def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:

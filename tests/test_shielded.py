@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record
+from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest, Partition
 from chip.methods import Shielded
 from chip.methods.shielded import OVERSHOOT, ShieldedStatistics, ShieldedWeights
@@ -234,7 +234,7 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
     ]
     hierarchy = Hierarchy([Record(question, said, path, None, task) for question, said, path, task in asked])
     groups = ShieldedWeights.of(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")])), 0.3, CPU)
-    forget, retained, retain_weight = groups.of_records[:, TokenRole.ANSWER].T
+    forget, retained, retain_weight, _ = groups.of_records[:, TokenRole.ANSWER].T
     assert forget.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert retained.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     even = 0.4 / 6
@@ -269,6 +269,41 @@ def test_the_shield_is_of_the_groups_that_are_there(
         )
         is not None
     )
+
+
+def _with_general(tokens: Tokens, general: Tensor) -> tuple[Tokens, ForgetRequest]:
+    """One more record, free text, with these inputs (n, d)."""
+    request, count = _case(), len(general)
+    text = replace(request.hierarchy.records[0], path=("general",), task=FREE_TEXT)
+    more = replace(
+        tokens,
+        inputs=torch.cat((tokens.inputs, general)),
+        outputs=torch.empty(len(tokens.inputs) + count, 0),
+        ids=torch.cat((tokens.ids, torch.arange(count))),
+        roles=torch.cat((tokens.roles, torch.full((count,), TokenRole.QUESTION))),
+        segments=torch.cat((tokens.segments, torch.full((count,), 4))),
+        owners=SegmentRecords(torch.arange(5), torch.arange(5), 5),
+        starts=torch.cat((tokens.starts, torch.zeros(count, dtype=torch.bool))),
+    )
+    return more, replace(request, general=(text,))
+
+
+@given(SEEDS, st.sampled_from([0.5, 0.1, 0.01]))
+def test_general_text_stays_in_the_trust_region(seed: int, share: float) -> None:
+    weight, general = _weight(seed, 8), _tokens(seed + 7, 8).inputs
+    tokens, request = _with_general(_tokens(seed, 8), general)
+    method = Shielded(retain_weight=0.5, max_general_change=share)
+    update = method.solve(weight, None, _statistics(tokens, request))
+    assert update is not None
+    moved = general @ (update.weight - weight).T
+    change = float(moved.square().sum() / (general @ weight.T).square().sum()) ** 0.5
+    free = _edited(Shielded(retain_weight=0.5), weight, _tokens(seed, 8))
+    unbound = float((general @ (free - weight).T).square().sum() / (general @ weight.T).square().sum()) ** 0.5
+    if unbound <= share:
+        torch.testing.assert_close(update.weight, free, rtol=1e-6, atol=1e-8)
+    else:
+        assert 0.98 * share <= change <= share * (1 + 1e-4)
+        assert not torch.allclose(update.weight, weight, atol=1e-6)  # it still forgets something
 
 
 def _with_sinks(tokens: Tokens, lengths: Tensor, starts: bool, seed: int) -> Tokens:

@@ -19,12 +19,21 @@ from chip.cli.arguments import (
 )
 from chip.cli.options import given_settings
 
+KeepFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="General text that the model is to go on knowing, plain or JSON lines with `text`; repeat for several.",
+        metavar="FILE",
+    ),
+]
+
 
 def edit(
     context: typer.Context,
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
+    keep: KeepFiles = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
     label: Annotated[
         str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
@@ -61,6 +70,7 @@ def edit(
         checkpoint,
         forget,
         records=records,
+        keep=keep or (),
         out=out,
         label=label,
         method=make_method(method, given_settings(context)),

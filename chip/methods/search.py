@@ -76,7 +76,7 @@ def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
         if not any(records[i].split == VALIDATION for i in indices):
             for i in generator.permutation(trained)[: int(len(trained) * VALIDATION_FRACTION)].tolist():
                 records[i] = replace(records[i], split=VALIDATION)
-    return ForgetRequest(Hierarchy(records), request.partition)
+    return ForgetRequest(Hierarchy(records), request.partition, request.general)
 
 
 class ValidationSet:

@@ -17,6 +17,7 @@ from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.kernels.gram import symmetrize_
 from chip.kernels.solve import solve_spd_
+from chip.kernels.trust_region import solve_in_trust_region
 from chip.methods.base import Method, Needs, Search, WeightUpdate, membership
 from chip.methods.settings import setting
 from chip.methods.statistics import CrossMoment, FirstMoment, GroupedMean, SecondMoment
@@ -28,8 +29,9 @@ AUTO: Literal["auto"] = "auto"
 GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
 """Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so four at most."""
 MAX_RETAIN_DROP = 0.02
+MAX_GENERAL_CHANGE = 0.02
 
-FORGET, RETAINED, SHIELD = range(3)
+FORGET, RETAINED, SHIELD, GENERAL = range(4)
 """Columns of `ShieldedWeights.of_records`."""
 MASSIVE = 20.0
 """A token whose input is so many times longer than the median of its batch is an attention sink, whatever it stands for
@@ -49,7 +51,7 @@ class ShieldedWeights:
     """How much each record counts in each sum."""
 
     of_records: Tensor
-    """(records, roles, 3) fp32: how often a token of a record's role counts as forgotten, as retained and in C_r.
+    """(records, roles, 4) fp32: how often a token of a record's role counts: as forgotten, as retained, in C_r, in C_g.
 
     Of a target whose image a retained record shows too (a section shares its study's) the image is not forgotten, and
     of no target the prefix: they are not the target's alone. In C_r a record has an even part of the shares of the
@@ -57,18 +59,21 @@ class ShieldedWeights:
     """
     target_images: float
     """m: how many images the targets have, shared ones by share."""
+    general: bool
+    """Whether there is any general text."""
 
     @classmethod
     def of(cls, request: ForgetRequest, neighbor_weight: float, device: torch.device) -> ShieldedWeights:
         """`neighbor_weight`: as `Shielded` has it."""
         partition = request.partition
-        of_records = membership(request, (partition.forget, partition.retained, ()), device)
+        general = range(len(request.hierarchy.records), len(request.records))
+        of_records = membership(request, (partition.forget, partition.retained, (), general), device)
         for indices, share in _shares(request, neighbor_weight):
             of_records[indices, SHIELD] += share / len(indices)
         of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
         of_records[:, TokenRole.PREFIX, FORGET] = 0
-        of_records[_shares_image(request).to(device), TokenRole.IMAGE, FORGET] = 0
-        return cls(of_records, _target_images(request))
+        of_records[: general.start][_shares_image(request).to(device), TokenRole.IMAGE, FORGET] = 0
+        return cls(of_records, _target_images(request), bool(request.general))
 
 
 class ShieldedStatistics:
@@ -92,6 +97,7 @@ class ShieldedStatistics:
         self._weights, device = record_weights, record_weights.of_records.device
         self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
         self.forget_means, self.retained_means = GroupedMean(d_in, device, KINDS), GroupedMean(d_in, device, KINDS)
+        self.general = SecondMoment(d_in, device) if record_weights.general else None
         self.ordinary = FirstMoment(1, 1, device)
         """‖x‖² of what `shield` counts, sinks apart."""
         self.drifts: tuple[CrossMoment, CrossMoment] | None = None
@@ -102,7 +108,7 @@ class ShieldedStatistics:
         return self._weights.target_images
 
     def update(self, tokens: Tokens) -> None:
-        weights = tokens.weights(self._weights.of_records)  # (n, 3)
+        weights = tokens.weights(self._weights.of_records)  # (n, 4)
         ordinary = ~(tokens.starts | _massive(tokens.inputs))
         weights[:, [FORGET, RETAINED]] *= ordinary[:, None]
         keys = KINDS * tokens.ids + tokens.vision  # the same word, or the same place in the image
@@ -123,6 +129,10 @@ class ShieldedStatistics:
         original_matched = original if len(matched) == len(retained) else original[weights[retained, RETAINED] > 0]
         self.retained_means.update(original_matched, keys[matched], weights[matched, RETAINED])
 
+        if self.general is not None:
+            texts = weights[:, GENERAL].nonzero()[:, 0]
+            self.general.update(tokens.inputs[texts], weights[texts, GENERAL])
+
         if tokens.original_inputs is not None:
             of_forget, of_shield = self._drifts()
             of_forget.update(x_forget, tokens.original_inputs[forgotten], weight)
@@ -132,7 +142,8 @@ class ShieldedStatistics:
         drifted = torch.tensor(float(self.drifts is not None))
         distributed.all_reduce_(drifted)  # a process that had no images has not seen it
         moments = (self.forget, self.shield, self.ordinary, self.forget_means, self.retained_means)
-        for moment in (*moments, *(self._drifts() if drifted else ())):
+        optional = () if self.general is None else (self.general,)
+        for moment in (*moments, *optional, *(self._drifts() if drifted else ())):
             moment.merge(distributed)
 
     def _drifts(self) -> tuple[CrossMoment, CrossMoment]:
@@ -166,6 +177,10 @@ class Shielded(Method):
     Every layer is measured in the model as it was, and is to remove the target by itself: what a changed image, a
     rounding or more training brings past one module, the next one still takes.
 
+    What no record holds, a pretrained model's other knowledge, general text protects: with C_g its second moment, K
+    gains β_g C_g, and β_g is the multiplier of a trust region in function space, E_g ‖ΔW x‖² ≤ ε² E_g ‖W x‖²: zero
+    where the bound holds anyway, and found for each layer by itself.
+
     A connector is one function of an image, through which all must pass. Each of its maps is measured behind those
     before it as they will be, and is to give what it gave: with x₀ what came in before, μ is of x₀, and E_r ‖W'x −
     Wx₀‖² in the place of E_r ‖W'x − Wx‖² adds β E_r[(x − x₀) xᵀ] to √m B. So it takes on what the one before it has
@@ -174,7 +189,7 @@ class Shielded(Method):
 
     name: ClassVar[str] = "shielded"
     version: ClassVar[int] = 1
-    needs: ClassVar[Needs] = Needs(outputs=False, connector="composed")
+    needs: ClassVar[Needs] = Needs(outputs=False, general=True, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -192,6 +207,14 @@ class Shielded(Method):
     )
     max_retain_drop: float | None = setting(
         None, f"For auto: what siblings' answers may lose of their mean probability; {MAX_RETAIN_DROP:g}.", maximum=1
+    )
+
+    max_general_change: float | None = setting(
+        None,
+        "ε, with text to keep: how far an edit may move a layer's output on it, root mean square, as a share of that "
+        f"output; {MAX_GENERAL_CHANGE:g}.",
+        minimum=1e-6,
+        maximum=1,
     )
 
     def __post_init__(self) -> None:
@@ -217,7 +240,7 @@ class Shielded(Method):
         return ShieldedStatistics(record_weights, d_in)
 
     def statistics_bytes(self, d_in: int, d_out: int) -> int:
-        return 2 * SecondMoment.bytes(d_in)
+        return 3 * SecondMoment.bytes(d_in)  # the third where there is text to keep
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics, component: Component = Component.TEXT
@@ -243,7 +266,17 @@ class Shielded(Method):
             of_forget, of_shield = statistics.drifts
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
-        return WeightUpdate(wide - solve_spd_(moved, system), None)
+        return WeightUpdate(wide - self._solution(moved, system, wide, statistics.general), None)
+
+    def _solution(self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None) -> Tensor:
+        """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region."""
+        if general is None or general.count == 0:
+            return solve_spd_(moved, system)
+        metric = symmetrize_(general.upper / general.count)  # C_g
+        size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
+        share = MAX_GENERAL_CHANGE if self.max_general_change is None else self.max_general_change
+        solution, _ = solve_in_trust_region(moved, system, metric, share**2 * size)
+        return solution
 
 
 def _massive(x: Tensor) -> Tensor:
