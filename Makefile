@@ -45,7 +45,7 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/docs: .venv/run pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
 	@touch $@
 
 test: .venv/dev
