@@ -37,11 +37,13 @@ from benchmarks.forgetting.worlds import World, clinic
 from benchmarks.forgetting.worlds.files import write
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
+from chip.data.request import ForgetRequest
 from chip.demo.training import Recipe
 from chip.errors import RunError
-from chip.evaluation.measure import EvalConfig, EvalOutputs
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP
-from chip.methods.base import ForgetRequest, Method
+from chip.methods import Shielded
 from chip.model.loading import VLM
 
 MODEL = Model("ward", "llava", 0)
@@ -204,13 +206,13 @@ def test_tuning_sees_no_reported_wording(
     ward: World, context: Callable[[], WorkerContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[Record] = []
-    scores = vars(tuning)["ask_all"]
+    scores = vars(tuning)["score_records"]
 
     def spy(vlm: VLM, records: Sequence[Record]) -> object:
         prompts.extend(records)
         return scores(vlm, records)
 
-    monkeypatch.setattr(tuning, "ask_all", spy)
+    monkeypatch.setattr(tuning, "score_records", spy)
     assert tuned_method(Stub, context().subject(MODEL), "privacy", measure=False) is None
     best = tuned_method(Stub, context().subject(MODEL), "privacy")
     assert {record.split for record in prompts} == {"validation"}
@@ -304,7 +306,7 @@ def test_what_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, other, control = ShieldedEdit(), METHODS["npo"](), METHODS["random change"]()
     before = [method_key(method) for method in (ours, other, control)]
     assert method_key(replace(ours, retain_weight=2.0)) != before[0]
-    monkeypatch.setattr(Method, "version", 2)
+    monkeypatch.setattr(Shielded, "version", 2)
     after = [method_key(method) for method in (ours, other, control)]
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False]  # a control rests on ours
 

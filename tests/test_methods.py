@@ -18,7 +18,7 @@ from benchmarks.forgetting.methods.base import changed_weights
 from benchmarks.forgetting.methods.controls import Control, RandomChange, RandomProjection, rank_of, shuffled
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.finetuning import FineTuning
-from benchmarks.forgetting.methods.losses import Answers, distributed_context, kl_divergence, negative_preference
+from benchmarks.forgetting.methods.losses import Answers, concatenated, kl_divergence, negative_preference
 from benchmarks.forgetting.methods.neurons import Kvw, Manu, weakening
 from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
 from benchmarks.forgetting.methods.trained import REFUSALS, GradDiff, GradientAscent, Idk, Npo
@@ -26,11 +26,11 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
 from chip.kernels.subspace import leading_basis
-from chip.methods.base import ForgetRequest
-from chip.methods.statistics import SegmentRecords, TokenRole, Tokens
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
+from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
@@ -43,9 +43,9 @@ FORGET, EACH, WIDTH = 2, 40, 8
 """How many records are forgotten, the first ones; tokens of each record; their width."""
 
 
-def _case() -> ForgetRequest:
+def _request() -> ForgetRequest:
     hierarchy = Hierarchy([Record("q", "a", path, None) for path in PATHS])
-    return ForgetRequest(hierarchy, hierarchy.split([hierarchy.find("target")]))
+    return ForgetRequest.of(hierarchy, ["target"])
 
 
 def _inputs(seed: int) -> Tensor:
@@ -54,30 +54,28 @@ def _inputs(seed: int) -> Tensor:
 
 
 def _statistics(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """What the operator collects of these tokens, of which every fourth stands for a piece of the image."""
+    """What the method collects of these tokens, of which every fourth stands for a piece of the image."""
     records = torch.arange(len(PATHS))
     outputs = inputs @ weight.T + (0 if bias is None else bias)
-    keys = torch.where(torch.arange(len(inputs)) % 4 == 0, -1, 7)
-    parts, owners = (
-        torch.where(keys > 0, TokenRole.ANSWER, TokenRole.IMAGE),
-        SegmentRecords(records, records, len(PATHS)),
-    )
-    statistics = method.statistics(method.groups(_case(), CPU), weight.shape[1], weight.shape[0])
+    number = torch.arange(len(inputs))
+    image, owners = number % 4 == 0, SegmentRecords(records, records, len(PATHS))
+    statistics = method.statistics(method.record_weights(_request(), CPU), weight.shape[1], weight.shape[0])
     statistics.update(
         Tokens(
             inputs,
             outputs,
-            keys,
-            parts,
-            records.repeat_interleave(EACH),
-            owners,
+            ids=torch.where(image, 0, 7),
+            roles=torch.where(image, TokenRole.IMAGE, TokenRole.ANSWER),
+            segments=records.repeat_interleave(EACH),
+            owners=owners,
+            starts=number % EACH == 0,
         )
     )
     return statistics
 
 
 def _edited(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    update = method.update(weight, bias, _statistics(method, inputs, weight, bias))
+    update = method.solve(weight, bias, _statistics(method, inputs, weight, bias))
     assert update is not None
     return update.weight, update.bias
 
@@ -168,7 +166,7 @@ def test_contrastive_directions_are_gone_and_the_others_untouched(seed: int, ran
 
 def test_contrastive_changes_nothing_where_the_retained_show_it_all() -> None:
     inputs, weight, method = _inputs(0), _weight(0), Contrastive(contrast=100)
-    assert method.update(weight, None, _statistics(method, inputs, weight)) is None
+    assert method.solve(weight, None, _statistics(method, inputs, weight)) is None
 
 
 @given(SEEDS, st.integers(1, FORGET))
@@ -233,7 +231,7 @@ def test_log_probability_is_summed_over_each_answers_tokens() -> None:
     logs = LOGITS.log_softmax(-1)
     expected = torch.stack((logs[0, 0] + logs[1, 2], logs[2, 1]))
     torch.testing.assert_close(_answers(LOGITS).log_probability, expected)
-    twice = distributed_context([_answers(LOGITS), _answers(LOGITS)])
+    twice = concatenated([_answers(LOGITS), _answers(LOGITS)])
     torch.testing.assert_close(twice.log_probability, expected.repeat(2))
 
 
@@ -268,7 +266,7 @@ def request(hierarchy: Hierarchy) -> ForgetRequest:
     assert target.parent is not None
     own, others = hierarchy.records_of(target), hierarchy.records_of(target.parent)
     few = Hierarchy([hierarchy.records[i] for i in sorted({*own[::8], *others[::24]})])
-    return ForgetRequest(few, few.split([target]))
+    return ForgetRequest(few, Partition.of(few, [target]))
 
 
 @pytest.fixture
@@ -393,10 +391,10 @@ def test_shuffled_labels_name_as_many_others(request: ForgetRequest) -> None:
     moved = shuffled(request, seed=0)
     records, were = moved.hierarchy.records, request.hierarchy.records
     assert [replace(new, path=()) for new in records] == [replace(old, path=()) for old in were]  # only labels moved
-    assert len(moved.split.forget) == len(request.partition.forget)
-    trained = [i for i in moved.split.forget if not records[i].held_out]
+    assert len(moved.partition.forget) == len(request.partition.forget)
+    trained = [i for i in moved.partition.forget if not records[i].held_out]
     assert not set(trained) & set(request.partition.forget)
-    assert moved.split.targets == request.partition.targets
+    assert moved.partition.targets == request.partition.targets
     assert shuffled(request, seed=0) != shuffled(request, seed=1)
 
 

@@ -17,9 +17,12 @@ from benchmarks.forgetting.store import Store, atomic_write, method_key
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.attacks.membership import never_trained
 from chip.evaluation.compare import compare
-from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs, measure
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.measure import measure
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import NO_ATTACK
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
@@ -67,8 +70,8 @@ class Judge:
 
     def _apply(self, method: BenchmarkMethod) -> Applied:
         subject, request = self._subject, self._request
-        request = questions(subject.world, request.target, (*LEARNED, *TUNED)).request
-        return measured(method, subject.vlm, subject.source, request, request.model.seed)
+        asked = questions(subject.world, request.target, (*LEARNED, *TUNED)).request
+        return measured(method, subject.vlm, subject.source, asked, request.model.seed)
 
     def _outputs(self, method: BenchmarkMethod, applied: Applied, plan: EvalConfig) -> EvalOutputs:
         with TemporaryDirectory(prefix="chip-") as scratch:

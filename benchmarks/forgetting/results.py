@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from chip.evaluation.rows import NO_ATTACK, Row
+from chip.evaluation.rows import NO_ATTACK, ResultRow
 
 NAN = float("nan")
 
@@ -43,5 +43,5 @@ class Result:
         return cls(**{**stored, "figures": figures})
 
 
-def figures(rows: Sequence[Row]) -> Figures:
+def figures(rows: Sequence[ResultRow]) -> Figures:
     return {(row.group, row.split, row.measure, row.attack): (row.value, row.low, row.high) for row in rows}
