@@ -260,7 +260,7 @@ def test_divergence_is_least_at_the_reference() -> None:
 
 
 @pytest.fixture(scope="module")
-def request(hierarchy: Hierarchy) -> ForgetRequest:
+def forget_request(hierarchy: Hierarchy) -> ForgetRequest:
     """A part of the demo: some records of the target's institution."""
     target = hierarchy.find("patient_17")
     assert target.parent is not None
@@ -294,10 +294,10 @@ def _quick(method: BenchmarkMethod) -> BenchmarkMethod:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_the_model_as_it_was_and_gives_what_can_be_written(
-    name: str, vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest, tmp_path: Path
+    name: str, vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest, tmp_path: Path
 ) -> None:
     before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
-    applied = measured(_quick(METHODS[name].grid()[0]), vlm, checkpoint, request, seed=0)
+    applied = measured(_quick(METHODS[name].grid()[0]), vlm, checkpoint, forget_request, seed=0)
     assert all(torch.equal(parameter, before[name]) for name, parameter in vlm.model.named_parameters())
     assert not any(parameter.requires_grad for parameter in vlm.model.parameters())
     assert applied.changed_weights > 0
@@ -320,9 +320,9 @@ def test_everyone_has_the_same_number_of_tries_and_says_where_it_comes_from() ->
 
 
 def test_kvw_scales_columns_of_down_proj_and_nothing_else(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    tensors = Kvw(gamma=0.4, passes=1).apply(vlm, checkpoint, request, seed=0)
+    tensors = Kvw(gamma=0.4, passes=1).apply(vlm, checkpoint, forget_request, seed=0)
     assert all(name.endswith("mlp.down_proj.weight") for name in tensors)
     for name, new in tensors.items():
         scale = new / checkpoint.read(name).float()
@@ -333,21 +333,23 @@ def test_kvw_scales_columns_of_down_proj_and_nothing_else(
 
 
 @pytest.mark.parametrize("method", [GradientAscent(), Idk(), RandomChange(), Kvw()])
-def test_seeds_reproduce(method: BenchmarkMethod, vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest) -> None:
-    first, again, other = (_quick(method).apply(vlm, checkpoint, request, seed) for seed in (0, 0, 1))
+def test_seeds_reproduce(
+    method: BenchmarkMethod, vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
+) -> None:
+    first, again, other = (_quick(method).apply(vlm, checkpoint, forget_request, seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_training_reaches_connector_and_text_model_and_not_the_tower(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    tensors = GradDiff(steps=1, batch=2).apply(vlm, checkpoint, request, seed=0)
+    tensors = GradDiff(steps=1, batch=2).apply(vlm, checkpoint, forget_request, seed=0)
     expected = {name for name in checkpoint.entries if "vision_tower" not in name}
     assert set(tensors) == expected
 
 
-def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest) -> None:
+def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest) -> None:
     """On the very batch it is trained on."""
     losses: list[float] = []
 
@@ -357,22 +359,22 @@ def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, request: For
             losses.append(value.item())
             return value
 
-    Watched(rate=3e-4, steps=6, batch=64).apply(vlm, checkpoint, request, seed=0)
+    Watched(rate=3e-4, steps=6, batch=64).apply(vlm, checkpoint, forget_request, seed=0)
     assert losses[-1] < losses[0]
 
 
-def test_refusals_take_the_place_of_answers(request: ForgetRequest) -> None:
-    record = request.hierarchy.records[0]
+def test_refusals_take_the_place_of_answers(forget_request: ForgetRequest) -> None:
+    record = forget_request.hierarchy.records[0]
     assert Idk().other_answer(record, [], lambda count: count - 1) == REFUSALS[-1]
     assert GradDiff().other_answer(record, [], lambda count: 0) == record.answer
 
 
 def test_random_controls_change_as_much_as_what_they_control(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    theirs = CHEAP.apply(vlm, checkpoint, request, seed=0)
+    theirs = CHEAP.apply(vlm, checkpoint, forget_request, seed=0)
     for control in (RandomProjection(like=CHEAP), RandomChange(like=CHEAP)):
-        tensors = control.apply(vlm, checkpoint, request, seed=0)
+        tensors = control.apply(vlm, checkpoint, forget_request, seed=0)
         assert tensors.keys() == theirs.keys()
         for name, new in tensors.items():
             old = checkpoint.read(name).double()
@@ -387,23 +389,23 @@ def test_rank_is_that_of_most_of_the_energy() -> None:
     assert rank_of(torch.ones(4, 4)) == 1
 
 
-def test_shuffled_labels_name_as_many_others(request: ForgetRequest) -> None:
-    moved = shuffled(request, seed=0)
-    records, were = moved.hierarchy.records, request.hierarchy.records
+def test_shuffled_labels_name_as_many_others(forget_request: ForgetRequest) -> None:
+    moved = shuffled(forget_request, seed=0)
+    records, were = moved.hierarchy.records, forget_request.hierarchy.records
     assert [replace(new, path=()) for new in records] == [replace(old, path=()) for old in were]  # only labels moved
-    assert len(moved.partition.forget) == len(request.partition.forget)
+    assert len(moved.partition.forget) == len(forget_request.partition.forget)
     trained = [i for i in moved.partition.forget if not records[i].held_out]
-    assert not set(trained) & set(request.partition.forget)
-    assert moved.partition.targets == request.partition.targets
-    assert shuffled(request, seed=0) != shuffled(request, seed=1)
+    assert not set(trained) & set(forget_request.partition.forget)
+    assert moved.partition.targets == forget_request.partition.targets
+    assert shuffled(forget_request, seed=0) != shuffled(forget_request, seed=1)
 
 
 def test_retraining_is_the_reference_checkpoint(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest, tmp_path: Path
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest, tmp_path: Path
 ) -> None:
     name = min(checkpoint.entries)
     write_patched(checkpoint, tmp_path / "reference", {name: checkpoint.read(name).float() + 1})
-    tensors = Retrained(tmp_path / "reference").apply(vlm, checkpoint, request, seed=0)
+    tensors = Retrained(tmp_path / "reference").apply(vlm, checkpoint, forget_request, seed=0)
     assert changed_weights(checkpoint, tensors) == checkpoint.read(name).numel()
     assert tensors.keys() == checkpoint.entries.keys()
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.forgetting.jobs import Request
 from benchmarks.forgetting.methods import Applied, BenchmarkMethod, measured
 from benchmarks.forgetting.questions import LEARNED, MAX_QUESTIONS, REPORTED, TUNED, questions
-from benchmarks.forgetting.results import NAN, Result, figures
+from benchmarks.forgetting.results import NAN, Result, current_name, figures
 from benchmarks.forgetting.store import Store, atomic_write, method_key
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.writer import write_patched
@@ -147,7 +147,7 @@ def unpacked(arrays: Mapping[str, Any], plan: EvalConfig) -> EvalOutputs:
     values: dict[tuple[str, str], Any] = {}
     sides: dict[tuple[str, str], Any] = {}
     for name, array in arrays.items():
-        kind, first, second = name.split("\t")
+        kind, first, second = map(current_name, name.split("\t"))
         (values if kind == "value" else sides)[first, second] = array
     pairs = {name: (sides[name, "0"], sides[name, "1"]) for name, _ in sides}
     others = never_trained(plan.records, plan.members, plan.unseen, plan.seed) if pairs else []
