@@ -3,7 +3,7 @@
     python -m benchmarks.demo [--workers N] [--json FILE] [--resume]
 
 Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
-nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
+nearest, groups of 32) and it is asked again. Compared are the default method, the published one with its defaults and
 with the best of a grid, and random changes of the same size as the control.
 
 The file has a row for each edit, found again by method, version, settings and target; tables are means over targets.
@@ -33,13 +33,14 @@ from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, v
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import LEVELS, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS
+from chip.data.request import ForgetRequest
 from chip.demo import write_demo
-from chip.editing import summarize
 from chip.evaluation.attacks.quantization import quantize_linears
+from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import Patch, compute_updates, default_modules
-from chip.methods.base import ForgetRequest
+from chip.methods.apply import Patch, default_modules, edit_model
 from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 from chip.model.tensor_names import key_map
@@ -55,7 +56,7 @@ GRID = [
     (Chip(top_k=k, variance_threshold=variance_threshold), layers)
     for k, variance_threshold, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
 ]
-"""Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
+"""Settings tried for the published method; the best by (siblings − target) on a few patients is then run on all."""
 
 COLUMNS = (
     *("method", "version", "settings", "level", "target", "seconds", "largest_change"),
@@ -73,9 +74,9 @@ DemoRow = dict[str, Any]
 class Task:
     """One edit to measure."""
 
-    method: str
+    name: str
     """As the tables call it."""
-    operator: Method
+    method: Method
     layers: str | None
     target: str
     """Path of the node."""
@@ -84,11 +85,13 @@ class Task:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**asdict(self.operator), "layers": self.layers}
+        """The method's, without those that another one decides, and the layers."""
+        given = {name: value for name, value in asdict(self.method).items() if value is not None}
+        return {**given, "layers": self.layers}
 
     @property
     def key(self) -> str:
-        return _key(self.method, self.operator.version, self.settings, self.target)
+        return _key(self.name, self.method.version, self.settings, self.target)
 
 
 class DemoModel:
@@ -116,12 +119,12 @@ demo_model = cache(DemoModel)
 def measure(task: Task) -> DemoRow:
     """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
     demo = demo_model()
-    case = ForgetRequest.of(demo.hierarchy, [task.target])
+    request = ForgetRequest.of(demo.hierarchy, [task.target])
     before = demo.before  # asked while the model is as it was
     start = time.monotonic()
-    target_modules = default_modules(demo.vlm, task.operator, layers=task.layers)
-    patch = compute_updates(demo.vlm, demo.source, task.operator, case, target_modules)
-    control = task.method == "control"
+    target_modules = default_modules(demo.vlm, task.method, layers=task.layers)
+    patch = edit_model(demo.vlm, demo.source, task.method, request, target_modules)
+    control = task.name == "control"
     tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
     with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
@@ -129,14 +132,14 @@ def measure(task: Task) -> DemoRow:
         seconds = time.monotonic() - start
         _restore(demo, patch)
         edited = load_vlm(written)
-    groups = _groups(case, before, edited)
+    groups = _groups(request, before, edited)
     groups_4bit = None
     if task.four_bits:
         quantize_linears(edited.model, bits=4, group=32)
-        groups_4bit = _groups(case, before, edited)
+        groups_4bit = _groups(request, before, edited)
     return {
-        "method": task.method,
-        "version": task.operator.version,
+        "method": task.name,
+        "version": task.method.version,
         "settings": task.settings,
         "level": LEVELS[task.target.count("/")],
         "target": task.target,
@@ -147,8 +150,8 @@ def measure(task: Task) -> DemoRow:
     }
 
 
-def _groups(case: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
-    summary = summarize(case, before, score_records(edited, case.hierarchy.records))
+def _groups(request: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
+    summary = summarize(request, before, score_records(edited, request.hierarchy.records))
     return {
         group: {split: _measures(summary[of_chip][split_of_chip].to_json()) for split, split_of_chip in SPLITS.items()}
         for group, of_chip in GROUPS.items()
@@ -280,14 +283,14 @@ def store(file: Path, rows: Sequence[DemoRow]) -> None:
 
 
 def main(
-    workers: Annotated[int, typer.Option(help="DistributedContext; each loads the demo's model.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes; each loads the demo's model.")] = 2,
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "demo.json",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there already.")] = False,
     most: Annotated[int | None, typer.Option("--targets", help="Of each level, at most; by default all.")] = None,
     levels: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
-    grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published operator.")] = len(GRID),
+    grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published method.")] = len(GRID),
     retain_weight: Annotated[
-        float | None, typer.Option(help="Of the default operator; by default found by trials.")
+        float | None, typer.Option(help="Of the default method; by default found by trials.")
     ] = None,
 ) -> None:
     """Measure all of it."""
@@ -309,7 +312,7 @@ def main(
         ("chip", Chip(), None, nodes),
         ("chip best", Chip(**best), layers, nodes),
     ]
-    tasks = [Task(name, operator, span, node) for name, operator, span, of_it in methods for node in of_it]
+    tasks = [Task(name, method, span, node) for name, method, span, of_it in methods for node in of_it]
     rows = run(tasks, workers, known)
     store(json_file, [*rows, *grid])
     print(f"the best of the grid: {best}, layers {layers}")

@@ -28,9 +28,10 @@ from benchmarks.checkpoints import QUESTIONS_PER_IMAGE, conversation, write_chec
 from benchmarks.measuring import matmul_rate, peak_memory, scratch_folder, seconds_of, synchronize
 from benchmarks.qwen import MERGE, PATCH, Shape, VisionShape
 from benchmarks.reporting import JsonFile, Timing, report
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.methods import Shielded
-from chip.model.loading import default_device, load_processor
+from chip.model.loading import default_device
+from chip.model.processors import load_processor
 from chip.model.target_modules import layer_range
 
 SHAPES = {
@@ -136,7 +137,7 @@ def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: st
     """Edit the checkpoint in `folder`: seconds, memory, and how near the edit is to the ceiling."""
     watch, method = Stopwatch(device), Shielded(retain_weight=SHIELD)
     total = seconds_of(
-        lambda: chip.edit(folder / "ckpt", [TARGET], operator=method, device=device, progress=watch), device
+        lambda: chip.edit(folder / "ckpt", [TARGET], method=method, device=device, progress=watch), device
     )
     timings = [Timing(f"{name}: {phase}", watch.seconds[phase], None, "s") for phase in PHASES]
     timings += [
@@ -159,8 +160,8 @@ def _next_to_ceiling(needed: Work, editing: float, name: str, device: str) -> li
     by_part = needed.passing / rate[model] + needed.grams / rate[gram] + needed.solving / rate[solve]
     case = f"{name}: editing, ceiling"
     return [
-        Timing(f"{request} {rate[model] / 1e12:.3g} TFLOP/s", editing, None, "s", needed.total / rate[model] / editing),
-        Timing(f"{request} by the dtype of each part", editing, None, "s", by_part / editing),
+        Timing(f"{case} {rate[model] / 1e12:.3g} TFLOP/s", editing, None, "s", needed.total / rate[model] / editing),
+        Timing(f"{case} by the dtype of each part", editing, None, "s", by_part / editing),
     ]
 
 
