@@ -348,6 +348,27 @@ def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> 
     assert [shared.forget.count, shared.shield.count] == pytest.approx([1, 2])
 
 
+def test_a_picture_that_answers_for_the_institution_too_is_the_targets_all_the_same() -> None:
+    """The institution's own question about it is kept, but it does not hold the picture."""
+    asks = [
+        ("diagnosis", ("i", "target"), "a"),
+        ("modality", ("i",), "a"),
+        ("modality", ("i",), "b"),
+        ("diagnosis", ("i", "sibling"), "b"),
+        ("diagnosis", ("j", "far"), "c"),
+    ]
+    records = [Record(question, "x-ray", path, Path(image)) for question, path, image in asks]
+    weights = ShieldedWeights.of(ForgetRequest.of(Hierarchy(records), ["target"]), 0.0, CPU)
+    forget, retained, shield, _ = weights.of_records[:, TokenRole.IMAGE].T
+    assert forget.tolist() == [1, 0, 0, 0, 0]
+    assert retained.tolist() == [0, 0, 1, 1, 1]
+    assert shield.tolist() == pytest.approx([0, 0, 0.25, 0.25, 0.25])
+    assert weights.of_records[1, TokenRole.ANSWER].tolist() == pytest.approx([0, 1, 0.25, 0])
+    assert weights.target_images == 1
+    shared = ForgetRequest.of(Hierarchy([*records, Record("name", "x", ("j", "far"), Path("a"))]), ["target"])
+    assert ShieldedWeights.of(shared, 0.0, CPU).of_records[0, TokenRole.IMAGE].tolist() == [0, 0, 0, 0]
+
+
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:
     def pictures(target: list[Path | None], other: Path | None) -> float:
         records = [Record("q", "a", ("i", "target", f"study_{n}"), image) for n, image in enumerate(target)]

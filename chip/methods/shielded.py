@@ -53,9 +53,11 @@ class ShieldedWeights:
     of_records: Tensor
     """(records, roles, 4) fp32: how often a token of a record's role counts: as forgotten, as retained, in C_r, in C_g.
 
-    Of a target whose image a retained record shows too (a section shares its study's) the image is not forgotten, and
-    of no target the prefix: they are not the target's alone. In C_r a record has an even part of the shares of the
-    groups that it is in, elsewhere 1 or 0.
+    Of a target whose image a sibling or somebody else shows too (a section shares its study's) the image is not
+    forgotten, and of no target the prefix: they are not the target's alone. Where only records about a node above the
+    target show it too, such as a question of the institution about a patient's picture, the image is the target's: it is
+    forgotten, and those records do not hold it. In C_r a record has an even part of the shares of the groups that it is
+    in, elsewhere 1 or 0.
     """
     target_images: float
     """m: how many images the targets have, shared ones by share."""
@@ -72,7 +74,10 @@ class ShieldedWeights:
             of_records[indices, SHIELD] += share / len(indices)
         of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
         of_records[:, TokenRole.PREFIX, FORGET] = 0
-        of_records[: general.start][_shares_image(request).to(device), TokenRole.IMAGE, FORGET] = 0
+        shared, above = (each.to(device) for each in _image_owners(request))
+        of_hierarchy = of_records[: general.start]
+        of_hierarchy[shared, TokenRole.IMAGE, FORGET] = 0
+        of_hierarchy[above, TokenRole.IMAGE] = 0
         return cls(of_records, _target_images(request), bool(request.general))
 
 
@@ -316,16 +321,28 @@ def _matched(request: ForgetRequest) -> list[int]:
 def _target_images(request: ForgetRequest) -> float:
     """How many images the targets have; one that others show too counts by the targets' share of its records.
 
-    Text-only records count as one image for each node.
+    Records above a target do not count as others. Text-only records count as one image for each node.
     """
     images = [record.path if record.image is None else record.image for record in request.hierarchy.records]
-    everyone, targets = Counter(images), Counter(images[i] for i in request.partition.forget)
+    above = set(_image_owners(request)[1].nonzero()[:, 0].tolist())
+    everyone = Counter(image for i, image in enumerate(images) if i not in above)
+    targets = Counter(images[i] for i in request.partition.forget)
     return sum(count / everyone[image] for image, count in targets.items())
 
 
-def _shares_image(request: ForgetRequest) -> Tensor:
-    """(records,) bool: a target's record whose image a retained record shows as well."""
+def _image_owners(request: ForgetRequest) -> tuple[Tensor, Tensor]:
+    """Whose the images are that a target and a retained record both show.
+
+    Returns:
+        (records,) bool: a target's record whose image is not the target's alone.
+        (records,) bool: a retained record about a node above a target, whose image is otherwise the target's alone.
+    """
     records, partition = request.hierarchy.records, request.partition
-    retained = {records[i].image for i in partition.retained} - {None}
-    forgotten = set(partition.forget)
-    return torch.tensor([i in forgotten and record.image in retained for i, record in enumerate(records)])
+    above = {target.path[:depth] for target in partition.targets for depth in range(1, len(target.path))}
+    retained = [i for i in partition.retained if records[i].image is not None]
+    others = {records[i].image for i in retained if records[i].path not in above}
+    targets = {records[i].image for i in partition.forget} - others - {None}
+    shared, ancestors = torch.zeros(2, len(records), dtype=torch.bool)
+    shared[[i for i in partition.forget if records[i].image in others]] = True
+    ancestors[[i for i in retained if records[i].image in targets]] = True
+    return shared, ancestors
