@@ -55,9 +55,9 @@ class ShieldedWeights:
 
     Of a target whose image a sibling or somebody else shows too (a section shares its study's) the image is not
     forgotten, and of no target the prefix: they are not the target's alone. Where only records about a node above the
-    target show it too, such as a question of the institution about a patient's picture, the image is the target's: it is
-    forgotten, and those records do not hold it. In C_r a record has an even part of the shares of the groups that it is
-    in, elsewhere 1 or 0.
+    target show it too, such as a question of the institution about a patient's picture, the image is the target's: it
+    is forgotten, and those records do not hold it. In C_r a record has an even part of the shares of the groups that it
+    is in, elsewhere 1 or 0.
     """
     target_images: float
     """m: how many images the targets have, shared ones by share."""
