@@ -94,8 +94,8 @@ class ShieldedStatistics:
     would otherwise be lost among hundreds of image tokens.
 
     The first token of a sequence, and any other that a pretrained model uses as an attention sink, belongs to nobody:
-    it is not forgotten, in no mean, and not in the scale of λ, which it alone would decide. It is protected like all
-    that is retained.
+    it is not forgotten and in no mean, and where it is massive not in the scale of λ either, which it alone would decide.
+    It is protected like all that is retained.
     """
 
     def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:
@@ -114,8 +114,8 @@ class ShieldedStatistics:
 
     def update(self, tokens: Tokens) -> None:
         weights = tokens.weights(self._weights.of_records)  # (n, 4)
-        ordinary = ~(tokens.starts | _massive(tokens.inputs))
-        weights[:, [FORGET, RETAINED]] *= ordinary[:, None]
+        massive = _massive(tokens.inputs, tokens.starts)
+        weights[:, [FORGET, RETAINED]] *= ~(tokens.starts | massive)[:, None]
         keys = KINDS * tokens.ids + tokens.vision  # the same word, or the same place in the image
         forgotten = weights[:, FORGET].nonzero()[:, 0]
         x_forget, weight = tokens.inputs[forgotten], weights[forgotten, FORGET]
@@ -128,7 +128,7 @@ class ShieldedStatistics:
         self.shield.update(x_retained, share)
         self.ordinary.update(
             x_retained.to(self.ordinary.total.dtype).square().sum(1, keepdim=True),
-            (share * ordinary[retained])[:, None],
+            (share * ~massive[retained])[:, None],
         )
         matched = retained[weights[retained, RETAINED] > 0]  # not the sinks
         original_matched = original if len(matched) == len(retained) else original[weights[retained, RETAINED] > 0]
@@ -284,10 +284,12 @@ class Shielded(Method):
         return solution
 
 
-def _massive(x: Tensor) -> Tensor:
-    """(n,) bool: tokens whose input (n, d) is `MASSIVE` times longer than the median one."""
+def _massive(x: Tensor, starts: Tensor) -> Tensor:
+    """(n,) bool: tokens whose input (n, d) is `MASSIVE` times longer than the median one, or where `starts` a fifth of
+    that."""
     lengths = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
-    massive: Tensor = lengths > MASSIVE * (lengths.median() if len(lengths) else 1.0)
+    median = lengths.median() if len(lengths) else 1.0
+    massive: Tensor = lengths > torch.where(starts, MASSIVE / 5, MASSIVE) * median
     return massive
 
 
