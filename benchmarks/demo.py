@@ -38,19 +38,19 @@ from chip.data.record import LEVELS
 from chip.data.request import ForgetRequest
 from chip.demo import write_demo
 from chip.evaluation.attacks.quantization import quantize_linears
+from chip.evaluation.rows import SPLITS
 from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import Patch, default_modules, edit_model
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.source import parameter_names
 from chip.model.loading import VLM, default_device, load_vlm
+from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
-from chip.model.tensor_names import key_map
 
 SEED = 0
 TARGETS_PER_LEVEL = 5
 GRID_PATIENTS = 3
-GROUPS = {"target": "target", "siblings": "siblings", "other": "other"}
-SPLITS = {"trained": "trained", "paraphrased": "paraphrased"}
-"""As the table and the file call them -> as `chip` does."""
+GROUPS = ("target", "siblings", "other")
 
 GRID = [
     (Chip(top_k=k, variance_threshold=variance_threshold), layers)
@@ -123,14 +123,15 @@ def measure(task: Task) -> DemoRow:
     before = demo.before  # asked while the model is as it was
     start = time.monotonic()
     target_modules = default_modules(demo.vlm, task.method, layers=task.layers)
-    patch = edit_model(demo.vlm, demo.source, task.method, request, target_modules)
-    control = task.name == "control"
-    tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
+    parameters = [name for module in target_modules for name in parameter_names(module)]
     with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
-        write_patched(demo.source, written, tensors)
+        with restoring(demo.vlm, parameters):
+            patch = edit_model(demo.vlm, demo.source, task.method, request, target_modules)
+            control = task.name == "control"
+            tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
+            write_patched(demo.source, written, tensors)
         seconds = time.monotonic() - start
-        _restore(demo, patch)
         edited = load_vlm(written)
     groups = _groups(request, before, edited)
     groups_4bit = None
@@ -153,9 +154,9 @@ def measure(task: Task) -> DemoRow:
 def _groups(request: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
     summary = summarize(request, before, score_records(edited, request.hierarchy.records))
     return {
-        group: {split: _measures(summary[of_chip][split_of_chip].to_json()) for split, split_of_chip in SPLITS.items()}
-        for group, of_chip in GROUPS.items()
-        if summary[of_chip]
+        group: {split: _measures(summary[group][split].to_json()) for split in SPLITS}
+        for group in GROUPS
+        if summary[group]
     }
 
 
@@ -174,14 +175,6 @@ def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> d
         noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
         tensors[name] = old + noise * size * torch.linalg.norm(old) / torch.linalg.norm(noise)
     return tensors
-
-
-@torch.no_grad()
-def _restore(demo: DemoModel, patch: Patch) -> None:
-    """Undo the edit of the model in memory."""
-    on_disk = {disk: name for name, disk in key_map(demo.source).items()}
-    for disk in patch.relative_change:
-        demo.vlm.model.get_parameter(on_disk[disk]).copy_(demo.source.read(disk))
 
 
 def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
