@@ -20,7 +20,8 @@ from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.finetuning import FineTuning
 from benchmarks.forgetting.methods.losses import Answers, concatenated, kl_divergence, negative_preference
 from benchmarks.forgetting.methods.neurons import Kvw, Manu, weakening
-from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
+from benchmarks.forgetting.methods.nullu import Nullu
+from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Oblique
 from benchmarks.forgetting.methods.trained import REFUSALS, GradDiff, GradientAscent, Idk, Npo
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched

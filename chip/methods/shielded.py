@@ -94,8 +94,8 @@ class ShieldedStatistics:
     would otherwise be lost among hundreds of image tokens.
 
     The first token of a sequence, and any other that a pretrained model uses as an attention sink, belongs to nobody:
-    it is not forgotten and in no mean, and where it is massive not in the scale of λ either, which it alone would decide.
-    It is protected like all that is retained.
+    it is not forgotten and in no mean, and where it is massive not in the scale of λ either, which it alone would
+    decide. It is protected like all that is retained.
     """
 
     def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:

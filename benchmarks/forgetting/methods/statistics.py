@@ -1,4 +1,4 @@
-"""What the closed-form methods collect of a site's tokens: sums over what is forgotten and over what is retained."""
+"""What the closed-form methods collect of a module's tokens: sums over what is forgotten and over what is retained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def token_weights(tokens: Tokens, of_records: Tensor) -> Tensor:
 
 
 class SecondMoments:
-    """E[x xᵀ] of a site's inputs over the tokens of the forgotten, and of the retained."""
+    """E[x xᵀ] of a module's inputs over the tokens of the forgotten, and of the retained."""
 
     def __init__(self, of_records: Tensor, width: int) -> None:
         self._of_records = of_records
@@ -58,7 +58,7 @@ def second_moment(moment: SecondMoment) -> Tensor:
 
 
 class RecordMeans:
-    """Each record's mean over its tokens of what a site puts out."""
+    """Each record's mean over its tokens of what a module puts out."""
 
     def __init__(self, records: int, width: int, device: torch.device) -> None:
         self.count = torch.zeros(records, dtype=accumulation_dtype(device), device=device)
