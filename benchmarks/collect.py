@@ -45,7 +45,7 @@ from chip.data.readers import read_records
 from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import default_modules, edit_model
-from chip.methods.shielded import ShieldedStatistics
+from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.model.target_modules import Component
 
 SHAPE = Shape(8, 512, 1408, 8, 8, 4096, VisionShape(4, 256, 704, 4))

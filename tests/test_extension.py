@@ -161,7 +161,6 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
 def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
     checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
     assert "--share" in run("edit", "--help", path=outside, modules="toy_method").stdout
-    assert "mean-removal" in run("inspect", checkpoint, path=outside, modules="toy_method").stdout
 
     request = ("edit", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
     edit = run(*request, "--method", "mean-removal", "--share", "0.5", path=outside, modules="toy_method")

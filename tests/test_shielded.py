@@ -15,7 +15,8 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest, Partition
 from chip.methods import Shielded
-from chip.methods.shielded import OVERSHOOT, ShieldedStatistics, ShieldedWeights
+from chip.methods.shielded import OVERSHOOT
+from chip.methods.shielded_statistics import ShieldedStatistics, ShieldedWeights
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
