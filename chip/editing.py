@@ -161,7 +161,7 @@ class _Run:
         modules = default_modules(vlm, self.method, self.kinds, self.layers)
         before = self.score(vlm, "asking before")
         never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
-        if not self.terms.force:
+        if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
             Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
         patch = edit_model(
             vlm, self.source, self.method, self.request, modules, self.size, self.progress, self.distributed

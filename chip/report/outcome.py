@@ -27,6 +27,8 @@ class Outcome:
     left: float | None
     """Part of the target's questions that is still answered, in the wordings, trained or paraphrased, where it is more;
     None where nothing was written."""
+    left_of: str
+    """The questions that `left` is of: `38 paraphrased`."""
     never_trained: float
     """What a model that was never trained on the target would answer of its trained questions, as estimated."""
     max_left: float
@@ -53,14 +55,17 @@ class Outcome:
     ) -> Outcome:
         """From the figures by group and split; `max_left` is by default `MARGIN` above `never_trained`."""
         target = groups["target"]
-        left = [result.exact_match.after for result in target.values() if result.exact_match.after is not None]
+        after = {split: result.exact_match.after for split, result in target.items()}
+        left = {split: value for split, value in after.items() if value is not None}
+        worst = max(left, key=lambda split: left[split], default="trained")
         stay = {
             group: splits["trained"] for group, splits in groups.items() if group != "target" and "trained" in splits
         }
         probability = {group: result.answer_probability for group, result in stay.items()}
         return cls(
             known=target["trained"].exact_match.before,
-            left=max(left, default=None),
+            left=left.get(worst),
+            left_of=f"{target[worst].count:,} {worst}",
             never_trained=never_trained,
             max_left=never_trained + MARGIN if max_left is None else max_left,
             retained={group: result.exact_match for group, result in stay.items()},

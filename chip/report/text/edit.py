@@ -90,7 +90,8 @@ def _achieved(report: EditReport) -> Text:
     verdict = (
         ("forgotten", "bold green") if outcome.forgotten else ("not forgotten, the target is still there", "bold red")
     )
-    left = f"the model gives {outcome.left:.2f} of the target's answers, {_never_trained(outcome)}"
+    questions = f"{outcome.left:.2f} of the target's answers ({outcome.left_of} questions)"
+    left = f"the model gives {questions}, {_never_trained(outcome)}"
     retained = outcome.retained.items()
     parts = (
         left if outcome.forgotten else f"{left}, and {outcome.max_left:.2f} would count as forgotten",
