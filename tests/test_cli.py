@@ -144,14 +144,18 @@ def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: P
 
 
 def test_a_target_that_is_still_there_is_written_and_said(chip: Chip, small: Path) -> None:
-    edited = chip("edit", small / "ckpt", "--forget", "patient_2", "--retain-weight", "1e9", "--device", "cpu")
+    edited = chip("edit", small / "ckpt", "--forget", "patient_2", "--retain-weight", "1e5", "--device", "cpu")
     assert edited.code == 3
     last = edited.out.splitlines()[-1]
     assert last.startswith("not forgotten, the target is still there: the model gives 1.00 of the target's answers (")
-    for words in ("one never trained on it would give 0.", "siblings keep 1.00 of 1.00", "below 1e+09 may forget more"):
+    for words in (
+        "one never trained on it would give 0.",
+        "siblings keep 1.00 of 1.00",
+        "below 100000 may forget more",
+    ):
         assert words in last
     assert chip("verify", small / "ckpt-edited", "--original", small / "ckpt").code == 0
-    options = ("--retain-weight", "1e9", "--overwrite", "--json")
+    options = ("--retain-weight", "1e5", "--overwrite", "--json")
     outcomes = {most: _edit_again(chip, small, *options, "--max-left", most) for most in ("1", "0.9")}
     assert {
         most: (result.code, json.loads(result.out)["outcome"]["forgotten"]) for most, result in outcomes.items()

@@ -123,6 +123,7 @@ def forwards(vlm: VLM) -> list[Any]:
     return [vars(module).get("forward") for module in vlm.model.modules()]
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
     assert all(torch.equal(held.tensors[name], again.tensors[name]) for name in held.tensors)
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its image stays, so that no connector is edited."""
     source, method = Checkpoint.open(folder / "llava"), Shielded(max_retain_drop=1.0)

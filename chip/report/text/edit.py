@@ -33,9 +33,8 @@ def print_edit(report: EditReport, console: Console) -> None:
     console.print(_changes(report))
     for note in _notes(report):
         console.print(escaped(note, "dim"))
-    console.print(_written(report))
-    if report.output is not None:  # piped, the last line is one line, for a script to take
-        console.print(_achieved(report), soft_wrap=not console.is_terminal)
+    for line in (_written(report), *(() if report.output is None else (_achieved(report),))):
+        console.print(line, soft_wrap=not console.is_terminal)  # piped, the last line is one, for a script to take
 
 
 def _groups(report: EditReport) -> Table:
