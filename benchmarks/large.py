@@ -137,7 +137,7 @@ def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: st
     """Edit the checkpoint in `folder`: seconds, memory, and how near the edit is to the ceiling."""
     watch, method = Stopwatch(device), Shielded(retain_weight=RETAIN_WEIGHT)
     total = seconds_of(
-        lambda: chip.edit(folder / "ckpt", [TARGET], method=method, device=device, progress=watch), device
+        lambda: chip.edit(folder / "ckpt", [TARGET], method=method, device=device, force=True, progress=watch), device
     )
     timings = [Timing(f"{name}: {phase}", watch.seconds[phase], None, "s") for phase in PHASES]
     timings += [
