@@ -1,6 +1,7 @@
 # make demo       install, write the hospital, and make its model forget a patient
 # make test       what a change has to pass: five minutes on two cores
 # make test-all   the same, then what takes long, and the oldest transformers that is supported
+# make docs       the site, into site/
 # make bench      the figures of benchmarks/results/, again
 # make lock       the newest versions that pyproject.toml allows, written into constraints*.txt
 
@@ -45,7 +46,7 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/docs: .venv/run pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
 	@touch $@
 
 test: .venv/dev

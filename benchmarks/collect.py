@@ -4,13 +4,14 @@
 
 The model is a Qwen2.5-VL with random weights in fp32: 256 image tokens, hidden size 512, 8 layers, and a head with the
 same share of the parameters as in the 7B model. A scan has 8 questions; the target is a patient. Every second
-institution words its questions differently, so that not all of the rest is asked what the target is.
+institution words its questions differently, so that not all of the others is asked what the target is.
 
 The plain way is what public code does: node by node of those that the method compares, full forward passes with labels
-in padded batches of 4 in the order of the file, and a hook at each site that keeps all it sees on the CPU; moments are
-taken at the end. Passing each record once and taking the nodes from that is faster, and measured too. The ways take
+in padded batches of 4 in the order of the file, and a hook at each module that keeps all it sees on the CPU; moments
+are taken at the end. Passing each record once and taking the nodes from that is faster, and measured too. The ways take
 turns, and have to find the same moments; all are of the model as it was. For `shielded` ours takes the means by word
-and place too, which the plain way is let off. The whole edit has its shield given: to find one is to ask questions.
+and place too, which the plain way is let off. The whole edit has its retain weight given: to find one is to ask
+questions.
 
 Memory is the peak of a process of its own less what it held when the model was loaded (Linux only). The plain way's
 would fit into few machines for so many records: it is what its hooks keep for fewer, scaled.
@@ -40,11 +41,12 @@ from benchmarks.measuring import (
 from benchmarks.plain import Moments, Subject, keep_activations, plain_moments, plain_pass
 from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Device, JsonFile, Rounds, Timing, report
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import compute_updates, default_modules
-from chip.methods.shielded import ShieldedStatistics
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.shielded_statistics import ShieldedStatistics
+from chip.model.target_modules import Component
 
 SHAPE = Shape(8, 512, 1408, 8, 8, 4096, VisionShape(4, 256, 704, 4))
 TINY_SHAPE = Shape(4, 64, 96, 2, 2, 2048, VisionShape(4, 64, 128, 2))
@@ -55,33 +57,29 @@ METHODS: dict[str, Method] = {"chip": Chip(), "shielded": Shielded(retain_weight
 
 
 class Observer:
-    """An operator that edits nothing, and shows the statistics that it is given to somebody else."""
+    """A method that edits nothing, and shows the statistics that it is given to somebody else."""
 
-    def __init__(self, operator: Method, observe: Callable[[Any], None]) -> None:
-        self._operator, self._observe = operator, observe
+    def __init__(self, method: Method, observe: Callable[[Any], None]) -> None:
+        self._method, self._observe = method, observe
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
+        return getattr(self._method, name)
 
-    def at(self, kind: str) -> Observer:
-        """Itself again: the operator's own answer would edit, unobserved."""
-        return Observer(self._operator.at(kind), self._observe)
-
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: Any) -> None:
+    def solve(self, weight: Tensor, bias: Tensor | None, statistics: Any, component: Component) -> None:
         self._observe(statistics)
 
 
-def run_ours(subject: Subject, operator: Method, observe: Callable[[Any], None] = lambda _: None) -> None:
-    """Everything up to the operator's solutions."""
-    observer = cast(Method, Observer(operator, observe))
-    compute_updates(subject.vlm, subject.source, observer, subject.case, default_modules(subject.vlm, operator))
+def run_ours(subject: Subject, method: Method, observe: Callable[[Any], None] = lambda _: None) -> None:
+    """Everything up to the method's solutions."""
+    observer = cast(Method, Observer(method, observe))
+    edit_model(subject.vlm, subject.source, observer, subject.request, default_modules(subject.vlm, method))
 
 
-def our_moments(subject: Subject, operator: Method) -> Moments:
-    """The moments that our pass collects, site by site."""
+def our_moments(subject: Subject, method: Method) -> Moments:
+    """The moments that our pass collects, module by module."""
     collected: list[dict[str, Tensor]] = []
-    run_ours(subject, operator, lambda statistics: collected.append(_by_node(statistics)))
-    target_modules = default_modules(subject.vlm, operator)
+    run_ours(subject, method, lambda statistics: collected.append(_by_node(statistics)))
+    target_modules = default_modules(subject.vlm, method)
     return {
         (module.name, node): moment
         for module, moments in zip(target_modules, collected, strict=True)
@@ -92,7 +90,7 @@ def our_moments(subject: Subject, operator: Method) -> Moments:
 def _by_node(statistics: Any) -> dict[str, Tensor]:
     """The moments in chip's statistics, by the names that `compared_nodes` gives to nodes."""
     if isinstance(statistics, ShieldedStatistics):
-        sums = {"forget": statistics.forget, "shield": statistics.retain_weight}
+        sums = {"forget": statistics.forget, "shield": statistics.shield}
         return {node: symmetrize_(moment.upper) / moment.count for node, moment in sums.items()}
     moments = dict(zip(("|forget|", "|retained|"), statistics.magnitude.mean, strict=True))
     for number, (child, around) in enumerate(zip(statistics.child.mean, statistics.around.mean, strict=True)):
@@ -101,18 +99,18 @@ def _by_node(statistics: Any) -> dict[str, Tensor]:
 
 
 def edit(subject: Subject) -> None:
-    operator = METHODS["shielded"]
-    compute_updates(subject.vlm, subject.source, operator, subject.case, default_modules(subject.vlm, operator))
+    method = METHODS["shielded"]
+    edit_model(subject.vlm, subject.source, method, subject.request, default_modules(subject.vlm, method))
 
 
 def full_pass(subject: Subject) -> None:
-    plain_pass(subject, range(len(subject.case.hierarchy.records)))
+    plain_pass(subject, range(len(subject.request.hierarchy.records)))
 
 
 VARIANTS: dict[str, Callable[[Subject], Moments | None]] = {
-    **{f"{name}: ours": partial(our_moments, operator=operator) for name, operator in METHODS.items()},
-    **{f"{name}: plain": partial(plain_moments, operator=operator) for name, operator in METHODS.items()},
-    "chip: each once": partial(plain_moments, operator=METHODS["chip"], each_once=True),
+    **{f"{name}: ours": partial(our_moments, method=method) for name, method in METHODS.items()},
+    **{f"{name}: plain": partial(plain_moments, method=method) for name, method in METHODS.items()},
+    "chip: each once": partial(plain_moments, method=METHODS["chip"], each_once=True),
     "edit": edit,
     "full pass": full_pass,
 }
@@ -164,10 +162,10 @@ def memory_timings(small: Path, large: Path, device: str) -> list[Timing]:
     """Peak memory at the number of records in `large`; of the plain way, what its hooks keep of `small`, scaled."""
     timings = []
     count = len(read_records(large / "records.jsonl"))
-    for name, operator in METHODS.items():
+    for name, method in METHODS.items():
         subject = Subject.load(small, device)
-        few = range(len(subject.case.hierarchy.records))
-        plain = keep_activations(subject, few, operator).bytes * count / len(few)
+        few = range(len(subject.request.hierarchy.records))
+        plain = keep_activations(subject, few, method).bytes * count / len(few)
         ours = in_own_process("collect", "--measure", name, "--folder", str(large), "--device", device)
         case = f"{name}: peak memory, {count} records; plain: kept by hooks for {len(few)}, scaled"
         timings.append(Timing(case, ours / 1e6, plain / 1e6, "MB"))
@@ -184,7 +182,7 @@ def time_timings(small: Path, rounds: int, device: str) -> list[Timing]:
         f"chip: statistics of {count} records": ("chip: ours", "chip: plain"),
         f"chip: statistics of {count} records; plain: each record once": ("chip: ours", "chip: each once"),
         f"shielded: statistics of {count} records": ("shielded: ours", "shielded: plain"),
-        f"shielded: whole edit with a given shield; plain: one pass of {count} records": ("edit", "full pass"),
+        f"shielded: whole edit with a given retain weight; plain: one pass of {count} records": ("edit", "full pass"),
     }
     return [Timing(case, seconds[ours], seconds[plain], "s") for case, (ours, plain) in pairs.items()]
 

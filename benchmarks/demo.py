@@ -3,7 +3,7 @@
     python -m benchmarks.demo [--workers N] [--json FILE] [--resume]
 
 Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
-nearest, groups of 32) and it is asked again. Compared are the default operator, the published one with its defaults and
+nearest, groups of 32) and it is asked again. Compared are the default method, the published one with its defaults and
 with the best of a grid, and random changes of the same size as the control.
 
 The file has a row for each edit, found again by method, version, settings and target; tables are means over targets.
@@ -11,71 +11,59 @@ The file has a row for each edit, found again by method, version, settings and t
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
-from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
+from benchmarks.demo_rows import GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, store, value
+from benchmarks.reporting import RESULTS, read_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import LEVELS, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS
+from chip.data.request import ForgetRequest
 from chip.demo import write_demo
-from chip.editing import summarize
 from chip.evaluation.attacks.quantization import quantize_linears
+from chip.evaluation.rows import SPLITS
+from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import Patch, compute_updates, default_modules
-from chip.methods.base import ForgetRequest
-from chip.model.loading import VLM, default_device, load_vlm
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.source import parameter_names
+from chip.model.loading import VLM, load_vlm
+from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
-from chip.model.tensor_names import key_map
 
 SEED = 0
 TARGETS_PER_LEVEL = 5
 GRID_PATIENTS = 3
-GROUPS = {"target": "target", "siblings": "siblings", "other": "other"}
-SPLITS = {"trained": "trained", "paraphrased": "paraphrased"}
-"""As the table and the file call them -> as `chip` does."""
 
 GRID = [
     (Chip(top_k=k, variance_threshold=variance_threshold), layers)
     for k, variance_threshold, layers in product((0.1, 0.3, 1.0), (0.95, 1.0), ("75%-100%", "all"))
 ]
-"""Settings tried for the published operator; the best by (siblings − target) on a few patients is then run on all."""
-
-COLUMNS = (
-    *("method", "version", "settings", "level", "target", "seconds", "largest_change"),
-    *("groups", "groups_4bit"),
-)
-"""Of a row; the last two are group -> split -> `MEASURES`, and null where it was not asked."""
-MEASURES = (
-    *("count", "chance", "exact_match before", "exact_match after"),
-    *("answer_probability before", "answer_probability after"),
-)
-DemoRow = dict[str, Any]
+"""Settings tried for the published method; the best by (siblings − target) on a few patients is then run on all."""
 
 
 @dataclass(frozen=True)
 class Task:
     """One edit to measure."""
 
-    method: str
+    name: str
     """As the tables call it."""
-    operator: Method
+    method: Method
     layers: str | None
     target: str
     """Path of the node."""
@@ -84,11 +72,13 @@ class Task:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**asdict(self.operator), "layers": self.layers}
+        """The method's, without those that another one decides, and the layers."""
+        given = {name: value for name, value in asdict(self.method).items() if value is not None}
+        return {**given, "layers": self.layers}
 
     @property
     def key(self) -> str:
-        return _key(self.method, self.operator.version, self.settings, self.target)
+        return key(self.name, self.method.version, self.settings, self.target)
 
 
 class DemoModel:
@@ -116,27 +106,28 @@ demo_model = cache(DemoModel)
 def measure(task: Task) -> DemoRow:
     """Edit, write, load what was written, ask; and ask again after rounding to 4 bits."""
     demo = demo_model()
-    case = ForgetRequest.of(demo.hierarchy, [task.target])
+    request = ForgetRequest.of(demo.hierarchy, [task.target])
     before = demo.before  # asked while the model is as it was
     start = time.monotonic()
-    target_modules = default_modules(demo.vlm, task.operator, layers=task.layers)
-    patch = compute_updates(demo.vlm, demo.source, task.operator, case, target_modules)
-    control = task.method == "control"
-    tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
+    target_modules = default_modules(demo.vlm, task.method, layers=task.layers)
+    parameters = [name for module in target_modules for name in parameter_names(module)]
     with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
-        write_patched(demo.source, written, tensors)
+        with restoring(demo.vlm, parameters):
+            patch = edit_model(demo.vlm, demo.source, task.method, request, target_modules)
+            control = task.name == "control"
+            tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
+            write_patched(demo.source, written, tensors)
         seconds = time.monotonic() - start
-        _restore(demo, patch)
         edited = load_vlm(written)
-    groups = _groups(case, before, edited)
+    groups = _groups(request, before, edited)
     groups_4bit = None
     if task.four_bits:
         quantize_linears(edited.model, bits=4, group=32)
-        groups_4bit = _groups(case, before, edited)
+        groups_4bit = _groups(request, before, edited)
     return {
-        "method": task.method,
-        "version": task.operator.version,
+        "method": task.name,
+        "version": task.method.version,
         "settings": task.settings,
         "level": LEVELS[task.target.count("/")],
         "target": task.target,
@@ -147,12 +138,12 @@ def measure(task: Task) -> DemoRow:
     }
 
 
-def _groups(case: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
-    summary = summarize(case, before, score_records(edited, case.hierarchy.records))
+def _groups(request: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
+    summary = summarize(request, before, score_records(edited, request.hierarchy.records))
     return {
-        group: {split: _measures(summary[of_chip][split_of_chip].to_json()) for split, split_of_chip in SPLITS.items()}
-        for group, of_chip in GROUPS.items()
-        if summary[of_chip]
+        group: {split: _measures(summary[group][split].to_json()) for split in SPLITS}
+        for group in GROUPS
+        if summary[group]
     }
 
 
@@ -173,14 +164,6 @@ def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> d
     return tensors
 
 
-@torch.no_grad()
-def _restore(demo: DemoModel, patch: Patch) -> None:
-    """Undo the edit of the model in memory."""
-    on_disk = {disk: name for name, disk in key_map(demo.source).items()}
-    for disk in patch.relative_change:
-        demo.vlm.model.get_parameter(on_disk[disk]).copy_(demo.source.read(disk))
-
-
 def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
     """Every patient, and five of each other level, spread over the hospital by a seed."""
     draw = random.Random(SEED)
@@ -198,100 +181,25 @@ def run(tasks: Sequence[Task], workers: int, known: Mapping[str, DemoRow]) -> li
     rows = dict(known)
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
         for number, row in enumerate(pool.imap(measure, missing), start=1):
-            shown = ", ".join(f"{group} {_value(row, group):.2f}" for group in GROUPS if row["groups"].get(group))
+            shown = ", ".join(f"{group} {value(row, group):.2f}" for group in GROUPS if row["groups"].get(group))
             print(f"{number}/{len(missing)} {row['method']} {row['target']}: {shown}", flush=True)
-            rows[_key_of(row)] = row
+            rows[key_of(row)] = row
     return [rows[task.key] for task in tasks]
 
 
-def _key_of(row: DemoRow) -> str:
-    return _key(row["method"], row["version"], row["settings"], row["target"])
-
-
-def _key(method: str, version: int, settings: Mapping[str, Any], target: str) -> str:
-    """Settings count by their values: they may be renamed."""
-    return json.dumps([method, version, list(settings.values()), target])
-
-
-def best_of_grid(rows: Iterable[DemoRow]) -> dict[str, Any]:
-    """The settings with the largest mean of siblings − target on trained questions."""
-    gaps: dict[str, list[float]] = {}
-    for row in rows:
-        gap = _value(row, "siblings") - _value(row, "target")
-        gaps.setdefault(json.dumps(row["settings"]), []).append(gap)
-    settings: dict[str, Any] = json.loads(max(gaps, key=lambda key: mean(gaps[key])))
-    return settings
-
-
-def _value(
-    row: DemoRow, group: str, split: str = "trained", groups: str = "groups", measure: str = "exact_match after"
-) -> float:
-    return float(row[groups][group][split][MEASURES.index(measure)])
-
-
-def table_of(rows: Sequence[DemoRow]) -> list[list[str]]:
-    """A line for each method and level: means over targets, with the worst target's siblings."""
-    by_line: dict[tuple[str, str], list[DemoRow]] = {}
-    for row in rows:
-        by_line.setdefault((row["method"], row["level"]), []).append(row)
-    return [_line(method, level, of_line) for (method, level), of_line in by_line.items()]
-
-
-def _line(method: str, level: str, rows: Sequence[DemoRow]) -> list[str]:
-    chance = (mean(_value(row, "target", split, measure="chance") for row in rows) for split in SPLITS)
-    return [
-        method,
-        level,
-        str(len(rows)),
-        " / ".join(f"{value:.2f}" for value in chance),
-        *(_cell(rows, group) for group in GROUPS),
-        f"{min(_value(row, 'siblings') for row in rows):.2f}",
-        f"{max(row['largest_change'] for row in rows):.2f}",
-        f"{mean(row['seconds'] for row in rows):.1f}",
-    ]
-
-
-def _cell(rows: Sequence[DemoRow], group: str) -> str:
-    """Means of those that have the group: trained / paraphrased (the same at 4 bits)."""
-    having = [row for row in rows if row["groups"].get(group)]
-    if not having:
-        return "–"
-    means = (
-        mean(_value(row, group, split, groups) for row in having) for groups, split in product(COLUMNS[-2:], SPLITS)
-    )
-    return "{:.2f} / {:.2f} ({:.2f} / {:.2f})".format(*means)
-
-
-def show(rows: Sequence[DemoRow]) -> None:
-    """Print the table."""
-    columns = (
-        *("method", "level", "targets", "chance", *GROUPS),
-        *("worst siblings", "largest ‖ΔW‖/‖W‖", "seconds"),
-    )
-    title = "exact match after the edit, trained / paraphrased (4 bits)"
-    print_table(title, columns, table_of(rows), {0, 1}, width=180)
-
-
-def store(file: Path, rows: Sequence[DemoRow]) -> None:
-    """Write the rows."""
-    lines = ([row[name] for name in COLUMNS] for row in rows)
-    device = device_name(default_device())
-    write_rows(file, COLUMNS, lines, device=device, versions=versions(), measures=MEASURES)
-
-
 def main(
-    workers: Annotated[int, typer.Option(help="DistributedContext; each loads the demo's model.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes; each loads the demo's model.")] = 2,
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "demo.json",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there already.")] = False,
     most: Annotated[int | None, typer.Option("--targets", help="Of each level, at most; by default all.")] = None,
     levels: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
-    grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published operator.")] = len(GRID),
+    grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published method.")] = len(GRID),
     retain_weight: Annotated[
-        float | None, typer.Option(help="Of the default operator; by default found by trials.")
+        float | None, typer.Option(help="Of the default method; by default found by trials.")
     ] = None,
 ) -> None:
     """Measure all of it."""
-    known = {_key_of(row): row for row in read_rows(json_file)[1]} if resume and json_file.exists() else {}
+    known = {key_of(row): row for row in read_rows(json_file)[1]} if resume and json_file.exists() else {}
     by_level = targets(demo_model().hierarchy)
     nodes = [node for level in levels or LEVELS for node in by_level[level][:most]]
     some = random.Random(SEED).sample(by_level["patient"], GRID_PATIENTS)[:most]
@@ -309,7 +217,7 @@ def main(
         ("chip", Chip(), None, nodes),
         ("chip best", Chip(**best), layers, nodes),
     ]
-    tasks = [Task(name, operator, span, node) for name, operator, span, of_it in methods for node in of_it]
+    tasks = [Task(name, method, span, node) for name, method, span, of_it in methods for node in of_it]
     rows = run(tasks, workers, known)
     store(json_file, [*rows, *grid])
     print(f"the best of the grid: {best}, layers {layers}")

@@ -97,20 +97,18 @@ def rows_case(
     )
 
 
-def all_sites_case(device: str, one_by_one: bool) -> KernelCase:
-    """gate, up and down of the edited layers of a 7B model in two calls; against P W_S, or ours, site by site."""
+def all_modules_case(device: str, one_by_one: bool) -> KernelCase:
+    """gate, up and down of the edited layers of a 7B model in two calls; against P W_S, or ours, module by module."""
     hidden, inside = MODELS["7B"]
     shapes = ((2 * EDITED_LAYERS, inside, hidden), (EDITED_LAYERS, hidden, inside))
     counts = [round(SHARE_OF_ROWS * height) for _, height, _ in shapes]
 
     def make() -> tuple[Run, Run]:
         groups = []
-        for (target_modules, height, width), count in zip(shapes, counts, strict=True):
-            weights = [random_weight(height, width, device) for _ in range(target_modules)]
+        for (modules, height, width), count in zip(shapes, counts, strict=True):
+            weights = [random_weight(height, width, device) for _ in range(modules)]
             rows, basis = random_rows(height, count, device), random_basis(count, 16, device)
-            groups.append(
-                (weights, rows.repeat(target_modules, 1), [basis] * target_modules, dense_projector(basis).bfloat16())
-            )
+            groups.append((weights, rows.repeat(modules, 1), [basis] * modules, dense_projector(basis).bfloat16()))
 
         def ours() -> None:
             for weights, rows, bases, _ in groups:
@@ -118,15 +116,15 @@ def all_sites_case(device: str, one_by_one: bool) -> KernelCase:
 
         def plain() -> None:
             for weights, rows, bases, projector in groups:
-                for weight, of_site, basis in zip(weights, rows, bases, strict=True):
+                for weight, of_module, basis in zip(weights, rows, bases, strict=True):
                     if one_by_one:
-                        project_rows_([weight], of_site[None], [basis])
+                        project_rows_([weight], of_module[None], [basis])
                     else:
-                        dense(weight, of_site, projector)
+                        dense(weight, of_module, projector)
 
         return ours, plain
 
-    values = [target_modules * count * width for (target_modules, _, width), count in zip(shapes, counts, strict=True)]
+    values = [modules * count * width for (modules, _, width), count in zip(shapes, counts, strict=True)]
     return KernelCase(
         "rows",
         f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16" + (", a call a site" if one_by_one else ""),
@@ -134,7 +132,7 @@ def all_sites_case(device: str, one_by_one: bool) -> KernelCase:
         size=4.0 * sum(values),
         dtype=torch.float32,
         plain_flops=sum(2.0 * count * part for count, part in zip(counts, values, strict=True)),
-        memory=2.0 * sum(target_modules * height * width for target_modules, height, width in shapes) + 1e9,
+        memory=2.0 * sum(modules * height * width for modules, height, width in shapes) + 1e9,
         make=make,
         label="rank 16",
     )
@@ -193,22 +191,22 @@ def ridge_case(width: int, height: int, device: str) -> KernelCase:
     )
 
 
-def basis_case(count: int, width: int, device: str, target_modules: int = 1) -> KernelCase:
-    """All sites at once, against one SVD a site."""
+def basis_case(count: int, width: int, device: str, modules: int = 1) -> KernelCase:
+    """All modules at once, against one SVD a module."""
 
     def make() -> tuple[Run, Run]:
-        directions = random_directions(target_modules, count, width, device)
+        directions = random_directions(modules, count, width, device)
         single = directions.float()
 
         def ours() -> object:
-            return leading_basis(directions[0], ENERGY) if target_modules == 1 else leading_bases(directions, ENERGY)
+            return leading_basis(directions[0], ENERGY) if modules == 1 else leading_bases(directions, ENERGY)
 
         return ours, lambda: [torch.linalg.svd(matrix, full_matrices=False) for matrix in single]
 
     flops, size = basis_work(count, width)
-    name = f"basis, {count} directions × {width}" + ("" if target_modules == 1 else f", {target_modules} sites")
+    name = f"basis, {count} directions × {width}" + ("" if modules == 1 else f", {modules} sites")
     wide = accumulation_dtype(torch.device(device))
-    return KernelCase("basis", name, target_modules * flops, target_modules * size, wide, 0, 1e9, make, f"m = {count}")
+    return KernelCase("basis", name, modules * flops, modules * size, wide, 0, 1e9, make, f"m = {count}")
 
 
 def basis_work(count: int, width: int) -> tuple[float, float]:
@@ -217,11 +215,11 @@ def basis_work(count: int, width: int) -> tuple[float, float]:
     return 3.0 * few**2 * many + 9.0 * few**3, 16.0 * count * width
 
 
-def random_directions(target_modules: int, count: int, width: int, device: str) -> Tensor:
+def random_directions(modules: int, count: int, width: int, device: str) -> Tensor:
     """Unit rows whose singular values fall off."""
     generator = torch.Generator().manual_seed(3)
     scale = torch.logspace(0, -2, width, dtype=torch.float64)
-    directions = torch.randn(target_modules, count, width, generator=generator, dtype=torch.float64) * scale
+    directions = torch.randn(modules, count, width, generator=generator, dtype=torch.float64) * scale
     return torch.nn.functional.normalize(directions, dim=2).to(device, accumulation_dtype(torch.device(device)))
 
 
@@ -237,11 +235,11 @@ def all_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[Kerne
         yield basis_case(count, round(SHARE_OF_ROWS * inside), device)
     if "7B" in models:
         for count in (16, 64):
-            yield basis_case(count, round(SHARE_OF_ROWS * models["7B"][1]), device, target_modules=2 * EDITED_LAYERS)
+            yield basis_case(count, round(SHARE_OF_ROWS * models["7B"][1]), device, modules=2 * EDITED_LAYERS)
 
 
 def rows_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[KernelCase]:
-    """Row projections: a tenth of the rows, then in the 7B model all rows, and all sites."""
+    """Row projections: a tenth of the rows, then in the 7B model all rows, and all modules."""
     for (name, (hidden, inside)), rank in product(models.items(), RANKS):
         for module, height, width in (("gate", inside, hidden), ("down", hidden, inside)):
             count = round(SHARE_OF_ROWS * height)
@@ -253,5 +251,5 @@ def rows_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[Kern
         hidden, inside = models["7B"]
         yield rows_case("7B down", hidden, inside, hidden, 16, device)
         yield rows_case("7B gate", inside, hidden, inside, 16, device)
-        yield all_sites_case(device, one_by_one=False)
-        yield all_sites_case(device, one_by_one=True)
+        yield all_modules_case(device, one_by_one=False)
+        yield all_modules_case(device, one_by_one=True)

@@ -3,8 +3,8 @@
     python -m benchmarks.large [--size 0.5B|7B] [--records 512] [--device cpu] [--folder DIR] [--json FILE]
 
 The checkpoint has the shapes of Qwen2.5-VL-7B, or of a text model of 0.5 B with a smaller vision tower, and random
-weights in bf16. A scan has 289 image tokens and 8 questions. The shield is given: to find one is to ask questions, and
-to hold the statistics of all sites, where else each site's go when it is solved.
+weights in bf16. A scan has 289 image tokens and 8 questions. The retain weight is given: to find one is to ask
+questions, and to hold the statistics of all modules, where else each one's go when it is solved.
 
 The ceiling is what the products that an edit cannot do without (`Work`) would take at the rate of one large product,
 measured in the same run: once with everything at the rate of the dtype that the model runs in, once with Gram matrices
@@ -28,9 +28,10 @@ from benchmarks.checkpoints import QUESTIONS_PER_IMAGE, conversation, write_chec
 from benchmarks.measuring import matmul_rate, peak_memory, scratch_folder, seconds_of, synchronize
 from benchmarks.qwen import MERGE, PATCH, Shape, VisionShape
 from benchmarks.reporting import JsonFile, Timing, report
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.methods import Shielded
-from chip.model.loading import default_device, load_processor
+from chip.model.loading import default_device
+from chip.model.processors import load_processor
 from chip.model.target_modules import layer_range
 
 SHAPES = {
@@ -43,7 +44,7 @@ PATCH_VALUES = 3 * 2 * PATCH**2  # a still picture is taken as two frames
 WINDOW = 64  # patches that see each other in most of the vision tower's layers
 FULL_ATTENTION = 4  # of its layers: all patches see each other
 TARGET = "patient_1"
-SHIELD = 8.0
+RETAIN_WEIGHT = 8.0
 PHASES = ("asking before", "editing", "writing", "asking after", "reading back")
 
 
@@ -106,7 +107,7 @@ def _solve(d_in: int, d_out: int) -> float:
 
 
 def work_of(folder: Path, shape: Shape, image_tokens: int) -> Work:
-    """Of an edit of the default sites, by the lengths of the records in `folder`."""
+    """Of an edit of the default modules, by the lengths of the records in `folder`."""
     processor = load_processor(folder / "ckpt")
     lengths: dict[object, list[int]] = {}
     before = 0
@@ -134,9 +135,9 @@ class Stopwatch:
 
 def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: str) -> list[Timing]:
     """Edit the checkpoint in `folder`: seconds, memory, and how near the edit is to the ceiling."""
-    watch, method = Stopwatch(device), Shielded(retain_weight=SHIELD)
+    watch, method = Stopwatch(device), Shielded(retain_weight=RETAIN_WEIGHT)
     total = seconds_of(
-        lambda: chip.edit(folder / "ckpt", [TARGET], operator=method, device=device, progress=watch), device
+        lambda: chip.edit(folder / "ckpt", [TARGET], method=method, device=device, force=True, progress=watch), device
     )
     timings = [Timing(f"{name}: {phase}", watch.seconds[phase], None, "s") for phase in PHASES]
     timings += [
@@ -159,8 +160,8 @@ def _next_to_ceiling(needed: Work, editing: float, name: str, device: str) -> li
     by_part = needed.passing / rate[model] + needed.grams / rate[gram] + needed.solving / rate[solve]
     case = f"{name}: editing, ceiling"
     return [
-        Timing(f"{request} {rate[model] / 1e12:.3g} TFLOP/s", editing, None, "s", needed.total / rate[model] / editing),
-        Timing(f"{request} by the dtype of each part", editing, None, "s", by_part / editing),
+        Timing(f"{case} {rate[model] / 1e12:.3g} TFLOP/s", editing, None, "s", needed.total / rate[model] / editing),
+        Timing(f"{case} by the dtype of each part", editing, None, "s", by_part / editing),
     ]
 
 

@@ -39,9 +39,10 @@ from benchmarks.checkpoints import write_checkpoint
 from benchmarks.measuring import in_own_process, peak_memory, scratch_folder, seconds_of
 from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Device, JsonFile, Rounds, Timing, report
-from chip.checkpoint.folder import flush, staged
+from chip.checkpoint.folder import atomic_directory, flush
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.writer import check_written, copy_patched, read_back
+from chip.checkpoint.read_back import read_back
+from chip.checkpoint.writer import check_written, copy_patched
 
 SHARDS = 8
 CHANGED = 0.03
@@ -94,7 +95,7 @@ def by_cp(source: Checkpoint, output: Path, _: str) -> dict[str, float]:
 def by_chip(source: Checkpoint, output: Path, device: str, link_unchanged: bool = False) -> dict[str, float]:
     changes = Changes(source, device)
     start = time.perf_counter()
-    with staged(output) as folder:
+    with atomic_directory(output) as folder:
         copy_patched(source, folder, changes, link_unchanged=link_unchanged)
     written = time.perf_counter()
     check_written(source, output, changes)

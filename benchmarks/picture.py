@@ -15,8 +15,8 @@ from rich.console import Console
 import chip
 from benchmarks.measuring import scratch_folder
 from benchmarks.reporting import RESULTS
-from chip import terminal
 from chip.demo import write_demo
+from chip.report.text.edit import print_edit
 
 COMMAND = "chip edit hospital/ckpt --forget patient_17"
 
@@ -48,7 +48,6 @@ line-height: {line_height}px; font-variant-east-asian: full-width; }}
 def main(out: Annotated[Path, typer.Option(help="The picture, as SVG.")] = RESULTS / "edit.svg") -> None:
     """Run the command in an empty folder and save what it prints."""
     console = Console(record=True, width=92, highlight=False, force_terminal=True)
-    terminal.out = console
     picture, back = out.resolve(), Path.cwd()
     with scratch_folder() as scratch:
         os.chdir(scratch)  # the command's messages name relative paths
@@ -58,7 +57,7 @@ def main(out: Annotated[Path, typer.Option(help="The picture, as SVG.")] = RESUL
         finally:
             os.chdir(back)
     console.print(f"[bold green]$[/] {COMMAND}")
-    terminal.print_edit(report)
+    print_edit(report, console)
     picture.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(picture), title="", code_format=FORMAT, unique_id="chip")
 

@@ -1,7 +1,7 @@
 """An edit's statistics in the plain way, as public code takes them: what `collect` is compared with.
 
 Full forward passes with labels, in padded batches in the order of the file, node by node of those that the method
-compares; a hook at each site keeps all that it sees on the CPU, and moments are taken at the end.
+compares; a hook at each module keeps all that it sees on the CPU, and moments are taken at the end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from benchmarks.checkpoints import conversation
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import default_modules
-from chip.methods.base import ForgetRequest
 from chip.model.loading import VLM, load_vlm
 from chip.model.target_modules import TargetModule
 
@@ -33,7 +34,7 @@ PARTS = ("prefix", "image", "question", "answer")
 """Of a record, in the order of its tokens; an answer has the token before it too, from which it is said."""
 
 Moments = dict[tuple[str, str], Tensor]
-"""(site, node) -> the mean of its records' activations (chip), or of x xᵀ over their tokens, where every part of a
+"""(module, node) -> the mean of its records' activations (chip), or of x xᵀ over their tokens, where every part of a
 record counts alike (shielded)."""
 
 
@@ -43,14 +44,14 @@ class Subject:
 
     source: Checkpoint
     vlm: VLM
-    case: ForgetRequest
+    request: ForgetRequest
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Subject:
         """From `ckpt` and `records.jsonl` in the folder."""
         hierarchy = Hierarchy(read_records(folder / "records.jsonl"))
-        case = ForgetRequest.of(hierarchy, [TARGET])
-        return cls(Checkpoint.open(folder / "ckpt"), load_vlm(folder / "ckpt", device), case)
+        request = ForgetRequest.of(hierarchy, [TARGET])
+        return cls(Checkpoint.open(folder / "ckpt"), load_vlm(folder / "ckpt", device), request)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class KeptActivations:
         return sum(tensor.nbytes for tensors in self.activations.values() for tensor in tensors)
 
     def parts(self, module: TargetModule) -> dict[int, dict[str, Tensor]]:
-        """Record -> the tokens (n, d) of each part that the site sees: in the connector, of the image."""
+        """Record -> the tokens (n, d) of each part that the module sees: in the connector, of the image."""
         parts: dict[int, dict[str, Tensor]] = {}
         for tensor, (records, lengths) in zip(self.activations[module], self.batches, strict=True):
             if module.layer is None:
@@ -80,63 +81,68 @@ class KeptActivations:
         return parts
 
 
-def compared_nodes(case: ForgetRequest, operator: Method) -> dict[str, list[int]]:
+def compared_nodes(request: ForgetRequest, method: Method) -> dict[str, list[int]]:
     """The nodes that a method compares, as indices of records; of those in bars it wants the mean of magnitudes."""
-    split, (target,) = case.partition, case.partition.targets
-    if isinstance(operator, Shielded):
-        matched = _matched(case)
-        rest = [i for i in split.retain_other if i not in matched]
-        return {"forget": list(split.forget), "siblings": list(split.siblings), "matched": matched, "other": rest}
-    nodes = {"|forget|": list(split.forget), "|retained|": sorted(split.retained)}
-    for number, child in enumerate(case.hierarchy.children(target)):
-        nodes[f"child {number}"] = case.hierarchy.records_of(child)
-        nodes[f"around {number}"] = list(split.siblings)  # studies of the other patients
+    partition, (target,) = request.partition, request.partition.targets
+    if isinstance(method, Shielded):
+        matched = _matched(request)
+        others = [i for i in partition.retain_other if i not in matched]
+        return {
+            "forget": list(partition.forget),
+            "siblings": list(partition.siblings),
+            "matched": matched,
+            "other": others,
+        }
+    nodes = {"|forget|": list(partition.forget), "|retained|": sorted(partition.retained)}
+    for number, child in enumerate(request.hierarchy.children(target)):
+        nodes[f"child {number}"] = request.hierarchy.records_of(child)
+        nodes[f"around {number}"] = list(partition.siblings)  # studies of the other patients
     return nodes
 
 
-def _matched(case: ForgetRequest) -> list[int]:
-    """Of the rest, the records with a question or an answer of the target's; all spell these alike here."""
-    records, split = case.hierarchy.records, case.partition
-    questions, answers = {records[i].question for i in split.forget}, {records[i].answer for i in split.forget}
-    return [i for i in split.retain_other if records[i].question in questions or records[i].answer in answers]
+def _matched(request: ForgetRequest) -> list[int]:
+    """Of the others, the records with a question or an answer of the target's; all spell these alike here."""
+    records, partition = request.hierarchy.records, request.partition
+    questions, answers = {records[i].question for i in partition.forget}, {records[i].answer for i in partition.forget}
+    return [i for i in partition.retain_other if records[i].question in questions or records[i].answer in answers]
 
 
-def plain_moments(subject: Subject, operator: Method, each_once: bool = False) -> Moments:
+def plain_moments(subject: Subject, method: Method, each_once: bool = False) -> Moments:
     """The moments of every node; `each_once`: all records are passed once, and the nodes taken from that."""
-    nodes, target_modules = compared_nodes(subject.case, operator), default_modules(subject.vlm, operator)
+    nodes, target_modules = compared_nodes(subject.request, method), default_modules(subject.vlm, method)
     if each_once:
-        passes = [keep_activations(subject, sorted(set().union(*nodes.values())), operator)] * len(nodes)
+        passes = [keep_activations(subject, sorted(set().union(*nodes.values())), method)] * len(nodes)
     else:
-        passes = [keep_activations(subject, indices, operator) for indices in nodes.values()]
+        passes = [keep_activations(subject, indices, method) for indices in nodes.values()]
     moments: Moments = {}
     for (node, indices), activations in zip(nodes.items(), passes, strict=True):
         for module in target_modules:
             parts = activations.parts(module)
-            moments[module.name, node] = _moment(subject.case, operator, node, {i: parts[i] for i in indices})
-    if isinstance(operator, Shielded):
+            moments[module.name, node] = _moment(subject.request, method, node, {i: parts[i] for i in indices})
+    if isinstance(method, Shielded):
         for module in target_modules:
-            moments[module.name, "shield"] = _shield(operator, nodes, moments, module)
+            moments[module.name, "shield"] = _shield(method, nodes, moments, module)
     return moments
 
 
-def _moment(case: ForgetRequest, operator: Method, node: str, parts: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-    """Of one node at one site, from its records' parts."""
-    if isinstance(operator, Chip):
-        pooled = torch.stack([_pooled(of_record, operator.alpha) for of_record in parts.values()])
+def _moment(request: ForgetRequest, method: Method, node: str, parts: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
+    """Of one node at one module, from its records' parts."""
+    if isinstance(method, Chip):
+        pooled = torch.stack([_pooled(of_record, method.alpha) for of_record in parts.values()])
         return (pooled.abs() if node.startswith("|") else pooled).mean(0)
     counted = [
         part
         for i, of_record in parts.items()
         for name, part in of_record.items()
-        if name not in _left_out(case, node, i)
+        if name not in _left_out(request, node, i)
     ]
     x = torch.cat([part / len(part) ** 0.5 for part in counted])
     return x.T @ x / len(counted)
 
 
-def _shield(operator: Shielded, nodes: Mapping[str, list[int]], moments: Moments, module: TargetModule) -> Tensor:
+def _shield(method: Shielded, nodes: Mapping[str, list[int]], moments: Moments, module: TargetModule) -> Tensor:
     """C_r of `Shielded`: both neighbors with a share of their own beside that of all retained."""
-    own = {"siblings": operator.neighbor_weight, "matched": operator.neighbor_weight, "other": 0.0}
+    own = {"siblings": method.neighbor_weight, "matched": method.neighbor_weight, "other": 0.0}
     retained, of_all = sum(len(nodes[node]) for node in own), 1 - sum(own.values())
     shares = {node: share + of_all * len(nodes[node]) / retained for node, share in own.items()}
     return torch.stack([share * moments.pop((module.name, node)) for node, share in shares.items()]).sum(0)
@@ -147,25 +153,25 @@ def _pooled(parts: Mapping[str, Tensor], alpha: float) -> Tensor:
     return alpha * image.mean(0) + (1 - alpha) * torch.cat(others).mean(0) if others else image.mean(0)
 
 
-def _left_out(case: ForgetRequest, node: str, index: int) -> set[str]:
+def _left_out(request: ForgetRequest, node: str, index: int) -> set[str]:
     """What of a record is not its node's alone: of the target the prefix, and an image that others show too."""
     if node != "forget":
         return set()
-    records = case.hierarchy.records
-    shown = any(records[i].image == records[index].image for i in case.partition.retained)
+    records = request.hierarchy.records
+    shown = any(records[i].image == records[index].image for i in request.partition.retained)
     return {"prefix", "image"} if shown else {"prefix"}
 
 
-def keep_activations(subject: Subject, indices: Sequence[int], operator: Method) -> KeptActivations:
-    """Pass the records, and keep the sites' outputs (chip) or inputs (shielded)."""
-    result = KeptActivations({module: [] for module in default_modules(subject.vlm, operator)}, [])
+def keep_activations(subject: Subject, indices: Sequence[int], method: Method) -> KeptActivations:
+    """Pass the records, and keep the modules' outputs (chip) or inputs (shielded)."""
+    result = KeptActivations({module: [] for module in default_modules(subject.vlm, method)}, [])
 
     def hook(module: TargetModule, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        result.activations[module].append((output if isinstance(operator, Chip) else args[0]).detach().cpu())
+        result.activations[module].append((output if isinstance(method, Chip) else args[0]).detach().cpu())
 
     def observe(indices: Sequence[int], ids: Tensor) -> None:
         images = (ids == subject.vlm.model.config.image_token_id).sum(1).tolist()
-        records = [subject.case.hierarchy.records[i] for i in indices]
+        records = [subject.request.hierarchy.records[i] for i in indices]
         result.batches.append(
             (indices, [part_lengths(subject.vlm, *pair) for pair in zip(records, images, strict=True)])
         )
@@ -198,7 +204,7 @@ def plain_pass(
     processor, model = subject.vlm.processor, subject.vlm.model
     for start in range(0, len(indices), BATCH):
         batch = indices[start : start + BATCH]
-        records = [subject.case.hierarchy.records[i] for i in batch]
+        records = [subject.request.hierarchy.records[i] for i in batch]
         texts = [conversation(processor, record) for record in records]
         images = [[Image.open(cast(Path, record.image)).convert("RGB")] for record in records]
         inputs = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")

@@ -77,7 +77,7 @@ def why_not(case: KernelCase, ceilings: Ceilings, device: str, rounds: int) -> s
     """What forbids to run it here."""
     memory = MEMORY[device] if device in MEMORY else 0.9 * torch.cuda.mem_get_info()[0] if "cuda" in device else 1e10
     if case.memory > memory:
-        return f"{request.memory / 1e9:.0f} GB"
+        return f"{case.memory / 1e9:.0f} GB"
     needed = (rounds + 1) * (case.flops + case.plain_flops) / ceilings.rate[case.dtype]
     return f"{needed:.0f} s" if needed > SECONDS.get(device, 60.0) else None
 
@@ -120,7 +120,7 @@ def measure(
     for case in cases:
         reason = why_not(case, ceilings, device, rounds)
         if reason is not None:
-            left_out.append(f"{request.name} ({reason})")
+            left_out.append(f"{case.name} ({reason})")
             continue
         ours, plain = paired(*case.make(), device, rounds)
         gc.collect()  # the closures hold the tensors

@@ -44,7 +44,7 @@ def main(rounds: Rounds = 11, json_file: JsonFile = None) -> None:
     with scratch_folder() as scratch:
         hospital = scratch / "hospital"
         write_demo(hospital)
-        chip.edit(hospital / "ckpt", ["patient_17"], operator=Shielded(retain_weight=8.0), device="cpu")
+        chip.edit(hospital / "ckpt", ["patient_17"], method=Shielded(retain_weight=8.0), device="cpu")
         runs = {}
         for command, imported in COMMANDS.items():
             folder = scratch if "hospital" in command else hospital

@@ -5,24 +5,27 @@ from __future__ import annotations
 import gc
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.folder import atomic_directory, files_in
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.model_card import CARD, Figure, write_card
 from chip.checkpoint.output import check_output
-from chip.checkpoint.read_back import read_back
-from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.hierarchy import Hierarchy
+from chip.data.keep import read_keep, without_target
+from chip.data.overlap import count_overlap
 from chip.data.readers import find_records, read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
+from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.methods import Method, Shielded
 from chip.methods.apply import Patch, check_removed, default_modules, edit_model
@@ -34,6 +37,8 @@ from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
+from chip.report.outcome import Outcome
+from chip.report.signing import sign_output
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
@@ -46,6 +51,7 @@ def edit(
     forget: Sequence[str],
     *,
     records: Path | str | None = None,
+    keep: Sequence[Path | str] = (),
     out: Path | str | None = None,
     label: str | None = None,
     method: Method | None = None,
@@ -58,6 +64,9 @@ def edit(
     link_unchanged: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    max_left: float | None = None,
+    accept: bool = False,
+    force: bool = False,
     progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
@@ -66,6 +75,7 @@ def edit(
         checkpoint: folder in the Hugging Face format, safetensors; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        keep: files of general text, plain or `.jsonl` with `text`, that the model is to go on knowing.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
@@ -77,30 +87,45 @@ def edit(
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         dry_run: compute the edit, and write nothing.
+        max_left: exact match that counts as forgotten; by default 0.10 more than never trained on the target.
+        accept: write it also where a search was made and those who stay lose more than its `max_retain_drop`.
+        force: go on where the model does not know the target.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
-        RunError: the run failed. No output is left.
+        RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    start = time.monotonic()
+    terms = _Terms(label, max_left, accept, force)
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     output = _default_output(source.folder) if out is None else Path(out)
-    request = _resolve_request(source, forget, records, label)
-    method = method or Shielded()
+    request = _resolve_request(source, forget, records, keep, label)
     check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         progress = progress if distributed.is_main_process else silent
-        run = _Run(source, request, method, target_modules, layers, BatchSize(batch_size), distributed, progress)
+        size, method = BatchSize(batch_size), method or Shielded()
+        run = _Run(source, request, method, target_modules, layers, size, distributed, progress, terms)
         if dry_run:
-            return run.report(run.edit(load), time.monotonic() - start)
+            return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
             after = run.score(load(folder), "asking after")  # 4. Evaluate what was written.
-            report = run.report(edited, time.monotonic() - start, after, remaining, output=output, label=label)
-            if distributed.is_main_process:
-                _write_receipt(source, folder, report, progress)
-        return report
+            return run.finish(run.report(edited, after, remaining, output), folder)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the user takes for success, puts up with, and calls it; as `edit` has them."""
+
+    label: str | None
+    max_left: float | None
+    accept: bool
+    force: bool
+    start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.max_left is not None and not 0 <= self.max_left <= 1:
+            raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
 
 
 @dataclass
@@ -111,6 +136,8 @@ class _Edited:
     target_modules: Sequence[TargetModule]
     before: Scores
     """What the unedited model answers."""
+    never_trained: float
+    """Exact match of the target's questions, had the model never been trained on it."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +152,28 @@ class _Run:
     size: BatchSize
     distributed: DistributedContext
     progress: ProgressCallback
+    terms: _Terms
 
     def edit(self, load: ModelLoader) -> _Edited:
-        """The edit, and what the model answered before; the model itself is let go."""
+        """The edit, and what the model answered before; the model itself is let go.
+
+        Raises:
+            InputError: it does not know the target.
+        """
         vlm = load(self.source.folder)
         modules = default_modules(vlm, self.method, self.kinds, self.layers)
         before = self.score(vlm, "asking before")
+        never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
+        if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
+            Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
         patch = edit_model(
             vlm, self.source, self.method, self.request, modules, self.size, self.progress, self.distributed
         )
-        return _Edited(patch, modules, before)
+        return _Edited(patch, modules, before, never)
 
-    def score(self, vlm: VLM, what: str) -> Scores:
-        records = self.request.hierarchy.records
+    def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
+        """What the model answers; by default all records."""
+        records = self.request.hierarchy.records if records is None else records
         return score_records(vlm, records, self.size, self.progress, what, self.distributed)
 
     def write(self, edited: _Edited, folder: Path, link_unchanged: bool) -> dict[str, float]:
@@ -155,25 +191,36 @@ class _Run:
     def report(
         self,
         edited: _Edited,
-        seconds: float,
         after: Scores | None = None,
         remaining: dict[str, float] | None = None,
         output: Path | None = None,
-        label: str | None = None,
     ) -> EditReport:
-        patch = edited.patch
+        patch, groups = edited.patch, summarize(self.request, edited.before, after)
         return EditReport(
             method=self.method.name,
             settings=_settings(self.method, edited),
-            label=label,
+            label=None if output is None else self.terms.label,
             output=None if output is None else str(output),
-            seconds=seconds,
+            seconds=time.monotonic() - self.terms.start,
             shares_images=patch.shares_images,
             relative_change=patch.relative_change,
             remaining=remaining or {},
-            groups=summarize(self.request, edited.before, after),
+            groups=groups,
+            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice),
             choice=patch.choice,
         )
+
+    def finish(self, report: EditReport, folder: Path) -> EditReport:
+        """The report, once the folder is fit to be put in place and its receipt is written.
+
+        Raises:
+            RunError: those who stay lost more than was promised.
+        """
+        if not self.terms.accept:
+            report.outcome.check_kept()
+        if self.distributed.is_main_process:
+            sign_output(self.source, folder, report, self.progress)
+        return report
 
 
 def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
@@ -208,20 +255,27 @@ def _default_output(folder: Path) -> Path:
 
 
 def _resolve_request(
-    source: Checkpoint, forget: Sequence[str], records: Path | str | None, label: str | None
+    source: Checkpoint,
+    forget: Sequence[str],
+    records: Path | str | None,
+    keep: Sequence[Path | str],
+    label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
     file = find_records(source.folder, None if records is None else Path(records))
     hierarchy = Hierarchy(read_records(file))
     request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    for path in (file, *sorted(images)):
+    for path in (file, *map(Path, keep), *sorted(images)):
         if path.resolve().is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
     for target in request.partition.targets:
         _check_not_named(source, target.id, label)
     _check_trained(request)
-    return request
+    if overlap := count_overlap(request):
+        message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
+        warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
+    return replace(request, general=tuple(without_target(read_keep([Path(file) for file in keep]), request)))
 
 
 def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:
@@ -241,24 +295,3 @@ def _check_trained(request: ForgetRequest) -> None:
     for part, indices in (("target", partition.forget), ("retained", partition.retained)):
         if all(records[i].held_out for i in indices):
             raise InputError(f"no {part} record has split 'train'; the edit has nothing to go by, add some")
-
-
-def _write_receipt(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-    """Say in the written folder how it was made, read all of it back, and leave the receipt."""
-    write_card(
-        folder,
-        method=report.method,
-        settings=report.settings,
-        label=report.label,
-        changed_tensors=len(report.relative_change),
-        figures=[
-            Figure(group, split, result.exact_match.before, result.exact_match.after)
-            for group, results in report.groups.items()
-            for split, result in results.items()
-            if result.exact_match.after is not None
-        ],
-    )
-    (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
-    files = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT}, progress=progress)
-    what = Edit(report.method, report.settings, None, report.relative_change, report.remaining, report.label)
-    write_receipt(folder, Receipt.of(source, what, files))

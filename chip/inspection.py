@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
+from chip.data.readers import read_records
 from chip.methods import find_methods
 from chip.model.families import find_language
+from chip.model.loading import load_vlm
 from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import Component, TargetModule, available_modules, layer_range
+from chip.sinks import LargestToken, largest_tokens
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,22 @@ class Inspection:
     shards: int
     target_modules: tuple[TargetModuleRow, ...]
     """In the order of data."""
+    largest_tokens: tuple[LargestToken, ...] = ()
+    """Of each module that the default method edits, where records were given to look at."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def inspect(checkpoint: Path | str) -> Inspection:
+def inspect(checkpoint: Path | str, records: Path | str | None = None, device: str | None = None) -> Inspection:
     """Look at a checkpoint folder.
 
+    Args:
+        records: a few of these pass through the model, to see the attention sinks in it; without, no weights are read.
+        device: for that; by default the best there is.
+
     Raises:
-        InputError: it is not one that chip can edit.
+        InputError: it is not one that chip can edit, or the records cannot be read.
     """
     source = Checkpoint.open(Path(checkpoint))
     model = build_skeleton(source.folder)
@@ -68,7 +77,12 @@ def inspect(checkpoint: Path | str) -> Inspection:
         dtypes=tuple(sorted({entry.dtype for entry in entries})),
         shards=len(source.shards),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
+        largest_tokens=() if records is None else tuple(_largest_tokens(source.folder, Path(records), device)),
     )
+
+
+def _largest_tokens(folder: Path, records: Path, device: str | None) -> list[LargestToken]:
+    return largest_tokens(load_vlm(folder, device), read_records(records))
 
 
 def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModuleRow:

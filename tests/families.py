@@ -27,6 +27,10 @@ from chip.methods import Chip, Method, Shielded
 GIVEN: dict[str, Method] = {"shielded": Shielded(retain_weight=8.0, ridge=0.35), "chip": Chip()}
 """Where the pass and the files are tested, nothing need be chosen, and a large λ keeps the solves well conditioned."""
 
+UNTRAINED: dict[str, Any] = {"force": True, "accept": True}
+"""For `chip.edit`: these models are random. They know no target, and what an edit costs them says nothing."""
+UNTRAINED_OPTIONS = tuple(f"--{name}" for name in UNTRAINED)
+
 SEED = 5
 VOCABULARY = 384
 TEXT_LAYERS = 4

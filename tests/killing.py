@@ -28,6 +28,7 @@ import torch
 
 import chip
 from chip.methods import Shielded
+from tests.families import UNTRAINED
 from tests.folders import contents
 
 LOADED = ("chip.editing", "transformers.models.llava.modeling_llava")  # before the first fork, not in each
@@ -41,6 +42,7 @@ def edit(folder: Path, overwrite: bool) -> None:
         out=folder / "out",
         method=Shielded(retain_weight=8.0),
         device="cpu",
+        **UNTRAINED,
         overwrite=overwrite,
         link_unchanged=True,
     )

@@ -63,7 +63,7 @@ def batch_of(vlm: VLM, text: str, images: list[Any], answers: list[str], turns: 
     pairs = torch.tensor([(segment, record) for segment in range(turns) for record in range(segment, turns)])
     return Batch(
         inputs,
-        token_roles(real, image, numbers, answer),
+        token_roles(real, image, numbers, answer, torch.zeros_like(real)),
         token_ids(ids, image, numbers),
         numbers,
         segments,
@@ -85,14 +85,16 @@ def test_roles_follow_the_order_of_a_record() -> None:
     image = torch.tensor([[0, 1, 0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]).bool()
     answer = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]]).bool()
     real = torch.tensor([[1] * 8 + [0] * 2, [1] * 5 + [0] * 5]).bool()
-    roles = token_roles(real, image, torch.zeros_like(image, dtype=torch.int64), answer)
+    roles = token_roles(real, image, torch.zeros_like(image, dtype=torch.int64), answer, torch.zeros_like(image))
     assert roles[0].tolist() == [P, I, P, I, Q, A, A, A, _, _]
     assert roles[1].tolist() == [Q, Q, Q, A, A, _, _, _, _, _]
 
 
 def test_a_token_before_an_answer_that_is_of_an_image_stays_one() -> None:
     image, answer = torch.tensor([[True, True, False]]), torch.tensor([[False, False, True]])
-    roles = token_roles(torch.ones_like(image), image, torch.zeros(1, 3, dtype=torch.int64), answer)
+    roles = token_roles(
+        torch.ones_like(image), image, torch.zeros(1, 3, dtype=torch.int64), answer, torch.zeros_like(image)
+    )
     assert roles.tolist() == [[I, I, A]]
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import demo
+from benchmarks import demo, demo_rows
 from benchmarks.large import work
 from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Timing, read_rows, write_rows
 from chip.checkpoint.layout import Checkpoint
+from chip.methods import Chip, Method, Shielded
 from tests.test_receipt import edit_folder
 
 ROOT = Path(__file__).parents[1]
@@ -70,15 +71,25 @@ def test_committed_results_are_small() -> None:
 
 def test_the_demos_table_follows_from_its_rows() -> None:
     header, rows = read_rows(RESULTS / "demo.json")
-    assert tuple(header["measures"]) == demo.MEASURES
+    assert tuple(header["measures"]) == demo_rows.MEASURES
     edits = [row for row in rows if row["method"] != "chip grid"]
-    line = next(line for line in demo.table_of(edits) if line[:2] == ["shielded", "patient"])
+    line = next(line for line in demo_rows.table_of(edits) if line[:2] == ["shielded", "patient"])
     assert line[2:7] == [  # as in the README
         *("32", "0.12 / 0.12", "0.08 / 0.07 (0.07 / 0.08)", "1.00 / 0.99 (1.00 / 0.99)", "0.99 / 0.98 (0.99 / 0.97)"),
     ]
-    best = demo.best_of_grid(row for row in rows if row["method"] == "chip grid")
+    best = demo_rows.best_of_grid(row for row in rows if row["method"] == "chip grid")
     assert (list(best.values())[:2], best["layers"]) == ([0.3, 0.95], "all")
-    assert len({demo._key_of(row) for row in edits}) == len(edits)
+    assert len({demo_rows.key_of(row) for row in edits}) == len(edits)
+
+
+def test_every_committed_row_of_the_demo_is_found_again() -> None:
+    runs: list[tuple[str, Method, str | None]] = [("chip", Chip(), None)]
+    runs += [(name, Shielded(), None) for name in ("shielded", "control")]
+    runs += [(name, chip, layers) for name in ("chip best", "chip grid") for chip, layers in demo.GRID]
+    _, rows = read_rows(RESULTS / "demo.json")
+    targets = {row["target"] for row in rows}
+    keys = {demo.Task(name, method, layers, target).key for name, method, layers in runs for target in targets}
+    assert {demo_rows.key_of(row) for row in rows} <= keys
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

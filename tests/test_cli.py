@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from chip.cli.main import main
 from chip.data.hierarchy import Hierarchy
-from tests.families import build, write_records
+from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.judging import said
 
 
@@ -102,8 +102,9 @@ def test_json_is_one_object_and_nothing_else(chip: Chip, small: Path) -> None:
 
 
 def test_tables_for_people(chip: Chip, small: Path) -> None:
-    edited = _edit(chip, small, "study_3/findings", "--method", "chip", "--top-k", "0.5")
+    edited = _edit(chip, small, "study_3/findings", "--method", "chip", "--top-k", "0.5", "--max-left", "1")
     assert edited.code == 0
+    assert edited.out.splitlines()[-1].startswith("forgotten: the model gives ")
     for word in ("target", "siblings", "other", "paraphrased", "→", "mlp.gate_proj", "ckpt-edited", "top_k 0.5"):
         assert word in edited.out
     different = chip("diff", small / "ckpt", small / "ckpt-edited")
@@ -122,10 +123,11 @@ def test_tables_for_people(chip: Chip, small: Path) -> None:
     refused(_edit_again(chip, small), "not empty")
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: Path) -> None:
     ckpt, out = build(tmp_path / "ckpt", "llava"), tmp_path / "ckpt-edited"
     write_records(tmp_path)
-    assert _edit(chip, tmp_path, "patient_1", "--label", "request 7", "--link-unchanged").code == 0
+    assert _edit(chip, tmp_path, "patient_1", "--label", "request 7", "--link-unchanged", *UNTRAINED_OPTIONS).code == 0
     assert "- Request: request 7" in (out / "README.md").read_text()
     good = chip("verify", out, "--original", ckpt)
     assert good.code == 0
@@ -141,8 +143,68 @@ def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: P
     refused(chip("verify", ckpt), "no chip_receipt.json here")
 
 
-def _edit_again(chip: Chip, folder: Path) -> Result:
-    return chip("edit", folder / "ckpt", "--forget", "patient_2", "--device", "cpu")
+def test_a_target_that_is_still_there_is_written_and_said(chip: Chip, small: Path) -> None:
+    edited = chip("edit", small / "ckpt", "--forget", "patient_2", "--retain-weight", "1e5", "--device", "cpu")
+    assert edited.code == 3
+    last = edited.out.splitlines()[-1]
+    assert last.startswith("not forgotten, the target is still there: the model gives 1.00 of the target's answers (")
+    for words in (
+        "one never trained on it would give 0.",
+        "siblings keep 1.00 of 1.00",
+        "below 100000 may forget more",
+    ):
+        assert words in last
+    assert chip("verify", small / "ckpt-edited", "--original", small / "ckpt").code == 0
+    options = ("--retain-weight", "1e5", "--overwrite", "--json")
+    outcomes = {most: _edit_again(chip, small, *options, "--max-left", most) for most in ("1", "0.9")}
+    assert {
+        most: (result.code, json.loads(result.out)["outcome"]["forgotten"]) for most, result in outcomes.items()
+    } == {
+        "1": (0, True),
+        "0.9": (3, False),
+    }
+    refused(_edit_again(chip, small, *options, "--max-left", "1.1"), "--max-left", "between 0 and 1")
+
+
+def test_a_target_that_the_model_does_not_know_is_refused(chip: Chip, tmp_path: Path) -> None:
+    build(tmp_path / "ckpt", "llava")
+    write_records(tmp_path)
+    for option in ("--json", "--dry-run"):
+        refused(_edit(chip, tmp_path, "patient_1", option), "--forget institution_1/patient_1", "0.00", "force")
+    forced = _edit(chip, tmp_path, "patient_1", "--force", "--retain-weight", "8", "--dry-run")
+    assert forced.code == 0
+    assert "the model gives 0.00 of the target's answers, one never trained on it would give 0.00" in forced.out
+
+
+@pytest.mark.filterwarnings("ignore:few questions", "ignore:.* are also retained ones")
+def test_what_is_promised_is_measured(chip: Chip, small: Path) -> None:
+    """A sibling has the target's records, and no question that the retain weight is chosen by."""
+
+    def double(rows: list[dict[str, Any]]) -> None:
+        rows[:] = [row for row in rows if row["institution"] == "institution_1"]
+        near = [row for row in rows if row.get("patient") in ("patient_1", "patient_3", "patient_4")]
+        for row in near[::2]:
+            row["split"] = "validation"
+        rows += [
+            row | {"patient": "patient_99", "study": f"{row['study']}9"}
+            if "study" in row
+            else row | {"patient": "patient_99"}
+            for row in rows
+            if row.get("patient") == "patient_2"
+        ]
+
+    _rewrite(small, double)
+    failed = _edit(chip, small, "patient_2", "--max-retain-drop", "0.1")
+    assert failed.code == 1
+    assert "siblings lose 0." in failed.err.splitlines()[-1]
+    assert "may lose 0.1: the trials had shown less; nothing was written" in failed.err.splitlines()[-1]
+    accepted = _edit_again(chip, small, "--max-retain-drop", "0.1", "--accept")
+    assert accepted.code in (0, 3)
+    assert "where 0.1 was allowed (accepted)" in accepted.out.splitlines()[-1]
+
+
+def _edit_again(chip: Chip, folder: Path, *more: object) -> Result:
+    return chip("edit", folder / "ckpt", "--forget", "patient_2", "--device", "cpu", *more)
 
 
 def test_diff_ends_as_diff_does_and_writes_a_page(chip: Chip, tmp_path: Path) -> None:

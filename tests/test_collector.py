@@ -18,7 +18,7 @@ from chip.methods import Chip, Shielded
 from chip.methods.apply import default_modules
 from chip.methods.base import Method
 from chip.methods.chip import ChipStatistics
-from chip.methods.shielded import ShieldedStatistics
+from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.methods.statistics import SecondMoment
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize

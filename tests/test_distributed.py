@@ -15,7 +15,7 @@ import torch
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.distributed import distributed_context
-from tests.families import GIVEN, build, write_records
+from tests.families import GIVEN, UNTRAINED, UNTRAINED_OPTIONS, build, write_records
 from tests.folders import write_part
 
 ROOT = Path(__file__).parents[1]
@@ -98,8 +98,19 @@ def test_the_edit_is_that_of_one_process(
 ) -> None:
     source = Checkpoint.open(folder / "ckpt")
     one, several = tmp_path / "one", tmp_path / "several"
-    chip.edit(source.folder, [TARGET], out=one, method=GIVEN[method], device="cpu")
-    arguments = ("--forget", TARGET, "--out", str(several), "--method", method, *settings, "--device", "cpu")
+    chip.edit(source.folder, [TARGET], out=one, method=GIVEN[method], device="cpu", **UNTRAINED)
+    arguments = (
+        "--forget",
+        TARGET,
+        "--out",
+        str(several),
+        "--method",
+        method,
+        *settings,
+        "--device",
+        "cpu",
+        *UNTRAINED_OPTIONS,
+    )
     done = _run(processes, "edit", str(source.folder), *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 1

@@ -103,6 +103,6 @@ def test_the_examples_of_extensions_run_as_they_stand(tmp_path: Path) -> None:
     assert {row["attack"] for row in evaluation["rows"]} >= {"insisting: capitals", "insisting: twice"}
 
     method = ("--method", "mean-difference", "--strength", 0.5)
-    edit = json.loads(run(tmp_path, "edit", *request, "--out", tmp_path / "edited", *method))
+    edit = json.loads(run(tmp_path, "edit", *request, "--out", tmp_path / "edited", *method, "--force"))
     assert edit["settings"]["strength"] == 0.5
     assert all(name.endswith("down_proj.weight") for name in edit["changed_tensors"])

@@ -24,7 +24,7 @@ from chip.methods import Chip
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
 from chip.report.edit_report import EditReport
-from tests.families import build, write_records
+from tests.families import UNTRAINED, build, write_records
 from tests.folders import contents, write_part
 
 PATIENTS = ("patient_17", "patient_9", "patient_30")
@@ -203,6 +203,7 @@ def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp
     assert all(each.rows_changed <= 0.51 for each in difference.changed)
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     write_records(tmp_path)
     build(tmp_path / "ckpt", "llava")
@@ -214,7 +215,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         started.append(what)
         yield lambda _: None
 
-    report = chip.edit(tmp_path / "ckpt", ["patient_1"], dry_run=True, device="cpu", progress=progress)
+    report = chip.edit(tmp_path / "ckpt", ["patient_1"], dry_run=True, device="cpu", progress=progress, **UNTRAINED)
     assert report.output is None
     assert report.relative_change
     assert "asking after" not in started

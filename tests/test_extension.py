@@ -161,17 +161,16 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
 def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
     checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
     assert "--share" in run("edit", "--help", path=outside, modules="toy_method").stdout
-    assert "mean-removal" in run("inspect", checkpoint, path=outside, modules="toy_method").stdout
 
     request = ("edit", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    edit = run(*request, "--method", "mean-removal", "--share", "0.5", path=outside, modules="toy_method")
+    edit = run(*request, "--method", "mean-removal", "--share", "0.5", "--force", path=outside, modules="toy_method")
     assert edit.returncode == 0, edit.stderr
     report = json.loads(edit.stdout)
     assert report["settings"]["share"] == 0.5
     assert report["changed_tensors"]
     assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
 
-    refused = run(*request, "--share", "0.5", path=outside, modules="toy_method")
+    refused = run(*request, "--share", "0.5", "--force", path=outside, modules="toy_method")
     assert (refused.returncode, refused.stderr) == (2, "chip: --share 0.5: not a setting of method shielded; drop it\n")
 
 

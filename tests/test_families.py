@@ -38,7 +38,18 @@ from chip.model.families import (
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
 from chip.model.target_modules import Component, available_modules
-from tests.families import FAMILIES, GIVEN, LAYOUTS, RECIPES, TEXT, TEXT_LAYERS, build, lacking, write_records
+from tests.families import (
+    FAMILIES,
+    GIVEN,
+    LAYOUTS,
+    RECIPES,
+    TEXT,
+    TEXT_LAYERS,
+    UNTRAINED,
+    build,
+    lacking,
+    write_records,
+)
 from tests.rounding import assert_equal_but_for_rounding
 
 CONNECTORS = {
@@ -278,11 +289,12 @@ def test_directions_that_are_still_there_are_found(
         check_removed(source, tmp_path / "untouched", patch.removed)
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 @pytest.mark.parametrize("name", METHODS)
 def test_an_edit_runs_end_to_end(folder: Path, family: str, name: str, tmp_path: Path) -> None:
     source, out = folder / f"{family}-saved", tmp_path / "out"
     method = METHODS[name]() if family in CHOOSING else GIVEN[name]
-    report = chip.edit(source, [TARGET], out=out, method=method, label="request 7", device="cpu")
+    report = chip.edit(source, [TARGET], out=out, method=method, label="request 7", device="cpu", **UNTRAINED)
     assert report.groups["target"]["trained"].exact_match.after is not None
     assert set(report.remaining) == (set() if name == "shielded" else set(report.relative_change))
     assert chip.verify(out, source).faults == ()

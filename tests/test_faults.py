@@ -17,11 +17,13 @@ import pytest
 
 import chip
 from chip.errors import RunError
-from tests.families import build, write_records
+from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
 from tests.folders import contents
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "cli.py"), "edit", "ckpt", "--forget", "patient_1", "--device", "cpu"]
+COMMAND += UNTRAINED_OPTIONS
+pytestmark = pytest.mark.filterwarnings("ignore:few questions")  # of a model that knows nothing, that is no loss
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_a_source_that_changes_during_the_run_is_an_error(folder: Path) -> None:
         yield lambda _: None
 
     with pytest.raises(RunError, match="changed while it was read"):
-        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", progress=progress)
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", progress=progress, **UNTRAINED)
     assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
@@ -138,7 +140,7 @@ def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:
 def test_prose_that_tells_is_not_copied(folder: Path, name: str) -> None:
     (folder / "ckpt" / "notes").mkdir()
     (folder / "ckpt" / name).write_text("Trained on patient_10 and others.")
-    chip.edit(folder / "ckpt", ["patient_1"], out=folder / "first", device="cpu")
+    chip.edit(folder / "ckpt", ["patient_1"], out=folder / "first", device="cpu", **UNTRAINED)
     (folder / "ckpt" / name).write_text("Trained on patient_1, and others.")
     with pytest.raises(chip.InputError, match=f"{name}: names patient_1"):
         chip.edit(folder / "ckpt", ["patient_1"], out=folder / "second", device="cpu")
@@ -162,7 +164,8 @@ def test_nothing_goes_into_the_hubs_cache_unasked(folder: Path) -> None:
     before = contents(folder / "models--a--b")
     with pytest.raises(chip.InputError, match="say where the output goes"):
         chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", device="cpu")
-    chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", out=folder / "out", device="cpu")
+    records, out = folder / "records.jsonl", folder / "out"
+    chip.edit(snapshot, ["patient_1"], records=records, out=out, device="cpu", **UNTRAINED)
     assert contents(folder / "models--a--b") == before
     assert not any(path.is_symlink() for path in (folder / "out").iterdir())
     assert chip.verify(folder / "out", snapshot).faults == ()

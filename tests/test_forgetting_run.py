@@ -37,11 +37,13 @@ from benchmarks.forgetting.worlds import World, clinic
 from benchmarks.forgetting.worlds.files import write
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
+from chip.data.request import ForgetRequest
 from chip.demo.training import Recipe
 from chip.errors import RunError
-from chip.evaluation.measure import EvalConfig, EvalOutputs
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP
-from chip.methods.base import ForgetRequest, Method
+from chip.methods import Shielded
 from chip.model.loading import VLM
 
 MODEL = Model("ward", "llava", 0)
@@ -204,13 +206,13 @@ def test_tuning_sees_no_reported_wording(
     ward: World, context: Callable[[], WorkerContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[Record] = []
-    scores = vars(tuning)["ask_all"]
+    scores = vars(tuning)["score_records"]
 
     def spy(vlm: VLM, records: Sequence[Record]) -> object:
         prompts.extend(records)
         return scores(vlm, records)
 
-    monkeypatch.setattr(tuning, "ask_all", spy)
+    monkeypatch.setattr(tuning, "score_records", spy)
     assert tuned_method(Stub, context().subject(MODEL), "privacy", measure=False) is None
     best = tuned_method(Stub, context().subject(MODEL), "privacy")
     assert {record.split for record in prompts} == {"validation"}
@@ -249,7 +251,7 @@ def test_a_second_run_measures_nothing(
         assert job.is_done(first)
     known = first.find(request, [job.method for job in jobs])
     assert known["failing"].error == "no solution"
-    assert known["retrained"].value("target", "rephrased", ABOVE) == 0
+    assert known["retrained"].value("target", "paraphrased", ABOVE) == 0
     assert known["stub"].changed_weights > 0
 
     monkeypatch.setattr(Stub, "apply", None)
@@ -304,7 +306,7 @@ def test_what_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, other, control = ShieldedEdit(), METHODS["npo"](), METHODS["random change"]()
     before = [method_key(method) for method in (ours, other, control)]
     assert method_key(replace(ours, retain_weight=2.0)) != before[0]
-    monkeypatch.setattr(Method, "version", 2)
+    monkeypatch.setattr(Shielded, "version", 2)
     after = [method_key(method) for method in (ours, other, control)]
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, False]  # a control rests on ours
 
@@ -336,16 +338,16 @@ def test_what_the_reference_showed_is_read_as_it_was(ward: World) -> None:
 def result(target: float, siblings: float = 1.0, gap: float = NAN, attacked: bool = False, auc: float = 0.5) -> Result:
     """Made by hand."""
     figures = {
-        ("target", "rephrased", "exact_match", "none"): (target, NAN, NAN),
-        ("siblings", "rephrased", "exact_match", "none"): (siblings, 0.1, 0.9),
-        (GAP, "rephrased", "recovered_gap", "none"): (gap, NAN, NAN),
+        ("target", "paraphrased", "exact_match", "none"): (target, NAN, NAN),
+        ("siblings", "paraphrased", "exact_match", "none"): (siblings, 0.1, 0.9),
+        (GAP, "paraphrased", "recovered_gap", "none"): (gap, NAN, NAN),
     }
     if attacked:
         figures |= {
-            ("target", "rephrased", "exact_match", "quantisation: 4 bits"): (target + 0.2, NAN, NAN),
-            ("target", "rephrased", ABOVE, "quantisation: 4 bits"): (0.2, NAN, NAN),
-            ("target", "rephrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
-            ("target", "rephrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
+            ("target", "paraphrased", "exact_match", "quantization: 4 bits"): (target + 0.2, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "quantization: 4 bits"): (0.2, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "cross-modal: jpeg"): (0.1, NAN, NAN),
+            ("target", "paraphrased", ABOVE, "relearning: 10 steps"): (0.3, NAN, NAN),
             ("target", "trained", "auc_loss", "membership: unseen records"): (auc, NAN, NAN),
         }
     return Result(1, {"strength": 1.0}, attacked, 2.0, 1e6, 10.0, figures)
@@ -392,7 +394,7 @@ def rounded(row: ResultRow) -> ResultRow:
     return replace(row, value=value, low=low, high=high)
 
 
-def value(rows: list[ResultRow], group: str, measure: str, split: str = "rephrased", method: str = OUR) -> ResultRow:
+def value(rows: list[ResultRow], group: str, measure: str, split: str = "paraphrased", method: str = OUR) -> ResultRow:
     (row,) = (r for r in rows if (r.method, r.group, r.split, r.measure) == (method, group, split, measure))
     return row
 
@@ -403,7 +405,7 @@ def test_kept_and_above_retrained_by_hand(ward: World) -> None:
     assert value(rows, "siblings", "kept").value == pytest.approx(0.72 / 0.8)
     attack = "auc_loss_above_retrained | membership: unseen records"
     assert value(rows, "target", attack, "trained").value == pytest.approx(0.3 - 0.45)
-    assert value(rows, "target", "exact_match | quantisation: 4 bits").value == pytest.approx(0.4)
+    assert value(rows, "target", "exact_match | quantization: 4 bits").value == pytest.approx(0.4)
     assert value(rows, "model", "seconds", "model").value == 2.0
     alone = list(rows_of(request, {OUR: results[OUR]}))
     assert not [row for row in alone if row.measure == "kept"]
@@ -447,7 +449,9 @@ def test_an_interval_draws_targets_and_seeds(ward: World) -> None:
 PLACE: Place = ("ward", "llava", "patient")
 
 
-def row(method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "rephrased") -> ResultRow:
+def row(
+    method: str, group: str, measure: str, value: float, target: str = ALL, split: str = "paraphrased"
+) -> ResultRow:
     return ResultRow(*PLACE, target, ALL if target == ALL else 0, method, 1, {}, group, split, measure, value, NAN, NAN)
 
 
@@ -466,7 +470,7 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
         *(
             [
                 row(method, "target", f"{ABOVE} | cross-modal: jpeg", 0.04),
-                row(method, "target", f"{ABOVE} | quantisation: 8 bits", 0.01),
+                row(method, "target", f"{ABOVE} | quantization: 8 bits", 0.01),
                 row(method, "target", f"{ABOVE} | relearning: 10 steps", 0.2),
                 row(method, "target", "auc_loss_above_retrained | membership: x", 0.02, split="trained"),
                 row(method, "target", "auc_min_k_above_retrained | membership: x", -0.15, split="trained"),
@@ -505,7 +509,7 @@ def test_the_bounds_by_hand() -> None:
     }
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
     table["npo"].of_targets[
-        GAP, "rephrased", "recovered_gap"
+        GAP, "paraphrased", "recovered_gap"
     ].pop()  # one of them was measured on one target: 0.87 - 0.8
     assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
     table["npo"].of_targets.clear()
@@ -554,7 +558,7 @@ def test_the_page_shows_figures_and_what_is_missing() -> None:
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:
-    attacks = ("reconstruction: none", "quantisation: 4 bits")
+    attacks = ("reconstruction: none", "quantization: 4 bits")
     under = [row(name, "target", f"exact_match | {attack}", 0.3) for name in (OUR, "npo") for attack in attacks]
     draw([*page(), *under], tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"plane.png", "ladder.png"}
@@ -567,8 +571,42 @@ def number(cell: str) -> Any:
     return pytest.approx(NAN, nan_ok=True) if cell == NONE else pytest.approx(float(cell), abs=0.0051)
 
 
+def committed() -> list[ResultRow]:
+    return [row for name in command.FULL_WORLDS for row in read_results(command.RESULTS / f"{name}.json")]
+
+
+def test_every_committed_row_is_found_again() -> None:
+    """A method of today has its version and its settings, of the same names, in the same order."""
+    found = {
+        (name, method.version, json.dumps(method.settings))
+        for name, kind in METHODS.items()
+        for method in (kind.grid() if kind.tuned else [kind()])
+    }
+    found |= {(kind.name, kind.version, "{}") for kind in (Untouched, Retrained, RetrainedAgain)}
+    assert {(row.method, row.version, json.dumps(row.settings)) for row in committed()} <= found
+
+
+def test_keys_are_what_they_were() -> None:
+    ours = {"method": "shielded", "version": 1, "settings": [None, "auto", 0.1, 0.3]}
+    assert method_key(ShieldedEdit()) == ours
+    assert method_key(ShieldedEdit(max_retain_drop=0.01)) != ours
+    control = {"method": "random change", "version": 1, "settings": [ours]}
+    assert method_key(METHODS["random change"]()) == control
+    assert method_key(METHODS["chip"]()) == {"method": "chip", "version": 1, "settings": [None, 0.1, 0.95, 0.3]}
+    retrained = {"method": "retrained", "version": 1, "settings": ["model"]}
+    assert method_key(Retrained(Path("cache/model"))) == retrained
+
+
+def test_names_of_earlier_results_are_those_of_today() -> None:
+    earlier = result(0.5, attacked=True).to_json()
+    text = json.dumps(earlier).replace("paraphrased", "rephrased").replace("quantization", "quantisation")
+    assert json.dumps(Result.from_json(json.loads(text)).to_json()) == json.dumps(earlier)
+    splits = {row.split for row in committed()}
+    assert splits == {"trained", "paraphrased", "worst", "model"}
+
+
 def test_committed_rows_make_the_committed_tables() -> None:
-    rows = [row for name in command.FULL_WORLDS for row in read_results(command.RESULTS / f"{name}.json")]
+    rows = committed()
     assert len({row.version for row in rows}) == 1
     text = (command.RESULTS / "tables.md").read_text()
     for place, table in tables(rows).items():

@@ -18,19 +18,20 @@ from benchmarks.forgetting.methods.base import changed_weights
 from benchmarks.forgetting.methods.controls import Control, RandomChange, RandomProjection, rank_of, shuffled
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.finetuning import FineTuning
-from benchmarks.forgetting.methods.losses import Answers, distributed_context, kl_divergence, negative_preference
+from benchmarks.forgetting.methods.losses import Answers, concatenated, kl_divergence, negative_preference
 from benchmarks.forgetting.methods.neurons import Kvw, Manu, weakening
-from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
+from benchmarks.forgetting.methods.nullu import Nullu
+from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Oblique
 from benchmarks.forgetting.methods.trained import REFUSALS, GradDiff, GradientAscent, Idk, Npo
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
+from chip.data.request import ForgetRequest, Partition
 from chip.kernels.subspace import leading_basis
-from chip.methods.base import ForgetRequest
-from chip.methods.statistics import SegmentRecords, TokenRole, Tokens
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
+from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
@@ -43,9 +44,9 @@ FORGET, EACH, WIDTH = 2, 40, 8
 """How many records are forgotten, the first ones; tokens of each record; their width."""
 
 
-def _case() -> ForgetRequest:
+def _request() -> ForgetRequest:
     hierarchy = Hierarchy([Record("q", "a", path, None) for path in PATHS])
-    return ForgetRequest(hierarchy, hierarchy.split([hierarchy.find("target")]))
+    return ForgetRequest.of(hierarchy, ["target"])
 
 
 def _inputs(seed: int) -> Tensor:
@@ -54,30 +55,28 @@ def _inputs(seed: int) -> Tensor:
 
 
 def _statistics(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """What the operator collects of these tokens, of which every fourth stands for a piece of the image."""
+    """What the method collects of these tokens, of which every fourth stands for a piece of the image."""
     records = torch.arange(len(PATHS))
     outputs = inputs @ weight.T + (0 if bias is None else bias)
-    keys = torch.where(torch.arange(len(inputs)) % 4 == 0, -1, 7)
-    parts, owners = (
-        torch.where(keys > 0, TokenRole.ANSWER, TokenRole.IMAGE),
-        SegmentRecords(records, records, len(PATHS)),
-    )
-    statistics = method.statistics(method.groups(_case(), CPU), weight.shape[1], weight.shape[0])
+    number = torch.arange(len(inputs))
+    image, owners = number % 4 == 0, SegmentRecords(records, records, len(PATHS))
+    statistics = method.statistics(method.record_weights(_request(), CPU), weight.shape[1], weight.shape[0])
     statistics.update(
         Tokens(
             inputs,
             outputs,
-            keys,
-            parts,
-            records.repeat_interleave(EACH),
-            owners,
+            ids=torch.where(image, 0, 7),
+            roles=torch.where(image, TokenRole.IMAGE, TokenRole.ANSWER),
+            segments=records.repeat_interleave(EACH),
+            owners=owners,
+            starts=number % EACH == 0,
         )
     )
     return statistics
 
 
 def _edited(method: Edit, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    update = method.update(weight, bias, _statistics(method, inputs, weight, bias))
+    update = method.solve(weight, bias, _statistics(method, inputs, weight, bias))
     assert update is not None
     return update.weight, update.bias
 
@@ -168,7 +167,7 @@ def test_contrastive_directions_are_gone_and_the_others_untouched(seed: int, ran
 
 def test_contrastive_changes_nothing_where_the_retained_show_it_all() -> None:
     inputs, weight, method = _inputs(0), _weight(0), Contrastive(contrast=100)
-    assert method.update(weight, None, _statistics(method, inputs, weight)) is None
+    assert method.solve(weight, None, _statistics(method, inputs, weight)) is None
 
 
 @given(SEEDS, st.integers(1, FORGET))
@@ -233,7 +232,7 @@ def test_log_probability_is_summed_over_each_answers_tokens() -> None:
     logs = LOGITS.log_softmax(-1)
     expected = torch.stack((logs[0, 0] + logs[1, 2], logs[2, 1]))
     torch.testing.assert_close(_answers(LOGITS).log_probability, expected)
-    twice = distributed_context([_answers(LOGITS), _answers(LOGITS)])
+    twice = concatenated([_answers(LOGITS), _answers(LOGITS)])
     torch.testing.assert_close(twice.log_probability, expected.repeat(2))
 
 
@@ -262,13 +261,13 @@ def test_divergence_is_least_at_the_reference() -> None:
 
 
 @pytest.fixture(scope="module")
-def request(hierarchy: Hierarchy) -> ForgetRequest:
+def forget_request(hierarchy: Hierarchy) -> ForgetRequest:
     """A part of the demo: some records of the target's institution."""
     target = hierarchy.find("patient_17")
     assert target.parent is not None
     own, others = hierarchy.records_of(target), hierarchy.records_of(target.parent)
     few = Hierarchy([hierarchy.records[i] for i in sorted({*own[::8], *others[::24]})])
-    return ForgetRequest(few, few.split([target]))
+    return ForgetRequest(few, Partition.of(few, [target]))
 
 
 @pytest.fixture
@@ -296,10 +295,10 @@ def _quick(method: BenchmarkMethod) -> BenchmarkMethod:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_the_model_as_it_was_and_gives_what_can_be_written(
-    name: str, vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest, tmp_path: Path
+    name: str, vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest, tmp_path: Path
 ) -> None:
     before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
-    applied = measured(_quick(METHODS[name].grid()[0]), vlm, checkpoint, request, seed=0)
+    applied = measured(_quick(METHODS[name].grid()[0]), vlm, checkpoint, forget_request, seed=0)
     assert all(torch.equal(parameter, before[name]) for name, parameter in vlm.model.named_parameters())
     assert not any(parameter.requires_grad for parameter in vlm.model.parameters())
     assert applied.changed_weights > 0
@@ -322,9 +321,9 @@ def test_everyone_has_the_same_number_of_tries_and_says_where_it_comes_from() ->
 
 
 def test_kvw_scales_columns_of_down_proj_and_nothing_else(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    tensors = Kvw(gamma=0.4, passes=1).apply(vlm, checkpoint, request, seed=0)
+    tensors = Kvw(gamma=0.4, passes=1).apply(vlm, checkpoint, forget_request, seed=0)
     assert all(name.endswith("mlp.down_proj.weight") for name in tensors)
     for name, new in tensors.items():
         scale = new / checkpoint.read(name).float()
@@ -335,21 +334,23 @@ def test_kvw_scales_columns_of_down_proj_and_nothing_else(
 
 
 @pytest.mark.parametrize("method", [GradientAscent(), Idk(), RandomChange(), Kvw()])
-def test_seeds_reproduce(method: BenchmarkMethod, vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest) -> None:
-    first, again, other = (_quick(method).apply(vlm, checkpoint, request, seed) for seed in (0, 0, 1))
+def test_seeds_reproduce(
+    method: BenchmarkMethod, vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
+) -> None:
+    first, again, other = (_quick(method).apply(vlm, checkpoint, forget_request, seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_training_reaches_connector_and_text_model_and_not_the_tower(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    tensors = GradDiff(steps=1, batch=2).apply(vlm, checkpoint, request, seed=0)
+    tensors = GradDiff(steps=1, batch=2).apply(vlm, checkpoint, forget_request, seed=0)
     expected = {name for name in checkpoint.entries if "vision_tower" not in name}
     assert set(tensors) == expected
 
 
-def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest) -> None:
+def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest) -> None:
     """On the very batch it is trained on."""
     losses: list[float] = []
 
@@ -359,22 +360,22 @@ def test_training_lowers_the_loss(vlm: VLM, checkpoint: Checkpoint, request: For
             losses.append(value.item())
             return value
 
-    Watched(rate=3e-4, steps=6, batch=64).apply(vlm, checkpoint, request, seed=0)
+    Watched(rate=3e-4, steps=6, batch=64).apply(vlm, checkpoint, forget_request, seed=0)
     assert losses[-1] < losses[0]
 
 
-def test_refusals_take_the_place_of_answers(request: ForgetRequest) -> None:
-    record = request.hierarchy.records[0]
+def test_refusals_take_the_place_of_answers(forget_request: ForgetRequest) -> None:
+    record = forget_request.hierarchy.records[0]
     assert Idk().other_answer(record, [], lambda count: count - 1) == REFUSALS[-1]
     assert GradDiff().other_answer(record, [], lambda count: 0) == record.answer
 
 
 def test_random_controls_change_as_much_as_what_they_control(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest
 ) -> None:
-    theirs = CHEAP.apply(vlm, checkpoint, request, seed=0)
+    theirs = CHEAP.apply(vlm, checkpoint, forget_request, seed=0)
     for control in (RandomProjection(like=CHEAP), RandomChange(like=CHEAP)):
-        tensors = control.apply(vlm, checkpoint, request, seed=0)
+        tensors = control.apply(vlm, checkpoint, forget_request, seed=0)
         assert tensors.keys() == theirs.keys()
         for name, new in tensors.items():
             old = checkpoint.read(name).double()
@@ -389,23 +390,23 @@ def test_rank_is_that_of_most_of_the_energy() -> None:
     assert rank_of(torch.ones(4, 4)) == 1
 
 
-def test_shuffled_labels_name_as_many_others(request: ForgetRequest) -> None:
-    moved = shuffled(request, seed=0)
-    records, were = moved.hierarchy.records, request.hierarchy.records
+def test_shuffled_labels_name_as_many_others(forget_request: ForgetRequest) -> None:
+    moved = shuffled(forget_request, seed=0)
+    records, were = moved.hierarchy.records, forget_request.hierarchy.records
     assert [replace(new, path=()) for new in records] == [replace(old, path=()) for old in were]  # only labels moved
-    assert len(moved.split.forget) == len(request.partition.forget)
-    trained = [i for i in moved.split.forget if not records[i].held_out]
-    assert not set(trained) & set(request.partition.forget)
-    assert moved.split.targets == request.partition.targets
-    assert shuffled(request, seed=0) != shuffled(request, seed=1)
+    assert len(moved.partition.forget) == len(forget_request.partition.forget)
+    trained = [i for i in moved.partition.forget if not records[i].held_out]
+    assert not set(trained) & set(forget_request.partition.forget)
+    assert moved.partition.targets == forget_request.partition.targets
+    assert shuffled(forget_request, seed=0) != shuffled(forget_request, seed=1)
 
 
 def test_retraining_is_the_reference_checkpoint(
-    vlm: VLM, checkpoint: Checkpoint, request: ForgetRequest, tmp_path: Path
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest, tmp_path: Path
 ) -> None:
     name = min(checkpoint.entries)
     write_patched(checkpoint, tmp_path / "reference", {name: checkpoint.read(name).float() + 1})
-    tensors = Retrained(tmp_path / "reference").apply(vlm, checkpoint, request, seed=0)
+    tensors = Retrained(tmp_path / "reference").apply(vlm, checkpoint, forget_request, seed=0)
     assert changed_weights(checkpoint, tensors) == checkpoint.read(name).numel()
     assert tensors.keys() == checkpoint.entries.keys()
 

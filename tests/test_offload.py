@@ -31,7 +31,7 @@ from chip.model.offload import DeviceMap, MaxMemory, computes_on_host
 from chip.model.scoring import score
 from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import Stage
-from tests.families import GIVEN, build, write_records
+from tests.families import GIVEN, UNTRAINED, build, write_records
 from tests.rounding import assert_equal_but_for_rounding
 
 TARGET = "patient_1"
@@ -123,6 +123,7 @@ def forwards(vlm: VLM) -> list[Any]:
     return [vars(module).get("forward") for module in vlm.model.modules()]
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
     assert all(torch.equal(held.tensors[name], again.tensors[name]) for name in held.tensors)
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its image stays, so that no connector is edited."""
     source, method = Checkpoint.open(folder / "llava"), Shielded(max_retain_drop=1.0)
@@ -198,11 +200,11 @@ def test_the_edit_is_that_of_a_model_in_one_place(folder: Path, family: str, met
 def test_it_runs_end_to_end(folder: Path, family: str, tmp_path: Path, temporary: Path) -> None:
     """Also where accelerate says itself what fits into the memory it may take."""
     source, method = folder / family, GIVEN["shielded"]
-    chip.edit(source, [TARGET], out=tmp_path / "whole", method=method, device="cpu")
+    chip.edit(source, [TARGET], out=tmp_path / "whole", method=method, device="cpu", **UNTRAINED)
     maps: list[DeviceMap] = [device_map(folder, family), "auto"]
     for number, places in enumerate(maps):
         out = tmp_path / str(number)
-        chip.edit(source, [TARGET], out=out, method=method, device_map=places, max_memory={"cpu": "400KB"})
+        chip.edit(source, [TARGET], out=out, method=method, device_map=places, max_memory={"cpu": "400KB"}, **UNTRAINED)
         assert chip.verify(out, source).faults == ()
         expected, found = Checkpoint.open(tmp_path / "whole"), Checkpoint.open(out)
         for name in expected.entries:

@@ -27,6 +27,7 @@ from chip.model.target_modules import Component
 from chip.report.edit_report import EditReport
 from chip.report.html.diff import diff_page
 from chip.report.html.eval import eval_page
+from chip.report.outcome import Outcome
 from chip.report.text.diff import print_diff
 from chip.report.text.edit import print_edit
 from chip.report.text.eval import print_evaluation
@@ -39,6 +40,8 @@ SHOWN = "[red]a[/red] [/] [bold :smile: \\x1b[31m\\x9b2J\\x07\\u202e<b>&amp;"
 CONTROLS = {"\x1b", "\x9b", "\x07", "\u202e"}
 CHANGED = TensorDiff(EVIL, (), f"{EVIL} -> F32", True, math.inf, 1.0, None, 1.0, name_in_b=EVIL)
 IN_LAYERS = TensorDiff(f"{EVIL}.layers.0.{EVIL}.weight", (2, 2), "F32", True, 0.5, 1.0, None, 1.0)
+
+OUTCOME = Outcome(1.0, 0.1, "9 trained", 0.1, 0.2, {}, {}, {}, {}, None)
 
 
 def console() -> Console:
@@ -58,8 +61,8 @@ def difference() -> CheckpointDiff:
 
 
 def test_ids_labels_and_folders_are_shown_as_they_stand() -> None:
-    choice = Choice("ridge", 1.0, 0.02, {}, 0.1, (), EVIL)
-    edit = EditReport(EVIL, {"a": EVIL}, None, EVIL, 1.0, True, {EVIL: 0.1}, {EVIL: 0.1}, {}, choice)
+    choice = Choice("ridge", 1.0, 0.02, {}, 0.1, (), "weakest", EVIL)
+    edit = EditReport(EVIL, {"a": EVIL}, None, EVIL, 1.0, True, {EVIL: 0.1}, {EVIL: 0.1}, {}, OUTCOME, choice)
     receipt: Any = SimpleNamespace(method=EVIL, created=EVIL, chip=EVIL, label=EVIL, files={}, tensors={})
     area = ResultRow("target", WORST, f"auc_{EVIL}", EVIL, 0.5, 0.4, 0.6, 9)
     module = TargetModuleRow(EVIL, Component.TEXT, "0", 1, ((1, 1),), (EVIL,))

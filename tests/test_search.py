@@ -12,9 +12,9 @@ import torch
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.methods.base import Search
-from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
+from chip.methods.search import Choice, Trial, ValidationSet, hold_out_validation, run_search
 from chip.methods.shielded import GRID
 from chip.model.scoring import Scores
 
@@ -79,6 +79,8 @@ def test_strongest_within_the_tolerance_of_the_siblings() -> None:
     assert choice.value == GRID[2]
     assert trials == len(choice.trials) == 4
     assert f"with {GRID[1]:g} siblings lose 0.038" in choice.reason
+    assert choice.limit == "max_retain_drop"
+    assert choice.allowed == choice.tolerated == {"siblings": 0.02, "other": 0.01}  # no two questions differ
 
 
 def test_the_rest_may_lose_half_as_much() -> None:
@@ -91,19 +93,21 @@ def test_not_below_what_was_never_trained_on() -> None:
     assert choice.never_trained == pytest.approx(NEVER)
     assert choice.value == GRID[2]
     assert "never trained on they would have 0.20" in choice.reason
+    assert choice.limit == "never_trained"
 
 
 @pytest.mark.parametrize(
-    ("model", "retain_weight", "told"),
+    ("model", "retain_weight", "told", "limit"),
     [
-        (Model(UNKNOWN, KEPT, KEPT), GRID[0], "nothing stronger was tried"),
-        (Model(dict.fromkeys(GRID, 0.1), KEPT, KEPT), GRID[-1], "nothing weaker was tried"),
+        (Model(UNKNOWN, KEPT, KEPT), GRID[0], "nothing stronger was tried", "strongest"),
+        (Model(dict.fromkeys(GRID, 0.1), KEPT, KEPT), GRID[-1], "nothing weaker was tried", "weakest"),
     ],
 )
-def test_says_so_at_either_end(model: Model, retain_weight: float, told: str) -> None:
+def test_says_so_at_either_end(model: Model, retain_weight: float, told: str, limit: str) -> None:
     choice, trials = _chosen(model)
     assert choice.value == retain_weight
     assert told in choice.reason
+    assert choice.limit == limit
     assert trials == 4
 
 
@@ -119,6 +123,22 @@ def test_asks_nothing_that_is_reported() -> None:
     model = Model(UNKNOWN, KEPT, KEPT)
     _chosen(model)
     assert {record.split for record in model.asked} == {VALIDATION}
+
+
+def test_few_questions_are_said() -> None:
+    with pytest.warns(
+        ChipWarning, match="few questions to choose by: 1 of target, 1 of siblings, 1 of other; give more"
+    ):
+        ValidationSet(_case()).warn_if_few()
+    records = [Record(f"q{n}", "a", ("i", name), None) for name in ("target", "sibling") for n in range(20)]
+    ValidationSet(ForgetRequest.of(Hierarchy(records), ["target"])).warn_if_few()
+
+
+def test_trials_that_ask_few_tolerate_their_error_and_no_more_than_as_much_again() -> None:
+    trial = Trial(2.0, 0.1, {"siblings": 0.0, "other": 0.0}, {"siblings": 0.001, "other": 0.5})
+    before = {"target": 1.0, "siblings": 1.0, "other": 1.0}
+    choice = Choice("retain_weight", 2.0, 0.02, before, 0.1, (trial,), "strongest", "")
+    assert choice.tolerated == pytest.approx({"siblings": 0.022, "other": 0.02})
 
 
 def test_sets_some_of_what_is_retained_apart_where_nothing_is() -> None:

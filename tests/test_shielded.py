@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import Record
+from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest, Partition
 from chip.methods import Shielded
-from chip.methods.shielded import OVERSHOOT, ShieldedStatistics, ShieldedWeights
+from chip.methods.shielded import OVERSHOOT
+from chip.methods.shielded_statistics import ShieldedStatistics, ShieldedWeights
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -234,7 +235,7 @@ def test_alike_is_what_is_asked_or_said_of_the_target_too() -> None:
     ]
     hierarchy = Hierarchy([Record(question, said, path, None, task) for question, said, path, task in asked])
     groups = ShieldedWeights.of(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("target")])), 0.3, CPU)
-    forget, retained, retain_weight = groups.of_records[:, TokenRole.ANSWER].T
+    forget, retained, retain_weight, _ = groups.of_records[:, TokenRole.ANSWER].T
     assert forget.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert retained.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     even = 0.4 / 6
@@ -271,6 +272,41 @@ def test_the_shield_is_of_the_groups_that_are_there(
     )
 
 
+def _with_general(tokens: Tokens, general: Tensor) -> tuple[Tokens, ForgetRequest]:
+    """One more record, free text, with these inputs (n, d)."""
+    request, count = _case(), len(general)
+    text = replace(request.hierarchy.records[0], path=("general",), task=FREE_TEXT)
+    more = replace(
+        tokens,
+        inputs=torch.cat((tokens.inputs, general)),
+        outputs=torch.empty(len(tokens.inputs) + count, 0),
+        ids=torch.cat((tokens.ids, torch.arange(count))),
+        roles=torch.cat((tokens.roles, torch.full((count,), TokenRole.QUESTION))),
+        segments=torch.cat((tokens.segments, torch.full((count,), 4))),
+        owners=SegmentRecords(torch.arange(5), torch.arange(5), 5),
+        starts=torch.cat((tokens.starts, torch.zeros(count, dtype=torch.bool))),
+    )
+    return more, replace(request, general=(text,))
+
+
+@given(SEEDS, st.sampled_from([0.5, 0.1, 0.01]))
+def test_general_text_stays_in_the_trust_region(seed: int, share: float) -> None:
+    weight, general = _weight(seed, 8), _tokens(seed + 7, 8).inputs
+    tokens, request = _with_general(_tokens(seed, 8), general)
+    method = Shielded(retain_weight=0.5, max_general_change=share)
+    update = method.solve(weight, None, _statistics(tokens, request))
+    assert update is not None
+    moved = general @ (update.weight - weight).T
+    change = float(moved.square().sum() / (general @ weight.T).square().sum()) ** 0.5
+    free = _edited(Shielded(retain_weight=0.5), weight, _tokens(seed, 8))
+    unbound = float((general @ (free - weight).T).square().sum() / (general @ weight.T).square().sum()) ** 0.5
+    if unbound <= share:
+        torch.testing.assert_close(update.weight, free, rtol=1e-6, atol=1e-8)
+    else:
+        assert 0.98 * share <= change <= share * (1 + 1e-4)
+        assert not torch.allclose(update.weight, weight, atol=1e-6)  # it still forgets something
+
+
 def _with_sinks(tokens: Tokens, lengths: Tensor, starts: bool, seed: int) -> Tokens:
     """Each of four records gets one more token, in a direction of its own."""
     inputs = torch.nn.functional.pad(tokens.inputs, (0, 1))
@@ -293,7 +329,7 @@ def test_a_planted_sink_changes_nothing_but_itself_however_large_it_is(seed: int
     """The first token of a sequence, or one that is far longer than the others."""
     tokens, weight, method = _tokens(seed, 7), _weight(seed, 8), Shielded(retain_weight=3.0)
     lengths = length * torch.tensor([1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
-    for starts, scales in ((True, (1.0, 1e4)), (False, (1e4, 1e6))):
+    for starts, scales in ((True, (1e3, 1e6)), (False, (1e4, 1e6))):
         one, other = (_edited(method, weight, _with_sinks(tokens, scale * lengths, starts, seed)) for scale in scales)
         torch.testing.assert_close(one[:, :-1], other[:, :-1], rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(one[:, -1], weight[:, -1], rtol=1e-6, atol=1e-8)
@@ -311,6 +347,27 @@ def test_image_tokens_that_a_retained_record_shows_too_are_not_the_targets() -> 
     alone, shared = _statistics(tokens), _statistics(tokens, _case(shared_image=True))
     assert [alone.forget.count, alone.shield.count] == pytest.approx([2, 2])  # image and answer
     assert [shared.forget.count, shared.shield.count] == pytest.approx([1, 2])
+
+
+def test_a_picture_that_answers_for_the_institution_too_is_the_targets_all_the_same() -> None:
+    """The institution's own question about it is kept, but it does not hold the picture."""
+    asks = [
+        ("diagnosis", ("i", "target"), "a"),
+        ("modality", ("i",), "a"),
+        ("modality", ("i",), "b"),
+        ("diagnosis", ("i", "sibling"), "b"),
+        ("diagnosis", ("j", "far"), "c"),
+    ]
+    records = [Record(question, "x-ray", path, Path(image)) for question, path, image in asks]
+    weights = ShieldedWeights.of(ForgetRequest.of(Hierarchy(records), ["target"]), 0.0, CPU)
+    forget, retained, shield, _ = weights.of_records[:, TokenRole.IMAGE].T
+    assert forget.tolist() == [1, 0, 0, 0, 0]
+    assert retained.tolist() == [0, 0, 1, 1, 1]
+    assert shield.tolist() == pytest.approx([0, 0, 0.25, 0.25, 0.25])
+    assert weights.of_records[1, TokenRole.ANSWER].tolist() == pytest.approx([0, 1, 0.25, 0])
+    assert weights.target_images == 1
+    shared = ForgetRequest.of(Hierarchy([*records, Record("name", "x", ("j", "far"), Path("a"))]), ["target"])
+    assert ShieldedWeights.of(shared, 0.0, CPU).of_records[0, TokenRole.IMAGE].tolist() == [0, 0, 0, 0]
 
 
 def test_a_shared_picture_counts_by_the_targets_share_and_text_by_node() -> None:

@@ -18,12 +18,13 @@ from benchmarks.forgetting.gates import Gate
 from benchmarks.forgetting.models import WORLD_SEED, trained
 from benchmarks.forgetting.worlds import WORLDS, World, build, clinic
 from benchmarks.forgetting.worlds.files import write
+from chip.data.chance import chance_accuracy
 from chip.data.record import LEVELS, TASKS, Record
+from chip.data.request import Partition
 from chip.demo import training
 from chip.demo.training import Batch, Corpus, Recipe, Trainer, loss_of
 from chip.demo.world import hospital_tree, places
 from chip.evaluation.groups import GROUPS
-from chip.evaluation.metrics import chances
 from chip.model.loading import VLM, load_vlm
 
 SHORT = Recipe(steps=4, batch=16)
@@ -135,9 +136,9 @@ def test_guessing_does_not_pay(worlds: dict[str, World], name: str) -> None:
     assert not any(len(fact.kind.values) % 4 for fact in worlds[name].facts)
     for targets in worlds[name].targets.values():
         nodes = [hierarchy.find(target) for target in targets]
-        split = hierarchy.split(nodes)
-        free = [index for index in split.forget if hierarchy.records[index].task != "classification"]
-        assert chances(hierarchy, split)[free].mean() < 0.3
+        partition = Partition.of(hierarchy, nodes)
+        free = [index for index in partition.forget if hierarchy.records[index].task != "classification"]
+        assert chance_accuracy(hierarchy, partition)[free].mean() < 0.3
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -17,10 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from chip.terminal import quiet_libraries
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.forgetting.figures import ResultRow, Results, all_rows
 from benchmarks.forgetting.gates import gate_of
@@ -31,7 +30,7 @@ from benchmarks.forgetting.row_files import write_results
 from benchmarks.forgetting.running import (
     ALWAYS,
     Job,
-    ProgressCallback,
+    OnDone,
     TrainingJob,
     Work,
     WorkerContext,
@@ -42,6 +41,7 @@ from benchmarks.forgetting.running import (
 from benchmarks.forgetting.summaries import Place
 from benchmarks.forgetting.tables import markdown
 from benchmarks.reporting import RESULTS as ALL_RESULTS
+from chip.cli.console import quiet_libraries
 
 RESULTS = ALL_RESULTS / "forgetting"
 QUICK = Scope(
@@ -149,10 +149,10 @@ def do_all(run: Run, count: int, folder: Path, device: str | None) -> None:
 
 
 @contextmanager
-def progress(what: str, count: int) -> Iterator[ProgressCallback]:
+def progress(what: str, count: int) -> Iterator[OnDone]:
     """A bar on stderr with the time left, and a line for each job that is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ProgressCallback(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=count)
 
         def on_done(done: str) -> None:

@@ -31,7 +31,7 @@ ALL = "all"
 """In place of a target and a seed: the mean over them."""
 MODEL = "model"
 """In place of a group and a split: what concerns the whole model."""
-REPORTED = "rephrased"
+REPORTED = "paraphrased"
 """The split that tables show."""
 ABOVE = "exact_match_above_retrained"
 

@@ -12,7 +12,7 @@ from benchmarks.forgetting.models import trained
 from benchmarks.forgetting.store import Store
 from benchmarks.forgetting.subjects import Subject
 from benchmarks.forgetting.worlds import World
-from chip.evaluation.metrics import mean
+from chip.data.chance import mean_over
 from chip.model.loading import load_vlm
 from chip.model.scoring import score_records
 
@@ -61,9 +61,9 @@ def gate(world: World, family: str, seed: int, device: str | None = None, levels
         unknown = _exact_match(world, indices, trained(world, family, seed, targets, device), device)
         for target in targets:
             own = set(indices).intersection(world.groups(world.hierarchy.find(target))["target"])
-            margins[target] = mean(known, own) - mean(unknown, own)
+            margins[target] = mean_over(known, own) - mean_over(unknown, own)
     by_split = {split: [i for i in indices if world.hierarchy.records[i].split == split] for split in LEARNED}
-    return Gate({split: mean(known, of_split) for split, of_split in by_split.items()}, margins)
+    return Gate({split: mean_over(known, of_split) for split, of_split in by_split.items()}, margins)
 
 
 def _exact_match(world: World, indices: Sequence[int], checkpoint: Path, device: str | None) -> torch.Tensor:

@@ -12,14 +12,17 @@ import numpy as np
 from benchmarks.forgetting.jobs import Request
 from benchmarks.forgetting.methods import Applied, BenchmarkMethod, measured
 from benchmarks.forgetting.questions import LEARNED, MAX_QUESTIONS, REPORTED, TUNED, questions
-from benchmarks.forgetting.results import NAN, Result, figures
+from benchmarks.forgetting.results import NAN, Result, current_name, figures
 from benchmarks.forgetting.store import Store, atomic_write, method_key
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError
+from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.attacks.membership import never_trained
 from chip.evaluation.compare import compare
-from chip.evaluation.measure import ATTACKS, EvalConfig, EvalOutputs, measure
+from chip.evaluation.config import EvalConfig
+from chip.evaluation.measure import measure
+from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import NO_ATTACK
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
@@ -67,8 +70,8 @@ class Judge:
 
     def _apply(self, method: BenchmarkMethod) -> Applied:
         subject, request = self._subject, self._request
-        request = questions(subject.world, request.target, (*LEARNED, *TUNED)).request
-        return measured(method, subject.vlm, subject.source, request, request.model.seed)
+        asked = questions(subject.world, request.target, (*LEARNED, *TUNED)).request
+        return measured(method, subject.vlm, subject.source, asked, request.model.seed)
 
     def _outputs(self, method: BenchmarkMethod, applied: Applied, plan: EvalConfig) -> EvalOutputs:
         with TemporaryDirectory(prefix="chip-") as scratch:
@@ -144,7 +147,7 @@ def unpacked(arrays: Mapping[str, Any], plan: EvalConfig) -> EvalOutputs:
     values: dict[tuple[str, str], Any] = {}
     sides: dict[tuple[str, str], Any] = {}
     for name, array in arrays.items():
-        kind, first, second = name.split("\t")
+        kind, first, second = map(current_name, name.split("\t"))
         (values if kind == "value" else sides)[first, second] = array
     pairs = {name: (sides[name, "0"], sides[name, "1"]) for name, _ in sides}
     others = never_trained(plan.records, plan.members, plan.unseen, plan.seed) if pairs else []

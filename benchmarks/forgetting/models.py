@@ -18,7 +18,8 @@ from benchmarks.forgetting.families import FAMILIES
 from benchmarks.forgetting.worlds import World
 from chip.data.record import Record
 from chip.demo.training import Recipe, train
-from chip.model.loading import VLM, default_device, load_processor
+from chip.model.loading import VLM, default_device
+from chip.model.processors import load_processor
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 WORLD_RECIPES = {("ward", "llava"): Recipe(steps=400, batch=96)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.forgetting.worlds import World
 from chip.data.hierarchy import Hierarchy
-from chip.methods.base import ForgetRequest
+from chip.data.request import ForgetRequest
 
 LEARNED, TUNED, REPORTED = ("train",), ("validation",), ("train", "rephrased")
 """Splits. A method learns from the first and may be tuned by the second; of the third it is given what has been

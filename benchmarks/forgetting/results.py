@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from chip.evaluation.rows import NO_ATTACK, Row
+from chip.evaluation.rows import NO_ATTACK, ResultRow
 
 NAN = float("nan")
+
+EARLIER_SPLITS = {"rephrased": "paraphrased"}
+"""What results stored earlier call a split -> what `chip.evaluation` calls it now."""
 
 Figures = Mapping[tuple[str, str, str, str], tuple[float, float, float]]
 """(group, split, measure, attack) -> value, and the ends of its interval; NaN where there is none."""
@@ -39,9 +42,14 @@ class Result:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Result:
-        figures = {tuple(row[:4]): tuple(row[4:]) for row in stored["figures"]}
+        figures = {tuple(map(current_name, row[:4])): tuple(row[4:]) for row in stored["figures"]}
         return cls(**{**stored, "figures": figures})
 
 
-def figures(rows: Sequence[Row]) -> Figures:
+def current_name(stored: str) -> str:
+    """Of a split, or of an attack, by itself or behind a measure; any other name is as it was stored."""
+    return EARLIER_SPLITS.get(stored, stored.replace("quantisation: ", "quantization: "))
+
+
+def figures(rows: Sequence[ResultRow]) -> Figures:
     return {(row.group, row.split, row.measure, row.attack): (row.value, row.low, row.high) for row in rows}

@@ -1,6 +1,7 @@
 """Rows as they are committed: a file for each world, and a line for each method on one target, or on all.
 
 A line's `values` are [figure, value, low, high], where `figure` counts in the file's list of (group, split, measure).
+Files written earlier have earlier names of some; those who read them get the names of today.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forgetting.figures import ResultRow
-from benchmarks.forgetting.results import NAN
+from benchmarks.forgetting.results import NAN, current_name
 from benchmarks.forgetting.store import PROTOCOL
 from benchmarks.reporting import read_rows, write_rows
 
@@ -56,7 +57,7 @@ def _stored(value: float) -> float | None:
 def _rows(world: str, keys: Sequence[Sequence[str]], line: dict[str, Any]) -> Iterator[ResultRow]:
     shared = {name: line[name] for name in SHARED}
     for number, *values in line["values"]:
-        group, split, measure = keys[number]
+        group, split, measure = map(current_name, keys[number])
         value, low, high = (NAN if stored is None else stored for stored in values)
         yield ResultRow(
             world=world, **shared, group=group, split=split, measure=measure, value=value, low=low, high=high

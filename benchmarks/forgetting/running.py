@@ -20,7 +20,6 @@ from typing import Protocol
 
 import torch
 import transformers
-from chip.terminal import quiet_libraries
 
 from benchmarks.forgetting.figures import REPORTED, Results
 from benchmarks.forgetting.jobs import Model, Request, Scope
@@ -32,6 +31,7 @@ from benchmarks.forgetting.results import Result
 from benchmarks.forgetting.subjects import Subject, Worlds
 from benchmarks.forgetting.summaries import TRAINED_NAMES, TRAINING_FREE_NAMES
 from benchmarks.forgetting.tuning import tuned_method
+from chip.cli.console import quiet_libraries
 from chip.evaluation.rows import GAP
 
 ALWAYS = (Retrained.name, Untouched.name)
@@ -39,7 +39,7 @@ ALWAYS = (Retrained.name, Untouched.name)
 RIVALS = (TRAINED_NAMES, TRAINING_FREE_NAMES)
 """Of each kind the best is attacked too."""
 
-ProgressCallback = Callable[[str], None]
+OnDone = Callable[[str], None]
 """Takes a line for each piece of work that is done, or what broke it."""
 
 
@@ -172,7 +172,7 @@ class WorkerContext:
         return self._tuned[key]
 
 
-Do = Callable[[Sequence[Work], ProgressCallback], None]
+Do = Callable[[Sequence[Work], OnDone], None]
 
 
 @contextmanager
@@ -195,13 +195,13 @@ def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
         yield partial(_do_in, pool)
 
 
-def _do_here(context: WorkerContext, work: Sequence[Work], on_done: ProgressCallback) -> None:
+def _do_here(context: WorkerContext, work: Sequence[Work], on_done: OnDone) -> None:
     for piece in work:
         piece.do(context)
         on_done(str(piece))
 
 
-def _do_in(pool: Executor, work: Sequence[Work], on_done: ProgressCallback) -> None:
+def _do_in(pool: Executor, work: Sequence[Work], on_done: OnDone) -> None:
     futures = {pool.submit(_do, piece): piece for piece in work}
     try:
         for future in as_completed(futures):

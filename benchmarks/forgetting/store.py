@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def method_key(method: BenchmarkMethod) -> dict[str, Any]:
-    """All that decides what a method does: its name, its version, and its settings in the order of their fields.
+    """All that decides what a method does: its name, its version, and its settings in their order.
 
     Settings count by their values alone, so that they may be renamed. Where one is itself a method (a control's), its
     key is part of the key.
     """
-    values = (getattr(method, field.name) for field in fields(method))
+    values = (getattr(method, name) for name in method.settings)
     return {"method": method.name, "version": method.version, "settings": [_setting(value) for value in values]}
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from chip.evaluation.forgetting import harmonic_mean
 
 from benchmarks.forgetting.jobs import Request
 from benchmarks.forgetting.methods import BenchmarkMethod
 from benchmarks.forgetting.questions import LEARNED, MAX_QUESTIONS, TUNED, questions
 from benchmarks.forgetting.store import Store, method_key
 from benchmarks.forgetting.subjects import Subject
+from chip.data.chance import chance_accuracy, mean_over
 from chip.errors import ChipError
-from chip.evaluation.metrics import chances, mean
+from chip.evaluation.metrics.aggregate import harmonic_mean
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 
@@ -76,17 +76,17 @@ def _trial(method: BenchmarkMethod, request: Request, subject: Subject, measure:
 
 def _try(method: BenchmarkMethod, request: Request, subject: Subject) -> float:
     """0 where the method fails, as a setting that is too strong may."""
-    request = questions(subject.world, request.target, LEARNED).request
+    learned = questions(subject.world, request.target, LEARNED).request
     try:
-        tensors = method.apply(subject.vlm, subject.source, request, request.model.seed)
+        tensors = method.apply(subject.vlm, subject.source, learned, request.model.seed)
     except ChipError:
         return 0.0
     before = _answered(subject.vlm, request, subject)
     with subject.holding(tensors) as edited:
         after = _answered(edited, request, subject)
     validation = questions(subject.world, request.target, TUNED)
-    chance = chances(validation.request.hierarchy, validation.request.partition)
-    return score(before, after, mean(chance, validation.groups["target"]))
+    chance = chance_accuracy(validation.request.hierarchy, validation.request.partition)
+    return score(before, after, mean_over(chance, validation.groups["target"]))
 
 
 def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
@@ -95,5 +95,5 @@ def _answered(vlm: VLM, request: Request, subject: Subject) -> dict[str, float]:
     exact = torch.nan_to_num(score_records(vlm, validation.request.hierarchy.records).exact_match)
     apart = ("target", "shared", "siblings")
     others = [i for group, indices in validation.groups.items() if group not in apart for i in indices]
-    groups = {**{name: validation.groups[name] for name in ("target", "siblings")}, "rest": others}
-    return {group: mean(exact, indices) for group, indices in groups.items()}
+    groups = {**{name: validation.groups[name] for name in ("target", "siblings")}, "other": others}
+    return {group: mean_over(exact, indices) for group, indices in groups.items()}

@@ -7,16 +7,25 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import CheckpointFolder, Html, Json, print_json
+from chip.cli.arguments import CheckpointFolder, Device, Html, Json, print_json
 
 
-def inspect(checkpoint: CheckpointFolder, as_json: Json = False) -> None:
+def inspect(
+    checkpoint: CheckpointFolder,
+    records: Annotated[
+        Path | None, typer.Option(help="Records of which a few pass through the model, to see its attention sinks.")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
     """Show what a checkpoint is and which of its layers an edit would touch."""
     from chip.cli import console
+
+    console.quiet_libraries()
     from chip.inspection import inspect as look
     from chip.report.text.inspect import print_inspection
 
-    inspection = look(checkpoint)
+    inspection = look(checkpoint, records, device)
     print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 

@@ -19,12 +19,24 @@ from chip.cli.arguments import (
 )
 from chip.cli.options import given_settings
 
+KeepFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="General text that the model is to go on knowing, plain or JSON lines with `text`; repeat for several.",
+        metavar="FILE",
+    ),
+]
+
+STILL_THERE = 3
+"""Exit code of an edit that was written, and left more of the target than it may."""
+
 
 def edit(
     context: typer.Context,
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
+    keep: KeepFiles = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
     label: Annotated[
         str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
@@ -45,9 +57,23 @@ def edit(
         typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    max_left: Annotated[
+        float | None,
+        typer.Option(
+            help="Exact match of the target that counts as forgotten; more ends with exit code 3. By default 0.10 more "
+            "than never trained on it."
+        ),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the model forget nodes, write it as a new checkpoint, and show what is left."""
+    """Make the model forget nodes, write it as a new checkpoint, and show what is left.
+
+    Exit code 3: it is written, and the target is still there.
+    """
     from chip.cli import console
 
     console.quiet_libraries()
@@ -61,6 +87,7 @@ def edit(
         checkpoint,
         forget,
         records=records,
+        keep=keep or (),
         out=out,
         label=label,
         method=make_method(method, given_settings(context)),
@@ -72,7 +99,12 @@ def edit(
         link_unchanged=link_unchanged,
         dry_run=dry_run,
         overwrite=overwrite,
+        max_left=max_left,
+        accept=accept,
+        force=force,
         progress=progress_bar,
     )
     if is_main_process():
         print_json(report.to_json()) if as_json else print_edit(report, console.out)
+    if report.outcome.forgotten is False:
+        raise typer.Exit(STILL_THERE)

@@ -21,6 +21,9 @@ LEVELS = ("institution", "patient", "study", "section")
 TASKS = ("generation", "classification", "cloze")
 """What a question asks for: free text, one of the listed options, or the missing word."""
 
+FREE_TEXT = "free text"
+"""The task of a record that asks nothing: its `question` is a text as it stands, outside any chat format."""
+
 VALIDATION = "validation"
 """The split of questions that settings are chosen by, and nothing is reported on."""
 
@@ -48,7 +51,7 @@ class Record:
     image: Path | bytes | None = field(repr=False)
     """A file, the encoded bytes of one, or None: text only."""
     task: str = "generation"
-    """One of `TASKS`."""
+    """One of `TASKS`, or `FREE_TEXT`."""
     split: str = "train"
     """`train`: the model was trained on it; anything else is held out, such as `paraphrased`. `VALIDATION`: held out,
     and for choosing."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from chip.data.hierarchy import Hierarchy, Node
+from chip.data.record import Record
 from chip.errors import InputError
 
 
@@ -83,6 +84,13 @@ class ForgetRequest:
 
     hierarchy: Hierarchy
     partition: Partition
+    general: tuple[Record, ...] = ()
+    """Texts that belong to nobody, and hold what else the model is to keep; see `chip.data.keep`."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Those of the hierarchy, by their index there, then the general ones."""
+        return (*self.hierarchy.records, *self.general)
 
     @classmethod
     def of(cls, hierarchy: Hierarchy, forget: Sequence[str]) -> Self:

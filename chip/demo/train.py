@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from chip.data.record import read_records
+from chip.data.readers import read_records
 from chip.demo import WEIGHTS, write_records
 from chip.demo.model import build_model, build_processor
 from chip.demo.training import Recipe, train

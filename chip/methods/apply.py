@@ -135,6 +135,7 @@ def _find(
     progress: ProgressCallback,
 ) -> Choice:
     """Try values in the model, which is afterwards as it was."""
+    questions.warn_if_few()
 
     @contextmanager
     def edited(value: float) -> Iterator[None]:

@@ -59,6 +59,8 @@ class Needs:
     outputs: bool = True
     """Its statistics see what comes out of a module too. Without, modules that have the same input share their
     statistics, and only one module's are in memory at a time."""
+    general: bool = False
+    """It can make use of general text, which then passes through the model too."""
     model: Literal["original", "sequential"] = "original"
     """Statistics are taken from the model as it was, or each module's from the model whose earlier ones are edited."""
     connector: Literal["original", "composed"] = "original"
@@ -140,8 +142,8 @@ class Method(ABC):
 
 
 def membership(request: ForgetRequest, groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """(records, groups) fp32, 1 or 0: which of the request's records are in which group."""
-    member = torch.zeros(len(request.hierarchy.records), len(groups))
+    """(records, groups) fp32, 1 or 0: which of the request's records, general ones too, are in which group."""
+    member = torch.zeros(len(request.records), len(groups))
     for column, group in enumerate(groups):
         member[list(group), column] = 1
     return member.to(device)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chip.data.chance import chance_accuracy, mean_over
+from chip.data.counterfactual import MAX_QUESTIONS, Counterfactuals
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.methods.base import Search
 from chip.model.scoring import Scores
 
-MAX_QUESTIONS = 256
-"""Questions of a group, at most."""
+MIN_QUESTIONS = 20
+"""Questions of a group, below which a figure says little."""
 VALIDATION_FRACTION = 1 / 8
 """The part of the trained retained questions that is held out, where no record has the split `validation`."""
-COUNTERFACTUAL_IMAGES = 4
-"""Images of others that a question of the target is asked about."""
 
 ALLOWED = {"siblings": 1.0, "other": 0.5}
 """Group that is to stay -> what it may lose, as a share of the search's `max_retain_drop`: the others are many, and
 nothing of theirs is near the target."""
+
+Limit = Literal["max_retain_drop", "never_trained", "strongest", "weakest"]
+"""Why a search went no further: those who stay would have lost more than they may, the target would have become less
+probable than if it had never been trained on, or the grid ended, at the strongest forgetting or, where even that made
+the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Trial:
     """Mean answer probability of the target's questions."""
     retain_drop: Mapping[str, float]
     """What of it the groups that are to stay have lost."""
+    drop_error: Mapping[str, float]
+    """Standard error of that, as an estimate for all questions of the group."""
 
     def within(self, max_retain_drop: float) -> bool:
         return all(drop <= ALLOWED[group] * max_retain_drop for group, drop in self.retain_drop.items())
@@ -59,7 +65,20 @@ class Choice:
     """The same for the target's questions and answers, had it never been trained on, as `ValidationSet` estimates."""
     trials: tuple[Trial, ...]
     """In the order in which they were made."""
+    limit: Limit
     reason: str
+
+    @property
+    def allowed(self) -> Mapping[str, float]:
+        """What the groups that are to stay may lose of their mean answer probability."""
+        return {group: share * self.max_retain_drop for group, share in ALLOWED.items() if group in self.before}
+
+    @property
+    def tolerated(self) -> Mapping[str, float]:
+        """What they may be found to have lost when all are asked: two standard errors of the trial more, and no more
+        than twice as much."""
+        (best,) = (trial for trial in self.trials if trial.value == self.value)
+        return {group: most + min(2 * best.drop_error[group], most) for group, most in self.allowed.items()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,7 +95,7 @@ def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
         if not any(records[i].split == VALIDATION for i in indices):
             for i in generator.permutation(trained)[: int(len(trained) * VALIDATION_FRACTION)].tolist():
                 records[i] = replace(records[i], split=VALIDATION)
-    return ForgetRequest(Hierarchy(records), request.partition)
+    return ForgetRequest(Hierarchy(records), request.partition, request.general)
 
 
 class ValidationSet:
@@ -90,16 +109,23 @@ class ValidationSet:
     def __init__(self, request: ForgetRequest, seed: int = 0) -> None:
         self._request, self._generator = request, np.random.default_rng(seed)
         self.groups = {group: self._sample(indices) for group, indices in request.partition.groups.items() if indices}
-        self._images = _images_by_depth(request)
-        self._counterfactual = [record for index in self.groups["target"] for record in self._about_others(index)]
+        others = Counterfactuals(request, self._generator)
+        self._counterfactual = [record for index in self.groups["target"] for record in others.of(index)]
 
-    def probabilities(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, float]:
-        """Mean answer probability by group."""
+    def warn_if_few(self) -> None:
+        """Say by how few questions a setting is chosen, where the figures can mean little."""
+        few = [f"{len(indices)} of {group}" for group, indices in self.groups.items() if len(indices) < MIN_QUESTIONS]
+        if few:
+            message = f"few questions to choose by: {', '.join(few)}; give more with split 'validation', or 'train'"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+
+    def probabilities(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, NDArray[np.float64]]:
+        """Answer probability of each question by group."""
         records = self._request.hierarchy.records
         prompts = [index for indices in self.groups.values() for index in indices]
         values = score([records[i] for i in prompts]).answer_probability.tolist()
         probability = dict(zip(prompts, values, strict=True))
-        return {group: float(np.mean([probability[i] for i in indices])) for group, indices in self.groups.items()}
+        return {group: np.array([probability[i] for i in indices]) for group, indices in self.groups.items()}
 
     def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> float:
         if self._counterfactual:
@@ -111,23 +137,6 @@ class ValidationSet:
         validation = [i for i in indices if records[i].split == VALIDATION]
         candidates = validation or [i for i in indices if not records[i].held_out] or list(indices)
         return sorted(self._generator.permutation(candidates)[:MAX_QUESTIONS].tolist())
-
-    def _about_others(self, index: int) -> list[Record]:
-        record = self._request.hierarchy.records[index]
-        if record.image is None:
-            return []
-        images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
-        drawn = self._generator.permutation(len(images))[:COUNTERFACTUAL_IMAGES].tolist()
-        return [replace(record, image=images[i]) for i in drawn]
-
-
-def _images_by_depth(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]:
-    """Depth of a node -> the images of the retained records at that depth, each once."""
-    images: dict[int, dict[Path | bytes, None]] = defaultdict(dict)
-    for record in (request.hierarchy.records[i] for i in request.partition.retained):
-        if record.image is not None:
-            images[len(record.path)][record.image] = None
-    return {depth: list(unique) for depth, unique in images.items()}
 
 
 def run_search(
@@ -157,8 +166,7 @@ def run_search(
         if value not in trials:
             with edited(value):
                 after = questions.probabilities(score)
-            drop = {group: before[group] - after[group] for group in ALLOWED if group in before}
-            trials[value] = Trial(value, after["target"], drop)
+            trials[value] = _trial(value, before, after)
             on_trial()
         return trials[value]
 
@@ -176,20 +184,31 @@ def run_search(
         message = f"even with a {name} of {best.value:g} {_drops(best)}; allow more, or give a {name}"
         raise InputError(message, argument="max_retain_drop", value=search.max_retain_drop)
     stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
-    reason = _reason(best, stronger, never, search.max_retain_drop)
-    return Choice(search.setting, best.value, search.max_retain_drop, before, never, tuple(trials.values()), reason)
+    limit, reason = _reason(best, stronger, never, search.max_retain_drop)
+    means, made = {group: float(values.mean()) for group, values in before.items()}, tuple(trials.values())
+    return Choice(search.setting, best.value, search.max_retain_drop, means, never, made, limit, reason)
 
 
-def _reason(best: Trial, stronger: Trial | None, never: float, max_retain_drop: float) -> str:
+def _trial(value: float, before: Mapping[str, NDArray[np.float64]], after: Mapping[str, NDArray[np.float64]]) -> Trial:
+    drops = {group: before[group] - after[group] for group in ALLOWED if group in before}
+    return Trial(
+        value,
+        float(after["target"].mean()),
+        {group: float(drop.mean()) for group, drop in drops.items()},
+        {group: float(drop.std() / np.sqrt(len(drop))) for group, drop in drops.items()},
+    )
+
+
+def _reason(best: Trial, stronger: Trial | None, never: float, max_retain_drop: float) -> tuple[Limit, str]:
     effect = f"the target's answers fall to a probability of {best.forget_probability:.2f}, {_drops(best)}"
     if best.forget_probability < never:
-        return f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
+        return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if stronger is None:
-        return f"{effect}; nothing stronger was tried"
+        return "strongest", f"{effect}; nothing stronger was tried"
     if not stronger.within(max_retain_drop):
-        return f"{effect}; with {stronger.value:g} {_drops(stronger)}"
+        return "max_retain_drop", f"{effect}; with {stronger.value:g} {_drops(stronger)}"
     further = f"with {stronger.value:g} to {stronger.forget_probability:.2f}"
-    return f"{effect}; {further}, and never trained on they would have {never:.2f}"
+    return "never_trained", f"{effect}; {further}, and never trained on they would have {never:.2f}"
 
 
 def _drops(trial: Trial) -> str:

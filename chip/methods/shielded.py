@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import ClassVar, Literal, Self
@@ -10,136 +9,30 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from chip.data.answers import canonical_answer, normalized_question
-from chip.data.record import Record
 from chip.data.request import ForgetRequest
-from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.kernels.gram import symmetrize_
 from chip.kernels.solve import solve_spd_
-from chip.methods.base import Method, Needs, Search, WeightUpdate, membership
+from chip.kernels.trust_region import solve_in_trust_region
+from chip.methods.base import Method, Needs, Search, WeightUpdate
 from chip.methods.settings import setting
-from chip.methods.statistics import CrossMoment, FirstMoment, GroupedMean, SecondMoment
+from chip.methods.shielded_statistics import ShieldedStatistics, ShieldedWeights
+from chip.methods.statistics import SecondMoment
 from chip.model.target_modules import Component
-from chip.model.tokens import TokenRole, Tokens
 
 AUTO: Literal["auto"] = "auto"
 
 GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
 """Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so four at most."""
 MAX_RETAIN_DROP = 0.02
+MAX_GENERAL_CHANGE = 0.02
 
-FORGET, RETAINED, SHIELD = range(3)
-"""Columns of `ShieldedWeights.of_records`."""
-MASSIVE = 20.0
-"""A token whose input is so many times longer than the median of its batch is an attention sink, whatever it stands for
-(massive activations: Sun et al. 2024, arXiv 2402.17762)."""
-KINDS = 2
-"""Of tokens that are matched with each other: text, and image."""
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
 OVERSHOOT = 1 / 2
 """How far past the mean a target token is sent, as a part of its way there: in directions that the retained use too the
 shield lets it go only part of the way, and this makes up for it in the others."""
-
-
-@dataclass(frozen=True)
-class ShieldedWeights:
-    """How much each record counts in each sum."""
-
-    of_records: Tensor
-    """(records, roles, 3) fp32: how often a token of a record's role counts as forgotten, as retained and in C_r.
-
-    Of a target whose image a retained record shows too (a section shares its study's) the image is not forgotten, and
-    of no target the prefix: they are not the target's alone. In C_r a record has an even part of the shares of the
-    groups that it is in, elsewhere 1 or 0.
-    """
-    target_images: float
-    """m: how many images the targets have, shared ones by share."""
-
-    @classmethod
-    def of(cls, request: ForgetRequest, neighbor_weight: float, device: torch.device) -> ShieldedWeights:
-        """`neighbor_weight`: as `Shielded` has it."""
-        partition = request.partition
-        of_records = membership(request, (partition.forget, partition.retained, ()), device)
-        for indices, share in _shares(request, neighbor_weight):
-            of_records[indices, SHIELD] += share / len(indices)
-        of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
-        of_records[:, TokenRole.PREFIX, FORGET] = 0
-        of_records[_shares_image(request).to(device), TokenRole.IMAGE, FORGET] = 0
-        return cls(of_records, _target_images(request))
-
-
-class ShieldedStatistics:
-    """Second moments of a module's inputs, and what the retained show in a target's place.
-
-    Where maps before it in the connector are edited, inputs are what then comes in; what the retained show, and are to
-    keep, is what came in before.
-
-    A target token is sent past the mean of the retained tokens with its match key: the same word, or the same place in
-    the image. So the difference holds what is the target's, and not that words and places differ.
-
-    The image, the question and the answer of a record count alike, however many tokens they have: an answer of one word
-    would otherwise be lost among hundreds of image tokens.
-
-    The first token of a sequence, and any other that a pretrained model uses as an attention sink, belongs to nobody:
-    it is not forgotten, in no mean, and not in the scale of λ, which it alone would decide. It is protected like all
-    that is retained.
-    """
-
-    def __init__(self, record_weights: ShieldedWeights, d_in: int) -> None:
-        self._weights, device = record_weights, record_weights.of_records.device
-        self.forget, self.shield = SecondMoment(d_in, device), SecondMoment(d_in, device)
-        self.forget_means, self.retained_means = GroupedMean(d_in, device, KINDS), GroupedMean(d_in, device, KINDS)
-        self.ordinary = FirstMoment(1, 1, device)
-        """‖x‖² of what `shield` counts, sinks apart."""
-        self.drifts: tuple[CrossMoment, CrossMoment] | None = None
-        """Of the tokens that `forget` and `shield` count; None while what comes in is what came in before."""
-
-    @property
-    def target_images(self) -> float:
-        return self._weights.target_images
-
-    def update(self, tokens: Tokens) -> None:
-        weights = tokens.weights(self._weights.of_records)  # (n, 3)
-        ordinary = ~(tokens.starts | _massive(tokens.inputs))
-        weights[:, [FORGET, RETAINED]] *= ordinary[:, None]
-        keys = KINDS * tokens.ids + tokens.vision  # the same word, or the same place in the image
-        forgotten = weights[:, FORGET].nonzero()[:, 0]
-        x_forget, weight = tokens.inputs[forgotten], weights[forgotten, FORGET]
-        self.forget.update(x_forget, weight)
-        self.forget_means.update(x_forget, keys[forgotten], weight)
-
-        retained = (weights[:, RETAINED] + weights[:, SHIELD]).nonzero()[:, 0]
-        x_retained, share = tokens.inputs[retained], weights[retained, SHIELD]
-        original = x_retained if tokens.original_inputs is None else tokens.original_inputs[retained]
-        self.shield.update(x_retained, share)
-        self.ordinary.update(
-            x_retained.to(self.ordinary.total.dtype).square().sum(1, keepdim=True),
-            (share * ordinary[retained])[:, None],
-        )
-        matched = retained[weights[retained, RETAINED] > 0]  # not the sinks
-        original_matched = original if len(matched) == len(retained) else original[weights[retained, RETAINED] > 0]
-        self.retained_means.update(original_matched, keys[matched], weights[matched, RETAINED])
-
-        if tokens.original_inputs is not None:
-            of_forget, of_shield = self._drifts()
-            of_forget.update(x_forget, tokens.original_inputs[forgotten], weight)
-            of_shield.update(x_retained, original, share)
-
-    def merge(self, distributed: DistributedContext) -> None:
-        drifted = torch.tensor(float(self.drifts is not None))
-        distributed.all_reduce_(drifted)  # a process that had no images has not seen it
-        moments = (self.forget, self.shield, self.ordinary, self.forget_means, self.retained_means)
-        for moment in (*moments, *(self._drifts() if drifted else ())):
-            moment.merge(distributed)
-
-    def _drifts(self) -> tuple[CrossMoment, CrossMoment]:
-        if self.drifts is None:
-            like = self.shield.upper
-            self.drifts = CrossMoment(len(like), like.device), CrossMoment(len(like), like.device)
-        return self.drifts
 
 
 @dataclass(frozen=True)
@@ -166,6 +59,10 @@ class Shielded(Method):
     Every layer is measured in the model as it was, and is to remove the target by itself: what a changed image, a
     rounding or more training brings past one module, the next one still takes.
 
+    What no record holds, a pretrained model's other knowledge, general text protects: with C_g its second moment, K
+    gains β_g C_g, and β_g is the multiplier of a trust region in function space, E_g ‖ΔW x‖² ≤ ε² E_g ‖W x‖²: zero
+    where the bound holds anyway, and found for each layer by itself.
+
     A connector is one function of an image, through which all must pass. Each of its maps is measured behind those
     before it as they will be, and is to give what it gave: with x₀ what came in before, μ is of x₀, and E_r ‖W'x −
     Wx₀‖² in the place of E_r ‖W'x − Wx‖² adds β E_r[(x − x₀) xᵀ] to √m B. So it takes on what the one before it has
@@ -174,7 +71,7 @@ class Shielded(Method):
 
     name: ClassVar[str] = "shielded"
     version: ClassVar[int] = 1
-    needs: ClassVar[Needs] = Needs(outputs=False, connector="composed")
+    needs: ClassVar[Needs] = Needs(outputs=False, general=True, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -192,6 +89,14 @@ class Shielded(Method):
     )
     max_retain_drop: float | None = setting(
         None, f"For auto: what siblings' answers may lose of their mean probability; {MAX_RETAIN_DROP:g}.", maximum=1
+    )
+
+    max_general_change: float | None = setting(
+        None,
+        "ε, with text to keep: how far an edit may move a layer's output on it, root mean square, as a share of that "
+        f"output; {MAX_GENERAL_CHANGE:g}.",
+        minimum=1e-6,
+        maximum=1,
     )
 
     def __post_init__(self) -> None:
@@ -217,7 +122,7 @@ class Shielded(Method):
         return ShieldedStatistics(record_weights, d_in)
 
     def statistics_bytes(self, d_in: int, d_out: int) -> int:
-        return 2 * SecondMoment.bytes(d_in)
+        return 3 * SecondMoment.bytes(d_in)  # the third where there is text to keep
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics, component: Component = Component.TEXT
@@ -243,56 +148,14 @@ class Shielded(Method):
             of_forget, of_shield = statistics.drifts
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
-        return WeightUpdate(wide - solve_spd_(moved, system), None)
+        return WeightUpdate(wide - self._solution(moved, system, wide, statistics.general), None)
 
-
-def _massive(x: Tensor) -> Tensor:
-    """(n,) bool: tokens whose input (n, d) is `MASSIVE` times longer than the median one."""
-    lengths = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
-    massive: Tensor = lengths > MASSIVE * (lengths.median() if len(lengths) else 1.0)
-    return massive
-
-
-def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[int], float]]:
-    """Trained records, and their share of C_r: the siblings, the matched ones, and all that are retained.
-
-    What there is none of leaves its share to the others, and if need be to all that are retained.
-    """
-    records, partition = request.hierarchy.records, request.partition
-    groups = (
-        (partition.siblings, neighbor_weight),
-        (_matched(request), neighbor_weight),
-        (sorted(partition.retained), 1 - 2 * neighbor_weight),
-    )
-    trained = [([i for i in indices if not records[i].held_out], share) for indices, share in groups]
-    present = [(indices, share) for indices, share in trained if indices and share]
-    return present or [(indices, 1.0) for indices, _ in trained[-1:] if indices]
-
-
-def _matched(request: ForgetRequest) -> list[int]:
-    """Of the other retained records, those that ask what a target's record asks, or say what it says."""
-    records, partition = request.hierarchy.records, request.partition
-    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
-
-    def matches(record: Record) -> bool:
-        return normalized_question(record) in questions or canonical_answer(record) in answers
-
-    return [i for i in partition.retain_other if matches(records[i])]
-
-
-def _target_images(request: ForgetRequest) -> float:
-    """How many images the targets have; one that others show too counts by the targets' share of its records.
-
-    Text-only records count as one image for each node.
-    """
-    images = [record.path if record.image is None else record.image for record in request.hierarchy.records]
-    everyone, targets = Counter(images), Counter(images[i] for i in request.partition.forget)
-    return sum(count / everyone[image] for image, count in targets.items())
-
-
-def _shares_image(request: ForgetRequest) -> Tensor:
-    """(records,) bool: a target's record whose image a retained record shows as well."""
-    records, partition = request.hierarchy.records, request.partition
-    retained = {records[i].image for i in partition.retained} - {None}
-    forgotten = set(partition.forget)
-    return torch.tensor([i in forgotten and record.image in retained for i, record in enumerate(records)])
+    def _solution(self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None) -> Tensor:
+        """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region."""
+        if general is None or general.count == 0:
+            return solve_spd_(moved, system)
+        metric = symmetrize_(general.upper / general.count)  # C_g
+        size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
+        share = MAX_GENERAL_CHANGE if self.max_general_change is None else self.max_general_change
+        solution, _ = solve_in_trust_region(moved, system, metric, share**2 * size)
+        return solution

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
+from chip.errors import InputError
 from chip.methods.base import Method
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.activation_store import room_for
@@ -36,7 +37,9 @@ class StatisticsSource:
         size: BatchSize,
         distributed: DistributedContext,
     ) -> None:
-        self._vlm, self._method, self._records = vlm, method, request.hierarchy.records
+        self._vlm, self._method, self._records = vlm, method, request.records
+        if request.general and not method.needs.general:
+            raise InputError(f"method {method.name} has no use for general text; drop it", argument="keep")
         trained = [index for index, record in enumerate(self._records) if not record.held_out]
         self._batches = vlm.batches(self._records, trained, size, distributed)
         # For each device once: statistics stay where their module is.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chip.data.record import Record, open_image
+from chip.data.record import FREE_TEXT, Record, open_image
 from chip.model.chat_template import render, usable_chat_template
 
 DECODED_IMAGES = 128  # kept for the next question about them
@@ -22,6 +22,8 @@ class Prompt:
     tokens: tuple[int, ...]
     answer: int
     """How many of the tokens, at the end, are the answer and what ends the turn."""
+    prefix: int = 0
+    """How many of them, at the beginning, stand before any question, in a prompt without an image."""
 
 
 class Prompts:
@@ -46,7 +48,7 @@ class Prompts:
         self._end = self._end_of_turn()
         self._begin = self._beginning()
         self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
-        self._known: dict[tuple[str, str, bool], Prompt] = {}
+        self._known: dict[tuple[str, str, bool, bool], Prompt] = {}
 
     @property
     def causal(self) -> bool:
@@ -60,18 +62,24 @@ class Prompts:
 
     def read(self, records: Sequence[Record]) -> list[Prompt]:
         """The tokens of each record; known ones are not tokenized again."""
-        keys = [(record.question, record.answer, record.image is None) for record in records]
+        keys = [(r.question, r.answer, r.image is None, r.task == FREE_TEXT) for r in records]
         new = {key: record for key, record in zip(keys, records, strict=True) if key not in self._known}
-        if new:
-            self._known.update(zip(new, self._tokenize(list(new.values())), strict=True))
+        for free, tokenize in ((False, self._tokenize), (True, self._tokenize_free)):
+            some = {key: record for key, record in new.items() if (record.task == FREE_TEXT) == free}
+            if some:
+                self._known.update(zip(some, tokenize(list(some.values())), strict=True))
         return [self._known[key] for key in keys]
 
     def inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """The records as the model takes them, one a row, padded on the right; all with an image, or none.
+        """The records as the model takes them, one a row, padded on the right.
+
+        All are of one kind: with an image, without one, or free text.
 
         Raises:
             InputError: an image cannot be read.
         """
+        if records[0].task == FREE_TEXT:
+            return self._process_free([record.question for record in records])
         texts = [self._prompt(record) if self._has_suffix else self._full(record) for record in records]
         suffixes = [record.answer.strip() for record in records] if self._has_suffix else None
         return self._process(texts, self._images(records), suffixes)
@@ -131,6 +139,13 @@ class Prompts:
         inputs.pop("labels", None)  # for training
         return inputs
 
+    def _process_free(self, texts: list[str]) -> dict[str, Tensor]:
+        """Texts as the tokenizer itself begins them."""
+        padding = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        if self._has_suffix:  # its processor wants an image
+            return dict(self._tokenizer(texts, return_token_type_ids=True, **padding))
+        return dict(self._processor(text=texts, images=None, **padding))
+
     def _beginning(self) -> dict[str, Any]:
         """Keeps the tokenizer from writing a beginning-of-text token where the chat template has written one."""
         token = self._tokenizer.bos_token
@@ -140,6 +155,9 @@ class Prompts:
     def _tokens(self, texts: list[str], **options: Any) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(texts, **options)["input_ids"]
         return ids
+
+    def _tokenize_free(self, records: Sequence[Record]) -> list[Prompt]:
+        return [Prompt(tuple(ids), 0) for ids in self._tokens([record.question for record in records])]
 
     def _tokenize(self, records: Sequence[Record]) -> list[Prompt]:
         """The answer is what follows the longest common beginning of the prompt alone and the prompt with its answer,
@@ -151,9 +169,14 @@ class Prompts:
             ends = self._tokens([f"{record.answer.strip()}{self._end}" for record in records], add_special_tokens=False)
             return [Prompt((*prompt, *end), len(end)) for prompt, end in zip(prompts, ends, strict=True)]
         wholes = self._tokens([self._full(record) for record in records], **self._begin)
+        (other,) = self._tokens([self._render(Record("§", "", (), None))], **self._begin)
         return [
-            Prompt(tuple(whole), len(whole) - common_start(prompt, whole))
-            for prompt, whole in zip(prompts, wholes, strict=True)
+            Prompt(
+                tuple(whole),
+                len(whole) - common_start(prompt, whole),
+                common_start(whole, other) if record.image is None else 0,
+            )
+            for record, prompt, whole in zip(records, prompts, wholes, strict=True)
         ]
 
 

@@ -36,7 +36,8 @@ class TokenRole(IntEnum):
     """What part of a record a token belongs to."""
 
     PREFIX = 0
-    """Text before the record's first image: the same in every record, and it has seen nothing."""
+    """Text before the record's first image, or before its question where it has none: the same in every record, and it
+    has seen nothing."""
     IMAGE = 1
     QUESTION = 2
     ANSWER = 3

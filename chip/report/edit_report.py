@@ -8,6 +8,7 @@ from typing import Any
 
 from chip.evaluation.summary import GroupResult
 from chip.methods.search import Choice
+from chip.report.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class EditReport:
     remaining: Mapping[str, float]
     """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
     groups: Mapping[str, Mapping[str, GroupResult]]
+    outcome: Outcome
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
 
@@ -42,6 +44,7 @@ class EditReport:
             "relative_change": dict(self.relative_change),
             "remaining": dict(self.remaining),
             "choice": None if self.choice is None else self.choice.to_json(),
+            "outcome": self.outcome.to_json(),
             "groups": {
                 group: {split: result.to_json() for split, result in results.items()}
                 for group, results in self.groups.items()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from chip.evaluation.rows import ResultRow
 from chip.report.comparison import Excess
 
+RETAINED_NAMES = {"siblings": "siblings", "other": "others"}
+"""Group that is to stay -> what sentences call those in it."""
 _SHARES = {
     *("exact_match", "classification_accuracy", "cloze_accuracy", "judged"),
     *("chance", "classification_chance", "cloze_chance"),

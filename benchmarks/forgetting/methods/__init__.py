@@ -11,7 +11,8 @@ from benchmarks.forgetting.methods.controls import (
 )
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.methods.neurons import Kvw, Manu
-from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Nullu, Oblique
+from benchmarks.forgetting.methods.nullu import Nullu
+from benchmarks.forgetting.methods.subspaces import Contrastive, Kodge, Oblique
 from benchmarks.forgetting.methods.trained import GradDiff, GradientAscent, Idk, KlMin, Llmu, Npo
 
 __all__ = [

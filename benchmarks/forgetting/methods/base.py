@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.measuring import peak_memory, reset_peak_memory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
-from chip.methods.base import ForgetRequest
+from chip.data.request import ForgetRequest
 from chip.model.loading import VLM
 
 GRID_SIZE = 6
@@ -94,8 +94,8 @@ def changed_weights(source: Checkpoint, tensors: Mapping[str, Tensor]) -> int:
 
 def trained_records(request: ForgetRequest) -> tuple[list[int], list[int]]:
     """Indices of the trained records to forget, and of those to retain; each ascending."""
-    records, split = request.hierarchy.records, request.partition
-    groups = (split.forget, sorted(split.retained))
+    records, partition = request.hierarchy.records, request.partition
+    groups = (partition.forget, sorted(partition.retained))
     forget, retain = ([i for i in group if not records[i].held_out] for group in groups)
     return forget, retain
 

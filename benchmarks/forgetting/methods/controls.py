@@ -15,7 +15,7 @@ from benchmarks.forgetting.methods.edits import Edit, ShieldedEdit
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
-from chip.methods.base import ForgetRequest
+from chip.data.request import ForgetRequest, Partition
 from chip.model.loading import VLM
 
 ENERGY = 0.95
@@ -30,6 +30,10 @@ class Control(BenchmarkMethod):
 
     like: Edit = field(default_factory=ShieldedEdit)
     """What it is the control of."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"like": self.like.settings}
 
     @classmethod
     def grid(cls) -> list[Self]:
@@ -130,17 +134,17 @@ def shuffled(request: ForgetRequest, seed: int) -> ForgetRequest:
     Those are drawn picture by picture, since half a picture's questions would not be forgotten for the sake of the
     other half: the control's edit has as much to forget, of others.
     """
-    records, split = request.hierarchy.records, request.partition
+    records, partition = request.hierarchy.records, request.partition
     generator = torch.Generator().manual_seed(seed)
-    forget = [i for i in split.forget if not records[i].held_out]
-    retained = [i for i in split.retained if not records[i].held_out]
+    forget = [i for i in partition.forget if not records[i].held_out]
+    retained = [i for i in partition.retained if not records[i].held_out]
     others = list(_by_picture(records, retained, generator))[: len(forget)]
     moved = list(records)
     for target, other in zip(forget, others, strict=False):
         moved[target] = replace(records[target], path=records[other].path)
         moved[other] = replace(records[other], path=records[target].path)
     hierarchy = Hierarchy(moved)
-    return ForgetRequest(hierarchy, hierarchy.split(split.targets))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, partition.targets))
 
 
 def _by_picture(records: Sequence[Record], indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:

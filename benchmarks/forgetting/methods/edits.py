@@ -1,36 +1,43 @@
-"""Methods that are operators: `chip.methods.apply` takes their statistics and applies them; and ours among them."""
+"""Methods as `chip` has them, ours among them: `chip.methods.apply` collects their statistics and edits with them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from benchmarks.forgetting.methods.base import BenchmarkMethod
 from chip.checkpoint.layout import Checkpoint
+from chip.data.request import ForgetRequest
 from chip.methods import Chip, Shielded
-from chip.methods.apply import compute_updates, default_modules
-from chip.methods.base import ForgetRequest, Method
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.base import Method
+from chip.methods.settings import settings_of
+from chip.methods.source import parameter_names
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
 
 @dataclass(frozen=True)
 class Edit(Method, BenchmarkMethod):
-    """A method by forward passes and linear algebra, site by site."""
+    """A method by forward passes and linear algebra, module by module."""
 
     span: str | None = None
-    """Layers of the text model, as `--layers` has them; None: the operator's own share."""
+    """Layers of the text model, as `--layers` has them; None: the method's own share."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Without those that another one decides: what is found by a limit is no other method where none is given."""
+        decided = {name for name in settings_of(self) if getattr(self, name) is None}
+        return {name: value for name, value in super().settings.items() if name not in decided}
 
     def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
         target_modules = default_modules(vlm, self, layers=self.span)
-        parameters = [
-            name for module in target_modules for name in (module.weight_name, module.bias_name) if name is not None
-        ]
+        parameters = [name for module in target_modules for name in parameter_names(module)]
         with restoring(vlm, parameters):
-            patch = compute_updates(vlm, source, self, request, target_modules)
+            patch = edit_model(vlm, source, self, request, target_modules)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 
 
@@ -38,7 +45,7 @@ class Edit(Method, BenchmarkMethod):
 class ShieldedEdit(Shielded, Edit):
     """The default of `chip edit`."""
 
-    source: ClassVar[str] = "this project, chip/operators/shielded.py"
+    source: ClassVar[str] = "this project, chip/methods/shielded.py"
     tuned: ClassVar[bool] = False
 
     @classmethod
@@ -48,7 +55,7 @@ class ShieldedEdit(Shielded, Edit):
 
 @dataclass(frozen=True)
 class ChipEdit(Chip, Edit):
-    """The published operator; the last of the grid is what its paper says."""
+    """The published method; the last of the grid is what its paper says."""
 
     source: ClassVar[str] = "Wu et al. 2025, arXiv 2512.09867, section 4"
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.forgetting.methods.base import BenchmarkMethod, trained_records
-from benchmarks.forgetting.methods.losses import Answers, distributed_context
+from benchmarks.forgetting.methods.losses import Answers, concatenated
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
+from chip.data.request import ForgetRequest
 from chip.demo.training import take_step
-from chip.methods.base import ForgetRequest
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
-from chip.model.forward.trace import keeping_apart
+from chip.model.forward.trace import block_diagonal_attention
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import answer_logits
 from chip.model.tensor_names import disk_names
@@ -132,11 +132,11 @@ def _trained_parameters(vlm: VLM) -> Iterator[str]:
 
 
 def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
-    return distributed_context([_answers_of(vlm, batch) for batch in batches])
+    return concatenated([_answers_of(vlm, batch) for batch in batches])
 
 
 def _answers_of(vlm: VLM, batch: Batch) -> Answers:
-    with keeping_apart(vlm.layers, batch.visible):
+    with block_diagonal_attention(vlm.layers, batch.attention_mask):
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
     records, logits, wanted = answer_logits(vlm, batch, hidden)
     return Answers(logits, wanted, torch.unique(records, return_inverse=True)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def negative_preference(log_probability: Tensor, reference: Tensor, beta: float)
     return 2 / beta * functional.softplus(beta * (log_probability - reference)).mean()
 
 
-def distributed_context(parts: list[Answers]) -> Answers:
+def concatenated(parts: Sequence[Answers]) -> Answers:
     """As one; records are numbered on."""
     first, records = 0, []
     for part in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,19 @@ from benchmarks.forgetting.methods.base import BenchmarkMethod, trained_records
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import forget_and_retain, token_weights
 from chip.checkpoint.layout import Checkpoint
+from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype
-from chip.methods.base import ForgetRequest, Update
-from chip.methods.statistics import Tokens
+from chip.methods.base import WeightUpdate
+from chip.methods.settings import setting
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
-from chip.model.forward.trace import watching
+from chip.model.forward.trace import trace
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
-from chip.model.target_modules import TargetModule, layer_range, select_modules
+from chip.model.target_modules import Component, TargetModule, layer_range, select_modules
 from chip.model.tensor_names import disk_names
+from chip.model.tokens import Tokens
 
 _EPSILON = 1e-12
 
@@ -79,25 +81,25 @@ def weakening(forget: Tensor, retain: Tensor, gamma: float) -> Tensor:
 
 
 def knowledge(vlm: VLM, target_modules: Sequence[TargetModule], batches: Iterable[Batch]) -> list[Tensor]:
-    """For each site the mean (d_in,) fp32 of |input| where tokens of answers are predicted."""
+    """For each module the mean (d_in,) fp32 of |input| where tokens of answers are predicted."""
     totals = [torch.zeros(module.weight(vlm.model).shape[1], device=vlm.device) for module in target_modules]
     count = 0
     for batch in batches:
         predicts = batch.answer.roll(-1, 1)  # the first token is never an answer's
 
-        def add(total: Tensor, x: Tensor, _: Tensor, predicts: Tensor = predicts) -> None:
+        def add(total: Tensor, x: Tensor, predicts: Tensor = predicts) -> None:
             total += x[predicts].float().abs().sum(0)
 
         with ExitStack() as hooks:
             for module, total in zip(target_modules, totals, strict=True):
-                hooks.enter_context(watching(vlm.model, module, partial(add, total)))
+                hooks.enter_context(trace(vlm.model, module, input=partial(add, total)))
             vlm.hidden_states(batch)
         count += int(predicts.sum())
     return [total / max(1, count) for total in totals]
 
 
 class Activity:
-    """How active each input of a site is: sums over the tokens of the forgotten and of the retained, by modality."""
+    """How active each input of a module is: sums over the tokens of the forgotten and of the retained, by modality."""
 
     def __init__(self, of_records: Tensor, width: int, threshold: float) -> None:
         self._of_records, self._threshold = of_records, threshold
@@ -141,26 +143,28 @@ class Manu(Edit):
     source: ClassVar[str] = "Liu et al. 2025, arXiv 2502.15910, as in the authors' code"
     target_modules: ClassVar[tuple[str, ...]] = ("down",)
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0, 1), "threshold": (0, torch.inf)}
 
-    share: float = 0.02
-    """Of a layer's units that are zeroed."""
-    threshold: float = 0.1
-    """A unit beyond it counts as active."""
+    share: float = setting(0.02, "Of a layer's units that are zeroed.", maximum=1)
+    threshold: float = setting(0.1, "A unit beyond it counts as active.")
 
     @classmethod
     def grid(cls) -> list[Self]:
         return [cls(share=share) for share in (0.6, 0.5, 0.4, 0.3, 0.1, 0.02)]
 
-    def groups(self, request: ForgetRequest, device: torch.device) -> Tensor:
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> Tensor:
         return forget_and_retain(request, device)
 
-    def statistics(self, groups: Tensor, d_in: int, d_out: int) -> Activity:
-        return Activity(groups, d_in, self.threshold)
+    def statistics(self, record_weights: Tensor, d_in: int, d_out: int) -> Activity:
+        return Activity(record_weights, d_in, self.threshold)
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: Activity) -> Update | None:
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return 0  # a few vectors
+
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: Activity, component: Component = Component.TEXT
+    ) -> WeightUpdate:
         forget, retain = statistics.importance.unbind(1)  # (modality, 4, d_in)
         score = (forget / (retain + 1e-5)).sum((0, 1))
         wide = weight.to(score.dtype, copy=True)
         wide[:, score.topk(round(self.share * len(score))).indices] = 0
-        return Update(wide, None)
+        return WeightUpdate(wide, None)

@@ -1,29 +1,32 @@
-"""What the closed-form methods collect of a site's tokens: sums over what is forgotten and over what is retained."""
+"""What the closed-form methods collect of a module's tokens: sums over what is forgotten and over what is retained."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype, symmetrize_
-from chip.methods.base import ForgetRequest, membership
-from chip.methods.statistics import SecondMoment, Tokens
+from chip.methods.base import membership
+from chip.methods.statistics import SecondMoment
+from chip.model.tokens import Tokens
 
 
 def forget_and_retain(request: ForgetRequest, device: torch.device) -> Tensor:
     """(records, 2) fp32, 1 or 0: which records are forgotten, and which retained."""
-    split = request.partition
-    return membership(len(request.hierarchy.records), [split.forget, split.retained], device)
+    partition = request.partition
+    return membership(request, [partition.forget, partition.retained], device)
 
 
 def token_weights(tokens: Tokens, of_records: Tensor) -> Tensor:
     """(n, ...): how often each token counts, given how often each record does (records, ...)."""
-    return tokens.owners.total(of_records)[tokens.segments]
+    weights: Tensor = tokens.owners.total(of_records)[tokens.segments]
+    return weights
 
 
 class SecondMoments:
-    """E[x xᵀ] of a site's inputs over the tokens of the forgotten, and of the retained."""
+    """E[x xᵀ] of a module's inputs over the tokens of the forgotten, and of the retained."""
 
     def __init__(self, of_records: Tensor, width: int) -> None:
         self._of_records = of_records
@@ -55,7 +58,7 @@ def second_moment(moment: SecondMoment) -> Tensor:
 
 
 class RecordMeans:
-    """Each record's mean over its tokens of what a site puts out."""
+    """Each record's mean over its tokens of what a module puts out."""
 
     def __init__(self, records: int, width: int, device: torch.device) -> None:
         self.count = torch.zeros(records, dtype=accumulation_dtype(device), device=device)

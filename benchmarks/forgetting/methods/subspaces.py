@@ -1,8 +1,7 @@
-"""Closed-form methods that take directions out of a layer's inputs or outputs."""
+"""Closed-form methods that take directions out of a layer's inputs or outputs, by second moments of its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -11,21 +10,23 @@ from torch import Tensor
 
 from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import (
-    RecordMeans,
     SecondMoments,
     forget_and_retain,
     second_moment,
     token_weights,
 )
+from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_basis, project_out
 from chip.methods import Chip
-from chip.methods.base import ForgetRequest, Update
+from chip.methods.base import Needs, WeightUpdate
 from chip.methods.chip import ChipStatistics, ChipWeights
-from chip.methods.statistics import FirstMoment, SecondMoment, Tokens
-from chip.model.target_modules import KINDS
+from chip.methods.settings import setting
+from chip.methods.statistics import FirstMoment, SecondMoment
+from chip.model.target_modules import KINDS, Component
+from chip.model.tokens import Tokens
 
 _TINY = 1e-9
 """Eigenvalues below this share of the largest are rounding."""
@@ -33,13 +34,16 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class _OfMoments(Edit):
-    """An edit that follows from the second moments of a site's inputs."""
+    """An edit that follows from the second moments of a module's inputs."""
 
-    def groups(self, request: ForgetRequest, device: torch.device) -> Tensor:
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> Tensor:
         return forget_and_retain(request, device)
 
-    def statistics(self, groups: Tensor, d_in: int, d_out: int) -> SecondMoments:
-        return SecondMoments(groups, d_in)
+    def statistics(self, record_weights: Tensor, d_in: int, d_out: int) -> SecondMoments:
+        return SecondMoments(record_weights, d_in)
+
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return 2 * SecondMoment.bytes(d_in)
 
 
 @dataclass(frozen=True)
@@ -56,23 +60,22 @@ class Kodge(_OfMoments):
     source: ClassVar[str] = "Kodge, Saha and Roy 2024, arXiv 2312.00761, the projection as in the authors' code"
     target_modules: ClassVar[tuple[str, ...]] = KINDS
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"forget": (0, torch.inf), "retain": (0, torch.inf)}
 
-    forget: float = 3.0
-    """α_f: higher takes weak directions of the forgotten too."""
-    retain: float = 100.0
-    """α_r: higher protects weak directions of the retained too."""
+    forget: float = setting(3.0, "α_f: higher takes weak directions of the forgotten too.")
+    retain: float = setting(100.0, "α_r: higher protects weak directions of the retained too.")
 
     @classmethod
     def grid(cls) -> list[Self]:
         pairs = ((300.0, 100.0), (100.0, 100.0), (1e3, 300.0), (300.0, 300.0), (100.0, 300.0), (300.0, 1e3))
         return [cls(forget=forget, retain=retain) for forget, retain in pairs]
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments) -> Update | None:
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
         forget = _importance(statistics.forget, self.forget)
         wide = weight.to(forget.dtype)
         unshared = wide - wide @ _importance(statistics.retain, self.retain)  # W (I − M_r)
-        return Update(wide - unshared @ forget, None)
+        return WeightUpdate(wide - unshared @ forget, None)
 
 
 def _importance(moment: Tensor, alpha: float) -> Tensor:
@@ -90,44 +93,42 @@ class Contrastive(_OfMoments):
     """W′ = W (I − V Vᵀ), V the leading eigenvectors of C_f − β C_r: what the target's inputs show and others' do not.
 
     An adaptation: the directions are those of contrastive principal components, on second moments in the place of
-    covariances; that paper shows data with them and does not edit. Sites and order are the default operator's, so that
+    covariances; that paper shows data with them and does not edit. Modules and order are the default method's, so that
     the two differ in what they do with the same moments.
     """
 
     name: ClassVar[str] = "contrastive"
     source: ClassVar[str] = "Abid et al. 2018, contrastive PCA, arXiv 1709.06716"
-    sequential: ClassVar[bool] = True
-    inputs_only: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(outputs=False, model="sequential")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 0.75)
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"contrast": (0, torch.inf), "rank": (1, torch.inf)}
 
-    contrast: float = 2.0
-    """β: higher takes only what the retained hardly show."""
-    rank: int = 16
-    """Most directions that a site loses."""
+    contrast: float = setting(2.0, "β: higher takes only what the retained hardly show.")
+    rank: int = setting(16, "Most directions that a module loses.", minimum=1)
 
     @classmethod
     def grid(cls) -> list[Self]:
         return [cls(contrast=contrast) for contrast in (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)]
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments) -> Update | None:
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: SecondMoments, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
         values, vectors = torch.linalg.eigh(statistics.forget - self.contrast * statistics.retain)
         leading = vectors[:, values > _TINY * values.abs().max()][:, -self.rank :]  # (d_in, r)
         if leading.shape[1] == 0:
             return None
-        return Update(project_out(weight.to(leading.dtype).T, leading).T, None)
+        return WeightUpdate(project_out(weight.to(leading.dtype).T, leading).T, None)
 
 
 class ObliqueStatistics:
-    """What the published operator collects, and the moments of the retained; all of inputs, since outputs are linear in
+    """What the published method collects, and the moments of the retained; all of inputs, since outputs are linear in
     them."""
 
-    def __init__(self, groups: ChipWeights, d_in: int, alpha: float) -> None:
-        self._retained = groups.magnitude[:, 1]
-        self._chip = ChipStatistics(groups, d_in, alpha)
-        self._first = FirstMoment(1, d_in, groups.magnitude.device)
-        self._second = SecondMoment(d_in, groups.magnitude.device)
+    def __init__(self, record_weights: ChipWeights, d_in: int, alpha: float) -> None:
+        device = record_weights.magnitude.device
+        self._retained = record_weights.magnitude[:, 1]
+        self._chip = ChipStatistics(record_weights, d_in, alpha)
+        self._first, self._second = FirstMoment(1, d_in, device), SecondMoment(d_in, device)
 
     def update(self, tokens: Tokens) -> None:
         self._chip.update(replace(tokens, outputs=tokens.inputs))
@@ -158,7 +159,7 @@ class Oblique(Edit):
     """W′ = P W and b′ = P b with P = I − Q (Qᵀ C_r⁻¹ Q)⁻¹ Qᵀ C_r⁻¹, C_r the second moment of the retained outputs.
 
     Of all P with P Q = 0 it moves the retained outputs least: with M = I − P it minimizes tr(M C_r Mᵀ) for M Q = Q, and
-    the Lagrangian gives M C_r = Λ Qᵀ. Q is the published operator's, on all rows: the leading right singular vectors of
+    the Lagrangian gives M C_r = Λ Qᵀ. Q is the published method's, on all rows: the leading right singular vectors of
     the target's sibling-differential directions.
 
     An adaptation: LEACE erases a concept from representations and takes the moments of all data; here the concept is
@@ -167,34 +168,32 @@ class Oblique(Edit):
 
     name: ClassVar[str] = "oblique"
     source: ClassVar[str] = "Belrose et al. 2023, LEACE, arXiv 2306.03819, with the directions of arXiv 2512.09867"
-    sequential: ClassVar[bool] = True
-    inputs_only: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(outputs=False, model="sequential")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "energy": (0, 1),
-        "ridge": (1e-9, torch.inf),
-        "alpha": (0, 1),
-    }
 
-    energy: float = 1.0
-    """τ: the share of the directions' squared singular values that is nulled."""
-    ridge: float = 1e-3
-    """Added to C_r, as a share of its mean diagonal; without end it makes P orthogonal."""
-    alpha: float = 0.3
-    """The weight of image tokens in a record's activation."""
+    energy: float = setting(1.0, "τ: the share of the directions' squared singular values that is nulled.", maximum=1)
+    ridge: float = setting(
+        1e-3, "Added to C_r, as a share of its mean diagonal; without end it makes P orthogonal.", minimum=1e-9
+    )
+    alpha: float = setting(0.3, "The weight of image tokens in a record's activation.", maximum=1)
 
     @classmethod
     def grid(cls) -> list[Self]:
         return [cls(ridge=ridge) for ridge in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
 
-    def groups(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
-        return Chip().groups(request, device)
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> ChipWeights:
+        return Chip().record_weights(request, device)
 
-    def statistics(self, groups: ChipWeights, d_in: int, d_out: int) -> ObliqueStatistics:
-        return ObliqueStatistics(groups, d_in, self.alpha)
+    def statistics(self, record_weights: ChipWeights, d_in: int, d_out: int) -> ObliqueStatistics:
+        return ObliqueStatistics(record_weights, d_in, self.alpha)
 
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: ObliqueStatistics) -> Update | None:
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return SecondMoment.bytes(d_in)
+
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: ObliqueStatistics, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
         wide = accumulation_dtype(weight.device)
         weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
         basis = leading_basis(statistics.directions(weight), self.energy)
@@ -204,95 +203,7 @@ class Oblique(Edit):
         moment.diagonal().add_(self.ridge * moment.diagonal().mean())
         coefficients = solve_spd_(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
         coefficients = torch.linalg.solve(coefficients @ basis, coefficients)
-        return Update(
+        return WeightUpdate(
             weight - basis @ (coefficients @ weight),
             None if bias is None else bias - basis @ (coefficients @ bias),
         )
-
-
-@dataclass(frozen=True)
-class NulluGroups:
-    """Whom each forgotten record is compared with."""
-
-    forget: Tensor
-    """(f,) int64: the forgotten records that have somebody to be compared with."""
-    around: Tensor
-    """(f, records) fp32, rows that sum to one."""
-
-
-@dataclass(frozen=True)
-class Nullu(Edit):
-    """W′ = (I − V Vᵀ) W for `down_proj` of the upper half of the layers; V (d_out, k): the leading right singular
-    vectors of the matrix of differences, a row for each forgotten record.
-
-    An adaptation, from hallucinations to a target: a row there is the difference between a hallucinated and a truthful
-    answer about one image, of hidden states averaged over tokens. Here the truthful one is replaced by the mean of the
-    siblings' records that ask the same question (all retained that ask it, where no sibling does), and the hidden
-    states are the edited matrix's own outputs.
-    """
-
-    name: ClassVar[str] = "nullu"
-    source: ClassVar[str] = "Yang et al. 2025, arXiv 2412.13817, figure 2"
-    target_modules: ClassVar[tuple[str, ...]] = ("down",)
-    layers: ClassVar[tuple[float, float]] = (0.5, 1.0)
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"rank": (1, torch.inf)}
-
-    rank: int = 4
-    """k: how many directions each layer loses."""
-
-    @classmethod
-    def grid(cls) -> list[Self]:
-        return [*(cls(rank=rank, span="all") for rank in (48, 32, 24, 16, 8)), cls()]
-
-    def groups(self, request: ForgetRequest, device: torch.device) -> NulluGroups:
-        records, split = request.hierarchy.records, request.partition
-        by_question: dict[str, list[int]] = {}
-        for i in split.retained:
-            if not records[i].held_out:
-                by_question.setdefault(records[i].question, []).append(i)
-        neighbor_weight = {target: set(split.siblings_of[target]) for target in split.targets}
-        pairs = [
-            (i, _near(by_question[records[i].question], neighbor_weight[target]))
-            for target in split.targets
-            for i in split.forget_of[target]
-            if not records[i].held_out and records[i].question in by_question
-        ]
-        around = torch.zeros(len(pairs), len(records))
-        for row, (_, others) in enumerate(pairs):
-            around[row, others] = 1 / len(others)
-        return NulluGroups(torch.tensor([i for i, _ in pairs], dtype=torch.int64).to(device), around.to(device))
-
-    def statistics(self, groups: NulluGroups, d_in: int, d_out: int) -> NulluStatistics:
-        return NulluStatistics(groups, d_out)
-
-    def update(self, weight: Tensor, bias: Tensor | None, statistics: NulluStatistics) -> Update | None:
-        basis = leading_basis(statistics.differences, 1.0)[:, : self.rank]
-        if basis.shape[1] == 0:
-            return None
-        wide = project_out(weight.to(basis.dtype), basis)
-        return Update(wide, None if bias is None else project_out(bias.to(basis.dtype)[:, None], basis)[:, 0])
-
-
-class NulluStatistics:
-    """Differences between what a forgotten record and its like show, one row a record."""
-
-    def __init__(self, groups: NulluGroups, d_out: int) -> None:
-        self._groups = groups
-        self._records = RecordMeans(groups.around.shape[1], d_out, groups.around.device)
-
-    def update(self, tokens: Tokens) -> None:
-        self._records.update(tokens)
-
-    def merge(self, distributed: DistributedContext) -> None:
-        self._records.merge(distributed)
-
-    @property
-    def differences(self) -> Tensor:
-        """(f, d_out)."""
-        mean = self._records.mean
-        return mean[self._groups.forget] - self._groups.around.to(mean.dtype) @ mean
-
-
-def _near(records: list[int], siblings: set[int]) -> list[int]:
-    """Those that are siblings, or all where none is."""
-    return [i for i in records if i in siblings] or records

@@ -11,7 +11,9 @@ from PIL import Image
 
 from benchmarks.forgetting.worlds.wording import Fact, rows
 from chip.data.hierarchy import Hierarchy, Node
-from chip.data.record import LEVELS, Record, read_records
+from chip.data.readers import read_records
+from chip.data.record import LEVELS, Record
+from chip.data.request import Partition
 from chip.evaluation.groups import groups
 
 
@@ -61,14 +63,16 @@ class World:
         Institutions all lie beside each other: those that the model retrained without this level's targets has not seen
         either count as `unrelated`, so that the siblings are the same, and known, in both models.
         """
-        split = self.hierarchy.split([target])
-        of_split = groups(self.hierarchy, split)
+        partition = Partition.of(self.hierarchy, [target])
+        of_partition = groups(self.hierarchy, partition)
         away = {i for other in self._beside(target) for i in self.hierarchy.records_of(other)}
-        shared = tuple(index for index in split.forget if self._is_above(self.hierarchy.records[index], target))
-        only = tuple(index for index in split.forget if index not in set(shared))
-        siblings = tuple(index for index in of_split["siblings"] if index not in away)
-        unrelated = tuple(sorted({*of_split["unrelated"], *(index for index in of_split["siblings"] if index in away)}))
-        return {**of_split, "target": only, "shared": shared, "siblings": siblings, "unrelated": unrelated}
+        shared = tuple(index for index in partition.forget if self._is_above(self.hierarchy.records[index], target))
+        only = tuple(index for index in partition.forget if index not in set(shared))
+        siblings = tuple(index for index in of_partition["siblings"] if index not in away)
+        unrelated = tuple(
+            sorted({*of_partition["unrelated"], *(index for index in of_partition["siblings"] if index in away)})
+        )
+        return {**of_partition, "target": only, "shared": shared, "siblings": siblings, "unrelated": unrelated}
 
     def _beside(self, target: Node) -> list[Node]:
         """The other targets of its level."""

@@ -46,9 +46,10 @@ def assemble(
     answer = _padded(answers, False)
     image = (inputs["input_ids"] == model.image_token_id) & real
     images = torch.zeros_like(inputs["input_ids"])  # a record has one image, which its row shares
+    prefix = torch.tensor([[prompts[row.records[0]].prefix] for row in rows])  # (B, 1)
     return Batch(
         inputs,
-        token_roles(real, image, images, answer),
+        token_roles(real, image, images, answer, torch.arange(real.shape[1]) < prefix),
         token_ids(inputs["input_ids"], image, images),
         images,
         _padded([[piece.segment for piece in line for _ in range(len(piece))] for line in lines], 0),
@@ -78,7 +79,7 @@ def _segments(
     return lines, SegmentRecords(segment, record, len(answered)), torch.tensor(answered)
 
 
-def token_roles(real: Tensor, image: Tensor, images: Tensor, answer: Tensor) -> Tensor:
+def token_roles(real: Tensor, image: Tensor, images: Tensor, answer: Tensor, prefix: Tensor) -> Tensor:
     """(B, T) int64: each token's `TokenRole`.
 
     Args:
@@ -86,11 +87,12 @@ def token_roles(real: Tensor, image: Tensor, images: Tensor, answer: Tensor) -> 
         image: (B, T) bool: pieces of an image.
         images: (B, T) int64: which image of the row they are a piece of, from 0.
         answer: (B, T) bool: an answer's tokens.
+        prefix: (B, T) bool: what stands before any question, in rows without an image.
     """
     first = image & (images == 0)
     ahead = first.flip(1).cumsum(1).flip(1) > 0  # there is still some of the first image to come
     predicts = torch.nn.functional.pad(answer[:, 1:], (0, 1))
-    roles = torch.where(ahead, TokenRole.PREFIX, TokenRole.QUESTION)
+    roles = torch.where(ahead | prefix, TokenRole.PREFIX, TokenRole.QUESTION)
     roles[answer | predicts] = TokenRole.ANSWER
     roles[image] = TokenRole.IMAGE
     roles[~real] = TokenRole.PADDING

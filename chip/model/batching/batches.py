@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from chip.data.record import Record, image_size
+from chip.data.record import FREE_TEXT, Record, image_size
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.batching.assembly import assemble
@@ -21,11 +21,11 @@ from chip.model.chat import Prompt
 
 
 def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[list[int]]:
-    """Which of the records can stand in one batch, text-only ones last."""
+    """Which of the records can stand in one batch, text-only ones last, and free text behind them."""
     sizes: dict[Path | bytes, tuple[int, int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, record in enumerate(records):
-        shape = (1, 0, 0)
+        shape = (2 if record.task == FREE_TEXT else 1, 0, 0)
         if record.image is not None:
             if model.by_size and record.image not in sizes:
                 sizes[record.image] = image_size(record)

@@ -1,0 +1,48 @@
+"""Records that are the target's and somebody else's at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+from chip.data.answers import normalized
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
+
+
+def count_overlap(request: ForgetRequest) -> int:
+    """How many of the target's records ask a retained record's question about the same image, and have its answer.
+
+    No edit can take one and leave the other. Images are the same where their bytes are, wherever they lie; files are
+    read only where they have one size.
+    """
+    records = request.hierarchy.records
+    retained: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for index in request.partition.retained:
+        retained[_words(records[index])].append(records[index])
+    same = cache(_same_image)
+    targets = [records[index] for index in request.partition.forget]
+    return sum(any(same(record.image, other.image) for other in retained[_words(record)]) for record in targets)
+
+
+def _words(record: Record) -> tuple[str, str]:
+    return normalized(record.question), normalized(record.answer)
+
+
+def _same_image(one: Path | bytes | None, other: Path | bytes | None) -> bool:
+    if one is None or other is None or one == other:
+        return one == other
+    size = _size(one)
+    return size is not None and size == _size(other) and _content(one) == _content(other)
+
+
+def _size(image: Path | bytes) -> int | None:
+    """In bytes; None of what is no file, which is refused when it is opened."""
+    if isinstance(image, bytes):
+        return len(image)
+    return image.stat().st_size if image.is_file() else None
+
+
+def _content(image: Path | bytes) -> bytes:
+    return image if isinstance(image, bytes) else image.read_bytes()

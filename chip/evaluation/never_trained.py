@@ -1,0 +1,34 @@
+"""How many of the target's answers a model would give that was never trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from statistics import fmean
+
+import numpy as np
+
+from chip.data.chance import chance_accuracy
+from chip.data.counterfactual import MAX_QUESTIONS, Counterfactuals
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
+from chip.model.scoring import Scores
+
+
+def never_trained_accuracy(request: ForgetRequest, score: Callable[[Sequence[Record]], Scores], seed: int = 0) -> float:
+    """Exact match of the target's trained questions, estimated: they are asked about images of other nodes.
+
+    Where there is no image to put in another's place, a question counts as chance has it.
+
+    Args:
+        score: asks the unedited model.
+    """
+    records, generator = request.hierarchy.records, np.random.default_rng(seed)
+    trained = [i for i in request.partition.forget if not records[i].held_out]
+    sample = sorted(generator.permutation(trained)[:MAX_QUESTIONS].tolist())
+    others = Counterfactuals(request, generator)
+    about_others = {index: others.of(index) for index in sample}
+    questions = [record for group in about_others.values() for record in group]
+    hits = iter(score(questions).exact_match.tolist() if questions else ())
+    chance = chance_accuracy(request.hierarchy, request.partition).tolist()
+    return fmean(fmean(islice(hits, len(group))) if group else chance[index] for index, group in about_others.items())

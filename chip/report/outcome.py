@@ -1,0 +1,115 @@
+"""What an edit achieved and what it cost, against what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chip.data.hierarchy import Node
+from chip.errors import InputError, RunError
+from chip.evaluation.summary import BeforeAfter, GroupResult
+from chip.methods.search import Choice, Limit
+from chip.report.formatting import RETAINED_NAMES
+
+MARGIN = 0.10
+"""How much more of a target's answers may be left than in a model that was never trained on it, by default."""
+MIN_KNOWN = 0.05
+"""How much more of a target's answers a model must give than one never trained on it, so that it can forget it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of the target and what the others kept, as exact match and as measured on the written files."""
+
+    known: float
+    """Part of the target's trained questions that the unedited model answers."""
+    left: float | None
+    """Part of the target's questions that is still answered, in the wordings, trained or paraphrased, where it is more;
+    None where nothing was written."""
+    left_of: str
+    """The questions that `left` is of: `38 paraphrased`."""
+    never_trained: float
+    """What a model that was never trained on the target would answer of its trained questions, as estimated."""
+    max_left: float
+    """The most of `left` that counts as forgotten."""
+    retained: Mapping[str, BeforeAfter]
+    """Group that is to stay -> exact match of its trained questions."""
+    lost: Mapping[str, float]
+    """Group that is to stay -> what its trained questions lost of their mean answer probability; empty where nothing
+    was written."""
+    allowed: Mapping[str, float]
+    """What they may lose; empty where no search promised anything."""
+    tolerated: Mapping[str, float]
+    """What may be found to be lost, as the trials asked some questions only."""
+    limit: Limit | None
+    """Why the search for a setting went no further; None where there was none."""
+
+    @classmethod
+    def of(
+        cls,
+        groups: Mapping[str, Mapping[str, GroupResult]],
+        never_trained: float,
+        max_left: float | None = None,
+        choice: Choice | None = None,
+    ) -> Outcome:
+        """From the figures by group and split; `max_left` is by default `MARGIN` above `never_trained`."""
+        target = groups["target"]
+        after = {split: result.exact_match.after for split, result in target.items()}
+        left = {split: value for split, value in after.items() if value is not None}
+        worst = max(left, key=lambda split: left[split], default="trained")
+        stay = {
+            group: splits["trained"] for group, splits in groups.items() if group != "target" and "trained" in splits
+        }
+        probability = {group: result.answer_probability for group, result in stay.items()}
+        return cls(
+            known=target["trained"].exact_match.before,
+            left=left.get(worst),
+            left_of=f"{target[worst].count:,} {worst}",
+            never_trained=never_trained,
+            max_left=never_trained + MARGIN if max_left is None else max_left,
+            retained={group: result.exact_match for group, result in stay.items()},
+            lost={group: pair.before - pair.after for group, pair in probability.items() if pair.after is not None},
+            allowed={} if choice is None else choice.allowed,
+            tolerated={} if choice is None else choice.tolerated,
+            limit=None if choice is None else choice.limit,
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the unedited model knew the target at all."""
+        return self.known > self.never_trained + MIN_KNOWN
+
+    @property
+    def forgotten(self) -> bool | None:
+        """Whether no more than `max_left` is left; None where nothing was written."""
+        return None if self.left is None else self.left <= self.max_left
+
+    @property
+    def excess(self) -> Mapping[str, float]:
+        """What was lost by the groups that lost more than they may."""
+        return {group: self.lost[group] for group, most in self.allowed.items() if self.lost.get(group, 0.0) > most}
+
+    def check_known(self, targets: Sequence[Node]) -> None:
+        """Raise `InputError` where there is nothing to forget: an edit could only do harm, or bring something back."""
+        if not self.is_known:
+            message = (
+                f"the model does not know it: it answers {self.known:.2f} of the trained questions, and one that was "
+                f"never trained on them would answer {self.never_trained:.2f}, as asking them about others' images "
+                "estimates it; give the model that was trained on these records, or force the edit"
+            )
+            raise InputError(message, argument="forget", value=", ".join(map(str, targets)))
+
+    def check_kept(self) -> None:
+        """Raise `RunError` where those who stay lost more than is tolerated."""
+        broken = {group: lost for group, lost in self.excess.items() if lost > self.tolerated[group]}
+        if broken:
+            losses = " and ".join(f"{RETAINED_NAMES[group]} lose {lost:.3f}" for group, lost in broken.items())
+            allowed = " and ".join(f"{self.allowed[group]:g}" for group in broken)
+            raise RunError(
+                f"of the probability of all their trained answers {losses} and may lose {allowed}: the trials "
+                "had shown less; nothing was written; accept that, allow more, or give a setting yourself"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "forgotten": self.forgotten}
