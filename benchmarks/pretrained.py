@@ -31,7 +31,7 @@ from benchmarks.reporting import RESULTS, JsonFile, device_name, print_table, ve
 from benchmarks.smollm2 import START, write_checkpoint
 from chip.checkpoint.folder import atomic_directory
 from chip.data.record import Record
-from chip.errors import InputError
+from chip.errors import ChipError
 from chip.methods import Shielded
 from chip.model.loading import VLM, load_vlm
 from chip.report.edit_report import EditReport
@@ -161,7 +161,7 @@ class Measurement:
                 overwrite=True,
                 **keep,
             )
-        except InputError as error:
+        except ChipError as error:
             return PretrainedRow(keep_tokens, weight, None, str(error), None, None, None, None)
         return self._read(keep_tokens, weight, report, scratch / "edited")
 
