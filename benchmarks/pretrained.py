@@ -180,27 +180,32 @@ class Measurement:
 
 
 def print_rows(rows: Sequence[PretrainedRow]) -> None:
-    """Exact match as trained / paraphrased; what is general as sampled / reference."""
-    columns = ("kept text", "weight", "target", "its probability", "siblings", "their probability")
-    general = ("nats a token", "KL", "change")
-    print_table("Facts from before fine-tuning", (*columns, *general), map(_cells, rows), {1})
+    """Exact match (answer probability) of trained / paraphrased questions; general text as sampled / reference."""
+    columns = ("kept text", "weight", "target", "siblings", "nats a token", "KL", "change")
+    done = [row for row in rows if row.groups is not None]
+    unedited = [["–", "unedited", *_answers(done[0], "before"), *["–"] * 3]] if done else []
+    print_table("Facts from before fine-tuning", columns, [*unedited, *map(_cells, rows)], {1})
 
 
 def _cells(row: PretrainedRow) -> list[str]:
     found = "" if row.found is None else f": {row.found:g}"
     cells = [f"{row.keep_tokens:,}", f"{row.retain_weight}{found}"]
-    if row.groups is None or row.general is None:
-        return [*cells, "refused", *["–"] * 6]
-    for group in ("target", "siblings"):
-        for measure in ("exact_match", "answer_probability"):
-            before, after = (
-                "/".join(f"{split[measure][when]:.2f}" for split in row.groups[group].values())
-                for when in ("before", "after")
-            )
-            cells.append(f"{before} → {after}")
-    for measure in ("nats", "kl"):
-        cells.append(" / ".join(f"{kind[measure]:.3f}" for kind in row.general.values()))
-    return [*cells, f"{row.largest_change:.2f}"]
+    if row.general is None:
+        return [*cells, "refused", *["–"] * 4]
+    nats, divergence = (
+        " / ".join(f"{kind[measure]:.3f}" for kind in row.general.values()) for measure in ("nats", "kl")
+    )
+    return [*cells, *_answers(row, "after"), nats, divergence, f"{row.largest_change:.2f}"]
+
+
+def _answers(row: PretrainedRow, when: str) -> list[str]:
+    groups = row.groups or {}
+    return [
+        " / ".join(
+            f"{split['exact_match'][when]:.2f} ({split['answer_probability'][when]:.2f})" for split in of_split.values()
+        )
+        for of_split in (groups[name] for name in ("target", "siblings"))
+    ]
 
 
 def main(
