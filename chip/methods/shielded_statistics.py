@@ -115,7 +115,8 @@ class ShieldedStatistics:
 
         if self.general is not None:
             texts = weights[:, GENERAL].nonzero()[:, 0]
-            self.general.update(tokens.inputs[texts], weights[texts, GENERAL])
+            shrunk = weights[texts, GENERAL] * _shrinking(tokens.inputs[texts], massive[texts])
+            self.general.update(tokens.inputs[texts], shrunk)
 
         if tokens.original_inputs is not None:
             of_forget, of_shield = self._drifts()
@@ -135,6 +136,16 @@ class ShieldedStatistics:
             like = self.shield.upper
             self.drifts = CrossMoment(len(like), like.device), CrossMoment(len(like), like.device)
         return self.drifts
+
+
+def _shrinking(x: Tensor, massive: Tensor) -> Tensor:
+    """(n,): 1, and for `massive` tokens what makes them as long as the median one of x (n, d).
+
+    What matters of a token is the error of its output in relation to its length, since a norm follows; a trust region
+    that goes by all outputs together would go by the sinks alone, and let everything else change.
+    """
+    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(1)
+    return torch.where(massive, squares.median() / squares, 1.0) if len(x) else squares
 
 
 def _massive(x: Tensor, starts: Tensor) -> Tensor:
