@@ -307,6 +307,21 @@ def test_general_text_stays_in_the_trust_region(seed: int, share: float) -> None
         assert not torch.allclose(update.weight, weight, atol=1e-6)  # it still forgets something
 
 
+@given(SEEDS)
+def test_a_sink_in_general_text_does_not_loosen_the_trust_region(seed: int) -> None:
+    weight, ordinary, share = _weight(seed, 8), _tokens(seed + 7, 8).inputs, 0.1
+    method = Shielded(retain_weight=0.5, max_general_change=share)
+    solved = []
+    for length in (1e3, 1e6):
+        tokens, request = _with_general(_tokens(seed, 8), torch.cat((ordinary, length * ordinary[:1])))
+        update = method.solve(weight, None, _statistics(tokens, request))
+        assert update is not None
+        solved.append(update.weight)
+    torch.testing.assert_close(*solved, rtol=1e-5, atol=1e-8)
+    moved, whole = ordinary @ (solved[0] - weight).T, ordinary @ weight.T
+    assert float(moved.square().sum() / whole.square().sum()) ** 0.5 < 1.5 * share  # the sink counts as one more token
+
+
 def _with_sinks(tokens: Tokens, lengths: Tensor, starts: bool, seed: int) -> Tokens:
     """Each of four records gets one more token, in a direction of its own."""
     inputs = torch.nn.functional.pad(tokens.inputs, (0, 1))
