@@ -81,7 +81,6 @@ def edit(
         method: method and settings; by default `Shielded()`.
         target_modules: kinds of module to edit; by default the method's.
         layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
-        device: by default the best there is.
         device_map: `auto`, or as in transformers: spreads a model over devices, then the host, then the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
@@ -95,15 +94,13 @@ def edit(
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms = _Terms(label, max_left, accept, force)
+    terms, size = _Terms(label, max_left, accept, force), BatchSize(batch_size)
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
-    output = _default_output(source.folder) if out is None else Path(out)
     request = _resolve_request(source, forget, records, keep, label)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    output = _resolve_output(source, out, overwrite, link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         progress = progress if distributed.is_main_process else silent
-        size, method = BatchSize(batch_size), method or Shielded()
-        run = _Run(source, request, method, target_modules, layers, size, distributed, progress, terms)
+        run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
@@ -244,6 +241,13 @@ def _output_folder(output: Path, overwrite: bool, distributed: DistributedContex
         folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
     distributed.barrier()  # so that all fail if putting it in place does
+
+
+def _resolve_output(source: Checkpoint, out: Path | str | None, overwrite: bool, link_unchanged: bool) -> Path:
+    """Where to write; refused where that is no place for a copy of the checkpoint."""
+    output = _default_output(source.folder) if out is None else Path(out)
+    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    return output
 
 
 def _default_output(folder: Path) -> Path:
