@@ -13,6 +13,8 @@ from chip.kernels.gram import accumulate_gram, accumulation_dtype
 
 MIN_TOKENS = 512
 """Tokens that are added to a second moment at once, at least, but for the last."""
+MUCH_LONGER = 4.0
+"""Times the length of the median token: few are, apart from attention sinks."""
 
 
 class FirstMoment:
@@ -87,6 +89,13 @@ class GroupedMean:
         return result
 
 
+def _much_longer(x: Tensor) -> Tensor:
+    """(n,) bool: tokens that are longer than the median one by `MUCH_LONGER`."""
+    lengths = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+    longer: Tensor = lengths > MUCH_LONGER * (lengths.median() if len(lengths) else 1.0)
+    return longer
+
+
 class CrossMoment:
     """Σ (x − x₀) xᵀ over the tokens of one group: by how much what comes in is no longer what came in before."""
 
@@ -109,6 +118,9 @@ class SecondMoment:
     """Σ x xᵀ over the tokens of one group.
 
     A few tokens wait for more: to add to a (width, width) matrix costs as much as the product of some hundred.
+
+    Attention sinks are added in the dtype of the sum: a product in fp32 would be off by more than a ridge that goes by
+    all other tokens, and the sum would not be positive semidefinite any more.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -138,6 +150,10 @@ class SecondMoment:
         if self._waiting:
             x, weights = (torch.cat(each) for each in zip(*self._waiting, strict=True))
             self._waiting.clear()
+            long = _much_longer(x)
+            if long.any():
+                accumulate_gram(self._upper, x[long].to(self._upper.dtype), weights[long])
+                x, weights = x[~long], weights[~long]
             accumulate_gram(self._upper, x, weights)
 
     def merge(self, distributed: DistributedContext) -> None:
