@@ -112,7 +112,8 @@ def held_out_texts(world: Path, vlm: VLM) -> dict[str, Tensor]:
 def language(original: VLM, edited: VLM, texts: Tensor) -> dict[str, float]:
     """Of texts (n, tokens): what the edited model loses in nats a token, and KL(original ‖ edited) a token."""
     more, divergence = 0.0, 0.0
-    for rows in texts.split(ROWS // 4):
+    for start in range(0, len(texts), ROWS // 4):
+        rows = texts[start : start + ROWS // 4]
         before, after = (vlm.model(input_ids=rows, use_cache=False).logits[:, :-1] for vlm in (original, edited))
         before, after = before.log_softmax(-1), after.log_softmax(-1)
         more += float((before - after).gather(2, rows[:, 1:, None]).sum())
@@ -149,7 +150,7 @@ class Measurement:
 
     def row(self, keep_tokens: int, weight: float | str, scratch: Path) -> PretrainedRow:
         """Edit, write, and read what was written."""
-        keep = {"keep": [self._world / f"keep-{keep_tokens}.jsonl"]} if keep_tokens else {}
+        keep = [self._world / f"keep-{keep_tokens}.jsonl"] if keep_tokens else []
         try:
             report = chip.edit(
                 self._checkpoint,
@@ -159,7 +160,7 @@ class Measurement:
                 method=Shielded(retain_weight=weight),  # type: ignore[arg-type]
                 device="cpu",
                 overwrite=True,
-                **keep,
+                keep=keep,
             )
         except ChipError as error:
             return PretrainedRow(keep_tokens, weight, None, str(error), None, None, None, None)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.folder import atomic_directory, files_in
+from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.output import check_output
 from chip.checkpoint.writer import check_written, copy_patched
-from chip.data.hierarchy import Hierarchy
-from chip.data.keep import read_keep, without_target
-from chip.data.overlap import count_overlap
-from chip.data.readers import find_records, read_records
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import ChipWarning, InputError
+from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.methods import Method, Shielded
@@ -39,9 +32,7 @@ from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
-
-PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
-"""Files of a checkpoint's folder in which people write about people."""
+from chip.request_checks import resolve_output, resolve_request
 
 ModelLoader = Callable[[Path], VLM]
 
@@ -81,7 +72,6 @@ def edit(
         method: method and settings; by default `Shielded()`.
         target_modules: kinds of module to edit; by default the method's.
         layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
-        device: by default the best there is.
         device_map: `auto`, or as in transformers: spreads a model over devices, then the host, then the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
@@ -95,15 +85,13 @@ def edit(
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms = _Terms(label, max_left, accept, force)
+    terms, size = _Terms(label, max_left, accept, force), BatchSize(batch_size)
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
-    output = _default_output(source.folder) if out is None else Path(out)
-    request = _resolve_request(source, forget, records, keep, label)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    request = resolve_request(source, forget, records, keep, label)
+    output = resolve_output(source, out, overwrite, link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         progress = progress if distributed.is_main_process else silent
-        size, method = BatchSize(batch_size), method or Shielded()
-        run = _Run(source, request, method, target_modules, layers, size, distributed, progress, terms)
+        run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
@@ -244,54 +232,3 @@ def _output_folder(output: Path, overwrite: bool, distributed: DistributedContex
         folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
     distributed.barrier()  # so that all fail if putting it in place does
-
-
-def _default_output(folder: Path) -> Path:
-    if folder.absolute().parent.name == "snapshots":
-        hint = f"{folder} is in the hub's cache, which chip does not write to; say where the output goes"
-        raise InputError(hint, argument="out")
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    return named.with_name(f"{named.name}-edited")
-
-
-def _resolve_request(
-    source: Checkpoint,
-    forget: Sequence[str],
-    records: Path | str | None,
-    keep: Sequence[Path | str],
-    label: str | None,
-) -> ForgetRequest:
-    """Who is to be forgotten, among whom; refused where the output would tell of it."""
-    file = find_records(source.folder, None if records is None else Path(records))
-    hierarchy = Hierarchy(read_records(file))
-    request = ForgetRequest.of(hierarchy, forget)
-    images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    for path in (file, *map(Path, keep), *sorted(images)):
-        if path.resolve().is_relative_to(source.folder.resolve()):
-            raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
-    for target in request.partition.targets:
-        _check_not_named(source, target.id, label)
-    _check_trained(request)
-    if overlap := count_overlap(request):
-        message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
-        warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
-    return replace(request, general=tuple(without_target(read_keep([Path(file) for file in keep]), request)))
-
-
-def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:
-    """Raise `InputError` where the label, or prose that would be copied, names the target."""
-    named = re.compile(rf"(?<!\w){re.escape(target)}(?!\w)")
-    if label is not None and named.search(label):
-        raise InputError(f"names {target}, which is to be forgotten; choose another", argument="label", value=label)
-    for path, relative in files_in(source.folder):
-        prose = path.suffix in PROSE and not target.isdigit()  # a number stands for many things
-        if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
-            raise InputError(f"{path}: names {target}, and {relative} would be copied; take that out of it")
-
-
-def _check_trained(request: ForgetRequest) -> None:
-    """An edit learns from the trained wordings only: the held-out ones are there to judge it."""
-    partition, records = request.partition, request.hierarchy.records
-    for part, indices in (("target", partition.forget), ("retained", partition.retained)):
-        if all(records[i].held_out for i in indices):
-            raise InputError(f"no {part} record has split 'train'; the edit has nothing to go by, add some")

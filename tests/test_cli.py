@@ -144,25 +144,22 @@ def test_verify_tells_what_was_written_from_what_was_not(chip: Chip, tmp_path: P
 
 
 def test_a_target_that_is_still_there_is_written_and_said(chip: Chip, small: Path) -> None:
-    edited = chip("edit", small / "ckpt", "--forget", "patient_2", "--retain-weight", "1e5", "--device", "cpu")
+    edited = chip("edit", small / "ckpt", "--forget", "patient_2", "--method", "chip", "--device", "cpu")
     assert edited.code == 3
     last = edited.out.splitlines()[-1]
-    assert last.startswith("not forgotten, the target is still there: the model gives 1.00 of the target's answers (")
+    assert last.startswith("not forgotten, the target is still there: the model gives 0.")
     for words in (
         "one never trained on it would give 0.",
         "siblings keep 1.00 of 1.00",
-        "below 100000 may forget more",
+        "another --method may forget more",
     ):
         assert words in last
     assert chip("verify", small / "ckpt-edited", "--original", small / "ckpt").code == 0
-    options = ("--retain-weight", "1e5", "--overwrite", "--json")
-    outcomes = {most: _edit_again(chip, small, *options, "--max-left", most) for most in ("1", "0.9")}
-    assert {
-        most: (result.code, json.loads(result.out)["outcome"]["forgotten"]) for most, result in outcomes.items()
-    } == {
-        "1": (0, True),
-        "0.9": (3, False),
-    }
+    options = ("--method", "chip", "--overwrite", "--json")
+    outcomes = {most: _edit_again(chip, small, *options, "--max-left", most) for most in ("1", "0.3")}
+    forgotten = {most: json.loads(result.out)["outcome"]["forgotten"] for most, result in outcomes.items()}
+    assert forgotten == {"1": True, "0.3": False}
+    assert [result.code for result in outcomes.values()] == [0, 3]
     refused(_edit_again(chip, small, *options, "--max-left", "1.1"), "--max-left", "between 0 and 1")
 
 

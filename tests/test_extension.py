@@ -144,10 +144,12 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
     assert "patient_4" in tree.stdout
 
     request = ("eval", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    evaluation = run(*request, "--attacks", "insisting", path=outside, modules=modules)
+    page = tmp_path / "page.html"
+    evaluation = run(*request, "--attacks", "insisting", "--html", page, path=outside, modules=modules)
     assert evaluation.returncode == 0, evaluation.stderr
     report = json.loads(evaluation.stdout)
     assert report["attacks"] == ["insisting"]
+    assert "The question is asked in capitals, and twice." in page.read_text(encoding="utf-8")
     assert {row["attack"] for row in report["rows"]} == {"none", "insisting: capitals", "insisting: twice"}
     attacked = {(row["group"], row["measure"]) for row in report["rows"] if row["attack"] == "insisting: twice"}
     assert attacked >= {("target", "exact_match"), ("siblings", "answer_probability")}

@@ -26,6 +26,26 @@ KeepFiles = Annotated[
         metavar="FILE",
     ),
 ]
+Out = Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")]
+Label = Annotated[str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")]
+TargetModules = Annotated[
+    str | None, typer.Option(help="Kinds of module to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
+]
+Layers = Annotated[str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")]
+LinkUnchanged = Annotated[
+    bool,
+    typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
+]
+MaxLeft = Annotated[
+    float | None,
+    typer.Option(
+        help="Exact match of the target that counts as forgotten; more ends with exit code 3. By default 0.10 more "
+        "than never trained on it."
+    ),
+]
+Accept = Annotated[
+    bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
+]
 
 STILL_THERE = 3
 """Exit code of an edit that was written, and left more of the target than it may."""
@@ -37,36 +57,19 @@ def edit(
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
     keep: KeepFiles = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")
-    ] = None,
+    out: Out = None,
+    label: Label = None,
     method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
-    target_modules: Annotated[
-        str | None, typer.Option(help="Kinds of module to edit: connector,q,k,v,o,gate,up,down.", metavar="KINDS")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers of the text model: 22-27 (from 0), 50%-100% or all.")
-    ] = None,
+    target_modules: TargetModules = None,
+    layers: Layers = None,
     device: Device = None,
     device_map: DeviceMap = None,
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
-    link_unchanged: Annotated[
-        bool,
-        typer.Option("--link-unchanged", help="Hard-link shards that do not change; a write to one changes both."),
-    ] = False,
+    link_unchanged: LinkUnchanged = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
-    max_left: Annotated[
-        float | None,
-        typer.Option(
-            help="Exact match of the target that counts as forgotten; more ends with exit code 3. By default 0.10 more "
-            "than never trained on it."
-        ),
-    ] = None,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
-    ] = False,
+    max_left: MaxLeft = None,
+    accept: Accept = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -33,12 +33,14 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class TokenRole:
+class PagePart:
     """Strips under a title."""
 
     name: str
     """A group or an attack; empty for what is answered without one."""
     strips: tuple[Strip, ...]
+    help: str = ""
+    """What the attack says of itself."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _mean(rows: Sequence[ResultRow]) -> float | None:
     return sum(row.value for row in rows) / len(rows) if rows else None
 
 
-def _groups(evaluation: Evaluation) -> Iterator[TokenRole]:
+def _groups(evaluation: Evaluation) -> Iterator[PagePart]:
     reference = reference_of(evaluation)
     for group in GROUPS:
         strips = [
@@ -164,10 +166,10 @@ def _groups(evaluation: Evaluation) -> Iterator[TokenRole]:
             for row in by_split(evaluation, group, "exact_match")
         ]
         if strips:
-            yield TokenRole(group, tuple(strips))
+            yield PagePart(group, tuple(strips))
 
 
-def _ladder(evaluation: Evaluation) -> Iterator[TokenRole]:
+def _ladder(evaluation: Evaluation) -> Iterator[PagePart]:
     """The steps of each attack, led by what is answered without one."""
     reference = reference_of(evaluation)
     for attack, names in (("", [NO_ATTACK]), *((attack, steps(evaluation, attack)) for attack in ATTACKS)):
@@ -178,7 +180,7 @@ def _ladder(evaluation: Evaluation) -> Iterator[TokenRole]:
             if row is not None
         ]
         if strips:
-            yield TokenRole(attack, tuple(strips))
+            yield PagePart(attack, tuple(strips), ATTACKS[attack].help if attack else "")
 
 
 def _areas(evaluation: Evaluation) -> list[Strip]:
