@@ -22,6 +22,7 @@ from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.methods import Method, Shielded
 from chip.methods.apply import Patch, check_removed, default_modules, edit_model
+from chip.methods.source import check_general
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
@@ -148,6 +149,7 @@ class _Run:
         Raises:
             InputError: it does not know the target.
         """
+        check_general(self.method, self.request)
         vlm = load(self.source.folder)
         modules = default_modules(vlm, self.method, self.kinds, self.layers)
         before = self.score(vlm, "asking before")

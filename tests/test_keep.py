@@ -81,7 +81,9 @@ def test_an_edit_moves_the_model_less_on_what_it_is_to_keep(folder: Path, tmp_pa
     moved = {}
     for name, keep in (("free", ()), ("kept", (prose,))):
         method = Shielded(retain_weight=1.0, max_general_change=1e-3 if keep else None)
-        report = chip.edit(folder, ["patient_1"], keep=keep, out=tmp_path / name, method=method, device="cpu")
+        report = chip.edit(
+            folder, ["patient_1"], keep=keep, out=tmp_path / name, method=method, device="cpu", force=True
+        )
         states = [_states(path, texts) for path in (folder, tmp_path / name)]
         moved[name] = float(torch.linalg.norm(states[1] - states[0]) / torch.linalg.norm(states[0]))
         assert report.relative_change

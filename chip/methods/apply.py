@@ -19,7 +19,7 @@ from chip.errors import RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import Method, Removed, Search
 from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
-from chip.methods.source import StatisticsSource, can_keep, parameter_names
+from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
@@ -85,6 +85,7 @@ def edit_model(
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     size, distributed = size or BatchSize(), distributed or DistributedContext()
+    check_general(method, request)
     search = method.search
     if search is not None:
         request = hold_out_validation(request)

@@ -38,8 +38,6 @@ class StatisticsSource:
         distributed: DistributedContext,
     ) -> None:
         self._vlm, self._method, self._records = vlm, method, request.records
-        if request.general and not method.needs.general:
-            raise InputError(f"method {method.name} has no use for general text; drop it", argument="keep")
         trained = [index for index, record in enumerate(self._records) if not record.held_out]
         self._batches = vlm.batches(self._records, trained, size, distributed)
         # For each device once: statistics stay where their module is.
@@ -105,6 +103,12 @@ class StatisticsSource:
     def _create(self, module: TargetModule) -> Statistics:
         d_out, d_in = module.weight(self._vlm.model).shape  # true also where the weight itself lies elsewhere
         return self._method.statistics(self._record_weights(self._vlm.place_of(module.weight_name)), d_in, d_out)
+
+
+def check_general(method: Method, request: ForgetRequest) -> None:
+    """Raise `InputError` where there is general text, and the method has no use for it."""
+    if request.general and not method.needs.general:
+        raise InputError(f"method {method.name} has no use for general text; drop it", argument="keep")
 
 
 def can_keep(vlm: VLM, method: Method, target_modules: Sequence[TargetModule], distributed: DistributedContext) -> bool:
