@@ -78,8 +78,8 @@ def edit(
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         dry_run: compute the edit, and write nothing.
-        max_left: exact match that counts as forgotten; by default 0.10 more than never trained on the target.
-        accept: write it also where a search was made and those who stay lose more than its `max_retain_drop`.
+        max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
+        accept: write it also where those who stay lose more than the `max_retain_drop` of a search.
         force: go on where the model does not know the target.
 
     Raises:
@@ -91,7 +91,6 @@ def edit(
     request = resolve_request(source, forget, records, keep, label)
     output = resolve_output(source, out, overwrite, link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
-        progress = progress if distributed.is_main_process else silent
         run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
@@ -140,8 +139,13 @@ class _Run:
     layers: str | None
     size: BatchSize
     distributed: DistributedContext
-    progress: ProgressCallback
+    on_progress: ProgressCallback
     terms: _Terms
+
+    @property
+    def progress(self) -> ProgressCallback:
+        """One process shows it for all."""
+        return self.on_progress if self.distributed.is_main_process else silent
 
     def edit(self, load: ModelLoader) -> _Edited:
         """The edit, and what the model answered before; the model itself is let go.
