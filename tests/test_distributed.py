@@ -51,6 +51,7 @@ with distributed_context() as distributed:
 """
 
 
+@pytest.mark.slow
 def test_collectives_of_three_processes(tmp_path: Path) -> None:
     script = tmp_path / "collectives.py"
     script.write_text(COLLECTIVES)

@@ -187,6 +187,7 @@ def test_every_level_can_be_forgotten(edited: Callable[[str], EditReport], node:
     assert _after(report, "siblings", "trained") >= siblings
 
 
+@pytest.mark.slow
 def test_several_targets_at_once_with_the_published_operator(hospital: Path, tmp_path: Path) -> None:
     report = chip.edit(
         hospital / "ckpt",

@@ -638,6 +638,7 @@ def test_a_model_that_does_not_know_its_world_is_refused(
     assert [jobs for _, jobs in command.Run(scope, context(), False, True).work() if jobs] == []
 
 
+@pytest.mark.slow
 def test_a_run_from_jobs_to_pages(
     context: Callable[[], WorkerContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,6 +272,7 @@ def test_an_unknown_attack_is_refused() -> None:
         EvalConfig(ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("t")])), ("theft",))
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_has_recovered_nothing(vlm: VLM, hierarchy: Hierarchy) -> None:
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::6]
     few = Hierarchy([*chosen, *hierarchy.records[:8]])

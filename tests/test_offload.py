@@ -123,6 +123,7 @@ def forwards(vlm: VLM) -> list[Any]:
     return [vars(module).get("forward") for module in vlm.model.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:few questions")
 def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
