@@ -178,6 +178,7 @@ def test_exact_match_is_what_greedy_decoding_says(vlm: VLM, hierarchy: Hierarchy
     assert 0.1 < sum(decoded) / len(decoded) < 0.9
 
 
+@pytest.mark.filterwarnings("ignore:few questions")
 @pytest.mark.slow
 @pytest.mark.parametrize(("node", "siblings"), OTHERS.items())
 def test_every_level_can_be_forgotten(edited: Callable[[str], EditReport], node: str, siblings: float) -> None:
