@@ -204,6 +204,10 @@ def test_a_tower_that_hears_is_no_connector() -> None:
     text.num_hidden_layers, text.hidden_size = 1, config.vision_config.out_hidden_size
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    if model.get_decoder() in (None, model, model.model):  # transformers 5.17 does not name its text model
+        with pytest.raises(InputError, match="no text model found"):
+            find_connectors(model)
+        return
     assert find_connectors(model) == [model.model.visual.merger]
 
 
