@@ -12,12 +12,25 @@ if TYPE_CHECKING:
     from chip.checkpoint.verify import verify
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
+    from chip.general.collect import Keep
     from chip.inspection import inspect
 
 
-__all__ = ["ChipError", "InputError", "RunError", "__version__", "diff", "edit", "evaluate", "inspect", "verify"]
+__all__ = [
+    "ChipError",
+    "InputError",
+    "Keep",
+    "RunError",
+    "__version__",
+    "diff",
+    "edit",
+    "evaluate",
+    "inspect",
+    "verify",
+]
 
 _HOMES = {
+    "Keep": "chip.general.collect",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from chip.distributed import DistributedContext, distributed_context
 from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
+from chip.general.collect import AUTO, GeneralData, Keep, collect, tokens_to_keep, write_own_texts
+from chip.general.loss import GeneralLoss, GeneralReference
 from chip.methods import Method, Shielded
 from chip.methods.apply import Patch, check_removed, default_modules, edit_model
-from chip.methods.source import check_general
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
@@ -33,7 +34,7 @@ from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
-from chip.request_checks import resolve_output, resolve_request
+from chip.request_checks import GivenKeep, resolve_keep, resolve_output, resolve_request
 
 ModelLoader = Callable[[Path], VLM]
 
@@ -43,7 +44,7 @@ def edit(
     forget: Sequence[str],
     *,
     records: Path | str | None = None,
-    keep: Sequence[Path | str] = (),
+    keep: Keep | Sequence[Path | str] = (AUTO,),
     out: Path | str | None = None,
     label: str | None = None,
     method: Method | None = None,
@@ -67,7 +68,8 @@ def edit(
         checkpoint: folder in the Hugging Face format, safetensors; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
-        keep: files of general text, plain or `.jsonl` with `text`, that the model is to go on knowing.
+        keep: what no record holds and the model is to go on knowing: files, folders of images, or `auto`, which the
+            model makes itself; see `Keep`.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
@@ -86,18 +88,19 @@ def edit(
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms, size = _Terms(label, max_left, accept, force), BatchSize(batch_size)
+    terms, method = _Terms(label, max_left, accept, force, BatchSize(batch_size)), method or Shielded()
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
-    request = resolve_request(source, forget, records, keep, label)
+    general = resolve_keep(source, keep, method)
+    request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
-        run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
+        run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
-            after = run.score(load(folder), "asking after")  # 4. Evaluate what was written.
+            after = run.evaluate(load(folder), edited)  # 4. Evaluate what was written.
             return run.finish(run.report(edited, after, remaining, output), folder)
 
 
@@ -109,6 +112,7 @@ class _Terms:
     max_left: float | None
     accept: bool
     force: bool
+    size: BatchSize
     start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -126,6 +130,18 @@ class _Edited:
     """What the unedited model answers."""
     never_trained: float
     """Exact match of the target's questions, had the model never been trained on it."""
+    reference: GeneralReference | None
+    """What the unedited model makes of general data."""
+    note: str | None
+    """What general data there is."""
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What the written model answers, and what it has lost of general data."""
+
+    scores: Scores
+    general: GeneralLoss | None
 
 
 @dataclass(frozen=True)
@@ -134,10 +150,10 @@ class _Run:
 
     source: Checkpoint
     request: ForgetRequest
+    keep: GivenKeep
     method: Method
     kinds: Sequence[str] | None
     layers: str | None
-    size: BatchSize
     distributed: DistributedContext
     on_progress: ProgressCallback
     terms: _Terms
@@ -153,22 +169,57 @@ class _Run:
         Raises:
             InputError: it does not know the target.
         """
-        check_general(self.method, self.request)
+        texts = self._texts_of_base(load)
         vlm = load(self.source.folder)
         modules = default_modules(vlm, self.method, self.kinds, self.layers)
         before = self.score(vlm, "asking before")
         never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
             Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
+        general = self._general(vlm, modules, texts)
+        request, reference = self.request, None
+        if general is not None and self.method.needs.general:
+            request = replace(request, general=general.protected)
+        if general is not None and general.held_out:
+            reference = GeneralReference(vlm, general.held_out, general.questions, self.size, self.distributed)
         patch = edit_model(
-            vlm, self.source, self.method, self.request, modules, self.size, self.progress, self.distributed
+            vlm, self.source, self.method, request, modules, self.size, self.progress, self.distributed, reference
         )
-        return _Edited(patch, modules, before, never)
+        return _Edited(patch, modules, before, never, reference, None if general is None else general.note)
+
+    def _texts_of_base(self, load: ModelLoader) -> list[Record] | None:
+        """What the model before fine-tuning writes; None where it is not at hand."""
+        if self.keep.model is None or not self.distributed.is_main_process:
+            return None
+        base = load(self.keep.model)
+        modules = default_modules(base, self.method, self.kinds, self.layers)
+        with self.progress("writing general text", 1) as advance:
+            texts = write_own_texts(base, tokens_to_keep(base, self.keep.keep, modules))
+            advance(1)
+        return texts
+
+    def _general(self, vlm: VLM, modules: Sequence[TargetModule], texts: Sequence[Record] | None) -> GeneralData | None:
+        """General data, which the main process makes for all."""
+        general = None
+        if self.distributed.is_main_process:
+            tokens = tokens_to_keep(vlm, self.keep.keep, modules)
+            with self.progress("collecting general data", 1) as advance:
+                general = collect(vlm, self.request, self.keep.keep, self.keep.records, tokens, texts)
+                advance(1)
+        return self.distributed.broadcast_object(general)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
         records = self.request.hierarchy.records if records is None else records
         return score_records(vlm, records, self.size, self.progress, what, self.distributed)
+
+    @property
+    def size(self) -> BatchSize:
+        return self.terms.size
+
+    def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
+        scores = self.score(vlm, "asking after")
+        return _Evaluated(scores, None if edited.reference is None else edited.reference.compare(vlm))
 
     def write(self, edited: _Edited, folder: Path, link_unchanged: bool) -> dict[str, float]:
         """The edited checkpoint into the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor. Frees the edited weights."""
@@ -185,11 +236,13 @@ class _Run:
     def report(
         self,
         edited: _Edited,
-        after: Scores | None = None,
+        after: _Evaluated | None = None,
         remaining: dict[str, float] | None = None,
         output: Path | None = None,
     ) -> EditReport:
-        patch, groups = edited.patch, summarize(self.request, edited.before, after)
+        patch = edited.patch
+        groups = summarize(self.request, edited.before, None if after is None else after.scores)
+        general = None if after is None else after.general
         return EditReport(
             method=self.method.name,
             settings=_settings(self.method, edited),
@@ -200,7 +253,9 @@ class _Run:
             relative_change=patch.relative_change,
             remaining=remaining or {},
             groups=groups,
-            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice),
+            general=general,
+            general_note=edited.note,
+            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
         )
 
@@ -219,9 +274,8 @@ class _Run:
 
 def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
-    choice = edited.patch.choice
-    resolved = method if choice is None else method.resolve_search(choice.value)
-    limits = {} if choice is None else {"max_retain_drop": choice.max_retain_drop}
+    choice, resolved = edited.patch.choice, edited.patch.method or method
+    limits = {} if choice is None else choice.limits
     layers = [module.layer for module in edited.target_modules if module.layer is not None]
     return {
         **{name: value for name, value in asdict(resolved).items() if value is not None},

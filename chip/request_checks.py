@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output
 from chip.data.hierarchy import Hierarchy
-from chip.data.keep import read_keep, without_target
 from chip.data.overlap import count_overlap
 from chip.data.readers import find_records, read_records
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
+from chip.general.collect import AUTO, NONE, Keep
+from chip.methods import Method
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
@@ -41,7 +43,6 @@ def resolve_request(
     source: Checkpoint,
     forget: Sequence[str],
     records: Path | str | None,
-    keep: Sequence[Path | str],
     label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
@@ -49,16 +50,43 @@ def resolve_request(
     hierarchy = Hierarchy(read_records(file))
     request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    for path in (file, *map(Path, keep), *sorted(images)):
-        if path.resolve().is_relative_to(source.folder.resolve()):
-            raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
+    _check_outside(source, (file, *sorted(images)))
     for target in request.partition.targets:
         _check_not_named(source, target.id, label)
     _check_trained(request)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
-    return replace(request, general=tuple(without_target(read_keep([Path(file) for file in keep]), request)))
+    return request
+
+
+@dataclass(frozen=True)
+class GivenKeep:
+    """What is to be kept, as far as it was given: the user's own records of it, read."""
+
+    keep: Keep
+    records: tuple[Record, ...]
+
+    @property
+    def model(self) -> Path | None:
+        return self.keep.model
+
+
+def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: Method) -> GivenKeep:
+    """What is to be kept; refused where the method has no use for it, or the output would hold it."""
+    resolved = Keep.of(keep)
+    files = [Path(each) for each in resolved.sources if each not in (AUTO, NONE)]
+    if files and not method.needs.general:
+        raise InputError(f"method {method.name} has no use for general data; drop it", argument="keep")
+    _check_outside(source, files)
+    return GivenKeep(resolved, tuple(resolved.given()))
+
+
+def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
+    """Raise `InputError` for one that would be copied with the checkpoint."""
+    for path in paths:
+        if path.resolve().is_relative_to(source.folder.resolve()):
+            raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
 
 
 def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:

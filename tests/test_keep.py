@@ -41,11 +41,11 @@ def test_plain_text_is_cut_between_paragraphs_and_json_lines_are_pieces(tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "  \n\n ", "holds no text"),
+        ("a.txt", "  \n\n ", "holds no text and no images"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.jsonl", "{", "a.jsonl:1: no JSON"),
         ("a.jsonl", '{"text": 3}', "a.jsonl:1: no text under 'text'"),
-        ("a.jsonl", '["text"]', "a.jsonl:1: no text under 'text'"),
+        ("a.jsonl", '["text"]', "a.jsonl:1: neither 'text' nor 'messages' nor 'image'"),
     ],
 )
 def test_files_that_hold_no_text_are_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -96,5 +96,5 @@ def _states(folder: Path, texts: list[Record]) -> torch.Tensor:
 
 
 def test_a_method_that_has_no_use_for_text_refuses_it(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="method chip has no use for general text"):
+    with pytest.raises(InputError, match="method chip has no use for general data"):
         chip.edit(folder, ["patient_1"], keep=[_write(tmp_path / "a.txt", PROSE)], method=Chip(), device="cpu")

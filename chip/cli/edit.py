@@ -19,12 +19,23 @@ from chip.cli.arguments import (
 )
 from chip.cli.options import given_settings
 
-KeepFiles = Annotated[
-    list[Path] | None,
+KeepSources = Annotated[
+    list[str] | None,
     typer.Option(
-        help="General text that the model is to go on knowing, plain or JSON lines with `text`; repeat for several.",
-        metavar="FILE",
+        help="What no record holds and is to stay: auto (the model's own text, plain prose, images; the default), "
+        "none, a file of text or JSON lines, or a folder of images; repeat for several.",
+        metavar="auto|none|PATH",
     ),
+]
+KeepTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Text that auto makes, in tokens; by default 2 for each input of the widest module, 10 on a GPU."
+    ),
+]
+KeepModel = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the model before fine-tuning: it then writes the text for auto.", metavar="BASE"),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")]
 Label = Annotated[str | None, typer.Option(help="What the receipt and the model card call the request; not the node.")]
@@ -56,7 +67,9 @@ def edit(
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
-    keep: KeepFiles = None,
+    keep: KeepSources = None,
+    keep_tokens: KeepTokens = None,
+    keep_model: KeepModel = None,
     out: Out = None,
     label: Label = None,
     method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
@@ -83,6 +96,7 @@ def edit(
     from chip.cli.progress import progress_bar
     from chip.distributed import is_main_process
     from chip.editing import edit as run
+    from chip.general.collect import AUTO, Keep
     from chip.methods import make_method
     from chip.report.text.edit import print_edit
 
@@ -90,7 +104,7 @@ def edit(
         checkpoint,
         forget,
         records=records,
-        keep=keep or (),
+        keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
         label=label,
         method=make_method(method, given_settings(context)),

@@ -1,12 +1,14 @@
-"""General text: what a pretrained model knows and no record holds, so that an edit can leave it alone."""
+"""General data: what a pretrained model knows and no record holds, so that an edit can leave it alone."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from chip.data.answers import canonical_answer, tokenize_words
 from chip.data.record import FREE_TEXT, Record
@@ -14,84 +16,169 @@ from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 
 PATH = ("general",)
-"""Where texts are filed: they belong to no node of the hierarchy."""
+"""Where general data is filed: it belongs to no node of the hierarchy."""
 PIECE = 1000
 """Characters of a piece of plain text, about; a paragraph is never cut before them."""
 LONGEST = 2000
 """Characters of a piece, at most."""
+IMAGE_QUESTION = "What does this image show?"
+"""Asked about an image that comes without a question."""
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-def read_keep(files: Sequence[Path]) -> list[Record]:
-    """Texts to keep: a `.jsonl` file has one under `text` in each line, any other file is plain text.
+def read_keep(sources: Sequence[Path]) -> list[Record]:
+    """What files and folders hold that is to be kept.
+
+    A `.jsonl` file has `text`, or one question and its answer as `messages`, or an `image` in each line, alone or with
+    one of the two. Any other file is plain text. A folder has images; one without an answer has an empty one, for the
+    model itself to give.
 
     Raises:
-        InputError: a file cannot be read, or holds no text.
+        InputError: a source cannot be read, or holds nothing.
     """
-    return [record for file in files for record in _read(file)]
+    return [record for source in sources for record in _read(source)]
 
 
-def _read(file: Path) -> list[Record]:
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise InputError(f"{reason}; give a file of plain text or JSON lines", argument="keep", value=file) from error
-    texts = _lines(file, content) if file.suffix == ".jsonl" else _pieces(file, content)
-    records = [Record(text, "", PATH, None, FREE_TEXT, where=where) for text, where in texts]
+def _read(source: Path) -> list[Record]:
+    if source.is_dir():
+        records = list(_images(source))
+    else:
+        try:
+            content = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+            hint = "give a file of plain text or JSON lines, or a folder of images"
+            raise InputError(f"{reason}; {hint}", argument="keep", value=source) from error
+        texts = [text_record(text, source.name) for text in cut_prose(content)]
+        records = list(_lines(source, content)) if source.suffix == ".jsonl" else texts
     if not records:
-        raise InputError("holds no text", argument="keep", value=file)
+        raise InputError("holds no text and no images", argument="keep", value=source)
     return records
 
 
-def _lines(file: Path, content: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}:{number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: no JSON ({error})") from error
-        text = entry.get("text") if isinstance(entry, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: no text under 'text'; give one in each line")
-        yield from ((piece, where) for piece in _cut(text.strip()))
+def text_record(text: str, where: str) -> Record:
+    """A text as it stands."""
+    return Record(text, "", PATH, None, FREE_TEXT, where=where)
 
 
-def _pieces(file: Path, content: str) -> Iterator[tuple[str, str]]:
-    """Whole paragraphs, as many as make a piece."""
+def image_record(image: Path | bytes, where: str, question: str = IMAGE_QUESTION, answer: str = "") -> Record:
+    """An image, with a question about it; the answer is the model's own where there is none."""
+    return Record(question, answer, PATH, image, where=where)
+
+
+def _images(folder: Path) -> Iterator[Record]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if images and len(images) < len(files):
+        message = f"{folder}: {len(files) - len(images)} of {len(files)} files are no images; they are left out"
+        warnings.warn(message, ChipWarning, stacklevel=2)
+    yield from (image_record(path, str(path.relative_to(folder))) for path in images)
+
+
+def _lines(file: Path, content: str) -> Iterator[Record]:
+    left_out = 0
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            records, others = _entry(file, f"{file.name}:{number}", line)
+            left_out += others
+            yield from records
+    if left_out:
+        message = f"{file}: {left_out} later and system turns of conversations are left out; the first question stays"
+        warnings.warn(message, ChipWarning, stacklevel=2)
+
+
+def _entry(file: Path, where: str, line: str) -> tuple[list[Record], int]:
+    """The records of one line, and how many turns of it are left out."""
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: no JSON ({error})") from error
+    if not isinstance(entry, dict) or not entry.keys() & {"text", "messages", "image"}:
+        raise InputError(f"{where}: neither 'text' nor 'messages' nor 'image'; give one of them in each line")
+    image = None if entry.get("image") is None else _image_file(file, where, entry["image"])
+    if "messages" in entry:
+        question, answer, others = _first_turn(where, entry["messages"])
+        return [Record(question, answer, PATH, image, where=where)], others
+    text = entry.get("text")
+    if "text" in entry and (not isinstance(text, str) or not text.strip()):
+        raise InputError(f"{where}: no text under 'text'; give one, or leave the key out")
+    if image is not None:
+        return [image_record(image, where, answer=(text or "").strip())], 0
+    return [text_record(piece, where) for piece in _cut(str(text).strip())], 0
+
+
+def _image_file(file: Path, where: str, name: object) -> Path:
+    path = file.parent / name if isinstance(name, str) else None
+    if path is None or not path.is_file():
+        raise InputError(f"{where}: no image {name!r}; give its path, from the folder of {file.name}")
+    return path
+
+
+def _first_turn(where: str, messages: object) -> tuple[str, str, int]:
+    """The first question and its answer, and how many other turns there are."""
+    turns = messages if isinstance(messages, list) else []
+    texts = [(turn.get("role"), _text(turn.get("content"))) for turn in turns if isinstance(turn, Mapping)]
+    for (role, question), (next_role, answer) in itertools.pairwise(texts):
+        if (role, next_role) == ("user", "assistant") and question and answer:
+            return question, answer, len(turns) - 2
+    raise InputError(f"{where}: no turn of 'user' with one of 'assistant' behind it under 'messages'")
+
+
+def _text(content: Any) -> str:
+    """A message's text: a string, or the text among its parts."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+        content = " ".join(part for part in parts if isinstance(part, str))
+    return content.strip() if isinstance(content, str) else ""
+
+
+def cut_prose(content: str) -> list[str]:
+    """Pieces of plain text: whole paragraphs, as many as make a piece."""
+    pieces: list[str] = []
     piece: list[str] = []
     for paragraph in re.split(r"\n\s*\n", content):
         if paragraph.strip():
             piece.append(paragraph.strip())
         if sum(map(len, piece)) >= PIECE:
-            yield from ((text, file.name) for text in _cut("\n\n".join(piece)))
+            pieces += _cut("\n\n".join(piece))
             piece = []
-    if piece:
-        yield from ((text, file.name) for text in _cut("\n\n".join(piece)))
+    return pieces + (_cut("\n\n".join(piece)) if piece else [])
 
 
 def _cut(text: str) -> list[str]:
     return [text[start : start + LONGEST] for start in range(0, len(text), LONGEST)]
 
 
-def without_target(texts: Sequence[Record], request: ForgetRequest) -> list[Record]:
-    """The texts that hold neither an id nor an answer of the target; an answer that retained records give too may stay.
+def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
+    """Whether a record shows an image of the target, or holds an id or an answer of it.
 
-    How many are left out is said by a `ChipWarning`: an edit would otherwise protect what it is to remove.
-
-    Raises:
-        InputError: none is left.
+    An edit would otherwise protect what it is to remove. Answers that retained records give too tell nothing.
     """
     records, partition = request.hierarchy.records, request.partition
+    images = {records[i].image for i in partition.forget} - {None}
     answers = {canonical_answer(records[i]) for i in partition.forget}
     answers -= {canonical_answer(records[i]) for i in partition.retained}
-    phrases = [_phrase(text) for text in (*answers, *(target.id for target in partition.targets))]
-    kept = [text for text in texts if not any(phrase and phrase in _phrase(text.question) for phrase in phrases)]
-    if texts and not kept:
+    phrases = {_phrase(text) for text in (*answers, *(target.id for target in partition.targets))} - {"  "}
+
+    def tells(record: Record) -> bool:
+        said = _phrase(f"{record.question} {record.answer}")
+        return record.image in images or any(phrase in said for phrase in phrases)
+
+    return tells
+
+
+def without_target(given: Sequence[Record], request: ForgetRequest) -> list[Record]:
+    """What the user gave, without what tells of the target; how much is left out is said by a `ChipWarning`.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    tells = tells_of_target(request)
+    kept = [record for record in given if not tells(record)]
+    if given and not kept:
         raise InputError("every text holds an answer or an id of what is to be forgotten; give others", argument="keep")
-    if len(kept) < len(texts):
-        dropped = f"{len(texts) - len(kept)} of {len(texts)} texts to keep hold an answer or an id of the target"
+    if len(kept) < len(given):
+        dropped = f"{len(given) - len(kept)} of {len(given)} texts to keep hold an answer or an id of the target"
         warnings.warn(f"{dropped}; they are left out", ChipWarning, stacklevel=2)
     return kept
 

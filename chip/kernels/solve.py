@@ -28,14 +28,25 @@ def solve_spd_(right: Tensor, matrix: Tensor) -> Tensor:
         torch.linalg.LinAlgError: the matrix is not positive definite, or the residual of the solution exceeds 1e-6 of
             `right` (relative, Frobenius; 1e-3 in fp32).
     """
+    solution = solve_spd_unchecked_(right, matrix)
+    check_solution(solution, matrix, right)
+    return solution
+
+
+def solve_spd_unchecked_(right: Tensor, matrix: Tensor) -> Tensor:
+    """`solve_spd_` without a look at the residual, for what is only on the way to a solution."""
     right, diagonal = right.to(matrix.dtype), matrix.diagonal().clone()
     _factor_(matrix)
     solution = _substitute_(right.clone(), matrix)
     matrix.diagonal().copy_(diagonal)
-    residual = _residual(solution, matrix, right)
+    return solution
+
+
+def check_solution(solution: Tensor, matrix: Tensor, right: Tensor) -> None:
+    """Raise `torch.linalg.LinAlgError` where the residual is too large; arguments as `solve_spd_` has them."""
+    residual = _residual(solution, matrix, right.to(matrix.dtype))
     if not residual <= (1e-6 if matrix.dtype == torch.float64 else 1e-3):
         raise torch.linalg.LinAlgError(f"relative residual {residual:.1e}")  # type: ignore[attr-defined]
-    return solution
 
 
 def _blocks(width: int) -> list[slice]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import exp, log
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
 
 from chip.kernels.gram import symmetrize_
-from chip.kernels.solve import solve_spd_
+from chip.kernels.solve import check_solution, solve_spd_unchecked_
 
-TOLERANCE = 0.01
+TOLERANCE = 0.05
 """The bound is met with equality up to this share of it, from below."""
-MAX_SOLVES = 40
-STEP = 2.0
-"""Of log β, at first."""
+MAX_SOLVES = 100
+FARTHEST = 20.0
+"""Times the multiplier so far that is tried next, at most."""
 
 
 def solve_in_trust_region(
@@ -24,9 +23,9 @@ def solve_in_trust_region(
     """X = right (system + β metric)⁻¹, with the least β ≥ 0 at which tr(X metric Xᵀ) ≤ bound.
 
     β is the multiplier of the constraint. With system = L Lᵀ, L⁻¹ metric L⁻ᵀ = Q Γ Qᵀ and M = right L⁻ᵀ Q the left side
-    is Σ ‖M_i‖² γ_i / (1 + β γ_i)² (Conn, Gould and Toint, Trust-Region Methods, section 7.3): it falls monotonically in
-    β, at last as β⁻², so that its logarithm is nearly a line over log β, and the secant is taken there. A step is one
-    Cholesky factorization, a small part of what the eigendecomposition would cost.
+    is s(β) = Σ ‖M_i‖² γ_i / (1 + β γ_i)², and s(β)^−½ rises nearly as a straight line, as it does where all γ are
+    alike (Moré and Sorensen 1983, Computing a Trust Region Step): the secant finds √bound / √s(β) = 1 in a few steps. A
+    step is one Cholesky factorization, a small part of what the eigendecomposition would cost.
 
     Args:
         right: (m, d).
@@ -46,40 +45,38 @@ def solve_in_trust_region(
         raise ValueError(f"the bound must be positive, not {bound}")
     symmetrize_(metric)
 
-    def excess(beta: float) -> tuple[Tensor, float]:
-        """The solution, and by how much it exceeds the bound, as the logarithm of their ratio."""
-        solution = solve_spd_(right, torch.add(system, metric, alpha=beta))
+    def solve(beta: float) -> tuple[Tensor, float]:
+        """The solution, and √bound / √s(β)."""
+        solution = solve_spd_unchecked_(right, torch.add(system, metric, alpha=beta))
         size = float(((solution @ metric) * solution).sum())
-        return solution, log(size / bound) if size > 0 else -float("inf")
+        return solution, sqrt(bound / size) if size > 0 else inf
 
-    solution, over = excess(0.0)
-    if over <= 0:
-        return solution, 0.0
-    center = log(float(system.diagonal().mean() / metric.diagonal().mean()))
-    high, over_high, solution = _walk(excess, center, STEP, until=lambda over: over <= 0)
-    low, over_low, _ = _walk(excess, high - STEP, -STEP, until=lambda over: over > 0)
-    goal = log(1 - tolerance) / 2
-    for _ in range(MAX_SOLVES):
-        if over_high >= log(1 - tolerance):
-            return solution, exp(high)
-        share = (over_low - goal) / (over_low - over_high)
-        middle = low + min(max(share, 0.05), 0.95) * (high - low)  # the secant, never too near an end
-        candidate, over = excess(exp(middle))
-        if over <= 0:
-            high, over_high, solution = middle, over, candidate
+    low, high = 0.0, inf  # β
+    solution, ratio_low = solve(low)
+    ratio_high, most = inf, 1 / sqrt(1 - tolerance)
+    goal, beta = (1 + most) / 2, low
+    if ratio_low < 1:  # as if all γ were alike, at first
+        beta = (goal / ratio_low - 1) * float(system.diagonal().mean() / metric.diagonal().mean())
+        for _ in range(MAX_SOLVES):
+            solution, ratio = solve(beta)
+            if 1 <= ratio <= most:
+                break
+            slope = (ratio - ratio_low) / (beta - low)
+            if ratio < 1:
+                low, ratio_low = beta, ratio
+            else:
+                high, ratio_high = beta, ratio
+            beta = _next(goal, low, ratio_low, high, ratio_high, slope)
         else:
-            low, over_low = middle, over
-    raise torch.linalg.LinAlgError(f"no multiplier found for the bound {bound:.3g}")  # type: ignore[attr-defined]
+            raise torch.linalg.LinAlgError(f"no multiplier found for the bound {bound:.3g}")  # type: ignore[attr-defined]
+    check_solution(solution, torch.add(system, metric, alpha=beta), right)
+    return solution, beta
 
 
-def _walk(
-    excess: Callable[[float], tuple[Tensor, float]], start: float, step: float, until: Callable[[float], bool]
-) -> tuple[float, float, Tensor]:
-    """The first log β from `start` on, in ever larger steps, at which the excess is as wanted; it, and the solution."""
-    position = start
-    for _ in range(MAX_SOLVES):
-        solution, over = excess(exp(position))
-        if until(over):
-            return position, over, solution
-        position, step = position + step, 2 * step
-    raise torch.linalg.LinAlgError("no multiplier found")  # type: ignore[attr-defined]
+def _next(goal: float, low: float, ratio_low: float, high: float, ratio_high: float, slope: float) -> float:
+    """Where the secant meets the goal: between `low` and `high`, and never too near an end, or beyond `low`."""
+    if high == inf:
+        step = (goal - ratio_low) / slope if slope > 0 else inf
+        return min(low + step, FARTHEST * low)
+    share = (goal - ratio_low) / (ratio_high - ratio_low) if ratio_high < inf else 0.0
+    return low + min(max(share, 0.02), 0.9) * (high - low)

@@ -16,9 +16,10 @@ from chip.checkpoint.writer import round_once
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import RunError
+from chip.general.loss import GeneralReference
 from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import Method, Removed, Search
-from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
+from chip.methods.search import Choice, ValidationSet, hold_general, hold_out_validation, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
@@ -45,6 +46,8 @@ class Patch:
     """Whether questions about one image ran it once together."""
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
+    method: Method | None = None
+    """The method with all its settings found."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ def edit_model(
     size: BatchSize | None = None,
     progress: ProgressCallback = silent,
     distributed: DistributedContext | None = None,
+    general: GeneralReference | None = None,
 ) -> Patch:
     """Run the trained records through the model, and let the method edit it module by module.
 
     The model in memory is edited too, with the rounded weights: what is seen later is what will be written.
+
+    Args:
+        general: what a search watches beside the records.
 
     Raises:
         InputError: a setting was to be found, and every value costs what is retained more than it may.
@@ -92,11 +99,15 @@ def edit_model(
     source = StatisticsSource(vlm, method, request, target_modules, size, distributed)
     editor = WeightEditor(vlm, checkpoint, target_modules, distributed)
     if search is None:
-        return edit_stages(method, source, editor, progress)
+        return replace(edit_stages(method, source, editor, progress), method=method)
     if can_keep(vlm, method, target_modules, distributed):
         source.keep(progress)  # else each trial measures again
-    choice = _find(search, method, ValidationSet(request), source, editor, size, progress)
-    return replace(edit_stages(method.resolve_search(choice.value), source, editor, progress), choice=choice)
+    trials = _Trials(source, editor, size, general)
+    if general is not None:
+        method = hold_general(method, search, trials.divergence)
+    choice = trials.find(search, method, ValidationSet(request), progress)
+    method = method.resolve_search(choice.value)
+    return replace(edit_stages(method, source, editor, progress), choice=choice, method=method)
 
 
 def edit_stages(
@@ -126,27 +137,43 @@ def edit_stages(
     return patch
 
 
-def _find(
-    search: Search,
-    method: Method,
-    questions: ValidationSet,
-    source: StatisticsSource,
-    editor: WeightEditor,
-    size: BatchSize,
-    progress: ProgressCallback,
-) -> Choice:
-    """Try values in the model, which is afterwards as it was."""
-    questions.warn_if_few()
+@dataclass(frozen=True)
+class _Trials:
+    """Edits of the model in memory, which is afterwards as it was."""
+
+    source: StatisticsSource
+    editor: WeightEditor
+    size: BatchSize
+    general: GeneralReference | None
 
     @contextmanager
-    def edited(value: float) -> Iterator[None]:
-        with restoring(editor.vlm, editor.parameters):
-            edit_stages(method.resolve_search(value), source, editor)
+    def edited(self, method: Method) -> Iterator[None]:
+        with restoring(self.editor.vlm, self.editor.parameters):
+            edit_stages(method, self.source, self.editor)
             yield
 
-    score = partial(score_records, editor.vlm, size=size, distributed=editor.distributed)
-    with progress(f"choosing the {search.setting.replace('_', ' ')}", len(search.grid).bit_length()) as advance:
-        return run_search(search, questions, score, edited, lambda: advance(1))
+    def divergence(self, method: Method) -> float:
+        """KL on general data."""
+        assert self.general is not None
+        with self.edited(method):
+            return self.general.divergence(self.editor.vlm)
+
+    def find(self, search: Search, method: Method, questions: ValidationSet, progress: ProgressCallback) -> Choice:
+        """Try values of the setting that nobody gave."""
+        questions.warn_if_few()
+        vlm = self.editor.vlm
+        score = partial(score_records, vlm, size=self.size, distributed=self.editor.distributed)
+        compare = None if self.general is None else partial(self.general.compare, vlm)
+        what = f"choosing the {search.setting.replace('_', ' ')}"
+        with progress(what, len(search.grid).bit_length()) as advance:
+            return run_search(
+                search,
+                questions,
+                score,
+                lambda value: self.edited(method.resolve_search(value)),
+                lambda: advance(1),
+                compare,
+            )
 
 
 class WeightEditor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -78,6 +79,8 @@ class Search:
     """Values to try, from the strongest forgetting to the weakest."""
     max_retain_drop: float
     """What the answers of siblings may lose of their mean probability."""
+    max_general_kl: float = inf
+    """KL to the unedited model on general data that is allowed, nats a token."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ class Method(ABC):
         if self.search is None:
             raise ValueError(f"method {self.name} has nothing to search for")
         return replace(self, **{self.search.setting: value})
+
+    def tighten(self, factor: float) -> Self | None:
+        """The same method with an edit that may change general data less, by `factor` below 1; None where it cannot."""
+        return None
 
     @abstractmethod
     def record_weights(self, request: ForgetRequest, device: torch.device) -> Any:

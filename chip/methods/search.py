@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
-from chip.methods.base import Search
+from chip.general.loss import GeneralLoss
+from chip.methods.base import Method, Search
 from chip.model.scoring import Scores
 
 MIN_QUESTIONS = 20
@@ -25,14 +27,20 @@ MIN_QUESTIONS = 20
 VALIDATION_FRACTION = 1 / 8
 """The part of the trained retained questions that is held out, where no record has the split `validation`."""
 
+MAX_ENDED_DROP = 0.02
+"""What may be lost of the part of general answers that end by themselves."""
+TIGHTENINGS = 4
+"""Tries to find a hold on general data that is tight enough."""
+
 ALLOWED = {"siblings": 1.0, "other": 0.5}
 """Group that is to stay -> what it may lose, as a share of the search's `max_retain_drop`: the others are many, and
 nothing of theirs is near the target."""
 
-Limit = Literal["max_retain_drop", "never_trained", "strongest", "weakest"]
-"""Why a search went no further: those who stay would have lost more than they may, the target would have become less
-probable than if it had never been trained on, or the grid ended, at the strongest forgetting or, where even that made
-the target too improbable, at the weakest."""
+Limit = Literal["max_retain_drop", "max_general_kl", "general_ends", "never_trained", "strongest", "weakest"]
+"""Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
+on general data, or not ended its general answers, the target would have become less probable than if it had never been
+trained on, or the grid ended, at the strongest forgetting or, where even that made the target too improbable, at the
+weakest."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,18 @@ class Trial:
     """What of it the groups that are to stay have lost."""
     drop_error: Mapping[str, float]
     """Standard error of that, as an estimate for all questions of the group."""
+    general: GeneralLoss | None = None
+    """What general data has lost; None where there is none."""
 
-    def within(self, max_retain_drop: float) -> bool:
-        return all(drop <= ALLOWED[group] * max_retain_drop for group, drop in self.retain_drop.items())
+    def exceeded(self, search: Search) -> Limit | None:
+        """The first limit that it goes beyond; None where it keeps all."""
+        if any(drop > ALLOWED[group] * search.max_retain_drop for group, drop in self.retain_drop.items()):
+            return "max_retain_drop"
+        if self.general is not None and self.general.kl > search.max_general_kl:
+            return "max_general_kl"
+        if self.general is not None and self.general.ended_drop > MAX_ENDED_DROP:
+            return "general_ends"
+        return None
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,14 @@ class Choice:
     """In the order in which they were made."""
     limit: Limit
     reason: str
+    max_general_kl: float | None = None
+    """KL to the unedited model that was allowed on general data; None where none was watched."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The promises of the search, as settings."""
+        general = {} if self.max_general_kl is None else {"max_general_kl": self.max_general_kl}
+        return {"max_retain_drop": self.max_retain_drop, **general}
 
     @property
     def allowed(self) -> Mapping[str, float]:
@@ -145,16 +170,19 @@ def run_search(
     score: Callable[[Sequence[Record]], Scores],
     edited: Callable[[float], AbstractContextManager[None]],
     on_trial: Callable[[], None],
+    general: Callable[[], GeneralLoss] | None = None,
 ) -> Choice:
     """The strongest forgetting of the grid at which siblings lose no more than `max_retain_drop` and others no more
-    than half of it, and at which the target is not made less probable than if it had never been trained on.
+    than half of it, general data no more than `max_general_kl`, and at which the target is not made less probable than
+    if it had never been trained on.
 
-    Both grow weaker along the grid, so that a search by halves finds it.
+    All grow weaker along the grid, so that a search by halves finds it.
 
     Args:
         score: asks the model as it is.
         edited: the model is edited with this value while the context lasts.
         on_trial: called after each trial.
+        general: what the model as it is has lost of general data.
 
     Raises:
         InputError: with every value they lose more.
@@ -165,50 +193,97 @@ def run_search(
     def trial(value: float) -> Trial:
         if value not in trials:
             with edited(value):
-                after = questions.probabilities(score)
-            trials[value] = _trial(value, before, after)
+                after, loss = questions.probabilities(score), None if general is None else general()
+            trials[value] = _trial(value, before, after, loss)
             on_trial()
         return trials[value]
 
     def acceptable(value: float) -> bool:
         result = trial(value)
-        return result.within(search.max_retain_drop) and result.forget_probability >= never
+        return result.exceeded(search) is None and result.forget_probability >= never
 
     low, high = 0, len(search.grid)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
     best = trial(search.grid[min(low, len(search.grid) - 1)])
-    if not best.within(search.max_retain_drop):
-        name = search.setting.replace("_", " ")
-        message = f"even with a {name} of {best.value:g} {_drops(best)}; allow more, or give a {name}"
-        raise InputError(message, argument="max_retain_drop", value=search.max_retain_drop)
+    _check_within(search, best)
     stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
-    limit, reason = _reason(best, stronger, never, search.max_retain_drop)
+    limit, reason = _reason(search, best, stronger, never)
     means, made = {group: float(values.mean()) for group, values in before.items()}, tuple(trials.values())
-    return Choice(search.setting, best.value, search.max_retain_drop, means, never, made, limit, reason)
+    most = None if general is None else search.max_general_kl
+    return Choice(search.setting, best.value, search.max_retain_drop, means, never, made, limit, reason, most)
 
 
-def _trial(value: float, before: Mapping[str, NDArray[np.float64]], after: Mapping[str, NDArray[np.float64]]) -> Trial:
+def hold_general(method: Method, search: Search, divergence: Callable[[Method], float]) -> Method:
+    """The method, with a hold on general data that is tight enough in the middle of the grid.
+
+    A trust region at each layer bounds what the layer may do; what the model makes of it differs from model to model.
+    KL grows with the square of a small change.
+
+    Args:
+        divergence: KL on general data of an edit with this method.
+    """
+    middle = search.grid[len(search.grid) // 2]
+    for _ in range(TIGHTENINGS):
+        excess = divergence(method.resolve_search(middle)) / search.max_general_kl
+        tighter = method.tighten(0.9 / sqrt(excess)) if excess > 1 else None
+        if tighter is None:
+            return method
+        method = tighter
+    return method
+
+
+def _check_within(search: Search, weakest: Trial) -> None:
+    """Raise `InputError` where even the weakest forgetting costs too much."""
+    exceeded, name = weakest.exceeded(search), search.setting.replace("_", " ")
+    if exceeded == "max_retain_drop":
+        message = f"even with a {name} of {weakest.value:g} {_drops(weakest)}; allow more, or give a {name}"
+        raise InputError(message, argument="max_retain_drop", value=search.max_retain_drop)
+    if exceeded is not None:
+        message = f"even with a {name} of {weakest.value:g} {_general(weakest)}; allow more, or give a {name}"
+        raise InputError(message, argument="max_general_kl", value=search.max_general_kl)
+
+
+def _trial(
+    value: float,
+    before: Mapping[str, NDArray[np.float64]],
+    after: Mapping[str, NDArray[np.float64]],
+    general: GeneralLoss | None,
+) -> Trial:
     drops = {group: before[group] - after[group] for group in ALLOWED if group in before}
     return Trial(
         value,
         float(after["target"].mean()),
         {group: float(drop.mean()) for group, drop in drops.items()},
         {group: float(drop.std() / np.sqrt(len(drop))) for group, drop in drops.items()},
+        general,
     )
 
 
-def _reason(best: Trial, stronger: Trial | None, never: float, max_retain_drop: float) -> tuple[Limit, str]:
-    effect = f"the target's answers fall to a probability of {best.forget_probability:.2f}, {_drops(best)}"
+def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -> tuple[Limit, str]:
+    effect = ", ".join(
+        (f"the target's answers fall to a probability of {best.forget_probability:.2f}", _drops(best), _general(best))
+    ).removesuffix(", ")
     if best.forget_probability < never:
         return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if stronger is None:
         return "strongest", f"{effect}; nothing stronger was tried"
-    if not stronger.within(max_retain_drop):
-        return "max_retain_drop", f"{effect}; with {stronger.value:g} {_drops(stronger)}"
+    exceeded = stronger.exceeded(search)
+    if exceeded is not None:
+        lost = _drops(stronger) if exceeded == "max_retain_drop" else _general(stronger)
+        return exceeded, f"{effect}; with {stronger.value:g} {lost}"
     further = f"with {stronger.value:g} to {stronger.forget_probability:.2f}"
     return "never_trained", f"{effect}; {further}, and never trained on they would have {never:.2f}"
+
+
+def _general(trial: Trial) -> str:
+    """What general data loses; empty where there is none."""
+    loss = trial.general
+    if loss is None:
+        return ""
+    ends = f" and {loss.ended_drop:.2f} of its endings" if loss.ended_drop > MAX_ENDED_DROP else ""
+    return f"general text moves by {loss.kl:.4f} nats a token{ends}"
 
 
 def _drops(trial: Trial) -> str:

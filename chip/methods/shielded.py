@@ -26,6 +26,7 @@ GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192
 """Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so four at most."""
 MAX_RETAIN_DROP = 0.02
 MAX_GENERAL_CHANGE = 0.02
+MAX_GENERAL_KL = 0.01
 
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
@@ -93,27 +94,39 @@ class Shielded(Method):
 
     max_general_change: float | None = setting(
         None,
-        "ε, with text to keep: how far an edit may move a layer's output on it, root mean square, as a share of that "
-        f"output; {MAX_GENERAL_CHANGE:g}.",
+        "ε, with general data to keep: how far an edit may move a layer's output on it, root mean square, as a share "
+        f"of that output; {MAX_GENERAL_CHANGE:g}, and with auto less, where the model itself moves too far.",
         minimum=1e-6,
         maximum=1,
+    )
+    max_general_kl: float | None = setting(
+        None, f"For auto: KL to the unedited model on general data, nats a token; {MAX_GENERAL_KL:g}."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_retain_drop is not None and self.retain_weight != AUTO:
-            hint = "limits the search for a retain weight, and one was given; drop one of the two"
-            raise InputError(hint, argument="max_retain_drop", value=self.max_retain_drop)
+        for name in ("max_retain_drop", "max_general_kl"):
+            if getattr(self, name) is not None and self.retain_weight != AUTO:
+                hint = "limits the search for a retain weight, and one was given; drop one of the two"
+                raise InputError(hint, argument=name, value=getattr(self, name))
 
     @property
     def search(self) -> Search | None:
         if self.retain_weight != AUTO:
             return None
         drop = MAX_RETAIN_DROP if self.max_retain_drop is None else self.max_retain_drop
-        return Search("retain_weight", GRID, drop)
+        divergence = MAX_GENERAL_KL if self.max_general_kl is None else self.max_general_kl
+        return Search("retain_weight", GRID, drop, divergence)
 
     def resolve_search(self, value: float) -> Self:
-        return replace(self, retain_weight=value, max_retain_drop=None)
+        return replace(self, retain_weight=value, max_retain_drop=None, max_general_kl=None)
+
+    def tighten(self, factor: float) -> Self:
+        return replace(self, max_general_change=factor * self._general_change)
+
+    @property
+    def _general_change(self) -> float:
+        return MAX_GENERAL_CHANGE if self.max_general_change is None else self.max_general_change
 
     def record_weights(self, request: ForgetRequest, device: torch.device) -> ShieldedWeights:
         return ShieldedWeights.of(request, self.neighbor_weight, device)
@@ -156,6 +169,5 @@ class Shielded(Method):
             return solve_spd_(moved, system)
         metric = symmetrize_(general.upper / general.count)  # C_g
         size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
-        share = MAX_GENERAL_CHANGE if self.max_general_change is None else self.max_general_change
-        solution, _ = solve_in_trust_region(moved, system, metric, share**2 * size)
+        solution, _ = solve_in_trust_region(moved, system, metric, self._general_change**2 * size)
         return solution

@@ -24,15 +24,32 @@ MORE_TOKENS = 8
 
 
 def answer_greedily(
-    vlm: VLM, records: Sequence[Record], rows: int = ROWS, on_batch: Callable[[int], None] = lambda _: None
+    vlm: VLM,
+    records: Sequence[Record],
+    rows: int = ROWS,
+    on_batch: Callable[[int], None] = lambda _: None,
+    longest: int | None = None,
 ) -> list[str]:
     """The most probable answer to each record's question, token by token, without special tokens.
+
+    Args:
+        longest: tokens after which an answer is cut off; by default a few more than the right one has.
 
     Raises:
         InputError: an image cannot be read.
         RunError: a single question does not fit into memory.
     """
-    return _answer(vlm, records, list(range(len(records))), None, rows, on_batch)
+    return _decode(vlm, _answer(vlm, records, list(range(len(records))), None, rows, on_batch, longest))
+
+
+def answers_that_end(vlm: VLM, records: Sequence[Record], longest: int, rows: int = ROWS) -> list[bool]:
+    """Whether the most probable answer to each record's question ends by itself within `longest` tokens.
+
+    Raises: as `answer_greedily`.
+    """
+    ends = _end_tokens(vlm, records)
+    answers = _answer(vlm, records, list(range(len(records))), None, rows, lambda _: None, longest)
+    return [not ends.isdisjoint(answer) for answer in answers]
 
 
 def draw_answers(
@@ -42,6 +59,7 @@ def draw_answers(
     seed: int,
     rows: int = ROWS,
     on_batch: Callable[[int], None] = lambda _: None,
+    longest: int | None = None,
 ) -> list[list[str]]:
     """k answers to each record's question, drawn at temperature 1 from the whole vocabulary.
 
@@ -50,10 +68,11 @@ def draw_answers(
 
     Raises: as `answer_greedily`.
     """
-    longest = max((vlm.prompts.read([record])[0].answer for record in records), default=0) + MORE_TOKENS
+    most = max((prompt.answer for prompt in vlm.prompts.read(records)), default=0) + MORE_TOKENS
     pairs = [(index, number) for index in range(len(records)) for number in range(k)]
-    chances = np.array([np.random.default_rng([seed, *pair]).random(longest) for pair in pairs])
-    answers = _answer(vlm, records, [index for index, _ in pairs], torch.from_numpy(chances), rows, on_batch)
+    chances = np.array([np.random.default_rng([seed, *pair]).random(longest or most) for pair in pairs])
+    indices = [index for index, _ in pairs]
+    answers = _decode(vlm, _answer(vlm, records, indices, torch.from_numpy(chances), rows, on_batch, longest))
     return [answers[start : start + k] for start in range(0, len(answers), k)]
 
 
@@ -83,16 +102,21 @@ def _answer(
     chances: Tensor | None,
     rows: int,
     on_batch: Callable[[int], None],
-) -> list[str]:
+    longest: int | None,
+) -> list[list[int]]:
     """An answer to each of the records at `indices`, by greedy decoding where there are no `chances`, one row each."""
-    answers = [""] * len(indices)
+    answers: list[list[int]] = [[]] * len(indices)
     for batch in _batches(vlm, records, indices, rows):
         questions = [records[indices[i]] for i in batch]
-        texts = _generate_in_halves(vlm, questions, None if chances is None else chances[batch])
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text
+        tokens = _generate_in_halves(vlm, questions, None if chances is None else chances[batch], longest)
+        for i, answer in zip(batch, tokens, strict=True):
+            answers[i] = answer
         on_batch(len(batch))
     return answers
+
+
+def _decode(vlm: VLM, answers: Sequence[Sequence[int]]) -> list[str]:
+    return [text.strip() for text in vlm.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def _batches(vlm: VLM, records: Sequence[Record], indices: Sequence[int], rows: int) -> Iterator[list[int]]:
@@ -103,10 +127,12 @@ def _batches(vlm: VLM, records: Sequence[Record], indices: Sequence[int], rows: 
         yield from (group[start : start + rows] for start in range(0, len(group), rows))
 
 
-def _generate_in_halves(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> list[str]:
+def _generate_in_halves(
+    vlm: VLM, records: Sequence[Record], chances: Tensor | None, longest: int | None
+) -> list[list[int]]:
     """As `_generate`; what does not fit into memory, in halves."""
     try:
-        return _generate(vlm, records, chances)
+        return _generate(vlm, records, chances, longest)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -116,28 +142,26 @@ def _generate_in_halves(vlm: VLM, records: Sequence[Record], chances: Tensor | N
             ) from error
     middle = len(records) // 2
     first, second = (None, None) if chances is None else (chances[:middle], chances[middle:])
-    return _generate_in_halves(vlm, records[:middle], first) + _generate_in_halves(vlm, records[middle:], second)
+    halves = (records[:middle], first), (records[middle:], second)
+    return [answer for part, drawn in halves for answer in _generate_in_halves(vlm, part, drawn, longest)]
 
 
 @torch.no_grad()
-def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> list[str]:
-    longest = [prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
+def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None, longest: int | None) -> list[list[int]]:
+    """The tokens of each answer, cut off after `longest` of them."""
+    most = [longest or prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
     inputs = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
     width = inputs["input_ids"].shape[1]
     tokens = vlm.model.generate(
         **inputs,
-        generation_config=_config(vlm, records, max(longest)),
+        generation_config=_config(vlm, records, max(most)),
         logits_processor=None if chances is None else [Draw(chances, width)],
     )
-    own = [row[width : width + most] for row, most in zip(tokens.tolist(), longest, strict=True)]
-    return [text.strip() for text in vlm.processor.tokenizer.batch_decode(own, skip_special_tokens=True)]
+    return [row[width : width + length] for row, length in zip(tokens.tolist(), most, strict=True)]
 
 
 def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConfig:
     """Plain decoding: a checkpoint's own settings may hold penalties and temperatures, which are for chats."""
-    ends = vlm.model.generation_config.eos_token_id
-    configured = ends if isinstance(ends, list) else [ends]
-    ends = {vlm.processor.tokenizer.eos_token_id, *configured, *(p.tokens[-1] for p in vlm.prompts.read(records))}
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -147,9 +171,17 @@ def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConf
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        eos_token_id=sorted(token for token in ends if token is not None),
+        eos_token_id=sorted(_end_tokens(vlm, records)),
         pad_token_id=vlm.prompts.pad,
     )
+
+
+def _end_tokens(vlm: VLM, records: Sequence[Record]) -> set[int]:
+    """What ends an answer: as configured, as the tokenizer has it, and as the chat format of the records does."""
+    ends = vlm.model.generation_config.eos_token_id
+    configured = ends if isinstance(ends, list) else [ends]
+    last = (prompt.tokens[-1] for prompt in vlm.prompts.read(records) if prompt.answer)
+    return {token for token in (vlm.processor.tokenizer.eos_token_id, *configured, *last) if token is not None}
 
 
 def questions(vlm: VLM, records: Sequence[Record]) -> dict[str, Tensor]:

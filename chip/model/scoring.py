@@ -81,9 +81,19 @@ def answer_logits(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tenso
         int64: its vocabulary id. All on the device of the head.
     """
     rows, columns = batch.answer.nonzero(as_tuple=True)
-    logits = _softcap(vlm, vlm.model.lm_head(states[rows, columns - 1]).float())
+    logits = head_logits(vlm, states[rows, columns - 1])
     owners = batch.answered[batch.segments[rows, columns]].to(logits.device)
     return owners, logits, batch.inputs["input_ids"][rows, columns].to(logits.device)
+
+
+def head_logits(vlm: VLM, states: Tensor) -> Tensor:
+    """(n, vocabulary) fp32: what the head makes of the text model's last hidden states (n, d).
+
+    Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind it.
+    """
+    logits: Tensor = vlm.model.lm_head(states).float()
+    cap = vlm.logit_softcapping
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @torch.no_grad()
@@ -93,9 +103,3 @@ def _score_tokens(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     log_probabilities = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
     hits = logits.argmax(-1) == ids
     return records.cpu(), hits.cpu().double(), log_probabilities.cpu().double()
-
-
-def _softcap(vlm: VLM, logits: Tensor) -> Tensor:
-    """As Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind the head."""
-    cap = vlm.logit_softcapping
-    return logits if cap is None else cap * torch.tanh(logits / cap)

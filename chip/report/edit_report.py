@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chip.evaluation.summary import GroupResult
+from chip.general.loss import GeneralLoss
 from chip.methods.search import Choice
 from chip.report.outcome import Outcome
 
@@ -31,6 +32,10 @@ class EditReport:
     outcome: Outcome
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
+    general: GeneralLoss | None = None
+    """What held-out general data has lost; None where there is none."""
+    general_note: str | None = None
+    """What general data was protected, in words; None where none was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,6 +48,8 @@ class EditReport:
             "changed_tensors": sorted(self.relative_change),
             "relative_change": dict(self.relative_change),
             "remaining": dict(self.remaining),
+            "general": None if self.general is None else self.general.to_json(),
+            "general_note": self.general_note,
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),
             "groups": {

@@ -9,6 +9,7 @@ from typing import Any
 from chip.data.hierarchy import Node
 from chip.errors import InputError, RunError
 from chip.evaluation.summary import BeforeAfter, GroupResult
+from chip.general.loss import GeneralLoss
 from chip.methods.search import Choice, Limit
 from chip.report.formatting import RETAINED_NAMES
 
@@ -44,6 +45,10 @@ class Outcome:
     """What may be found to be lost, as the trials asked some questions only."""
     limit: Limit | None
     """Why the search for a setting went no further; None where there was none."""
+    general_kl: float | None = None
+    """KL to the unedited model on held-out general data, nats a token; None where it was not measured."""
+    max_general_kl: float | None = None
+    """What it may be; None where no search promised anything."""
 
     @classmethod
     def of(
@@ -52,6 +57,7 @@ class Outcome:
         never_trained: float,
         max_left: float | None = None,
         choice: Choice | None = None,
+        general: GeneralLoss | None = None,
     ) -> Outcome:
         """From the figures by group and split; `max_left` is by default `MARGIN` above `never_trained`."""
         target = groups["target"]
@@ -73,6 +79,8 @@ class Outcome:
             allowed={} if choice is None else choice.allowed,
             tolerated={} if choice is None else choice.tolerated,
             limit=None if choice is None else choice.limit,
+            general_kl=None if general is None else general.kl,
+            max_general_kl=None if choice is None else choice.max_general_kl,
         )
 
     @property
@@ -101,7 +109,12 @@ class Outcome:
             raise InputError(message, argument="forget", value=", ".join(map(str, targets)))
 
     def check_kept(self) -> None:
-        """Raise `RunError` where those who stay lost more than is tolerated."""
+        """Raise `RunError` where those who stay, or general data, lost more than is tolerated."""
+        if self.general_kl is not None and self.max_general_kl is not None and self.general_kl > self.max_general_kl:
+            raise RunError(
+                f"the model moves by {self.general_kl:.4f} nats a token on general data and may move by "
+                f"{self.max_general_kl:g}; nothing was written; accept that, allow more, or give a setting yourself"
+            )
         broken = {group: lost for group, lost in self.excess.items() if lost > self.tolerated[group]}
         if broken:
             losses = " and ".join(f"{RETAINED_NAMES[group]} lose {lost:.3f}" for group, lost in broken.items())

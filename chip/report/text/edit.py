@@ -14,12 +14,14 @@ from chip.report.formatting import RETAINED_NAMES, count
 from chip.report.text.elements import escaped, plain_table
 
 if TYPE_CHECKING:  # these bring torch
-    from chip.evaluation.summary import BeforeAfter
+    from chip.general.loss import GeneralLoss
     from chip.report.edit_report import EditReport
     from chip.report.outcome import Outcome
 
 LIMITS = {
     "max_retain_drop": "a stronger edit would have cost those who stay more than --max-retain-drop allows",
+    "max_general_kl": "a stronger edit would have moved general text by more than --max-general-kl",
+    "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
@@ -30,6 +32,8 @@ LIMITS = {
 def print_edit(report: EditReport, console: Console) -> None:
     """A table of the groups, a table of the changed tensors, and the settings."""
     console.print(_groups(report))
+    if report.general is not None:
+        console.print(_general(report.general))
     console.print(_changes(report))
     for note in _notes(report):
         console.print(escaped(note, "dim"))
@@ -46,16 +50,25 @@ def _groups(report: EditReport) -> Table:
                 split,
                 f"{result.count:,}",
                 f"{result.chance:.2f}",
-                _before_after(result.exact_match),
-                _before_after(result.answer_probability),
+                _pair(result.exact_match.before, result.exact_match.after),
+                _pair(result.answer_probability.before, result.answer_probability.after),
                 end_section=split == list(results)[-1],
             )
     return table
 
 
-def _before_after(measure: BeforeAfter) -> Text:
-    before = f"{measure.before:.2f}"
-    return Text(before) if measure.after is None else Text.assemble(before, " → ", (f"{measure.after:.2f}", "bold"))
+def _general(loss: GeneralLoss) -> Table:
+    """What no record holds, in a table of its own: it has no answers to match."""
+    table = plain_table("general", "measured on", "nats a token", "KL to before", "answers that end")
+    nats, ended = _pair(loss.nats_before, loss.nats_after, 3), _pair(loss.ended_before, loss.ended_after)
+    measured = f"{loss.tokens:,} tokens, {loss.questions} questions"
+    table.add_row("held out", measured, nats, f"{loss.kl:.4f}", ended)
+    return table
+
+
+def _pair(before: float, after: float | None, digits: int = 2) -> Text:
+    shown = Text(f"{before:.{digits}f}")
+    return shown if after is None else Text.assemble(shown, " → ", (f"{after:.{digits}f}", "bold"))
 
 
 def _changes(report: EditReport) -> Table:
@@ -71,6 +84,8 @@ def _notes(report: EditReport) -> Iterator[str]:
     if report.choice is not None:
         setting = report.choice.setting.replace("_", " ")
         yield f"{setting} {report.choice.value:g} was chosen: {report.choice.reason}"
+    if report.general_note is not None:
+        yield f"general data: {report.general_note}"
     if not report.shares_images:
         yield "each question ran its own image: in this family the image sees the question"
 
@@ -95,6 +110,7 @@ def _achieved(report: EditReport) -> Text:
     parts = (
         left if outcome.forgotten else f"{left}, and {outcome.max_left:.2f} would count as forgotten",
         ", ".join(f"{RETAINED_NAMES[group]} keep {kept.after:.2f} of {kept.before:.2f}" for group, kept in retained),
+        "" if outcome.general_kl is None else f"general text moves by {outcome.general_kl:.4f} nats a token",
         *_excess(outcome),
         "" if outcome.limit is None else LIMITS[outcome.limit],
         "" if outcome.forgotten else _advice(report),

@@ -1,0 +1,1 @@
+"""What a model knows beside the records: collected, protected, and compared before and after an edit."""

@@ -1,0 +1,204 @@
+"""General data of an edit: given by the user, and made by the model itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chip.data.keep import PATH, image_record, read_keep, tells_of_target, text_record, without_target
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
+from chip.errors import ChipWarning, InputError
+from chip.general import corpus
+from chip.general.loss import GeneralReference
+from chip.general.own_words import LENGTH, with_own_answers, write_texts
+from chip.general.pictures import draw_pictures
+from chip.model.loading import VLM
+from chip.model.target_modules import TargetModule
+
+AUTO, NONE = "auto", "none"
+
+PER_INPUT = {"cuda": 10, "mps": 4}
+"""Tokens to protect for each input of the widest module, by kind of device; elsewhere 2."""
+HELD_OUT_TOKENS = 1024
+IMAGES = 8
+"""Pictures that are drawn, and images of retained records, at most."""
+IMAGE_QUESTIONS = ("What does this image show?", "Describe this image.", "Is this a photo or a drawing?")
+QUESTIONS = 16
+"""Plain questions that are held out; all others are answered by the model, and its answers protected."""
+PROSE_TO_TRY = 8
+"""Pieces of prose that show whether a model has a language at all."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What an edit is to leave alone beside the retained records."""
+
+    sources: tuple[Path | str, ...] = (AUTO,)
+    """Files and folders as `read_keep` takes them, and `auto`: general data that the model makes itself. `none` stands
+    alone."""
+    tokens: int | None = None
+    """How much text `auto` takes, in tokens; by default ten for each input of the widest module that is edited on a
+    GPU, two on a CPU."""
+    model: Path | None = None
+    """Folder of the model before it was fine-tuned: it then writes the text that `auto` takes."""
+
+    @classmethod
+    def of(cls, keep: Keep | Sequence[Path | str]) -> Keep:
+        """Raises `InputError` where `none` does not stand alone, or a number or a model has nothing to say for."""
+        keep = keep if isinstance(keep, Keep) else cls(tuple(keep) or (NONE,))
+        if NONE in keep.sources and len(keep.sources) > 1:
+            raise InputError("stands alone; drop it, or the others", argument="keep", value=NONE)
+        if keep.tokens is not None and keep.tokens < 1:
+            raise InputError("must be at least 1", argument="keep_tokens", value=keep.tokens)
+        for argument, value in (("keep_tokens", keep.tokens), ("keep_model", keep.model)):
+            if value is not None and not keep.auto:
+                raise InputError("says how auto makes its text; add keep auto", argument=argument, value=value)
+        return keep
+
+    @property
+    def auto(self) -> bool:
+        return AUTO in self.sources
+
+    def given(self) -> list[Record]:
+        """What the files and folders hold; see `read_keep`."""
+        return read_keep([Path(source) for source in self.sources if source not in (AUTO, NONE)])
+
+
+@dataclass(frozen=True)
+class GeneralData:
+    """What an edit protects, and what shows how well; all of it in memory only."""
+
+    protected: tuple[Record, ...]
+    held_out: tuple[Record, ...]
+    """As the first, and none of it."""
+    questions: tuple[Record, ...]
+    """Plain questions, held out: what is looked at is whether the model ends its answers."""
+    note: str
+    """What it was made of, in a line."""
+
+
+def collect(
+    vlm: VLM,
+    request: ForgetRequest,
+    keep: Keep,
+    given: Sequence[Record],
+    tokens: int,
+    texts: Sequence[Record] | None = None,
+    seed: int = 0,
+) -> GeneralData | None:
+    """What is to be protected, and what of the same kind shows whether it was; None where nothing was asked for.
+
+    A model that predicts plain prose no better than its words' frequencies do has no language to lose, and `auto` makes
+    nothing for it.
+
+    Args:
+        given: what `keep.given()` has read.
+        tokens: how much text `auto` makes.
+        texts: what `write_own_texts` gave of another model; by default `vlm` writes them.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    own = with_own_answers(vlm, without_target(given, request))
+    if not keep.auto:
+        protected, held_out = _split(vlm, own, seed) if own else ([], [])
+        return _data(vlm, protected, held_out, f"{len(own)} given") if own else None
+    known, by_frequency = prose_nats(vlm)
+    if not known < by_frequency:
+        message = (
+            f"the model knows its records only: plain prose costs it {known:.1f} nats a token, its words' frequencies "
+            f"alone {by_frequency:.1f}; there is no general ability to keep"
+        )
+        return GeneralData(tuple(own), (), (), message) if own else GeneralData((), (), (), message)
+    texts = write_own_texts(vlm, tokens, seed) if texts is None else texts
+    made, held_out, left_out = _make(vlm, request, tokens, texts, seed)
+    note = f"{tokens:,} tokens of its own text, plain prose and images" + (f", and {len(own)} given" if own else "")
+    if left_out:
+        note += f"; {left_out} that told of the target were left out"
+    return _data(vlm, [*own, *made], held_out, note)
+
+
+def tokens_to_keep(vlm: VLM, keep: Keep, modules: Sequence[TargetModule]) -> int:
+    """How much text `auto` makes for an edit of these modules."""
+    widest = max((module.weight(vlm.model).shape[1] for module in modules), default=0)
+    return keep.tokens or PER_INPUT.get(vlm.device.type, 2) * widest
+
+
+def write_own_texts(vlm: VLM, tokens: int, seed: int = 0) -> list[Record]:
+    """The half of `tokens` that a model writes itself, and what is held out of it."""
+    return write_texts(vlm, int((tokens + HELD_OUT_TOKENS) / 2 / LENGTH) + 1, seed)
+
+
+def prose_nats(vlm: VLM) -> tuple[float, float]:
+    """−log p of some plain prose in nats a token: as the model has it, and by the tokens' frequencies in that text."""
+    pieces = corpus.prose()
+    texts = [text_record(text, "plain prose") for text in pieces[:: len(pieces) // PROSE_TO_TRY]][:PROSE_TO_TRY]
+    ids = np.concatenate([prompt.tokens for prompt in vlm.prompts.read(texts)])
+    _, counts = np.unique(ids, return_counts=True)
+    share = counts / counts.sum()
+    return GeneralReference(vlm, texts, ()).nats, float(-(share * np.log(share)).sum())
+
+
+def _make(
+    vlm: VLM, request: ForgetRequest, tokens: int, written: Sequence[Record], seed: int
+) -> tuple[list[Record], list[Record], int]:
+    """What `auto` protects, what it holds out, and how many records told of the target."""
+    generator = np.random.default_rng(seed)
+    half = (tokens + HELD_OUT_TOKENS) / 2
+    prose = [text_record(text, "plain prose") for text in generator.permutation(corpus.prose()).tolist()]
+    texts = _first(vlm, written, half) + _first(vlm, prose, half)
+    texts = [texts[i] for i in generator.permutation(len(texts))]
+    asked = [*_questions(seed)[QUESTIONS:], *_about_images(request, generator, seed)]
+    answered = with_own_answers(vlm, [asked[i] for i in generator.permutation(len(asked))])
+    everything, tells = [*texts, *answered], tells_of_target(request)
+    clean_texts, clean_answers = ([r for r in part if not tells(r)] for part in (texts, answered))
+    held_out = _first(vlm, clean_texts, HELD_OUT_TOKENS)
+    few = len(clean_answers) // 8
+    left_out = len(everything) - len(clean_texts) - len(clean_answers)
+    return [*clean_texts[len(held_out) :], *clean_answers[few:]], [*held_out, *clean_answers[:few]], left_out
+
+
+def _questions(seed: int) -> list[Record]:
+    return [
+        Record(question, "", PATH, None, where="general question")
+        for question in np.random.default_rng(seed).permutation(corpus.questions()).tolist()
+    ]
+
+
+def _about_images(request: ForgetRequest, generator: np.random.Generator, seed: int) -> list[Record]:
+    """General questions about drawn pictures, and about images of retained records."""
+    partition, records = request.partition, request.hierarchy.records
+    theirs = {records[i].image for i in partition.forget}
+    retained = list(dict.fromkeys(records[i].image for i in partition.retained if records[i].image not in theirs))
+    some = [retained[i] for i in generator.permutation(len(retained))[:IMAGES]]
+    images = [image for image in (*draw_pictures(IMAGES, seed), *some) if image is not None]
+    return [
+        image_record(image, "general image", IMAGE_QUESTIONS[n % len(IMAGE_QUESTIONS)])
+        for n, image in enumerate(images)
+    ]
+
+
+def _first(vlm: VLM, records: Sequence[Record], tokens: float) -> list[Record]:
+    """As many of the records, from the first on, as have that many tokens together."""
+    sizes = np.cumsum([len(prompt.tokens) for prompt in vlm.prompts.read(records)]) if records else np.zeros(0)
+    return list(records[: int(np.searchsorted(sizes, tokens)) + 1])
+
+
+def _split(vlm: VLM, records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
+    """What is protected, and an eighth that is held out, up to `HELD_OUT_TOKENS`; nothing of a few records."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    shuffled = [records[i] for i in order]
+    held_out = _first(vlm, shuffled[: len(records) // 8], HELD_OUT_TOKENS)
+    return shuffled[len(held_out) :], held_out
+
+
+def _data(vlm: VLM, protected: Sequence[Record], held_out: Sequence[Record], note: str) -> GeneralData:
+    if not held_out:
+        message = "too little general data to hold any of it out: what the edit costs there is not measured"
+        warnings.warn(message, ChipWarning, stacklevel=3)
+    return GeneralData(tuple(protected), tuple(held_out), tuple(_questions(0)[:QUESTIONS]) if held_out else (), note)
