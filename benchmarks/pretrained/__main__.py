@@ -88,6 +88,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Records of a step.")] = Recipe.batch,
     align_steps: Annotated[int, typer.Option(help="Of the connector alone.")] = Recipe.align_steps,
     texts: Annotated[int, typer.Option(help="To keep, of 128 tokens.")] = 120,
+    questions: Annotated[int, typer.Option(help="Plain ones, at most.")] = 64,
     trials: Annotated[int, typer.Option(help="Settings of each method that are tried.")] = 3,
     tuning_steps: Annotated[int | None, typer.Option(help="Of methods by training; by default their own.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out the rows that the file has.")] = False,
@@ -99,7 +100,7 @@ def main(
     folder = checkpoint or write_checkpoint(CACHE / "ckpt")
     size = Size(institutions, patients, studies, targets)
     recipe = Recipe(steps=steps, batch=batch, align_steps=align_steps)
-    options = Options(folder, cache, device, size, recipe, texts, trials, tuning_steps)
+    options = Options(folder, cache, device, size, recipe, texts, questions, trials, tuning_steps)
     with TemporaryDirectory(prefix="chip-pretrained-") as scratch:
         world = build(size, Path(scratch))
     levels = {name: nodes for name, nodes in world.targets.items() if level is None or name in level}
@@ -115,7 +116,7 @@ def main(
 def _plain(options: Options) -> dict[str, Any]:
     """What decides the figures; not where things lie."""
     plain = asdict(options)
-    return {name: plain[name] for name in ("size", "recipe", "texts", "trials", "tuning_steps")}
+    return {name: plain[name] for name in ("size", "recipe", "texts", "questions", "trials", "tuning_steps")}
 
 
 if __name__ == "__main__":

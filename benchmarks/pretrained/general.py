@@ -111,16 +111,17 @@ def answers(vlm: VLM, prompts: Sequence[str]) -> list[Said]:
 class GeneralAbility:
     """Of edited models, beside the unedited one, which stays loaded."""
 
-    def __init__(self, original: VLM, sampled: Sequence[str], most: int = HELD_OUT) -> None:
+    def __init__(self, original: VLM, sampled: Sequence[str], most: int = HELD_OUT, plain: int = len(REPORTED)) -> None:
         """
         Args:
             sampled: texts that the model before any fine-tuning wrote, and that no edit has seen.
             most: texts of each kind.
+            plain: how many plain questions are asked.
         """
         self._original = original
         texts = {"prose": held_out_prose(), "sampled": sampled}
         self._texts = {name: texts_of(original, of_kind[:most]) for name, of_kind in texts.items()}
-        self._prompts = [f"{question} {SHORT}" for question, _ in REPORTED]
+        self._prompts = [f"{question} {SHORT}" for question, _ in REPORTED[:plain]]
         self._before = answers(original, [*self._prompts, *OPEN])
 
     def measure(self, edited: VLM) -> dict[str, float]:
@@ -138,7 +139,7 @@ class GeneralAbility:
         same = [
             normalized(a.text) == normalized(b.text) for a, b in zip(after[:plain], self._before[:plain], strict=True)
         ]
-        figures |= {"same": _mean(same), "right": _right(after), "right_before": _right(self._before)}
+        figures |= {"same": _mean(same), "right": _right(after[:plain]), "right_before": _right(self._before[:plain])}
         return figures | {
             "ends": _mean(each.ended for each in after),
             "ends_before": _mean(each.ended for each in self._before),
@@ -167,6 +168,7 @@ def same_answers(before: Sequence[Said], after: Sequence[Said]) -> float:
 
 
 def _right(said: Sequence[Said]) -> float:
+    """Of plain questions."""
     return _mean(fact.lower() in each.text.lower() for (_, fact), each in zip(REPORTED, said, strict=False))
 
 

@@ -46,6 +46,8 @@ class Options:
     recipe: Recipe = field(default_factory=Recipe)
     texts: int = 120
     """Of each kind, to keep; as many are held out as `general.HELD_OUT`, or fewer."""
+    questions: int = 64
+    """Plain ones, at most."""
     trials: int = 3
     """Settings of a method that are tried."""
     tuning_steps: int | None = None
@@ -136,7 +138,9 @@ class PretrainedSubject(LoadedCheckpoint):
     @cached_property
     def general(self) -> GeneralAbility:
         lines = (self.options.texts_folder / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
-        return GeneralAbility(self.vlm, [json.loads(line)["text"] for line in lines], self.options.texts)
+        return GeneralAbility(
+            self.vlm, [json.loads(line)["text"] for line in lines], self.options.texts, self.options.questions
+        )
 
 
 def _some(indices: Sequence[int], most: int) -> list[int]:
