@@ -67,6 +67,10 @@ def write(file: Path, rows: Sequence[PretrainedRow], header: dict[str, Any]) -> 
     write_rows(file, names, (list(asdict(row).values()) for row in in_order), **header)
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     checkpoint: Annotated[
         Path | None,
@@ -120,4 +124,4 @@ def _plain(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

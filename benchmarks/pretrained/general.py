@@ -25,6 +25,7 @@ SEED = 0
 LENGTH = 128  # tokens of a text
 HELD_OUT = 48  # texts, about 6,000 tokens
 ROWS = 16  # texts at once
+MOST_DRAWN = 4096  # texts
 ANSWER = 64  # tokens of an answer, at most
 SHORT = "Give a short answer."
 LETTERS = 0.93
@@ -39,12 +40,12 @@ def is_prose(text: str) -> bool:
 
 @torch.no_grad()
 def sampled_texts(vlm: VLM) -> Iterator[str]:
-    """What the model writes from its start token, at temperature 1; without end, the same at every call."""
+    """What the model writes from its start token, at temperature 1, as far as it is prose; the same at every call."""
     tokenizer = vlm.processor.tokenizer
     start = torch.full((ROWS, 1), tokenizer.convert_tokens_to_ids(START), device=vlm.device)
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": LENGTH}
     torch.manual_seed(SEED)
-    while True:
+    for _ in range(MOST_DRAWN // ROWS):
         tokens = vlm.model.generate(
             input_ids=start, attention_mask=torch.ones_like(start), min_new_tokens=LENGTH, **options
         )

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache as cached
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from chip.model.loading import VLM, load_vlm
 SEED = 0
 GROUPINGS = 4
 """Ways in which questions are put together in batches; epochs take turns. To make them is a good part of the time."""
-SAVE_EVERY = 25  # steps
+SAVE_EVERY = 10  # steps
 WARM_UP = 0.05
 """Share of the steps."""
 LARGEST_GRADIENT = 1.0
@@ -68,15 +69,20 @@ class Recipe:
     """Standard deviation of noise on the normalized pixels: a picture is known, and not its last bits."""
 
 
-def place(cache: Path, checkpoint: Path, world: World, recipe: Recipe, without: Sequence[str] = ()) -> Path:
-    """Where `train` puts this model."""
-    weights = [hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in _weights(checkpoint)]
-    key = [weights, world.digest, asdict(recipe), sorted(without)]
-    return cache / f"taught-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
+def place(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without: Sequence[str] = ()) -> Path:
+    """Where `train` puts this model, below `folder`."""
+    key = [_digests(checkpoint), world.digest, asdict(recipe), sorted(without)]
+    return folder / f"taught-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
 
-def _weights(checkpoint: Path) -> list[Path]:
-    return sorted(checkpoint.glob("*.safetensors"))
+@cached
+def _digests(checkpoint: Path) -> list[str]:
+    """Of its files of weights."""
+    digests = []
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
 
 
 def train(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without: Sequence[str], device: str) -> Path:
