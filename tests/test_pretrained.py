@@ -140,9 +140,10 @@ def test_general_ability_of_the_unedited_and_of_a_changed_model(checkpoint: Path
     assert ability.measure(other)["prose_kl"] > 0.01
 
     (text,) = texts_of(vlm, held_out_prose()[:1])
-    nats, divergence = language(vlm, other, [text])
+    before, nats, divergence = language(vlm, other, [text])
     logs = [each.model(input_ids=text[None]).logits[0, :-1].log_softmax(-1) for each in (vlm, other)]
     chosen = [log[torch.arange(len(log)), text[1:]] for log in logs]
+    assert before == pytest.approx(-float(chosen[0].mean()), rel=1e-4)
     assert nats == pytest.approx(float((chosen[0] - chosen[1]).mean()), rel=1e-4)
     assert divergence == pytest.approx(
         float(nn.functional.kl_div(*logs[::-1], reduction="batchmean", log_target=True)), rel=1e-4

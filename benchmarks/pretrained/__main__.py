@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -64,7 +65,16 @@ def write(file: Path, rows: Sequence[PretrainedRow], header: dict[str, Any]) -> 
     order = {name: number for number, name in enumerate(WAYS)}
     in_order = sorted(rows, key=lambda row: (row.model, row.level, order[row.method], row.target))
     names = [field.name for field in fields(PretrainedRow)]
-    write_rows(file, names, (list(asdict(row).values()) for row in in_order), **header)
+    write_rows(file, names, (_storable(list(asdict(row).values())) for row in in_order), **header)
+
+
+def _storable(value: Any) -> Any:
+    """NaN and infinity, which a broken model gives and JSON has not, as null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 app = typer.Typer(add_completion=False)
@@ -101,7 +111,7 @@ def main(
     """Train what is missing, then measure each row, what matters most first."""
     end = time.monotonic() + deadline
     device = device or default_device()
-    folder = checkpoint or write_checkpoint(CACHE / "ckpt")
+    folder = checkpoint or write_checkpoint(CACHE.parent / "smollm2" / "ckpt")
     size = Size(institutions, patients, studies, targets)
     recipe = Recipe(steps=steps, batch=batch, align_steps=align_steps)
     options = Options(folder, cache, device, size, recipe, texts, questions, trials, tuning_steps)

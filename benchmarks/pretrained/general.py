@@ -25,7 +25,8 @@ SEED = 0
 LENGTH = 128  # tokens of a text
 HELD_OUT = 48  # texts, about 6,000 tokens
 ROWS = 16  # texts at once
-MOST_DRAWN = 4096  # texts
+DRAWN = 64  # sampled texts at once
+MOST_DRAWN = 4096
 ANSWER = 64  # tokens of an answer, at most
 SHORT = "Give a short answer."
 LETTERS = 0.93
@@ -42,10 +43,10 @@ def is_prose(text: str) -> bool:
 def sampled_texts(vlm: VLM) -> Iterator[str]:
     """What the model writes from its start token, at temperature 1, as far as it is prose; the same at every call."""
     tokenizer = vlm.processor.tokenizer
-    start = torch.full((ROWS, 1), tokenizer.convert_tokens_to_ids(START), device=vlm.device)
+    start = torch.full((DRAWN, 1), tokenizer.convert_tokens_to_ids(START), device=vlm.device)
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": LENGTH}
     torch.manual_seed(SEED)
-    for _ in range(MOST_DRAWN // ROWS):
+    for _ in range(MOST_DRAWN // DRAWN):
         tokens = vlm.model.generate(
             input_ids=start, attention_mask=torch.ones_like(start), min_new_tokens=LENGTH, **options
         )
@@ -128,14 +129,14 @@ class GeneralAbility:
     def measure(self, edited: VLM) -> dict[str, float]:
         """nats a token more and KL a token on both kinds of text; shares of plain questions and of all answers.
 
-        - `prose`, `prose_kl`, `sampled`, `sampled_kl`: less of the unedited model's own;
+        - `prose_before`, `prose`, `prose_kl` (and of `sampled`): as `language` has them;
         - `same`: plain questions with the very answer of the unedited model;
         - `right`, `right_before`: plain questions whose answer holds the fact;
         - `ends`, `ends_before`: answers, also to open requests, that end within `ANSWER` tokens.
         """
         figures: dict[str, float] = {}
         for name, texts in self._texts.items():
-            figures[name], figures[f"{name}_kl"] = language(self._original, edited, texts)
+            figures[f"{name}_before"], figures[name], figures[f"{name}_kl"] = language(self._original, edited, texts)
         after, plain = answers(edited, [*self._prompts, *OPEN]), len(self._prompts)
         same = [
             normalized(a.text) == normalized(b.text) for a, b in zip(after[:plain], self._before[:plain], strict=True)
@@ -148,19 +149,20 @@ class GeneralAbility:
 
 
 @torch.no_grad()
-def language(original: VLM, edited: VLM, texts: Sequence[Tensor]) -> tuple[float, float]:
-    """What the edited model loses in nats a token, and KL(original ‖ edited) a token."""
-    more, divergence, count = 0.0, 0.0, 0
+def language(original: VLM, edited: VLM, texts: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Nats a token: the original's, what the edited model has more of them, and KL(original ‖ edited)."""
+    nats, more, divergence, count = 0.0, 0.0, 0.0, 0
     for text in texts:
         rows = text[None]
         before, after = (
             vlm.model(input_ids=rows, use_cache=False).logits[:, :-1].float().log_softmax(-1)
             for vlm in (original, edited)
         )
+        nats -= float(before.gather(2, rows[:, 1:, None]).sum())
         more += float((before - after).gather(2, rows[:, 1:, None]).sum())
         divergence += float((before.exp() * (before - after)).sum())
         count += rows.shape[1] - 1
-    return more / count, divergence / count
+    return nats / count, more / count, divergence / count
 
 
 def same_answers(before: Sequence[Said], after: Sequence[Said]) -> float:

@@ -135,8 +135,12 @@ def pool(jobs: int, options: Options) -> Iterator[Pool]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with TemporaryDirectory(prefix="chip-pretrained-") as folder:
         arguments = (options, Path(folder), max(1, cores // jobs))
-        with multiprocessing.get_context("spawn").Pool(jobs, _open, arguments) as processes:
+        processes = multiprocessing.get_context("spawn").Pool(jobs, _open, arguments)
+        try:
             yield Pool(processes, jobs)
+        finally:
+            processes.terminate()
+            processes.join()  # nobody writes into the folder any more
 
 
 _context: Context | None = None

@@ -21,9 +21,9 @@ from benchmarks.pretrained.world import Size
 from chip.checkpoint.folder import atomic_directory
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
-from chip.data.record import Record
+from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest, Partition
-from chip.evaluation.groups import groups
+from chip.evaluation.groups import GENERAL, groups
 from chip.model.loading import load_vlm
 
 TAUGHT, BEFORE = "taught", "before fine-tuning"
@@ -67,7 +67,7 @@ def write_texts(options: Options) -> None:
     vlm = load_vlm(options.checkpoint, options.device)
     with atomic_directory(folder, overwrite=False) as written:
         written.mkdir(parents=True)
-        held_out = max(2, options.texts // 8)
+        held_out = max(2, options.texts // 4)
         sampled = list(islice(sampled_texts(vlm), options.texts + held_out))
         _write_lines(written / "sampled.jsonl", ({"text": text} for text in sampled[held_out:]))
         _write_lines(written / "held-out.jsonl", ({"text": text} for text in sampled[:held_out]))
@@ -136,11 +136,19 @@ class PretrainedSubject(LoadedCheckpoint):
         return {name: [i for i in indices if splits(self.records[i])] for name, indices in parts.items()}
 
     @cached_property
+    def kept_texts(self) -> tuple[Record, ...]:
+        """The sampled texts that an edit may keep."""
+        texts = _texts(self.options.texts_folder / "sampled.jsonl")
+        return tuple(Record(text, "", GENERAL.path, None, FREE_TEXT) for text in texts)
+
+    @cached_property
     def general(self) -> GeneralAbility:
-        lines = (self.options.texts_folder / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
-        return GeneralAbility(
-            self.vlm, [json.loads(line)["text"] for line in lines], self.options.texts, self.options.questions
-        )
+        held_out = _texts(self.options.texts_folder / "held-out.jsonl")
+        return GeneralAbility(self.vlm, held_out, self.options.texts, self.options.questions)
+
+
+def _texts(file: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _some(indices: Sequence[int], most: int) -> list[int]:

@@ -64,7 +64,11 @@ def known_share(row: PretrainedRow, split: str) -> float:
 
 def exact(row: PretrainedRow, group: str, split: str = PARAPHRASED) -> float:
     """NaN where it was not measured."""
-    return (row.exact_match or {}).get(group, {}).get(split, float("nan"))
+    return _number((row.exact_match or {}).get(group, {}).get(split))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _line(method: str, rows: Sequence[PretrainedRow], known: Mapping[Key, PretrainedRow]) -> list[str]:
@@ -76,7 +80,7 @@ def _line(method: str, rows: Sequence[PretrainedRow], known: Mapping[Key, Pretra
         return exact(row, group) / before if before else float("nan")
 
     def general(measure: str) -> Callable[[PretrainedRow], float]:
-        return lambda row: (row.general or {}).get(measure, float("nan"))
+        return lambda row: _number((row.general or {}).get(measure))
 
     figures: list[tuple[Callable[[PretrainedRow], float], Callable[..., float], str]] = [
         (lambda row: exact(row, "target"), max, ".2f"),
@@ -87,8 +91,8 @@ def _line(method: str, rows: Sequence[PretrainedRow], known: Mapping[Key, Pretra
         (general("prose_kl"), max, ".3f"),
         (general("same"), min, ".2f"),
         (lambda row: general("ends")(row) - general("ends_before")(row), min, "+.2f"),
-        (lambda row: float("nan") if row.largest_change is None else row.largest_change, max, ".2f"),
-        (lambda row: float("nan") if row.seconds is None else row.seconds, max, ".0f"),
+        (lambda row: _number(row.largest_change), max, ".2f"),
+        (lambda row: _number(row.seconds), max, ".0f"),
     ]
     cells = [_mean_and_worst([value(row) for row in done], worst, form) for value, worst, form in figures]
     refused = sum(row.refused is not None for row in rows)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import chip
 from benchmarks.forgetting.methods import METHODS, BenchmarkMethod, measured
+from benchmarks.forgetting.methods.controls import Control
 from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.pretrained.ablations import ShieldedWithSinks
 from benchmarks.pretrained.subjects import PretrainedSubject
@@ -22,6 +23,8 @@ from chip.methods.base import Method
 UNTOUCHED, RETRAINED, OUR = "untouched", "retrained", "chip edit"
 NO_TEXT: tuple[Path, ...] = ()
 """What `chip.edit` takes for: keep nothing but the records."""
+CONTROLLED = 96.0
+"""Retain weight of the edit that the controls are of: about what is found where texts are kept."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,11 @@ class MethodWay:
     kind: type[BenchmarkMethod]
 
     def run(self, subject: PretrainedSubject, level: str, target: str, scratch: Path) -> Edited | None:
-        method = tuned(self.kind, subject)
-        applied = measured(method, subject.vlm, subject.source, subject.request(target, (*LEARNED, *TUNED)), seed=0)
+        method, request = tuned(self.kind, subject), subject.request(target, (*LEARNED, *TUNED))
+        if isinstance(method, Control):  # of our edit with text to keep, where there may be none without
+            request = replace(request, general=subject.kept_texts)
+            method = replace(method, like=ShieldedEdit(retain_weight=CONTROLLED))
+        applied = measured(method, subject.vlm, subject.source, request, seed=0)
         write_patched(subject.source, scratch / "edited", applied.tensors, overwrite=True)
         change = largest_change(subject.source, applied.tensors)
         return Edited(scratch / "edited", method.settings, applied.seconds, change)
