@@ -373,7 +373,7 @@ def test_an_activation_of_the_authors_is_one_image_token_where_all_tokens_are_of
     torch.testing.assert_close(theirs.magnitude.mean, torch.stack((forget.abs().mean(0), retain.abs().mean(0))))
     siblings = outputs[3:10].mean(0)  # 3 tokens of the one, 4 of the other
     torch.testing.assert_close(theirs.around.mean, siblings.repeat(2, 1))
-    of_records = torch.stack([part.mean(0) for part in outputs.split(lengths.tolist())])
+    of_records = torch.stack([part.mean(0) for part in torch.split(outputs, lengths.tolist())])
     torch.testing.assert_close(ours.around.mean, of_records[2:4].mean(0).repeat(2, 1))
 
 

@@ -63,7 +63,7 @@ def _asked(subject: PretrainedSubject, where: tuple[str, str, str, str], edited:
     exact, probability = answered(vlm, subject, where[2])
     general = subject.general.measure(vlm)
     del vlm
-    _free(subject.device)
+    _free(subject.vlm.device)
     cost = (edited.seconds, edited.largest_change)
     return PretrainedRow(*where, edited.settings, edited.refused, *cost, exact, probability, general)
 
@@ -86,8 +86,8 @@ def answered(
     return result[0], result[1]
 
 
-def _free(device: str) -> None:
+def _free(device: torch.device) -> None:
     """Several processes share a GPU: what this one has let go is for the others."""
     gc.collect()
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -129,11 +129,11 @@ def _student(checkpoint: Path, device: str) -> VLM:
 class Stage:
     """Steps along the gradient of a loss. Which step sees what is fixed by the seed, so that it can be resumed."""
 
-    def __init__(self, groups: Sequence[tuple[list[Tensor], float]], steps: int) -> None:
+    def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]], steps: int) -> None:
         """`groups`: parameters, and their peak learning rate."""
         self.steps = steps
         self.parameters = [parameter.requires_grad_(True) for parameters, _ in groups for parameter in parameters]
-        options = [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups]
+        options = [{"params": list(parameters), "lr": rate, "peak": rate} for parameters, rate in groups]
         self.optimizer = torch.optim.AdamW(options, weight_decay=0.0)
 
     def loss(self, step: int) -> Tensor:
@@ -172,7 +172,8 @@ class Alignment(Stage):
         noise = torch.randn(self._pixels.shape, generator=generator, device=self._pixels.device)
         seen = self._vlm.core.get_image_features(self._pixels + self._noise * noise).pooler_output
         given = torch.stack(tuple(seen))
-        return torch.nn.functional.mse_loss(given, self._wanted) / self._wanted.var()
+        distance: Tensor = torch.nn.functional.mse_loss(given, self._wanted) / self._wanted.var()
+        return distance
 
 
 class Teaching(Stage):
