@@ -132,7 +132,7 @@ class Stage:
     def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]], steps: int) -> None:
         """`groups`: parameters, and their peak learning rate."""
         self.steps = steps
-        self.parameters = [parameter.requires_grad_(True) for parameters, _ in groups for parameter in parameters]
+        self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         options = [{"params": list(parameters), "lr": rate, "peak": rate} for parameters, rate in groups]
         self.optimizer = torch.optim.AdamW(options, weight_decay=0.0)
 
@@ -213,6 +213,11 @@ def run_stages(stages: Sequence[Stage], state: Path) -> None:
         first, start = saved["stage"], saved["step"]
         _load(stages, saved)
     for number, stage in enumerate(stages[first:], start=first):
+        for other in stages:
+            for parameter in other.parameters:
+                parameter.requires_grad_(False)
+        for parameter in stage.parameters:
+            parameter.requires_grad_(True)
         for step in range(start, stage.steps):
             loss = stage.take(step)
             if (step + 1) % SAVE_EVERY == 0:
