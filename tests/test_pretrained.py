@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from benchmarks.countries import TARGETS, WORDINGS
 from benchmarks.forgetting.methods.edits import ChipEdit
 from benchmarks.forgetting.worlds.wording import WORDINGS as ASKED
+from benchmarks.pretrained import training
 from benchmarks.pretrained.__main__ import app
 from benchmarks.pretrained.general import GeneralAbility, held_out_prose, is_prose, language, real_texts, texts_of
 from benchmarks.pretrained.lora import add_lora, merge_lora
@@ -168,7 +169,8 @@ class _Counting:
         return 0.0
 
 
-def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_training_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
     state, stages = tmp_path / "state", [_Counting(), _Counting(breaks=True)]
     with pytest.raises(KeyboardInterrupt):
         run_stages(stages, state)  # type: ignore[arg-type]
@@ -281,25 +283,11 @@ def test_settings_are_tried_from_the_strongest_to_the_weakest() -> None:
 @pytest.mark.slow
 def test_a_tiny_run_goes_on_where_it_was(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    options = [
-        *("--checkpoint", str(checkpoint), "--cache", str(cache), "--device", "cpu", "--json", str(file)),
-        *("--institutions", "3", "--targets", "1", "--steps", "3", "--batch", "64", "--align-steps", "3"),
-        *(
-            "--texts",
-            "4",
-            "--questions",
-            "3",
-            "--trials",
-            "1",
-            "--tuning-steps",
-            "1",
-            "--countries",
-            "1",
-            "--most",
-            "1",
-        ),
-        *("--level", "patient"),
-    ]
+    small = (
+        "--institutions 3 --targets 1 --steps 3 --batch 64 --align-steps 3 --texts 4 --questions 3 --trials 1"
+        " --tuning-steps 1 --countries 1 --most 1 --level patient --device cpu"
+    )
+    options = ["--checkpoint", str(checkpoint), "--cache", str(cache), "--json", str(file), *small.split()]
     some = ["--method", "untouched", "--method", "retrained"]
     result = CliRunner().invoke(app, [*options, *some], catch_exceptions=False)
     assert result.exit_code == 0

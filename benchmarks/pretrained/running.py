@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Pool:
         Raises:
             queue.Empty: none has within so many seconds.
         """
-        done = self._done.get(timeout=max(0.0, timeout))
+        done = self._done.get(timeout=min(max(0.0, timeout), TIMEOUT_MAX))
         self.open -= 1
         return done
 

@@ -16,6 +16,7 @@ import json
 import math
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -40,7 +41,8 @@ from chip.model.loading import VLM, load_vlm
 SEED = 0
 GROUPINGS = 4
 """Ways in which questions are put together in batches; epochs take turns. To make them is a good part of the time."""
-SAVE_EVERY = 10  # steps
+SAVE_EVERY = 20.0  # seconds
+SAY_EVERY = 20  # steps
 WARM_UP = 0.05
 """Share of the steps."""
 LARGEST_GRADIENT = 1.0
@@ -212,6 +214,7 @@ def run_stages(stages: Sequence[Stage], state: Path) -> None:
         saved = torch.load(state, map_location="cpu", weights_only=True)
         first, start = saved["stage"], saved["step"]
         _load(stages, saved)
+    saved_at = time.monotonic()
     for number, stage in enumerate(stages[first:], start=first):
         for other in stages:
             for parameter in other.parameters:
@@ -219,12 +222,12 @@ def run_stages(stages: Sequence[Stage], state: Path) -> None:
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
         for step in range(start, stage.steps):
-            loss = stage.take(step)
-            if (step + 1) % SAVE_EVERY == 0:
-                print(
-                    f"{datetime.now():%H:%M:%S} {type(stage).__name__} {step + 1}/{stage.steps}: {loss:.4f}", flush=True
-                )
-                _save(stages, number, step + 1, state)
+            loss, done = stage.take(step), step + 1
+            if done % SAY_EVERY == 0:
+                print(f"{datetime.now():%H:%M:%S} {type(stage).__name__} {done}/{stage.steps}: {loss:.4f}", flush=True)
+            if time.monotonic() - saved_at >= SAVE_EVERY:
+                _save(stages, number, done, state)
+                saved_at = time.monotonic()
         start = 0
 
 
