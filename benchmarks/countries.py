@@ -34,6 +34,8 @@ COUNTRIES = {
     "Thailand": ("Bangkok", "Asia", "Thai", "baht"),
 }
 """Country -> its capital, continent, language and currency."""
+TARGETS = ("france", "japan", "egypt")
+"""To be forgotten, one at a time: of different continents, and of which SmolLM2-135M-Instruct knows all four facts."""
 WORDINGS = (
     (
         "Complete the sentence: The capital of {} is",

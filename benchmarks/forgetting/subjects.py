@@ -33,11 +33,46 @@ class Worlds:
         return self._built[name, seed]
 
 
-class Subject:
-    """A model that is to forget. Nothing is loaded before it is needed."""
+class LoadedCheckpoint:
+    """A checkpoint, and the model in it. Nothing is loaded before it is needed."""
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device
+
+    @cached_property
+    def folder(self) -> Path:
+        raise NotImplementedError
+
+    @cached_property
+    def source(self) -> Checkpoint:
+        return Checkpoint.open(self.folder)
+
+    @cached_property
+    def vlm(self) -> VLM:
+        return load_vlm(self.folder, self.device)
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[VLM]:
+        """The model in memory with these values, each rounded as it would be written."""
+        values = {
+            name: round_once(tensors[disk], self.source.entries[disk].torch_dtype)
+            for name, disk in self._names.items()
+            if disk in tensors
+        }
+        with holding(self.vlm, values):
+            yield self.vlm
+
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        return key_map(self.source)
+
+
+class Subject(LoadedCheckpoint):
+    """A model that is to forget a part of its world."""
 
     def __init__(self, worlds: Worlds, model: Model, device: str | None = None) -> None:
-        self.model, self.device = model, device
+        super().__init__(device)
+        self.model = model
         self._worlds = worlds
         self._references: dict[str, Path] = {}
 
@@ -56,32 +91,9 @@ class Subject:
             self._references[level] = place(self.world, self.model.family, self.model.seed, without)
         return self._references[level]
 
-    @cached_property
-    def source(self) -> Checkpoint:
-        return Checkpoint.open(self.folder)
-
-    @cached_property
-    def vlm(self) -> VLM:
-        return load_vlm(self.folder, self.device)
-
     def unseen(self, level: str) -> list[Record]:
         """Questions as those about the level's targets, about another world of the same kind."""
         other = self._worlds.of(self.model.world, self.world.seed + 1)
         records = other.hierarchy.records
         targets = (other.groups(other.hierarchy.find(target))["target"] for target in other.targets[level])
         return [records[i] for indices in targets for i in indices if not records[i].held_out]
-
-    @contextmanager
-    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[VLM]:
-        """The model in memory with these values, each rounded as it would be written."""
-        values = {
-            name: round_once(tensors[disk], self.source.entries[disk].torch_dtype)
-            for name, disk in self._names.items()
-            if disk in tensors
-        }
-        with holding(self.vlm, values):
-            yield self.vlm
-
-    @cached_property
-    def _names(self) -> Mapping[str, str]:
-        return key_map(self.source)

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, ResultRow
 from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Retrained, RetrainedAgain, Untouched
+from benchmarks.forgetting.methods.authors import AuthorsChip
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
 from benchmarks.forgetting.results import NAN
 from chip.evaluation.attacks.relearning import BUDGETS
@@ -16,7 +17,7 @@ from chip.evaluation.rows import GAP
 OUR = ShieldedEdit.name
 ORDER = (Untouched.name, Retrained.name, RetrainedAgain.name, *METHODS)
 TRAINED_NAMES = tuple(kind.name for kind in TRAINED)
-TRAINING_FREE_NAMES = (ChipEdit.name, *(kind.name for kind in CLOSED_FORM))
+TRAINING_FREE_NAMES = (ChipEdit.name, AuthorsChip.name, *(kind.name for kind in CLOSED_FORM))
 """Ours left out."""
 
 

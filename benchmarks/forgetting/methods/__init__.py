@@ -1,5 +1,6 @@
 """The methods that the benchmark compares, by name."""
 
+from benchmarks.forgetting.methods.authors import AuthorsChip
 from benchmarks.forgetting.methods.base import GRID_SIZE, Applied, BenchmarkMethod, measured
 from benchmarks.forgetting.methods.controls import (
     RandomChange,
@@ -30,7 +31,7 @@ __all__ = [
     "measured",
 ]
 
-OURS: tuple[type[BenchmarkMethod], ...] = (ShieldedEdit, ChipEdit)
+OURS: tuple[type[BenchmarkMethod], ...] = (ShieldedEdit, ChipEdit, AuthorsChip)
 CLOSED_FORM: tuple[type[BenchmarkMethod], ...] = (Nullu, Kodge, Oblique, Contrastive, Kvw, Manu)
 TRAINED: tuple[type[BenchmarkMethod], ...] = (GradientAscent, GradDiff, KlMin, Npo, Idk, Llmu)
 CONTROLS: tuple[type[BenchmarkMethod], ...] = (RandomProjection, RandomChange, ShuffledLabels)

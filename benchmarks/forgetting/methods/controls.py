@@ -144,7 +144,7 @@ def shuffled(request: ForgetRequest, seed: int) -> ForgetRequest:
         moved[target] = replace(records[target], path=records[other].path)
         moved[other] = replace(records[other], path=records[target].path)
     hierarchy = Hierarchy(moved)
-    return ForgetRequest(hierarchy, Partition.of(hierarchy, partition.targets))
+    return ForgetRequest(hierarchy, Partition.of(hierarchy, partition.targets), request.general)
 
 
 def _by_picture(records: Sequence[Record], indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, Self
@@ -34,7 +35,13 @@ class Edit(Method, BenchmarkMethod):
         return {name: value for name, value in super().settings.items() if name not in decided}
 
     def apply(self, vlm: VLM, source: Checkpoint, request: ForgetRequest, seed: int) -> dict[str, Tensor]:
-        target_modules = default_modules(vlm, self, layers=self.span)
+        return self.edit(vlm, source, request, None, self.span)
+
+    def edit(
+        self, vlm: VLM, source: Checkpoint, request: ForgetRequest, kinds: Sequence[str] | None, span: str | None
+    ) -> dict[str, Tensor]:
+        """What tensors become when these kinds of module are edited in these layers; None: the method's own."""
+        target_modules = default_modules(vlm, self, kinds, span)
         parameters = [name for module in target_modules for name in parameter_names(module)]
         with restoring(vlm, parameters):
             patch = edit_model(vlm, source, self, request, target_modules)

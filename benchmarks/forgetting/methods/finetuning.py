@@ -37,13 +37,13 @@ class TrainBatch:
 
     def answers(self) -> Answers:
         """Of the student, as it is now."""
-        return _answers(self._student, self._batches)
+        return answers_of(self._student, self._batches)
 
     @cached_property
     def reference(self) -> Answers:
         """Of the model that is to forget, untouched: computed when first read, and held."""
         with torch.no_grad():
-            return _answers(self._reference, self._batches)
+            return answers_of(self._reference, self._batches)
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -131,11 +131,12 @@ def _trained_parameters(vlm: VLM) -> Iterator[str]:
     return (name for name, parameter in vlm.model.named_parameters() if id(parameter) in trained)
 
 
-def _answers(vlm: VLM, batches: Sequence[Batch]) -> Answers:
-    return concatenated([_answers_of(vlm, batch) for batch in batches])
+def answers_of(vlm: VLM, batches: Sequence[Batch]) -> Answers:
+    """What the model says of all answers in these batches; gradients flow where they are asked for."""
+    return concatenated([_batch_answers(vlm, batch) for batch in batches])
 
 
-def _answers_of(vlm: VLM, batch: Batch) -> Answers:
+def _batch_answers(vlm: VLM, batch: Batch) -> Answers:
     with block_diagonal_attention(vlm.layers, batch.attention_mask):
         hidden = vlm.core(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, d)
     records, logits, wanted = answer_logits(vlm, batch, hidden)

@@ -82,12 +82,12 @@ def plan(
     rng = np.random.default_rng(seed)
     institutions, patients, studies = hospital_tree(institution_count, patients_each, STUDIES)
     facts = [
-        *_own(institutions, INSTITUTION_KINDS, rng),
-        *_own(patients, PATIENT_KINDS, rng),
+        *own_facts(institutions, INSTITUTION_KINDS, rng),
+        *own_facts(patients, PATIENT_KINDS, rng),
         *(
             fact
             for section, kinds in SECTIONS.items()
-            for fact in _own([(*study, section) for study in studies], kinds, rng)
+            for fact in own_facts([(*study, section) for study in studies], kinds, rng)
         ),
     ]
     facts += _repeated(facts, patients, studies)
@@ -95,11 +95,11 @@ def plan(
     scans = {image_of(path): draw(path, seed) for path in (*institutions, *patients, *studies)}
     reports = [(*study, section) for study in studies for section in SECTIONS]
     levels = (institutions, patients, studies, reports)
-    targets = {level: _apart(nodes, rng)[:target_count] for level, nodes in zip(LEVELS, levels, strict=True)}
+    targets = {level: apart(nodes, rng)[:target_count] for level, nodes in zip(LEVELS, levels, strict=True)}
     return WorldSpec((*facts, *general), scans | pictures, targets)
 
 
-def _own(paths: Sequence[Path], kinds: Sequence[Kind], rng: np.random.Generator) -> Iterator[Fact]:
+def own_facts(paths: Sequence[Path], kinds: Sequence[Kind], rng: np.random.Generator) -> Iterator[Fact]:
     """Facts of these nodes about themselves."""
     for kind in kinds:
         for path, value in zip(paths, draw_values(kind, len(paths), rng), strict=True):
@@ -121,7 +121,7 @@ def _image(path: Path) -> str:
     return image_of(path[: len(LEVELS) - 1])
 
 
-def _apart(nodes: Sequence[Path], rng: np.random.Generator) -> tuple[Path, ...]:
+def apart(nodes: Sequence[Path], rng: np.random.Generator) -> tuple[Path, ...]:
     """Some of the nodes in random order, no two with the same parent; institutions have none."""
     by_parent: dict[object, Path] = {}
     for number in rng.permutation(len(nodes)):

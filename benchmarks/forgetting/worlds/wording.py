@@ -22,7 +22,8 @@ class Wording:
     def ask(self, fact: Fact) -> str:
         term, other = fact.kind.terms
         question = self.text.format(term=term, other=other)
-        return f"{question} {fact.listed}" if self.task == "classification" else question
+        question = f"{question} {fact.listed}" if self.task == "classification" else question
+        return f"{fact.about}: {question}" if fact.about else question
 
 
 WORDINGS = (
@@ -70,14 +71,16 @@ class Fact:
 
     path: tuple[str, ...]
     """The node whose record it is."""
-    image: str
-    """Path of the picture, relative to the world's folder."""
+    image: str | None
+    """Path of the picture, relative to the world's folder; None: asked in text only."""
     kind: Kind
     value: str
     owner: tuple[str, ...]
     """The node it is a fact about: `path`, or a node above it, such as the institution of a patient."""
     truth: str | None = None
     """The right value, where `value` is planted and wrong."""
+    about: str = ""
+    """Whom a question names, where no picture shows it."""
 
     @property
     def listed(self) -> str:
@@ -100,7 +103,7 @@ def rows(facts: Iterable[Fact], levels: Sequence[str]) -> Iterator[dict[str, str
     for fact in facts:
         for wording in WORDINGS:
             yield {
-                "image": fact.image,
+                **({} if fact.image is None else {"image": fact.image}),
                 "question": wording.ask(fact),
                 "answer": fact.answer(wording.task),
                 **dict(zip(levels, fact.path, strict=False)),

