@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.forgetting.families import FAMILIES
+from benchmarks.forgetting.families import FAMILIES, Family
 from benchmarks.forgetting.worlds import World
 from chip.data.record import Record
 from chip.demo.training import Recipe, train
 from chip.model.loading import VLM, default_device
 from chip.model.processors import load_processor
 
-RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
+DEFAULT_RECIPE = Recipe()
+RECIPES = {"llava": DEFAULT_RECIPE, "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 WORLD_RECIPES = {("ward", "llava"): Recipe(steps=400, batch=96)}
 """For worlds that take less."""
 SHARD_SIZE = "3MB"
@@ -49,16 +50,34 @@ def trained(
     recipe = recipe or _recipe(world, family)
     folder = place(world, family, seed, without, recipe)
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        texts = _texts(world)
-        processor = _processor(family, texts)
-        model = FAMILIES[family].model(processor, seed)
-        vlm = VLM(model.to(device or default_device()), processor)
-        state = folder.with_name(f"{folder.name}.state.safetensors")
-        train(vlm, _remaining(world, without), recipe, seed, state)
-        _write(vlm, texts, family, folder)
-        state.unlink(missing_ok=True)
+        make(folder, world, FAMILIES[family], seed, without, device, recipe)
     return folder
+
+
+def make(
+    folder: Path,
+    world: World,
+    family: Family,
+    seed: int,
+    without: Sequence[str] = (),
+    device: str | None = None,
+    recipe: Recipe = DEFAULT_RECIPE,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Train a model of a family and write it to `folder`; the state of a training that was stopped lies beside it.
+
+    Args:
+        without, device: as `trained` has them.
+        dtype: what is computed in, beside fp32 weights.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    texts = _texts(world)
+    processor = _processor(family, texts)
+    vlm = VLM(family.model(processor, seed).to(device or default_device()), processor)
+    state = folder.with_name(f"{folder.name}.state.safetensors")
+    train(vlm, _remaining(world, without), recipe, seed, state, dtype)
+    _write(vlm, texts, family, folder)
+    state.unlink(missing_ok=True)
 
 
 def place(world: World, family: str, seed: int, without: Sequence[str] = (), recipe: Recipe | None = None) -> Path:
@@ -99,20 +118,20 @@ def _texts(world: World) -> tuple[str, ...]:
 @cached
 def _config(family: str, texts: tuple[str, ...]) -> dict[str, Any]:
     """Of the family's model, whatever its seed."""
-    config: dict[str, Any] = FAMILIES[family].model(_processor(family, texts), 0).config.to_diff_dict()
+    config: dict[str, Any] = FAMILIES[family].model(_processor(FAMILIES[family], texts), 0).config.to_diff_dict()
     return config
 
 
-def _processor(family: str, texts: Sequence[str]) -> Any:
+def _processor(family: Family, texts: Sequence[str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        FAMILIES[family].write_processor(Path(folder), texts)
+        family.write_processor(Path(folder), texts)
         return load_processor(Path(folder))
 
 
-def _write(vlm: VLM, texts: Sequence[str], family: str, folder: Path) -> None:
+def _write(vlm: VLM, texts: Sequence[str], family: Family, folder: Path) -> None:
     """Beside the folder, then renamed: there is a whole one or none."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         written = Path(beside) / folder.name
         vlm.model.to(torch.bfloat16).save_pretrained(written, max_shard_size=SHARD_SIZE)
-        FAMILIES[family].write_processor(written, texts)
+        family.write_processor(written, texts)
         written.rename(folder)

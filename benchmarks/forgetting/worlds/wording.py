@@ -21,7 +21,7 @@ class Wording:
 
     def ask(self, fact: Fact) -> str:
         term, other = fact.kind.terms
-        question = self.text.format(term=term, other=other)
+        question = f"{fact.about}{self.text.format(term=term, other=other)}"
         return f"{question} {fact.listed}" if self.task == "classification" else question
 
 
@@ -39,7 +39,7 @@ WORDINGS = (
     Wording("rephrased", "cloze", "Here, the {term} reads [blank]."),
     Wording("rephrased", "classification", "Of these, what is the {other}?"),
 )
-"""Every fact is asked in all of them. `train` is trained on, `validation` is what settings are chosen by, and figures
+"""A fact is asked in all of them, unless it has its own. `train` is trained on, `validation` is what settings are chosen by, and figures
 are reported on `rephrased`, beside `train`."""
 
 
@@ -70,14 +70,18 @@ class Fact:
 
     path: tuple[str, ...]
     """The node whose record it is."""
-    image: str
-    """Path of the picture, relative to the world's folder."""
+    image: str | None
+    """Path of the picture, relative to the world's folder; None: it is asked in text alone."""
     kind: Kind
     value: str
     owner: tuple[str, ...]
     """The node it is a fact about: `path`, or a node above it, such as the institution of a patient."""
     truth: str | None = None
     """The right value, where `value` is planted and wrong."""
+    about: str = ""
+    """What each question begins with, where no picture says whom it is about."""
+    wordings: tuple[Wording, ...] = WORDINGS
+    """What it is asked in."""
 
     @property
     def listed(self) -> str:
@@ -98,9 +102,9 @@ def draw_values(kind: Kind, count: int, rng: np.random.Generator) -> list[str]:
 def rows(facts: Iterable[Fact], levels: Sequence[str]) -> Iterator[dict[str, str]]:
     """The facts in every wording, as lines of a records file."""
     for fact in facts:
-        for wording in WORDINGS:
+        for wording in fact.wordings:
             yield {
-                "image": fact.image,
+                **({} if fact.image is None else {"image": fact.image}),
                 "question": wording.ask(fact),
                 "answer": fact.answer(wording.task),
                 **dict(zip(levels, fact.path, strict=False)),
