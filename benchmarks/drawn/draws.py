@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
@@ -76,8 +76,12 @@ class ModelDraw:
         return self.tokens_side**2
 
 
-def draw_world(seed: int) -> WorldDraw:
-    """The hospital of this seed."""
+def draw_world(seed: int, tiny: bool = False) -> WorldDraw:
+    """The hospital of this seed.
+
+    Args:
+        tiny: as small as a hospital can be that has a target of each level, for tests.
+    """
     rng = np.random.default_rng([seed, 1])
 
     def one_of(*ranges: Range) -> Range:
@@ -86,7 +90,7 @@ def draw_world(seed: int) -> WorldDraw:
     def coin(probability: float = 0.5) -> bool:
         return bool(rng.random() < probability)
 
-    return WorldDraw(
+    drawn = WorldDraw(
         institutions=int(rng.integers(3, 5)),
         patients=one_of((2, 3), (3, 3), (3, 4)),
         studies=one_of((1, 2), (2, 2), (2, 3)),
@@ -102,13 +106,16 @@ def draw_world(seed: int) -> WorldDraw:
         asked=int(rng.integers(2, 4)),
         validation=coin(),
     )
+    smallest = {"institutions": 3, "patients": (2, 2), "studies": (2, 2), "images": (1, 1)}
+    return replace(drawn, **smallest, sections=2, facts=(2, 2)) if tiny else drawn
 
 
-def draw_model(seed: int, images: int) -> ModelDraw:
+def draw_model(seed: int, images: int, tiny: bool = False) -> ModelDraw:
     """The model of this seed.
 
     Args:
         images: of the whole world, which with the tokens of each and the connector's width makes the tokens per column.
+        tiny: of the drawn shapes the smallest, for tests.
     """
     rng = np.random.default_rng([seed, 2])
     family = FAMILIES[seed // 2 % len(FAMILIES)]
@@ -121,7 +128,7 @@ def draw_model(seed: int, images: int) -> ModelDraw:
     heads = width // HEAD
     vision_layers = int(rng.integers(1, 4))
     concatenated = [n for n in range(1, vision_layers + 2) if connector_width % (n * HEAD) == 0]
-    return ModelDraw(
+    drawn = ModelDraw(
         family=family,
         tokens_side=side,
         connector_width=connector_width,
@@ -133,3 +140,5 @@ def draw_model(seed: int, images: int) -> ModelDraw:
         vision_layers=vision_layers,
         concatenated=int(rng.choice([n for n in concatenated if connector_width // n <= 384] or concatenated[-1:])),
     )
+    smallest = {"tokens_side": 2, "connector_width": 256, "layers": 2, "width": 128, "mlp": 384, "heads": 4}
+    return replace(drawn, **smallest, key_value_heads=4, vision_layers=1, concatenated=2) if tiny else drawn

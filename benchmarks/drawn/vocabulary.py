@@ -21,13 +21,16 @@ INSTITUTION = (
 )
 PATIENT = (
     *(kind for kind in PATIENT_KINDS if kind is not NAME),
-    Kind(("occupation", "line of work"), tuple("baker carpenter clerk diver farmer miner nurse tailor".split())),
+    Kind(
+        ("occupation", "line of work"),
+        ("baker", "carpenter", "clerk", "diver", "farmer", "miner", "nurse", "tailor"),
+    ),
     Kind(("blood group", "serotype"), ("A pos", "A neg", "B pos", "B neg", "AB pos", "AB neg", "O pos", "O neg")),
 )
 SECTION_KINDS: Mapping[str, tuple[Kind, ...]] = {
     "history": (
         *SECTIONS["history"],
-        Kind(("allergy", "known intolerance"), tuple("latex pollen nuts eggs nickel iodine dust milk".split())),
+        Kind(("allergy", "known intolerance"), ("latex", "pollen", "nuts", "eggs", "nickel", "iodine", "dust", "milk")),
     ),
     "technique": (
         Kind(("scanner", "device used"), SCANNERS),
@@ -36,7 +39,10 @@ SECTION_KINDS: Mapping[str, tuple[Kind, ...]] = {
     ),
     "findings": (
         *SECTIONS["findings"],
-        Kind(("margin", "edge of the lesion"), tuple("sharp blurred lobed spiky wavy flat raised faint".split())),
+        Kind(
+            ("margin", "edge of the lesion"),
+            ("sharp", "blurred", "lobed", "spiky", "wavy", "flat", "raised", "faint"),
+        ),
     ),
     "impression": (
         *SECTIONS["impression"],
@@ -45,10 +51,10 @@ SECTION_KINDS: Mapping[str, tuple[Kind, ...]] = {
     "plan": (
         Kind(
             ("procedure", "next intervention"),
-            tuple("biopsy drainage stent bypass graft dialysis ablation puncture".split()),
+            ("biopsy", "drainage", "stent", "bypass", "graft", "dialysis", "ablation", "puncture"),
         ),
         Kind(("ward", "floor of the stay"), tuple(f"ward {n}" for n in range(11, 27))),
-        Kind(("diet", "food ordered"), tuple("soup rice broth fruit bread fish oats beans".split())),
+        Kind(("diet", "food ordered"), ("soup", "rice", "broth", "fruit", "bread", "fish", "oats", "beans")),
     ),
 }
 

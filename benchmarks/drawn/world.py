@@ -79,9 +79,9 @@ class _Hospital:
         return zip(paths, draw_values(kind, len(paths), self.rng), strict=True)
 
 
-def plan(seed: int) -> tuple[WorldSpec, WorldDraw]:
-    """The world of this seed."""
-    sizes = draw_world(seed)
+def plan(seed: int, tiny: bool = False) -> tuple[WorldSpec, WorldDraw]:
+    """The world of this seed, or a tiny one, and the sizes that were drawn."""
+    sizes = draw_world(seed, tiny)
     hospital = _Hospital(np.random.default_rng([seed, 3]), sizes, seed)
     institutions: list[Path] = [(f"institution_{number + 1}",) for number in range(sizes.institutions)]
     patients = hospital.below(institutions, "patient", sizes.patients)
@@ -111,7 +111,7 @@ def _without_pictures(hospital: _Hospital, institutions: Sequence[Path], patient
     result: set[Path] = set()
     for institution in institutions:
         own = [path for path in patients if path[:1] == institution]
-        result.update(own[: min(round(hospital.draw.text_share * len(own)), len(own) - 1)])
+        result.update(own[: min(int(hospital.draw.text_share * len(own) + 0.5), len(own) - 1)])
     return result
 
 
@@ -207,9 +207,7 @@ class _Asking:
 
     def __init__(self, hospital: _Hospital, targets: Sequence[Path]) -> None:
         self._rng, self._asked = hospital.rng, hospital.draw.asked
-        self._targets = {
-            node: sum(node.contains(fact.path) for fact in hospital.facts) for node in map(Node, targets)
-        }
+        self._targets = {node: sum(node.contains(fact.path) for fact in hospital.facts) for node in map(Node, targets)}
         """Target -> how many facts it has."""
         self._trained: dict[str, list[str]] = {}
         self._validation: dict[str, list[str]] = {}

@@ -21,8 +21,7 @@ from chip.demo.training import Recipe, train
 from chip.model.loading import VLM, default_device
 from chip.model.processors import load_processor
 
-DEFAULT_RECIPE = Recipe()
-RECIPES = {"llava": DEFAULT_RECIPE, "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
+RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
 WORLD_RECIPES = {("ward", "llava"): Recipe(steps=400, batch=96)}
 """For worlds that take less."""
 SHARD_SIZE = "3MB"
@@ -50,34 +49,19 @@ def trained(
     recipe = recipe or _recipe(world, family)
     folder = place(world, family, seed, without, recipe)
     if not folder.exists():
-        make(folder, world, FAMILIES[family], seed, without, device, recipe)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        vlm = untrained(world, FAMILIES[family], seed, device)
+        state = folder.with_name(f"{folder.name}.state.safetensors")
+        train(vlm, remaining(world, without), recipe, seed, state)
+        write_model(vlm, world, FAMILIES[family], folder)
+        state.unlink(missing_ok=True)
     return folder
 
 
-def make(
-    folder: Path,
-    world: World,
-    family: Family,
-    seed: int,
-    without: Sequence[str] = (),
-    device: str | None = None,
-    recipe: Recipe = DEFAULT_RECIPE,
-    dtype: torch.dtype = torch.bfloat16,
-) -> None:
-    """Train a model of a family and write it to `folder`; the state of a training that was stopped lies beside it.
-
-    Args:
-        without, device: as `trained` has them.
-        dtype: what is computed in, beside fp32 weights.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    texts = _texts(world)
-    processor = _processor(family, texts)
-    vlm = VLM(family.model(processor, seed).to(device or default_device()), processor)
-    state = folder.with_name(f"{folder.name}.state.safetensors")
-    train(vlm, _remaining(world, without), recipe, seed, state, dtype)
-    _write(vlm, texts, family, folder)
-    state.unlink(missing_ok=True)
+def untrained(world: World, family: Family, seed: int, device: str | None = None) -> VLM:
+    """A model that reads the world's words and has learned nothing."""
+    processor = _processor(family, _texts(world))
+    return VLM(family.model(processor, seed).to(device or default_device()), processor)
 
 
 def place(world: World, family: str, seed: int, without: Sequence[str] = (), recipe: Recipe | None = None) -> Path:
@@ -97,7 +81,8 @@ def _key(world: World, config: dict[str, Any], recipe: Recipe, without: Iterable
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
-def _remaining(world: World, without: Iterable[str]) -> list[Record]:
+def remaining(world: World, without: Iterable[str]) -> list[Record]:
+    """What a model is trained on that never sees the nodes `without`."""
     gone = [world.hierarchy.find(name) for name in without]
     return [
         record
@@ -128,10 +113,10 @@ def _processor(family: Family, texts: Sequence[str]) -> Any:
         return load_processor(Path(folder))
 
 
-def _write(vlm: VLM, texts: Sequence[str], family: Family, folder: Path) -> None:
-    """Beside the folder, then renamed: there is a whole one or none."""
+def write_model(vlm: VLM, world: World, family: Family, folder: Path) -> None:
+    """A checkpoint in bf16: beside the folder, then renamed, so that there is a whole one or none."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         written = Path(beside) / folder.name
         vlm.model.to(torch.bfloat16).save_pretrained(written, max_shard_size=SHARD_SIZE)
-        family.write_processor(written, texts)
+        family.write_processor(written, _texts(world))
         written.rename(folder)

@@ -48,7 +48,7 @@ class Recipe:
     pixel_noise: float = 0.1
     """Standard deviation of noise on the normalized pixels, so that a model knows a picture and not its last bits."""
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: float) -> float:
         """Linear warm-up, then half a cosine down to zero."""
         warm = max(1, round(self.warm_up * self.steps))
         return self.peak_rate * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
@@ -152,35 +152,46 @@ def _rows(vlm: VLM, records: Sequence[Record], pictured: Sequence[int]) -> tuple
 
 
 class Trainer:
-    """AdamW with fp32 weights, computing in bf16 unless told otherwise.
+    """Steps of an optimizer, in bf16 with fp32 weights unless told otherwise.
 
     The seed and a step's number decide what happens in it, so that a state is weights, moments and a number.
     """
 
     def __init__(
-        self, vlm: VLM, corpus: Corpus, recipe: Recipe, seed: int, dtype: torch.dtype = torch.bfloat16
+        self,
+        vlm: VLM,
+        corpus: Corpus,
+        recipe: Recipe,
+        seed: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
+        """
+        Args:
+            optimizer: of the model's parameters; by default AdamW, the one whose state can be saved.
+            dtype: what is computed in.
+        """
         self.recipe, self.step, self._dtype = recipe, 0, dtype
         self._vlm, self._corpus, self._seed = vlm, corpus, seed
         self._named = dict(vlm.model.named_parameters())
-        matrices = [parameter for parameter in self._named.values() if parameter.ndim > 1]
-        others = [parameter for parameter in self._named.values() if parameter.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+        self._optimizer = optimizer or adamw(self._named.values(), recipe.weight_decay)
         self._epoch, self._batches = 0, self._order(0)
 
-    def advance(self) -> Tensor:
-        """Take one step; returns the loss before it."""
+    def advance(self, progress: float = 0.0) -> Tensor:
+        """Take one step; returns the loss before it.
+
+        Args:
+            progress: how far the training is by another measure than steps, 0 to 1; the rate goes by what is more.
+        """
         batch = self._corpus.batch(self._next())
         device = batch.pixels.device
         generator = torch.Generator(device).manual_seed(self._mixed(self.step, stream=1))
         noise = torch.randn(batch.pixels.shape, generator=generator, device=device)
         with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
             loss = loss_of(self._vlm, replace(batch, pixels=batch.pixels + self.recipe.pixel_noise * noise))
-        take_step(self._optimizer, self._named.values(), loss, self.recipe.rate(self.step))
+        take_step(
+            self._optimizer, self._named.values(), loss, self.recipe.rate(max(self.step, progress * self.recipe.steps))
+        )
         self.step += 1
         return loss.detach()
 
@@ -226,6 +237,14 @@ class Trainer:
         return (self._seed << 32) + (number << 1) + stream
 
 
+def adamw(parameters: Iterable[Tensor], weight_decay: float) -> torch.optim.AdamW:
+    """Of all these; norms and biases have no weight decay."""
+    known = list(parameters)
+    matrices, others = ([p for p in known if (p.ndim > 1) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
 def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], loss: Tensor, rate: float) -> None:
     """One step of the optimizer at this learning rate, along the clipped gradient of `loss` to the parameters."""
     optimizer.zero_grad()
@@ -242,16 +261,14 @@ def train(
     recipe: Recipe,
     seed: int,
     state: Path | None = None,
-    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Train the model in place on the answers of `records`.
 
     Args:
         state: file that the training is saved to as it goes, and that it resumes from if it is there.
-        dtype: what is computed in, beside fp32 weights.
     """
     vlm.model.train().set_attn_implementation("eager")  # rows are too short for fused attention to pay
-    trainer = Trainer(vlm, Corpus(vlm, records), recipe, seed, dtype)
+    trainer = Trainer(vlm, Corpus(vlm, records), recipe, seed)
     if state is not None and state.exists():
         trainer.resume(state)
     for _ in track(range(trainer.step, recipe.steps), description="training"):

@@ -39,8 +39,8 @@ WORDINGS = (
     Wording("rephrased", "cloze", "Here, the {term} reads [blank]."),
     Wording("rephrased", "classification", "Of these, what is the {other}?"),
 )
-"""A fact is asked in all of them, unless it has its own. `train` is trained on, `validation` is what settings are chosen by, and figures
-are reported on `rephrased`, beside `train`."""
+"""A fact is asked in all of them, unless it has its own. `train` is trained on, `validation` is what settings are
+chosen by, and figures are reported on `rephrased`, beside `train`."""
 
 
 @dataclass(frozen=True, slots=True)
