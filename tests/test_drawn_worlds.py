@@ -16,13 +16,14 @@ from benchmarks.drawn.edits import EditArguments
 from benchmarks.drawn.families import family_of
 from benchmarks.drawn.schedule import Task, run
 from benchmarks.drawn.table import lines
+from benchmarks.drawn.training import Muon, orthogonalized
 from benchmarks.drawn.world import GROUPS, NAME_OF_WORLD, OF_TARGET, TEXT_PATIENT, groups_of, plan
 from benchmarks.forgetting import models
 from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.files import write
 from benchmarks.reporting import read_rows
 from chip.data.record import LEVELS, TASKS
-from chip.demo.training import Corpus, loss_of
+from chip.demo.training import Corpus, adamw, loss_of, take_step
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
 from chip.model.loading import VLM
@@ -102,14 +103,15 @@ def test_half_of_the_seeds_have_each_family_and_the_shapes_are_wide_apart() -> N
     assert TOKENS_PER_COLUMN[0] / 2 < min(columns) <= max(columns) < TOKENS_PER_COLUMN[1] * 2
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str) -> None:
+def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str, attention: str) -> None:
     world = worlds[4]
     shape = family_of(draw_model(2 * FAMILIES.index(family), 20, tiny=True))
     processor = models._processor(shape, models._texts(world))
     vlm = VLM(shape.model(processor, 0).eval(), processor)
-    vlm.model.set_attn_implementation("eager")
+    vlm.model.set_attn_implementation(attention)
     trained = [record for record in world.hierarchy.records if not record.held_out][::29]
     with_image, without = ([r for r in trained if (r.image is None) == text] for text in (False, True))
     assert with_image
@@ -126,6 +128,30 @@ def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str) -> No
             logits[own], one.ids[:, 1:][:, : logits.shape[1]][own], reduction="sum"
         ).item()
     assert total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_muon_takes_the_singular_values_away() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 24, 40), (2, 40, 24)):
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_muon_steps_as_adamw_would_where_it_takes_no_part() -> None:
+    def embedding() -> torch.Tensor:
+        torch.manual_seed(0)
+        return torch.randn(5, 4, requires_grad=True)
+
+    ours, theirs, matrix = embedding(), embedding(), torch.eye(4, requires_grad=True)
+    for optimizer, weight in (
+        (Muon([("embed_tokens", ours), ("layer", matrix)], 0.1), ours),
+        (adamw([theirs], 0.1), theirs),
+    ):
+        for _ in range(3):
+            take_step(optimizer, [weight], weight.square().sum() + matrix.square().sum(), rate=0.01)
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(matrix, torch.eye(4))
 
 
 def test_an_edit_is_read_from_text() -> None:
@@ -161,11 +187,11 @@ def test_the_table_leaves_out_what_failed() -> None:
         "seconds": 3.0,
     }
     (line,) = lines([row, {"edit": "", "level": "study", "error": "refused"}])
-    assert line[:9] == [
-        *("defaults", "study", "1", "1.00 (1.00)", "0.25 (0.25)", "0.12 (0.12)", "0.12 (0.12)", "0.75 (0.75)"),
+    assert line[:10] == [
+        *("defaults", "study", "1", "1", "1.00 (1.00)", "0.25 (0.25)", "0.12 (0.12)", "0.12 (0.12)", "0.75 (0.75)"),
         "0.50 (0.50)",
     ]
-    assert line[9:11] == ["–", "1.00 (1.00)"]
+    assert line[10:12] == ["–", "1.00 (1.00)"]
 
 
 @pytest.mark.slow

@@ -89,9 +89,10 @@ class Run:
             for which in (TRAINED, RETRAINED)
         ]
 
-    def _has_trained(self, drawn: Drawn, which: str, seconds: float) -> list[Task]:
-        self.say(f"world {drawn.seed}: {which} in {seconds:.0f} s")
-        self.worlds[str(drawn.seed)][f"{which}_seconds"] = seconds
+    def _has_trained(self, drawn: Drawn, which: str, done: tuple[float, int]) -> list[Task]:
+        seconds, steps = done
+        self.say(f"world {drawn.seed}: {which} in {seconds:.0f} s, {steps} steps")
+        self.worlds[str(drawn.seed)] |= {f"{which}_seconds": seconds, f"{which}_steps": steps}
         self._trained[drawn.seed].add(which)
         if len(self._trained[drawn.seed]) < 2:
             return []

@@ -105,26 +105,27 @@ def build(seed: int, cache: Path, tiny: bool, steps: int | None) -> Drawn:
     return Drawn(seed, folder, world.digest, model, steps, facts, targets)
 
 
-def train(drawn: Drawn, which: str, device: str, seconds: float) -> float:
-    """Train one of a world's models, unless it is there, and ask what was written everything; seconds it took.
+def train(drawn: Drawn, which: str, device: str, seconds: float) -> tuple[float, int]:
+    """Train one of a world's models, unless it is there, and ask what was written everything; seconds it took, and
+    steps of training.
 
     Args:
         seconds: that training may take.
     """
-    start, world = time.monotonic(), drawn.open()
+    start, steps, world = time.monotonic(), 0, drawn.open()
     folder = drawn.checkpoint(which)
     if not folder.exists():
         family = family_of(drawn.model)
         vlm = untrained(world, family, drawn.seed, device)
         records = remaining(world, () if which == TRAINED else tuple(drawn.targets.values()))
-        learn(vlm, records, drawn.steps, drawn.seed, seconds)
+        steps = learn(vlm, records, drawn.steps, drawn.seed, seconds)
         write_model(vlm, world, family, folder)
     scores = _scores_file(drawn, which)
     if not scores.exists():
         values = score_records(load_vlm(folder, device), world.hierarchy.records)
         with atomic_write(scores) as file:
             file.write_text(json.dumps([values.exact_match.tolist(), values.answer_probability.tolist()]))
-    return time.monotonic() - start
+    return time.monotonic() - start, steps
 
 
 def _scores_file(drawn: Drawn, which: str) -> Path:

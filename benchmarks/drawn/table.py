@@ -22,7 +22,7 @@ def show(rows: Sequence[Mapping[str, Any]], worlds: Mapping[str, Mapping[str, An
         if world.get("faults"):
             print(f"world {seed}: {'; '.join(world['faults'])}")
     columns = (
-        *("edit", "level", "targets", "before", "target", "retrained", "apart", "recovered"),
+        *("edit", "level", "targets", "refused", "before", "target", "retrained", "apart", "recovered"),
         *(
             "siblings kept",
             "ancestors kept",
@@ -43,10 +43,12 @@ def show(rows: Sequence[Mapping[str, Any]], worlds: Mapping[str, Mapping[str, An
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """Of each edit and level, what stands in the table."""
-    done = [row for row in rows if not row.get("error")]
-    for edit, level in dict.fromkeys((row["edit"], row["level"]) for row in done):
-        some = [row for row in done if (row["edit"], row["level"]) == (edit, level)]
-        yield [edit or "defaults", level, str(len(some)), *_target(some), *_cost(some)]
+    asked = [row for row in rows if row.get("level")]
+    for edit, level in dict.fromkeys((row["edit"], row["level"]) for row in asked):
+        some = [row for row in asked if (row["edit"], row["level"]) == (edit, level)]
+        done = [row for row in some if not row.get("error")]
+        counts = [str(len(done)), str(len(some) - len(done))]
+        yield [edit or "defaults", level, *counts, *_target(done), *_cost(done)]
 
 
 def _target(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -15,11 +15,12 @@ from chip.data.record import Record
 from chip.demo.training import Corpus, Recipe, Trainer, adamw
 from chip.model.loading import VLM
 
-EPOCHS = 40
+EPOCHS = 24
 """Times that a world is learned through."""
 BATCH = 128
-STEPS = (200, 700)
+STEPS = (250, 500)
 """At least and at most."""
+TOKEN_NOISE = 0.1
 NOT_OF_LAYERS = ("embed", "lm_head")
 """In the names of matrices that Muon is not meant for."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -31,8 +32,8 @@ def steps_for(records: int) -> int:
     return min(max(ceil(EPOCHS * records / BATCH), STEPS[0]), STEPS[1])
 
 
-def learn(vlm: VLM, records: Sequence[Record], steps: int, seed: int, seconds: float) -> None:
-    """Train the model in place on the answers of `records`.
+def learn(vlm: VLM, records: Sequence[Record], steps: int, seed: int, seconds: float) -> int:
+    """Train the model in place on the answers of `records`; the steps that were taken.
 
     Args:
         seconds: that it may take; what it comes to then depends on the machine.
@@ -41,7 +42,8 @@ def learn(vlm: VLM, records: Sequence[Record], steps: int, seed: int, seconds: f
     vlm.model.train().set_attn_implementation("sdpa" if on_gpu else "eager")  # a GPU waits for calls, a CPU computes
     corpus, start = Corpus(vlm, records), time.monotonic()
     dtype = torch.float32 if on_gpu else torch.bfloat16  # casts are calls too
-    trainer = Trainer(vlm, corpus, recipe, seed, Muon(vlm.model.named_parameters(), recipe.weight_decay), dtype)
+    optimizer = Muon(vlm.model.named_parameters(), recipe.weight_decay)
+    trainer = Trainer(vlm, corpus, recipe, seed, optimizer, dtype, TOKEN_NOISE)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -49,6 +51,7 @@ def learn(vlm: VLM, records: Sequence[Record], steps: int, seed: int, seconds: f
             trainer.advance(progress)
     finally:
         torch.set_float32_matmul_precision(precision)
+    return trainer.step
 
 
 class Muon(torch.optim.Optimizer):

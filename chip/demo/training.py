@@ -165,14 +165,17 @@ class Trainer:
         seed: int,
         optimizer: torch.optim.Optimizer | None = None,
         dtype: torch.dtype = torch.bfloat16,
+        token_noise: float = 0.0,
     ) -> None:
         """
         Args:
             optimizer: of the model's parameters; by default AdamW, the one whose state can be saved.
             dtype: what is computed in.
+            token_noise: share of the words of prompts that are replaced by any others, so that a model that is asked
+                in words it has never read goes by those that it knows.
         """
         self.recipe, self.step, self._dtype = recipe, 0, dtype
-        self._vlm, self._corpus, self._seed = vlm, corpus, seed
+        self._vlm, self._corpus, self._seed, self._token_noise = vlm, corpus, seed, token_noise
         self._named = dict(vlm.model.named_parameters())
         self._optimizer = optimizer or adamw(self._named.values(), recipe.weight_decay)
         self._epoch, self._batches = 0, self._order(0)
@@ -187,6 +190,8 @@ class Trainer:
         device = batch.pixels.device
         generator = torch.Generator(device).manual_seed(self._mixed(self.step, stream=1))
         noise = torch.randn(batch.pixels.shape, generator=generator, device=device)
+        if self._token_noise:
+            batch = replace(batch, ids=self._reworded(batch, generator))
         with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
             loss = loss_of(self._vlm, replace(batch, pixels=batch.pixels + self.recipe.pixel_noise * noise))
         take_step(
@@ -222,6 +227,15 @@ class Trainer:
                         "step": torch.tensor(float(self.step), device=device),
                         **{key: state.get_tensor(stored).to(device) for key, stored in moments.items()},
                     }
+
+    def _reworded(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """(B, T) int64: the batch's ids, some of the prompts' words replaced. Special tokens come first in small
+        vocabularies."""
+        tokenizer, ids = self._vlm.processor.tokenizer, batch.ids
+        first, options = 1 + max(tokenizer.added_tokens_decoder), {"generator": generator, "device": ids.device}
+        others = torch.randint(first, len(tokenizer), ids.shape, **options)
+        chosen = torch.rand(ids.shape, **options) < self._token_noise
+        return torch.where(chosen & (ids >= first) & ~batch.answer, others, ids)
 
     def _next(self) -> Tensor:
         epoch, number = divmod(self.step, len(self._batches))
