@@ -27,6 +27,7 @@ from chip.demo.training import Corpus, adamw, loss_of, take_step
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
 from chip.model.loading import VLM
+from tests.families import lacking
 from tests.test_worlds import contents
 
 SEEDS = range(12)
@@ -107,6 +108,8 @@ def test_half_of_the_seeds_have_each_family_and_the_shapes_are_wide_apart() -> N
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str, attention: str) -> None:
+    if package := lacking(family):
+        pytest.skip(f"its processor needs {package}")
     world = worlds[4]
     shape = family_of(draw_model(2 * FAMILIES.index(family), 20, tiny=True))
     processor = models._processor(shape, models._texts(world))
