@@ -50,7 +50,7 @@ def fresh(ward: World) -> Callable[[str], VLM]:
 
     def make(family: str) -> VLM:
         texts = [record.question for record in ward.hierarchy.records]
-        processor = models._processor(family, texts)
+        processor = models._processor(FAMILIES[family], texts)
         model = FAMILIES[family].model(processor, 0)
         model.set_attn_implementation("eager")
         return VLM(model, processor)

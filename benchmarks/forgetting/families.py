@@ -36,13 +36,17 @@ def _write_llava_processor(folder: Path, texts: Iterable[str]) -> None:
     demo.build_processor(texts).save_pretrained(folder)
 
 
-def _write_qwen_processor(folder: Path, texts: Iterable[str]) -> None:
+def write_qwen_processor(folder: Path, texts: Iterable[str], side: int = SIZE, patch: int = PATCH) -> None:
+    """
+    Args:
+        side, patch: pixels along a side of an image, and of a patch.
+    """
     images = {
-        "size": {"shortest_edge": SIZE**2, "longest_edge": SIZE**2},  # pixels of the whole image
+        "size": {"shortest_edge": side**2, "longest_edge": side**2},  # pixels of the whole image
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    write_processor(folder, (f"user\n{text} assistant\n" for text in texts), images, MAX_TOKENS, PATCH)
+    write_processor(folder, (f"user\n{text} assistant\n" for text in texts), images, MAX_TOKENS, patch)
 
 
 def _qwen(processor: Any, seed: int) -> Any:
@@ -62,5 +66,5 @@ def _qwen(processor: Any, seed: int) -> Any:
 
 FAMILIES = {
     "llava": Family(_write_llava_processor, demo.build_model),
-    "qwen2_5_vl": Family(_write_qwen_processor, _qwen),
+    "qwen2_5_vl": Family(write_qwen_processor, _qwen),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.forgetting.families import FAMILIES
+from benchmarks.forgetting.families import FAMILIES, Family
 from benchmarks.forgetting.worlds import World
 from chip.data.record import Record
 from chip.demo.training import Recipe, train
@@ -50,15 +50,18 @@ def trained(
     folder = place(world, family, seed, without, recipe)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        texts = _texts(world)
-        processor = _processor(family, texts)
-        model = FAMILIES[family].model(processor, seed)
-        vlm = VLM(model.to(device or default_device()), processor)
+        vlm = untrained(world, FAMILIES[family], seed, device)
         state = folder.with_name(f"{folder.name}.state.safetensors")
-        train(vlm, _remaining(world, without), recipe, seed, state)
-        _write(vlm, texts, family, folder)
+        train(vlm, remaining(world, without), recipe, seed, state)
+        write_model(vlm, world, FAMILIES[family], folder)
         state.unlink(missing_ok=True)
     return folder
+
+
+def untrained(world: World, family: Family, seed: int, device: str | None = None) -> VLM:
+    """A model that reads the world's words and has learned nothing."""
+    processor = _processor(family, _texts(world))
+    return VLM(family.model(processor, seed).to(device or default_device()), processor)
 
 
 def place(world: World, family: str, seed: int, without: Sequence[str] = (), recipe: Recipe | None = None) -> Path:
@@ -78,7 +81,8 @@ def _key(world: World, config: dict[str, Any], recipe: Recipe, without: Iterable
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
-def _remaining(world: World, without: Iterable[str]) -> list[Record]:
+def remaining(world: World, without: Iterable[str]) -> list[Record]:
+    """What a model is trained on that never sees the nodes `without`."""
     gone = [world.hierarchy.find(name) for name in without]
     return [
         record
@@ -99,20 +103,20 @@ def _texts(world: World) -> tuple[str, ...]:
 @cached
 def _config(family: str, texts: tuple[str, ...]) -> dict[str, Any]:
     """Of the family's model, whatever its seed."""
-    config: dict[str, Any] = FAMILIES[family].model(_processor(family, texts), 0).config.to_diff_dict()
+    config: dict[str, Any] = FAMILIES[family].model(_processor(FAMILIES[family], texts), 0).config.to_diff_dict()
     return config
 
 
-def _processor(family: str, texts: Sequence[str]) -> Any:
+def _processor(family: Family, texts: Sequence[str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        FAMILIES[family].write_processor(Path(folder), texts)
+        family.write_processor(Path(folder), texts)
         return load_processor(Path(folder))
 
 
-def _write(vlm: VLM, texts: Sequence[str], family: str, folder: Path) -> None:
-    """Beside the folder, then renamed: there is a whole one or none."""
+def write_model(vlm: VLM, world: World, family: Family, folder: Path) -> None:
+    """A checkpoint in bf16: beside the folder, then renamed, so that there is a whole one or none."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         written = Path(beside) / folder.name
         vlm.model.to(torch.bfloat16).save_pretrained(written, max_shard_size=SHARD_SIZE)
-        FAMILIES[family].write_processor(written, texts)
+        family.write_processor(written, _texts(world))
         written.rename(folder)

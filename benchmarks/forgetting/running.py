@@ -172,6 +172,11 @@ class WorkerContext:
         return self._tuned[key]
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 Do = Callable[[Sequence[Work], OnDone], None]
 
 
@@ -184,8 +189,7 @@ def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
     Args:
         folder: for the worlds of each process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // count)
+    threads = max(1, cores() // count)
     if count == 1:
         torch.set_num_threads(threads)
         yield partial(_do_here, WorkerContext(folder / "worlds", device))
@@ -216,13 +220,18 @@ _context: WorkerContext | None = None
 """Of this process."""
 
 
-def _open(folder: Path, device: str | None, threads: int) -> None:
-    global _context
+def start_worker(threads: int) -> None:
+    """A process that works for this one: it is quiet, and ends when this one does."""
     Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - bars would be drawn over each other
     quiet_libraries()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads)
+
+
+def _open(folder: Path, device: str | None, threads: int) -> None:
+    global _context
+    start_worker(threads)
     _context = WorkerContext(folder / str(os.getpid()), device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,8 +32,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(corpus: Iterable[str]) -> Any:
-    """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, in one."""
+def build_processor(corpus: Iterable[str], side: int = SIZE, patch: int = PATCH) -> Any:
+    """A byte-level BPE tokenizer learned from `corpus`, a CLIP image processor and the chat template, in one.
+
+    Args:
+        side, patch: pixels along a side of an image, and of a patch.
+    """
     fast = PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer(corpus, VOCABULARY, SPECIAL, begin="<s>"),
         bos_token="<s>",
@@ -44,13 +48,13 @@ def build_processor(corpus: Iterable[str]) -> Any:
     )
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
-            size={"height": SIZE, "width": SIZE},
+            size={"height": side, "width": side},
             do_center_crop=False,
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ),
         tokenizer=fast,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
         image_token="<image>",
@@ -58,8 +62,15 @@ def build_processor(corpus: Iterable[str]) -> Any:
     )
 
 
-def build_model(processor: Any, seed: int) -> Any:
-    """The untrained model, fp32."""
+def build_model(
+    processor: Any, seed: int, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {}, **others: Any
+) -> Any:
+    """The untrained model, fp32.
+
+    Args:
+        text, vision: entries of the two parts' configurations that are to be other than the demo's; `others` are of
+            the whole.
+    """
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
     special = {
@@ -80,6 +91,7 @@ def build_model(processor: Any, seed: int) -> Any:
                 "vocab_size": len(tokenizer),
                 "max_position_embeddings": 512,
                 **special,
+                **text,
             },
             vision_config={
                 "model_type": "clip_vision_model",
@@ -90,11 +102,11 @@ def build_model(processor: Any, seed: int) -> Any:
                 "image_size": SIZE,
                 "patch_size": PATCH,
                 "projection_dim": 128,
+                **vision,
             },
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            image_seq_length=(SIZE // PATCH) ** 2,
-            vision_feature_layer=[-3, -2, -1],
             tie_word_embeddings=False,
             **special,
+            **{"image_seq_length": (SIZE // PATCH) ** 2, "vision_feature_layer": [-3, -2, -1], **others},
         )
     )

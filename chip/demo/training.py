@@ -20,6 +20,7 @@ from chip.model.loading import VLM
 LARGEST_GRADIENT = 1.0
 """Norm to which gradients are clipped."""
 SAVE_EVERY = 100  # steps
+NO_PICTURE = -1
 WEIGHT, MOMENTS = "weight.", {"mean.": "exp_avg", "square.": "exp_avg_sq"}
 """Prefixes of the names in a saved state, and what the optimizer calls its moments."""
 
@@ -47,7 +48,7 @@ class Recipe:
     pixel_noise: float = 0.1
     """Standard deviation of noise on the normalized pixels, so that a model knows a picture and not its last bits."""
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: float) -> float:
         """Linear warm-up, then half a cosine down to zero."""
         warm = max(1, round(self.warm_up * self.steps))
         return self.peak_rate * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
@@ -61,6 +62,8 @@ class Batch:
     """(B, T) int64"""
     mask: Tensor
     """(B, T) int64: 1 where there is a token, padding on the right"""
+    both_ways: bool
+    """Whether the tokens of a picture see each other in both directions"""
     positions: Tensor
     """(..., B, T) int64"""
     answer: Tensor
@@ -68,26 +71,27 @@ class Batch:
     pixels: Tensor
     """(pictures, entries, ...): each picture once"""
     picture: Tensor
-    """(B,) int64: which of the pictures a record is about"""
+    """(records with one,) int64: which of the pictures each of them is about"""
 
 
 class Corpus:
-    """Records as tensors on the model's device. Every record has a picture, and all pictures have one size."""
+    """Records as tensors on the model's device. All pictures have one size; a record may have none."""
 
     def __init__(self, vlm: VLM, records: Sequence[Record]) -> None:
-        first = {record.image: number for number, record in reversed(list(enumerate(records)))}
+        pictured = [number for number, record in enumerate(records) if record.image is not None]
+        first = {records[number].image: number for number in reversed(pictured)}
         place = {image: number for number, image in enumerate(first)}
         heads = vlm.prompts.inputs([records[number] for number in first.values()])
-        rows = vlm.prompts.inputs(records)
+        ids, mask, positions = _rows(vlm, records, pictured)
         answers = torch.tensor([prompt.answer for prompt in vlm.prompts.read(records)])
-        self._lengths = rows["attention_mask"].sum(1)
-        self._picture = torch.tensor([place[record.image] for record in records])
-        at = torch.arange(rows["input_ids"].shape[1])
+        self._lengths = mask.sum(1)
+        self._picture = torch.tensor([place.get(record.image, NO_PICTURE) for record in records])
+        at = torch.arange(ids.shape[1])
         answer = (at >= (self._lengths - answers)[:, None]) & (at < self._lengths[:, None])
         self._pixels = heads["pixel_values"].view(len(first), -1, *heads["pixel_values"].shape[1:]).to(vlm.device)
-        self._positions = vlm.positions(rows).to(vlm.device)
-        self._ids, self._mask, self._answer = (
-            value.to(vlm.device) for value in (rows["input_ids"], rows["attention_mask"], answer)
+        self._both_ways = "token_type_ids" in heads  # the mark of the families whose pictures are seen so
+        self._ids, self._mask, self._answer, self._positions = (
+            value.to(vlm.device) for value in (ids, mask, answer, positions)
         )
 
     def order(self, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
@@ -100,8 +104,9 @@ class Corpus:
         by_length = (self._lengths + jitter).argsort()
         groups = [
             group
-            for picture in range(len(self._pixels))
+            for picture in range(NO_PICTURE, len(self._pixels))
             for group in torch.split(by_length[self._picture[by_length] == picture], recipe.together)
+            if len(group)
         ]
         mixed = [groups[number] for number in torch.randperm(len(groups), generator=generator)]
         each = recipe.batch // recipe.together
@@ -116,12 +121,14 @@ class Corpus:
     def batch(self, indices: Tensor) -> Batch:
         """The records at `indices`, without the padding that none of them needs."""
         longest = int(self._lengths[indices].max())
-        pictures, picture = torch.unique(self._picture[indices], return_inverse=True)
+        of_records = self._picture[indices]
+        pictures, picture = torch.unique(of_records[of_records != NO_PICTURE], return_inverse=True)
         device = self._ids.device
         rows = indices.to(device)
         return Batch(
             self._ids[rows, :longest],
             self._mask[rows, :longest],
+            self._both_ways,
             self._positions[..., rows, :longest],
             self._answer[rows, :longest],
             self._pixels[pictures.to(device)],
@@ -129,34 +136,67 @@ class Corpus:
         )
 
 
+def _rows(vlm: VLM, records: Sequence[Record], pictured: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) ids and mask, and (..., B, T) positions, of records of which some have a picture."""
+    others = sorted({*range(len(records))}.difference(pictured))
+    kinds = [(indices, vlm.prompts.inputs([records[i] for i in indices])) for indices in (pictured, others) if indices]
+    longest = max(rows["input_ids"].shape[1] for _, rows in kinds)
+    ids = torch.full((len(records), longest), vlm.prompts.pad)
+    mask = torch.zeros_like(ids)
+    positions = torch.zeros(*vlm.positions(kinds[0][1]).shape[:-2], *ids.shape, dtype=torch.int64)
+    for indices, rows in kinds:
+        length = rows["input_ids"].shape[1]
+        ids[indices, :length], mask[indices, :length] = rows["input_ids"], rows["attention_mask"]
+        positions[..., indices, :length] = vlm.positions(rows)  # where there are three numbers, text has one for all
+    return ids, mask, positions
+
+
 class Trainer:
-    """AdamW in bf16 with fp32 weights.
+    """Steps of an optimizer, in bf16 with fp32 weights unless told otherwise.
 
     The seed and a step's number decide what happens in it, so that a state is weights, moments and a number.
     """
 
-    def __init__(self, vlm: VLM, corpus: Corpus, recipe: Recipe, seed: int) -> None:
-        self.recipe, self.step = recipe, 0
-        self._vlm, self._corpus, self._seed = vlm, corpus, seed
+    def __init__(
+        self,
+        vlm: VLM,
+        corpus: Corpus,
+        recipe: Recipe,
+        seed: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        token_noise: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            optimizer: of the model's parameters; by default AdamW, the one whose state can be saved.
+            dtype: what is computed in.
+            token_noise: share of the words of prompts that are replaced by any others, so that a model that is asked
+                in words it has never read goes by those that it knows.
+        """
+        self.recipe, self.step, self._dtype = recipe, 0, dtype
+        self._vlm, self._corpus, self._seed, self._token_noise = vlm, corpus, seed, token_noise
         self._named = dict(vlm.model.named_parameters())
-        matrices = [parameter for parameter in self._named.values() if parameter.ndim > 1]
-        others = [parameter for parameter in self._named.values() if parameter.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+        self._optimizer = optimizer or adamw(self._named.values(), recipe.weight_decay)
         self._epoch, self._batches = 0, self._order(0)
 
-    def advance(self) -> Tensor:
-        """Take one step; returns the loss before it."""
+    def advance(self, progress: float = 0.0) -> Tensor:
+        """Take one step; returns the loss before it.
+
+        Args:
+            progress: how far the training is by another measure than steps, 0 to 1; the rate goes by what is more.
+        """
         batch = self._corpus.batch(self._next())
         device = batch.pixels.device
         generator = torch.Generator(device).manual_seed(self._mixed(self.step, stream=1))
         noise = torch.randn(batch.pixels.shape, generator=generator, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        if self._token_noise:
+            batch = replace(batch, ids=self._reworded(batch, generator))
+        with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
             loss = loss_of(self._vlm, replace(batch, pixels=batch.pixels + self.recipe.pixel_noise * noise))
-        take_step(self._optimizer, self._named.values(), loss, self.recipe.rate(self.step))
+        take_step(
+            self._optimizer, self._named.values(), loss, self.recipe.rate(max(self.step, progress * self.recipe.steps))
+        )
         self.step += 1
         return loss.detach()
 
@@ -188,6 +228,15 @@ class Trainer:
                         **{key: state.get_tensor(stored).to(device) for key, stored in moments.items()},
                     }
 
+    def _reworded(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """(B, T) int64: the batch's ids, some of the prompts' words replaced. Special tokens come first in small
+        vocabularies."""
+        tokenizer, ids = self._vlm.processor.tokenizer, batch.ids
+        first, options = 1 + max(tokenizer.added_tokens_decoder), {"generator": generator, "device": ids.device}
+        others = torch.randint(first, len(tokenizer), ids.shape, **options)
+        chosen = torch.rand(ids.shape, **options) < self._token_noise
+        return torch.where(chosen & (ids >= first) & ~batch.answer, others, ids)
+
     def _next(self) -> Tensor:
         epoch, number = divmod(self.step, len(self._batches))
         if epoch != self._epoch:
@@ -202,6 +251,14 @@ class Trainer:
         return (self._seed << 32) + (number << 1) + stream
 
 
+def adamw(parameters: Iterable[Tensor], weight_decay: float) -> torch.optim.AdamW:
+    """Of all these; norms and biases have no weight decay."""
+    known = list(parameters)
+    matrices, others = ([p for p in known if (p.ndim > 1) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
 def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], loss: Tensor, rate: float) -> None:
     """One step of the optimizer at this learning rate, along the clipped gradient of `loss` to the parameters."""
     optimizer.zero_grad()
@@ -212,7 +269,13 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], lo
     optimizer.step()
 
 
-def train(vlm: VLM, records: Sequence[Record], recipe: Recipe, seed: int, state: Path | None = None) -> None:
+def train(
+    vlm: VLM,
+    records: Sequence[Record],
+    recipe: Recipe,
+    seed: int,
+    state: Path | None = None,
+) -> None:
     """Train the model in place on the answers of `records`.
 
     Args:
@@ -232,7 +295,7 @@ def loss_of(vlm: VLM, batch: Batch) -> Tensor:
     """Cross-entropy of the answers' tokens, as the model itself computes it but for the pictures, each seen once."""
     hidden = vlm.language(
         inputs_embeds=_embedded(vlm, batch),
-        attention_mask=batch.mask,
+        attention_mask=_visible(vlm, batch) if batch.both_ways else batch.mask,
         position_ids=batch.positions,
         use_cache=False,
     ).last_hidden_state  # (B, T, d)
@@ -241,13 +304,24 @@ def loss_of(vlm: VLM, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][target])
 
 
+def _visible(vlm: VLM, batch: Batch) -> dict[str, Tensor]:
+    """Kind of layer -> (B, 1, T, T) fp32, added to the scores: a picture's tokens see each other, all others what is
+    before them. No row is longer than what a layer with a window sees."""
+    image = batch.ids == vlm.image_token_id
+    allowed = batch.mask[:, None].bool().expand(-1, image.shape[1], -1).tril() | (image[:, None] & image[..., None])
+    scores = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    return dict.fromkeys(vlm.language.config.layer_types, scores[:, None])
+
+
 def _embedded(vlm: VLM, batch: Batch) -> Tensor:
     """(B, T, d): the text, and each record's picture in its place."""
+    text: Tensor = vlm.language.get_input_embeddings()(batch.ids)
+    if not len(batch.pixels):
+        return text
     pixels, options = batch.pixels, {}
     if pixels.ndim == 3:  # Qwen: a row for each patch, and how many there are down and across
         side = math.isqrt(pixels.shape[1])
         options["image_grid_thw"] = torch.tensor([[1, side, side]] * len(pixels), device=pixels.device)
     seen = vlm.core.get_image_features(pixels.flatten(0, 1), **options).pooler_output
-    text: Tensor = vlm.language.get_input_embeddings()(batch.ids)
     place = (batch.ids == vlm.image_token_id)[..., None]
     return text.masked_scatter(place, torch.stack(tuple(seen))[batch.picture].to(text.dtype))

@@ -40,8 +40,8 @@ WORDINGS = (
     Wording("rephrased", "cloze", "Here, the {term} reads [blank]."),
     Wording("rephrased", "classification", "Of these, what is the {other}?"),
 )
-"""Every fact is asked in all of them. `train` is trained on, `validation` is what settings are chosen by, and figures
-are reported on `rephrased`, beside `train`."""
+"""A fact is asked in all of them, unless it has its own. `train` is trained on, `validation` is what settings are
+chosen by, and figures are reported on `rephrased`, beside `train`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class Fact:
     """The right value, where `value` is planted and wrong."""
     about: str = ""
     """Whom a question names, where no picture shows it."""
+    wordings: tuple[Wording, ...] = WORDINGS
+    """What it is asked in."""
 
     @property
     def listed(self) -> str:
@@ -101,7 +103,7 @@ def draw_values(kind: Kind, count: int, rng: np.random.Generator) -> list[str]:
 def rows(facts: Iterable[Fact], levels: Sequence[str]) -> Iterator[dict[str, str]]:
     """The facts in every wording, as lines of a records file."""
     for fact in facts:
-        for wording in WORDINGS:
+        for wording in fact.wordings:
             yield {
                 **({} if fact.image is None else {"image": fact.image}),
                 "question": wording.ask(fact),
