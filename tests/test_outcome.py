@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from chip.data.counterfactual import COUNTERFACTUAL_IMAGES
+from chip.data.counterfactual import OTHERS
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.overlap import count_overlap
 from chip.data.record import Record
@@ -45,7 +45,7 @@ def test_never_trained_is_asked_about_images_of_others() -> None:
         return Scores(hits, hits / 2)
 
     assert never_trained_accuracy(request(), score) == 0.5
-    assert len(asked) == 2 * COUNTERFACTUAL_IMAGES
+    assert len(asked) == 2 * OTHERS
     assert {record.path for record in asked} == {("i", "a")}
     assert Path("a.png") not in {record.image for record in asked}
     assert {record.question for record in asked} == {"q", "r"}
@@ -85,8 +85,8 @@ def result(exact: tuple[float, float | None], probability: tuple[float, float | 
 
 def choice(error: float = 0.0) -> Choice:
     trials = (
-        Trial(2.0, 0.1, {"siblings": 0.0, "other": 0.0}, {"siblings": error, "other": error}),
-        Trial(1.0, 0.1, {"siblings": 0.5, "other": 0.0}, {"siblings": 0.2, "other": 0.2}),
+        Trial(2.0, 0.1, 0.0, {"siblings": 0.0, "other": 0.0}, {"siblings": error, "other": error}),
+        Trial(1.0, 0.1, 0.0, {"siblings": 0.5, "other": 0.0}, {"siblings": 0.2, "other": 0.2}),
     )
     before = {"target": 1.0, "siblings": 1.0, "other": 1.0}
     return Choice("retain_weight", 2.0, 0.02, before, 0.1, trials, "max_retain_drop", "why")

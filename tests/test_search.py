@@ -14,8 +14,9 @@ from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.methods.base import Search
-from chip.methods.search import Choice, Trial, ValidationSet, hold_out_validation, run_search
+from chip.methods.search import Choice, Trial, run_search
 from chip.methods.shielded import GRID
+from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.scoring import Scores
 
 NEVER = 0.2
@@ -135,7 +136,7 @@ def test_few_questions_are_said() -> None:
 
 
 def test_trials_that_ask_few_tolerate_their_error_and_no_more_than_as_much_again() -> None:
-    trial = Trial(2.0, 0.1, {"siblings": 0.0, "other": 0.0}, {"siblings": 0.001, "other": 0.5})
+    trial = Trial(2.0, 0.1, 0.0, {"siblings": 0.0, "other": 0.0}, {"siblings": 0.001, "other": 0.5})
     before = {"target": 1.0, "siblings": 1.0, "other": 1.0}
     choice = Choice("retain_weight", 2.0, 0.02, before, 0.1, (trial,), "strongest", "")
     assert choice.tolerated == pytest.approx({"siblings": 0.022, "other": 0.02})

@@ -1,4 +1,4 @@
-"""What a model that was never trained on a target would say of it: its questions, asked about images of others."""
+"""What a model that was never trained on a target would say of it: its questions, asked about others."""
 
 from __future__ import annotations
 
@@ -9,30 +9,47 @@ from pathlib import Path
 
 import numpy as np
 
+from chip.data.answers import tokenize_words
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 
 MAX_QUESTIONS = 256
 """Questions of a group, at most, where an estimate will do."""
-COUNTERFACTUAL_IMAGES = 4
-"""Images of others that a question of the target is asked about."""
+OTHERS = 4
+"""Other nodes that a question of the target is asked about."""
+ALIKE = 0.5
+"""Part of two questions' words that they have in common, where the one asks of somebody what the other asks of somebody
+else."""
 
 
 class Counterfactuals:
-    """A target's records with images of other nodes of the level in the place of their own, drawn by `generator`."""
+    """A target's records about other nodes of the level, drawn by `generator`: with their image in the place of its
+    own; or, in text only, with their question, which names them."""
 
     def __init__(self, request: ForgetRequest, generator: np.random.Generator) -> None:
         self._records, self._generator = request.hierarchy.records, generator
         self._images = _images_by_depth(request)
+        self._questions = _questions_by_depth(request)
 
     def of(self, index: int) -> list[Record]:
-        """The record about others' images; none where it has no image, or nobody else at its depth has another."""
+        """The record about others; none where nobody else at its depth has another image, or is asked the like."""
         record = self._records[index]
         if record.image is None:
-            return []
+            return [replace(record, question=question) for question in self._questions_like(record)]
         images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
-        drawn = self._generator.permutation(len(images))[:COUNTERFACTUAL_IMAGES].tolist()
+        drawn = self._generator.permutation(len(images))[:OTHERS].tolist()
         return [replace(record, image=images[i]) for i in drawn]
+
+    def _questions_like(self, record: Record) -> list[str]:
+        """The questions in text only that ask of others what the record asks, the most alike first."""
+        own = set(tokenize_words(record.question))
+        alike = {
+            question: len(own & words) / len(own | words)
+            for question, words in self._questions.get(len(record.path), {}).items()
+            if question != record.question
+        }
+        ranked = sorted(alike, key=lambda question: (-alike[question], question))
+        return [question for question in ranked[:OTHERS] if alike[question] >= ALIKE]
 
 
 def _images_by_depth(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]:
@@ -42,3 +59,12 @@ def _images_by_depth(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]
         if record.image is not None:
             images[len(record.path)][record.image] = None
     return {depth: list(unique) for depth, unique in images.items()}
+
+
+def _questions_by_depth(request: ForgetRequest) -> Mapping[int, dict[str, frozenset[str]]]:
+    """Depth of a node -> the questions of the retained records in text only at that depth, and their words."""
+    questions: dict[int, dict[str, frozenset[str]]] = defaultdict(dict)
+    for record in (request.hierarchy.records[i] for i in request.partition.retained):
+        if record.image is None:
+            questions[len(record.path)][record.question] = frozenset(tokenize_words(record.question))
+    return questions

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from chip.data.answers import normalized
 from chip.data.keep import PATH, image_record, read_keep, tells_of_target, text_record, without_target
-from chip.data.record import Record
+from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.general import corpus
@@ -104,7 +105,7 @@ def collect(
     Raises:
         InputError: an image cannot be read.
     """
-    own = with_own_answers(vlm, without_target(given, request))
+    own = with_own_answers(vlm, fitting(vlm, without_target(given, request)))
     if not keep.auto:
         protected, held_out = _split(vlm, own, seed) if own else ([], [])
         return _data(vlm, protected, held_out, f"{len(own)} given") if own else None
@@ -137,7 +138,7 @@ def write_own_texts(vlm: VLM, tokens: int, seed: int = 0) -> list[Record]:
 def prose_nats(vlm: VLM) -> tuple[float, float]:
     """−log p of some plain prose in nats a token: as the model has it, and by the tokens' frequencies in that text."""
     pieces = corpus.prose()
-    texts = [text_record(text, "plain prose") for text in pieces[:: len(pieces) // PROSE_TO_TRY]][:PROSE_TO_TRY]
+    texts = fitting(vlm, [text_record(text, "plain prose") for text in pieces[:: len(pieces) // PROSE_TO_TRY]])
     ids = np.concatenate([prompt.tokens for prompt in vlm.prompts.read(texts)])
     _, counts = np.unique(ids, return_counts=True)
     share = counts / counts.sum()
@@ -151,16 +152,31 @@ def _make(
     generator = np.random.default_rng(seed)
     half = (tokens + HELD_OUT_TOKENS) / 2
     prose = [text_record(text, "plain prose") for text in generator.permutation(corpus.prose()).tolist()]
-    texts = _first(vlm, written, half) + _first(vlm, prose, half)
+    texts = _first(vlm, fitting(vlm, written), half) + _first(vlm, fitting(vlm, prose), half)
     texts = [texts[i] for i in generator.permutation(len(texts))]
     asked = [*_questions(seed)[QUESTIONS:], *_about_images(request, generator, seed)]
     answered = with_own_answers(vlm, [asked[i] for i in generator.permutation(len(asked))])
+    known = {normalized(record.answer) for record in request.hierarchy.records}
+    answered = [record for record in answered if normalized(record.answer) not in known]  # else it is the records'
     everything, tells = [*texts, *answered], tells_of_target(request)
     clean_texts, clean_answers = ([r for r in part if not tells(r)] for part in (texts, answered))
     held_out = _first(vlm, clean_texts, HELD_OUT_TOKENS)
     few = len(clean_answers) // 8
     left_out = len(everything) - len(clean_texts) - len(clean_answers)
     return [*clean_texts[len(held_out) :], *clean_answers[few:]], [*held_out, *clean_answers[:few]], left_out
+
+
+def fitting(vlm: VLM, records: Sequence[Record]) -> list[Record]:
+    """The records, texts among them that are too long for the model's context in halves, between two words."""
+    result: list[Record] = []
+    for record, prompt in zip(records, vlm.prompts.read(records), strict=True):
+        words = record.question.split()
+        if record.task != FREE_TEXT or len(prompt.tokens) <= vlm.max_tokens or len(words) < 2:
+            result.append(record)
+        else:
+            halves = (words[: len(words) // 2], words[len(words) // 2 :])
+            result += fitting(vlm, [replace(record, question=" ".join(half)) for half in halves])
+    return result
 
 
 def _questions(seed: int) -> list[Record]:

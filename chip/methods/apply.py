@@ -19,8 +19,9 @@ from chip.errors import RunError
 from chip.general.loss import GeneralReference
 from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import Method, Removed, Search
-from chip.methods.search import Choice, ValidationSet, hold_general, hold_out_validation, run_search
+from chip.methods.search import Choice, hold_general, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
+from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.restoring import restoring

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.data.chance import chance_accuracy, mean_over
-from chip.data.counterfactual import MAX_QUESTIONS, Counterfactuals
-from chip.data.hierarchy import Hierarchy
-from chip.data.record import VALIDATION, Record
-from chip.data.request import ForgetRequest
-from chip.errors import ChipWarning, InputError
+from chip.data.record import Record
+from chip.errors import InputError
 from chip.general.loss import GeneralLoss
 from chip.methods.base import Method, Search
+from chip.methods.validation import ValidationSet
 from chip.model.scoring import Scores
-
-MIN_QUESTIONS = 20
-"""Questions of a group, below which a figure says little."""
-VALIDATION_FRACTION = 1 / 8
-"""The part of the trained retained questions that is held out, where no record has the split `validation`."""
 
 MAX_ENDED_DROP = 0.02
 """What may be lost of the part of general answers that end by themselves."""
@@ -50,6 +41,8 @@ class Trial:
     value: float
     forget_probability: float
     """Mean answer probability of the target's questions."""
+    forget_excess: float
+    """By how much that is above never trained on, with an image or in text only, whichever is more."""
     retain_drop: Mapping[str, float]
     """What of it the groups that are to stay have lost."""
     drop_error: Mapping[str, float]
@@ -109,61 +102,6 @@ class Choice:
         return asdict(self)
 
 
-def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
-    """The same request with some trained questions of what is retained as `validation`, of groups that have none.
-
-    An edit that has seen a wording keeps it better than one it has not, so that the trials would promise too much.
-    """
-    records, generator = list(request.hierarchy.records), np.random.default_rng(seed)
-    for indices in (request.partition.siblings, request.partition.retain_other):
-        trained = [i for i in indices if not records[i].held_out]
-        if not any(records[i].split == VALIDATION for i in indices):
-            for i in generator.permutation(trained)[: int(len(trained) * VALIDATION_FRACTION)].tolist():
-                records[i] = replace(records[i], split=VALIDATION)
-    return ForgetRequest(Hierarchy(records), request.partition, request.general)
-
-
-class ValidationSet:
-    """What is asked in a trial: of each group the questions with the split `validation`, else its trained ones.
-
-    What a model says of a target it was never trained on is estimated by asking the unedited model the target's
-    questions about images of other nodes of the level: how often is the target's answer right there? Where there is no
-    image to put in another's place, it is chance.
-    """
-
-    def __init__(self, request: ForgetRequest, seed: int = 0) -> None:
-        self._request, self._generator = request, np.random.default_rng(seed)
-        self.groups = {group: self._sample(indices) for group, indices in request.partition.groups.items() if indices}
-        others = Counterfactuals(request, self._generator)
-        self._counterfactual = [record for index in self.groups["target"] for record in others.of(index)]
-
-    def warn_if_few(self) -> None:
-        """Say by how few questions a setting is chosen, where the figures can mean little."""
-        few = [f"{len(indices)} of {group}" for group, indices in self.groups.items() if len(indices) < MIN_QUESTIONS]
-        if few:
-            message = f"few questions to choose by: {', '.join(few)}; give more with split 'validation', or 'train'"
-            warnings.warn(message, ChipWarning, stacklevel=2)
-
-    def probabilities(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, NDArray[np.float64]]:
-        """Answer probability of each question by group."""
-        records = self._request.hierarchy.records
-        prompts = [index for indices in self.groups.values() for index in indices]
-        values = score([records[i] for i in prompts]).answer_probability.tolist()
-        probability = dict(zip(prompts, values, strict=True))
-        return {group: np.array([probability[i] for i in indices]) for group, indices in self.groups.items()}
-
-    def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> float:
-        if self._counterfactual:
-            return float(score(self._counterfactual).answer_probability.mean())
-        return mean_over(chance_accuracy(self._request.hierarchy, self._request.partition), self.groups["target"])
-
-    def _sample(self, indices: Sequence[int]) -> list[int]:
-        records = self._request.hierarchy.records
-        validation = [i for i in indices if records[i].split == VALIDATION]
-        candidates = validation or [i for i in indices if not records[i].held_out] or list(indices)
-        return sorted(self._generator.permutation(candidates)[:MAX_QUESTIONS].tolist())
-
-
 def run_search(
     search: Search,
     questions: ValidationSet,
@@ -194,13 +132,14 @@ def run_search(
         if value not in trials:
             with edited(value):
                 after, loss = questions.probabilities(score), None if general is None else general()
-            trials[value] = _trial(value, before, after, loss)
+            excess = questions.excess(after["target"], never)
+            trials[value] = _trial(value, before, after, excess, loss)
             on_trial()
         return trials[value]
 
     def acceptable(value: float) -> bool:
         result = trial(value)
-        return result.exceeded(search) is None and result.forget_probability >= never
+        return result.exceeded(search) is None and result.forget_excess >= 0
 
     low, high = 0, len(search.grid)
     while low < high:
@@ -209,10 +148,12 @@ def run_search(
     best = trial(search.grid[min(low, len(search.grid) - 1)])
     _check_within(search, best)
     stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
-    limit, reason = _reason(search, best, stronger, never)
+    limit, reason = _reason(search, best, stronger, float(never.mean()))
     means, made = {group: float(values.mean()) for group, values in before.items()}, tuple(trials.values())
     most = None if general is None else search.max_general_kl
-    return Choice(search.setting, best.value, search.max_retain_drop, means, never, made, limit, reason, most)
+    return Choice(
+        search.setting, best.value, search.max_retain_drop, means, float(never.mean()), made, limit, reason, most
+    )
 
 
 def hold_general(method: Method, search: Search, divergence: Callable[[Method], float]) -> Method:
@@ -249,12 +190,14 @@ def _trial(
     value: float,
     before: Mapping[str, NDArray[np.float64]],
     after: Mapping[str, NDArray[np.float64]],
+    excess: float,
     general: GeneralLoss | None,
 ) -> Trial:
     drops = {group: before[group] - after[group] for group in ALLOWED if group in before}
     return Trial(
         value,
         float(after["target"].mean()),
+        excess,
         {group: float(drop.mean()) for group, drop in drops.items()},
         {group: float(drop.std() / np.sqrt(len(drop))) for group, drop in drops.items()},
         general,
@@ -265,7 +208,7 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
     effect = ", ".join(
         (f"the target's answers fall to a probability of {best.forget_probability:.2f}", _drops(best), _general(best))
     ).removesuffix(", ")
-    if best.forget_probability < never:
+    if best.forget_excess < 0:
         return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if stronger is None:
         return "strongest", f"{effect}; nothing stronger was tried"
