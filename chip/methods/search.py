@@ -9,13 +9,12 @@ from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.general.loss import GeneralLoss
 from chip.methods.base import Method, Search
-from chip.methods.validation import ValidationSet
+from chip.methods.validation import Answers, ValidationSet
 from chip.model.scoring import Scores
 
 MAX_ENDED_DROP = 0.02
@@ -23,9 +22,8 @@ MAX_ENDED_DROP = 0.02
 TIGHTENINGS = 4
 """Tries to find a hold on general data that is tight enough."""
 
-ALLOWED = {"siblings": 1.0, "other": 0.5}
-"""Group that is to stay -> what it may lose, as a share of the search's `max_retain_drop`: the others are many, and
-nothing of theirs is near the target."""
+STAYING = ("siblings", "other")
+"""Groups that may lose no more than the search's `max_retain_drop` each."""
 
 Limit = Literal["max_retain_drop", "max_general_kl", "general_ends", "never_trained", "strongest", "weakest"]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
@@ -45,6 +43,8 @@ class Trial:
     """By how much that is above never trained on, with an image or in text only, whichever is more."""
     retain_drop: Mapping[str, float]
     """What of it the groups that are to stay have lost."""
+    exact_drop: Mapping[str, float]
+    """What they have lost of their exact match, beyond a single question."""
     drop_error: Mapping[str, float]
     """Standard error of that, as an estimate for all questions of the group."""
     general: GeneralLoss | None = None
@@ -52,7 +52,7 @@ class Trial:
 
     def exceeded(self, search: Search) -> Limit | None:
         """The first limit that it goes beyond; None where it keeps all."""
-        if any(drop > ALLOWED[group] * search.max_retain_drop for group, drop in self.retain_drop.items()):
+        if max((*self.retain_drop.values(), *self.exact_drop.values()), default=0.0) > search.max_retain_drop:
             return "max_retain_drop"
         if self.general is not None and self.general.kl > search.max_general_kl:
             return "max_general_kl"
@@ -89,7 +89,7 @@ class Choice:
     @property
     def allowed(self) -> Mapping[str, float]:
         """What the groups that are to stay may lose of their mean answer probability."""
-        return {group: share * self.max_retain_drop for group, share in ALLOWED.items() if group in self.before}
+        return {group: self.max_retain_drop for group in STAYING if group in self.before}
 
     @property
     def tolerated(self) -> Mapping[str, float]:
@@ -110,11 +110,10 @@ def run_search(
     on_trial: Callable[[], None],
     general: Callable[[], GeneralLoss] | None = None,
 ) -> Choice:
-    """The strongest forgetting of the grid at which siblings lose no more than `max_retain_drop` and others no more
-    than half of it, general data no more than `max_general_kl`, and at which the target is not made less probable than
-    if it had never been trained on.
+    """The strongest forgetting at which siblings and others lose no more than `max_retain_drop` each, general data no
+    more than `max_general_kl`, and at which the target is not made less probable than if it had never been trained on.
 
-    All grow weaker along the grid, so that a search by halves finds it.
+    All grow weaker along the grid, so that a search by halves finds it; and one more trial, half a step further.
 
     Args:
         score: asks the model as it is.
@@ -125,14 +124,14 @@ def run_search(
     Raises:
         InputError: with every value they lose more.
     """
-    before, never = questions.probabilities(score), questions.never_trained(score)
+    before, never = questions.ask(score), questions.never_trained(score)
     trials: dict[float, Trial] = {}
 
     def trial(value: float) -> Trial:
         if value not in trials:
             with edited(value):
-                after, loss = questions.probabilities(score), None if general is None else general()
-            excess = questions.excess(after["target"], never)
+                after, loss = questions.ask(score), None if general is None else general()
+            excess = questions.excess(after["target"].probability, never)
             trials[value] = _trial(value, before, after, excess, loss)
             on_trial()
         return trials[value]
@@ -148,8 +147,12 @@ def run_search(
     best = trial(search.grid[min(low, len(search.grid) - 1)])
     _check_within(search, best)
     stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
+    if stronger is not None:
+        between = sqrt(best.value * stronger.value)
+        best, stronger = (trial(between), stronger) if acceptable(between) else (best, trial(between))
     limit, reason = _reason(search, best, stronger, float(never.mean()))
-    means, made = {group: float(values.mean()) for group, values in before.items()}, tuple(trials.values())
+    means = {group: float(answers.probability.mean()) for group, answers in before.items()}
+    made = tuple(trials.values())
     most = None if general is None else search.max_general_kl
     return Choice(
         search.setting, best.value, search.max_retain_drop, means, float(never.mean()), made, limit, reason, most
@@ -188,17 +191,20 @@ def _check_within(search: Search, weakest: Trial) -> None:
 
 def _trial(
     value: float,
-    before: Mapping[str, NDArray[np.float64]],
-    after: Mapping[str, NDArray[np.float64]],
+    before: Mapping[str, Answers],
+    after: Mapping[str, Answers],
     excess: float,
     general: GeneralLoss | None,
 ) -> Trial:
-    drops = {group: before[group] - after[group] for group in ALLOWED if group in before}
+    groups = [group for group in STAYING if group in before]
+    drops = {group: before[group].probability - after[group].probability for group in groups}
+    exact = {group: before[group].exact_match - after[group].exact_match for group in groups}
     return Trial(
         value,
-        float(after["target"].mean()),
+        float(after["target"].probability.mean()),
         excess,
         {group: float(drop.mean()) for group, drop in drops.items()},
+        {group: float(drop.mean()) - 1 / len(drop) for group, drop in exact.items()},
         {group: float(drop.std() / np.sqrt(len(drop))) for group, drop in drops.items()},
         general,
     )
@@ -231,4 +237,5 @@ def _general(trial: Trial) -> str:
 
 def _drops(trial: Trial) -> str:
     names = {"siblings": "siblings", "other": "others"}
-    return " and ".join(f"{names[group]} lose {max(0.0, drop):.3f}" for group, drop in trial.retain_drop.items())
+    lost = {group: max(drop, trial.exact_drop[group], 0.0) for group, drop in trial.retain_drop.items()}
+    return " and ".join(f"{names[group]} lose {drop:.3f}" for group, drop in lost.items())

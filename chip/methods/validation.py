@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
@@ -39,6 +39,16 @@ def hold_out_validation(request: ForgetRequest, seed: int = 0) -> ForgetRequest:
     return ForgetRequest(Hierarchy(records), request.partition, request.general)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """To the questions of one group."""
+
+    exact_match: NDArray[np.float64]
+    """(n,) 1 or 0."""
+    probability: NDArray[np.float64]
+    """(n,)"""
+
+
 class ValidationSet:
     """What is asked in a trial: of each group the questions with the split `validation`, else its trained ones.
 
@@ -68,13 +78,15 @@ class ValidationSet:
             message = f"few questions to choose by: {', '.join(few)}; give more with split 'validation', or 'train'"
             warnings.warn(message, ChipWarning, stacklevel=2)
 
-    def probabilities(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, NDArray[np.float64]]:
-        """Answer probability of each question by group."""
+    def ask(self, score: Callable[[Sequence[Record]], Scores]) -> dict[str, Answers]:
+        """What is answered, by group."""
         records = self._request.hierarchy.records
-        prompts = [index for indices in self.groups.values() for index in indices]
-        values = score([records[i] for i in prompts]).answer_probability.tolist()
-        probability = dict(zip(prompts, values, strict=True))
-        return {group: np.array([probability[i] for i in indices]) for group, indices in self.groups.items()}
+        scores = score([records[i] for indices in self.groups.values() for i in indices])
+        exact, probability = iter(scores.exact_match.tolist()), iter(scores.answer_probability.tolist())
+        return {
+            group: Answers(*(np.array(list(islice(values, len(indices)))) for values in (exact, probability)))
+            for group, indices in self.groups.items()
+        }
 
     def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> NDArray[np.float64]:
         """Answer probability of each question of the target, had the model never been trained on it."""

@@ -15,6 +15,7 @@ from chip.report.text.elements import escaped, plain_table
 
 if TYPE_CHECKING:  # these bring torch
     from chip.general.loss import GeneralLoss
+    from chip.methods.search import Choice
     from chip.report.edit_report import EditReport
     from chip.report.outcome import Outcome
 
@@ -35,6 +36,8 @@ def print_edit(report: EditReport, console: Console) -> None:
     if report.general is not None:
         console.print(_general(report.general))
     console.print(_changes(report))
+    if report.choice is not None:
+        console.print(_trials(report.choice))
     for note in _notes(report):
         console.print(escaped(note, "dim"))
     for line in (_written(report), *(() if report.output is None else (_achieved(report),))):
@@ -76,6 +79,19 @@ def _changes(report: EditReport) -> Table:
     for name, change in report.relative_change.items():
         remaining = [f"{report.remaining[name]:.1e}"] if name in report.remaining else []
         table.add_row(escaped(name), f"{change:.3f}", *remaining)
+    return table
+
+
+def _trials(choice: Choice) -> Table:
+    """What each strength that was tried would give, and cost."""
+    watched = any(trial.general is not None for trial in choice.trials)
+    lost = [RETAINED_NAMES[group] + " lose" for group in choice.allowed]
+    table = plain_table(choice.setting.replace("_", " "), "target", *lost, *(["KL"] if watched else []))
+    for trial in sorted(choice.trials, key=lambda trial: trial.value):
+        drops = [f"{max(trial.retain_drop[group], 0.0):.3f}" for group in choice.allowed]
+        kl = [] if trial.general is None else [f"{trial.general.kl:.4f}"]
+        style = "bold" if trial.value == choice.value else ""
+        table.add_row(f"{trial.value:g}", f"{trial.forget_probability:.2f}", *drops, *kl, style=style)
     return table
 
 
