@@ -17,9 +17,10 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import RunError
 from chip.kernels.gram import accumulation_dtype
-from chip.methods.base import Method, Removed, Search
+from chip.methods.base import MeasuredModule, Method, Removed, Search, WeightUpdate
 from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
+from chip.model.activations import activation_behind
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
@@ -53,7 +54,7 @@ class Solution:
 
     module: TargetModule
     values: Mapping[str, Tensor]
-    """By the model's name of the parameter; empty where nothing changes."""
+    """By the model's name of the parameter."""
     removed: Removed | None
 
 
@@ -113,8 +114,8 @@ def edit_stages(
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
             statistics = source.collect(stage, overrides, advance)
-            # 3. The method solves for the new weights of each module.
-            solutions = [editor.solve(method, module, statistics[module]) for module in stage.target_modules]
+            # 3. The method solves for the new weights of the stage's modules.
+            solutions = editor.solve(method, statistics)
             for solution in solutions:
                 values |= solution.values
             # 4. Later stages see the edited model, or the original one until all are solved.
@@ -160,20 +161,27 @@ class WeightEditor:
         self._disk = disk_names(checkpoint, self.parameters)
         self._dtypes = {name: checkpoint.entries[self._disk[name]].torch_dtype for name in self.parameters}
 
-    def solve(self, method: Method, module: TargetModule, statistics: Statistics) -> Solution:
-        """The method's solution, rounded once to the stored dtypes; the same in all processes.
+    def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
+        """The method's solutions for the modules of a stage, rounded once to the stored dtypes; the same in all
+        processes.
 
         Raises:
             RunError: there is no trustworthy one.
         """
+        measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
+        try:
+            updates = method.solve_stage(measured)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            names = ", ".join(module.name for module in statistics)
+            raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
+        return [self._rounded(module, update) for module, update in updates.items()]
+
+    def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
         weight = module.oriented(self.vlm.parameter(module.weight_name))
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
-        try:
-            update = method.solve(weight, bias, statistics, module.component)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise RunError(f"{module.name}: no trustworthy solution ({error}); a larger ridge helps") from error
-        if update is None:
-            return Solution(module, {}, None)
+        return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
+
+    def _rounded(self, module: TargetModule, update: WeightUpdate) -> Solution:
         new = {module.weight_name: update.weight, module.bias_name: update.bias}
         values = {
             name: self.distributed.broadcast_(round_once(module.oriented(value), self._dtypes[name]).contiguous())
