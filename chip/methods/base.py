@@ -152,8 +152,8 @@ class Method(ABC):
     def statistics_bytes(self, d_in: int, d_out: int) -> int:
         """What the statistics of one module take of its device's memory, at most."""
 
-    def look_again(self, statistics: Any) -> Statistics:
-        """What to collect at a module in the next pass, with what the last one has shown; where `needs.looks` > 1."""
+    def look_again(self, seen: Mapping[TargetModule, Any]) -> Mapping[TargetModule, Callable[[], Statistics]]:
+        """What makes the statistics of a stage's next pass, where `needs.looks` > 1, from those of the last one."""
         raise NotImplementedError(f"method {self.name} takes one look")
 
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:

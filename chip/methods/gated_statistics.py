@@ -18,25 +18,29 @@ from chip.model.tokens import TokenRole, Tokens
 PLACES = 2**32
 """A token's key is its image's number times this, and its place in the image."""
 
+POOL = 2**14
+"""Of what is retained, about so many tokens are held at most."""
+
 
 @dataclass(frozen=True)
 class GatedWeights:
     """Which records show an image of the target's own, and which what is retained."""
 
     image: Tensor
-    """(records,) int64: the number of the target's image that a record shows, altered ones after all others; else −1."""
+    """(records,) int64: the number of the target's image that a record shows, altered ones last; else −1."""
     retained: Tensor
     """(records,) fp32, 1 or 0."""
     originals: int
     """How many of the target's images are not altered ones."""
 
     @classmethod
-    def of(cls, request: ForgetRequest, altered: int, device: torch.device) -> GatedWeights:
-        """`altered`: how many records of altered images stand behind those of the request, each with one of its own."""
+    def of(cls, request: ForgetRequest, views: int, device: torch.device) -> GatedWeights:
+        """`views`: how many altered forms of each image stand behind the request's records, each in one of its own."""
         counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE]
         trained = torch.tensor([not record.held_out for record in request.records])
         forgotten = (counts[:, FORGET] > 0) & trained
         images = own_images(request, forgotten.nonzero()[:, 0].tolist())
+        altered = len(images) * views
         image = torch.full((len(request.records) + altered,), -1)
         for index in forgotten.nonzero()[:, 0].tolist():
             image[index] = images.get(request.records[index].image, -1)
@@ -127,8 +131,56 @@ class GatedStatistics:
         return torch.cat((torch.cat((second, mean), 1), torch.cat((mean.T, mean.new_ones(1, 1)), 1)))
 
 
-class ResponseStatistics:
-    """Second look: the highest response of what is retained along some directions."""
+class NearestStatistics:
+    """Second look: of what is retained, the tokens that respond most along some directions."""
+
+    def __init__(self, seen: GatedStatistics, directions: Tensor) -> None:
+        """`directions`: (c, d_in)."""
+        self.seen, self._directions = seen, directions
+        self.pool = directions.new_empty(0, directions.shape[1])
+        """(p, d_in): the tokens, each once."""
+        self._values = directions.new_empty(0, len(directions))
+        """(k, c): the highest responses along each direction."""
+        self._rows = torch.empty(0, len(directions), dtype=torch.int64, device=directions.device)
+        """(k, c): the rows of `pool` that give them."""
+
+    def update(self, tokens: Tokens) -> None:
+        _, retained = roles_of(tokens, self.seen.record_weights)
+        if len(self._directions) and retained.any():
+            x = tokens.inputs[retained].to(self.pool.dtype)
+            values = x @ self._directions.T
+            rows = torch.arange(len(x), device=x.device)[:, None].expand_as(values)
+            self._add(x, values, rows)
+
+    def _add(self, pool: Tensor, values: Tensor, rows: Tensor) -> None:
+        """Take notice of further tokens; values and rows as those of this class."""
+        rows = torch.cat((self._rows, rows + len(self.pool)))
+        top = torch.cat((self._values, values)).topk(min(_kept(len(self._directions)), len(rows)), dim=0)
+        used, rows = torch.unique(rows.gather(0, top.indices), return_inverse=True)
+        self.pool, self._values, self._rows = torch.cat((self.pool, pool))[used], top.values, rows
+
+    def merge(self, distributed: DistributedContext) -> None:
+        own = NearestStatistics(self.seen, self._directions)
+        for rank in range(distributed.world_size):
+            parts = [part if rank == distributed.rank else None for part in (self.pool, self._values, self._rows)]
+            sizes = torch.tensor([0 if part is None else len(part) for part in parts])
+            distributed.all_reduce_(sizes)
+            pool, values, rows = (
+                like.new_zeros(int(size), like.shape[1]) if part is None else part.clone()
+                for part, like, size in zip(parts, (self.pool, self._values, self._rows), sizes.tolist(), strict=True)
+            )
+            distributed.all_reduce_(pool, values, rows)
+            own._add(pool, values, rows)
+        self.pool, self._values, self._rows = own.pool, own._values, own._rows
+
+
+def _kept(directions: int) -> int:
+    """How many tokens are kept for each of so many directions."""
+    return max(8, min(128, POOL // max(1, directions)))
+
+
+class HighestStatistics:
+    """Last look: the highest response of what is retained along some directions."""
 
     def __init__(self, seen: GatedStatistics, directions: Tensor) -> None:
         """`directions`: (c, d_in)."""

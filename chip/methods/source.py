@@ -98,8 +98,9 @@ class StatisticsSource:
                 watched, self._create, advance, needs_outputs=outputs, overrides=overrides
             )
             for _ in range(1, self._method.needs.looks):
+                again = self._method.look_again(statistics)
                 statistics = self._collector.collect(
-                    watched, self._next(statistics), advance, needs_outputs=outputs, overrides=overrides
+                    watched, _making(again), advance, needs_outputs=outputs, overrides=overrides
                 )
             if self._keep and not overrides:
                 self._kept[stage] = statistics
@@ -110,8 +111,9 @@ class StatisticsSource:
         d_out, d_in = module.weight(self._vlm.model).shape  # true also where the weight itself lies elsewhere
         return self._method.statistics(self._record_weights(self._vlm.place_of(module.weight_name)), d_in, d_out)
 
-    def _next(self, seen: Mapping[TargetModule, Statistics]) -> Callable[[TargetModule], Statistics]:
-        return lambda module: self._method.look_again(seen[module])
+
+def _making(again: Mapping[TargetModule, Callable[[], Statistics]]) -> Callable[[TargetModule], Statistics]:
+    return lambda module: again[module]()
 
 
 def _stages(method: Method, target_modules: Sequence[TargetModule]) -> list[Stage]:
