@@ -35,7 +35,7 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     return torch.nn.functional.normalize(directions, dim=1)
 
 
-def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 256) -> Tensor:
+def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:
     """The direction in which each point stands farthest beyond all others:
 
         min over w   ½ ‖w‖² + 1/(2ρ) Σ_j max(0, 1 − w·(x − x_j))²
@@ -83,10 +83,11 @@ def _widest(points: Tensor, others: Tensor, softness: float, active: int) -> Ten
         multipliers = torch.linalg.solve(system, behind)
         step = (difference.mT @ multipliers[:, :, None])[:, :, 0] - w
         step_margin, before, share = margins(step), loss(w, margin), x.new_ones(len(x), 1)
-        for _ in range(_HALVINGS):
+        for halving in range(_HALVINGS):
             worse = loss(w + share * step, margin + share * step_margin) > before
-            share[worse] /= 2
-        share[loss(w + share * step, margin + share * step_margin) > before] = 0
+            if not worse.any():
+                break
+            share[worse] *= 0 if halving == _HALVINGS - 1 else 0.5
         w, margin = w + share * step, margin + share * step_margin
         order = margin
         if not bool((share * step.abs()).amax(1).gt(1e-6 * w.abs().amax(1)).any()):

@@ -11,6 +11,7 @@ from chip.methods.chip import Chip
 from chip.methods.gated import Gated
 from chip.methods.settings import setting, settings_of
 from chip.methods.shielded import Shielded
+from chip.methods.shielded_gated import ShieldedGated
 from chip.plugins import load_plugins
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Method",
     "Needs",
     "Shielded",
+    "ShieldedGated",
     "WeightUpdate",
     "find_methods",
     "make_method",
@@ -45,7 +47,7 @@ def register_method(method: type[Method]) -> type[Method]:
     return method
 
 
-for _method in (Shielded, Gated, Chip):
+for _method in (Shielded, Gated, ShieldedGated, Chip):
     register_method(_method)
 
 

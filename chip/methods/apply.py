@@ -15,7 +15,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import RunError
+from chip.errors import InputError, RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import MeasuredModule, Method, Removed, Search, WeightUpdate
 from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
@@ -46,6 +46,26 @@ class Patch:
     """Whether questions about one image ran it once together."""
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
+
+    def then(self, later: Patch, checkpoint: Checkpoint) -> Patch:
+        """Both edits, one after the other, of the checkpoint."""
+        changes = {
+            name: _relative_change(later.tensors[name], checkpoint.read(name)) if name in self.tensors else change
+            for name, change in later.relative_change.items()
+        }
+        return replace(
+            later,
+            tensors=self.tensors | later.tensors,
+            relative_change=self.relative_change | changes,
+            removed=self.removed | later.removed,
+            choice=later.choice or self.choice,
+        )
+
+
+def _relative_change(new: Tensor, old: Tensor) -> float:
+    """‖W′ − W‖ / ‖W‖."""
+    old = old.to(new.device, accumulation_dtype(new.device))
+    return float(torch.linalg.norm(new.to(old.dtype) - old) / torch.linalg.norm(old))
 
 
 @dataclass(frozen=True)
@@ -87,9 +107,32 @@ def edit_model(
     """
     size, distributed = size or BatchSize(), distributed or DistributedContext()
     check_general(method, request)
+    patch = Patch(shares_images=vlm.shares_images)
+    for step in method.steps:
+        modules = [module for module in target_modules if step.can_edit(module)]
+        if not modules:
+            message = f"method {step.name} edits none of these modules; choose others"
+            raise InputError(message, argument="target_modules")
+        patch = patch.then(_edit_step(vlm, checkpoint, step, request, modules, size, progress, distributed), checkpoint)
+    return patch
+
+
+def _edit_step(
+    vlm: VLM,
+    checkpoint: Checkpoint,
+    method: Method,
+    request: ForgetRequest,
+    target_modules: Sequence[TargetModule],
+    size: BatchSize,
+    progress: ProgressCallback,
+    distributed: DistributedContext,
+) -> Patch:
+    """`edit_model` with one of the method's steps."""
     search = method.search
     if search is not None:
         request = hold_out_validation(request)
+    if request.general and not method.needs.general:
+        request = replace(request, general=())
     source = StatisticsSource(vlm, method, request, target_modules, size, distributed)
     editor = WeightEditor(vlm, checkpoint, target_modules, distributed)
     if search is None:
@@ -203,8 +246,7 @@ class WeightEditor:
         parameter, disk_name = self.vlm.parameter(name), self._disk[name]
         if torch.equal(value.to(parameter.dtype), parameter):
             return False
-        old = parameter.to(accumulation_dtype(parameter.device))
-        patch.relative_change[disk_name] = float(torch.linalg.norm(value.to(old.dtype) - old) / torch.linalg.norm(old))
+        patch.relative_change[disk_name] = _relative_change(value, parameter)
         stored = self.vlm.set_parameter(name, value)
         exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
         patch.tensors[disk_name] = stored if exact else value.cpu()

@@ -136,6 +136,10 @@ class Method(ABC):
         """Edits to make one after the other, each in the model that the one before has left."""
         return (self,)
 
+    def can_edit(self, module: TargetModule) -> bool:
+        """Whether the method has anything to say about such a module."""
+        return True
+
     def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
         """Further records that pass through the model, behind those of the request; the same at every call."""
         return ()

@@ -79,6 +79,9 @@ class Gated(Method):
         1.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
     )
 
+    def can_edit(self, module: TargetModule) -> bool:
+        return module.component is Component.CONNECTOR
+
     def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
         """The target's own images, each in its altered forms."""
         records = request.records
