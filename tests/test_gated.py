@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
+from chip.data.readers import read_records
 from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import ChipWarning, InputError
@@ -32,11 +33,13 @@ from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import _side_by_side
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
+from chip.methods.source import parameter_names
 from chip.model.activations import activation_behind
-from chip.model.loading import VLM
+from chip.model.loading import VLM, load_vlm
 from chip.model.target_modules import Component, TargetModule, available_modules, by_connector
+from chip.model.tensor_names import disk_names
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
-from tests.families import FAMILIES
+from tests.families import FAMILIES, build, lacking, write_records
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
@@ -336,6 +339,7 @@ def test_altered_images_have_the_pictures_size_and_are_the_same_each_time(hierar
 GATED_FAMILIES = {
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"),
 }
+QUICK = ("qwen2_5_vl", "gemma3")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -351,6 +355,29 @@ def test_connectors_of_two_maps_are_found(family: str) -> None:
             assert behind[1] is None
         else:
             assert behind == [None]
+
+
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
+def test_connectors_of_every_family_are_edited_or_refused(family: str, tmp_path: Path) -> None:
+    if lacking(family):
+        pytest.skip(f"{lacking(family)} is missing")
+    source = Checkpoint.open(build(tmp_path / family, family, dtype=torch.float32))
+    hierarchy = Hierarchy(read_records(write_records(tmp_path)))
+    request, vlm = ForgetRequest.of(hierarchy, ["patient_2"]), load_vlm(source.folder, "cpu")
+    method = Gated(views=1)
+    modules = default_modules(vlm, method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChipWarning)
+        if family in GATED_FAMILIES:
+            patch = edit_model(vlm, source, method, request, modules)
+            expected = {disk for module in modules for disk in disk_names(source, parameter_names(module)).values()}
+            assert set(patch.tensors) == expected
+            assert all(tensor.isfinite().all() for tensor in patch.tensors.values())
+        else:
+            with pytest.raises(InputError, match="gates need two linear maps with an activation between"):
+                edit_model(vlm, source, method, request, modules)
 
 
 @pytest.fixture(scope="module")
