@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ class _Run:
         general = None if after is None else after.general
         return EditReport(
             method=self.method.name,
-            settings=_settings(self.method, edited),
+            settings=_settings(edited),
             label=None if output is None else self.terms.label,
             output=None if output is None else str(output),
             seconds=time.monotonic() - self.terms.start,
@@ -272,13 +272,13 @@ class _Run:
         return report
 
 
-def _settings(method: Method, edited: _Edited) -> dict[str, Any]:
+def _settings(edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
-    choice, resolved = edited.patch.choice, edited.patch.method or method
+    choice = edited.patch.choice
     limits = {} if choice is None else choice.limits
     layers = [module.layer for module in edited.target_modules if module.layer is not None]
     return {
-        **{name: value for name, value in asdict(resolved).items() if value is not None},
+        **{name: value for name, value in edited.patch.settings.items() if value is not None},
         **limits,
         "target_modules": sorted({module.kind for module in edited.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",

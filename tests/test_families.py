@@ -294,7 +294,7 @@ def test_directions_that_are_still_there_are_found(
 
 
 @pytest.mark.filterwarnings("ignore:few questions")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GIVEN)
 def test_an_edit_runs_end_to_end(folder: Path, family: str, name: str, tmp_path: Path) -> None:
     source, out = folder / f"{family}-saved", tmp_path / "out"
     method = METHODS[name]() if family in CHOOSING else GIVEN[name]

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from chip.errors import InputError
 from chip.methods.base import Method, Needs, WeightUpdate, membership
 from chip.methods.chip import Chip
+from chip.methods.gated import Gated
 from chip.methods.settings import setting, settings_of
 from chip.methods.shielded import Shielded
+from chip.methods.shielded_gated import ShieldedGated
 from chip.plugins import load_plugins
 
 __all__ = [
     "METHODS",
     "Chip",
+    "Gated",
     "Method",
     "Needs",
     "Shielded",
+    "ShieldedGated",
     "WeightUpdate",
     "find_methods",
     "make_method",
@@ -43,7 +47,7 @@ def register_method(method: type[Method]) -> type[Method]:
     return method
 
 
-for _method in (Shielded, Chip):
+for _method in (Shielded, Gated, ShieldedGated, Chip):
     register_method(_method)
 
 

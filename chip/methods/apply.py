@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,14 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import RunError
+from chip.errors import InputError, RunError
 from chip.general.loss import GeneralReference
 from chip.kernels.gram import accumulation_dtype
-from chip.methods.base import Method, Removed, Search
+from chip.methods.base import MeasuredModule, Method, Removed, Search, WeightUpdate
 from chip.methods.search import Choice, hold_general, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
 from chip.methods.validation import ValidationSet, hold_out_validation
+from chip.model.activations import activation_behind
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
@@ -47,8 +49,29 @@ class Patch:
     """Whether questions about one image ran it once together."""
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
-    method: Method | None = None
-    """The method with all its settings found."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the method was set to, and what was found for the setting that nobody gave."""
+
+    def then(self, later: Patch, checkpoint: Checkpoint) -> Patch:
+        """Both edits, one after the other, of the checkpoint."""
+        changes = {
+            name: _relative_change(later.tensors[name], checkpoint.read(name)) if name in self.tensors else change
+            for name, change in later.relative_change.items()
+        }
+        return replace(
+            later,
+            tensors=self.tensors | later.tensors,
+            relative_change=self.relative_change | changes,
+            removed=self.removed | later.removed,
+            choice=later.choice or self.choice,
+            settings={**self.settings, **later.settings},
+        )
+
+
+def _relative_change(new: Tensor, old: Tensor) -> float:
+    """‖W′ − W‖ / ‖W‖."""
+    old = old.to(new.device, accumulation_dtype(new.device))
+    return float(torch.linalg.norm(new.to(old.dtype) - old) / torch.linalg.norm(old))
 
 
 @dataclass(frozen=True)
@@ -57,7 +80,7 @@ class Solution:
 
     module: TargetModule
     values: Mapping[str, Tensor]
-    """By the model's name of the parameter; empty where nothing changes."""
+    """By the model's name of the parameter."""
     removed: Removed | None
 
 
@@ -92,23 +115,52 @@ def edit_model(
         InputError: a setting was to be found, and every value costs what is retained more than it may.
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
-    size, distributed = size or BatchSize(), distributed or DistributedContext()
+    context = _Context(vlm, checkpoint, size or BatchSize(), progress, distributed or DistributedContext(), general)
     check_general(method, request)
-    search = method.search
+    patch = Patch(shares_images=vlm.shares_images)
+    for step in method.steps:
+        modules = [module for module in target_modules if step.can_edit(module)]
+        if not modules:
+            message = f"method {step.name} edits none of these modules; choose others"
+            raise InputError(message, argument="target_modules")
+        patch = patch.then(_edit_step(context, step, request, modules), checkpoint)
+    return patch
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all steps of a method share."""
+
+    vlm: VLM
+    checkpoint: Checkpoint
+    size: BatchSize
+    progress: ProgressCallback
+    distributed: DistributedContext
+    general: GeneralReference | None
+
+
+def _edit_step(
+    context: _Context, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
+) -> Patch:
+    """`edit_model` with one of the method's steps."""
+    vlm, distributed, progress, search = context.vlm, context.distributed, context.progress, method.search
     if search is not None:
         request = hold_out_validation(request)
-    source = StatisticsSource(vlm, method, request, target_modules, size, distributed)
-    editor = WeightEditor(vlm, checkpoint, target_modules, distributed)
-    if search is None:
-        return replace(edit_stages(method, source, editor, progress), method=method)
-    if can_keep(vlm, method, target_modules, distributed):
-        source.keep(progress)  # else each trial measures again
-    trials = _Trials(source, editor, size, general)
-    if general is not None:
-        method = hold_general(method, search, trials.divergence)
-    choice = trials.find(search, method, ValidationSet(request), progress)
-    method = method.resolve_search(choice.value)
-    return replace(edit_stages(method, source, editor, progress), choice=choice, method=method)
+    if request.general and not method.needs.general:
+        request = replace(request, general=())
+    source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
+    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed)
+    choice = None
+    if search is not None:
+        if can_keep(vlm, method, target_modules, distributed):
+            source.keep(progress)  # else each trial measures again
+        trials = _Trials(source, editor, context.size, context.general)
+        if context.general is not None:
+            method = hold_general(method, search, trials.divergence)
+        choice = trials.find(search, method, ValidationSet(request), progress)
+        method = method.resolve_search(choice.value)
+    patch = edit_stages(method, source, editor, progress)
+    return replace(patch, choice=choice, settings=asdict(method))
 
 
 def edit_stages(
@@ -125,8 +177,8 @@ def edit_stages(
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
             statistics = source.collect(stage, overrides, advance)
-            # 3. The method solves for the new weights of each module.
-            solutions = [editor.solve(method, module, statistics[module]) for module in stage.target_modules]
+            # 3. The method solves for the new weights of the stage's modules.
+            solutions = editor.solve(method, statistics)
             for solution in solutions:
                 values |= solution.values
             # 4. Later stages see the edited model, or the original one until all are solved.
@@ -188,20 +240,27 @@ class WeightEditor:
         self._disk = disk_names(checkpoint, self.parameters)
         self._dtypes = {name: checkpoint.entries[self._disk[name]].torch_dtype for name in self.parameters}
 
-    def solve(self, method: Method, module: TargetModule, statistics: Statistics) -> Solution:
-        """The method's solution, rounded once to the stored dtypes; the same in all processes.
+    def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
+        """The method's solutions for the modules of a stage, rounded once to the stored dtypes; the same in all
+        processes.
 
         Raises:
             RunError: there is no trustworthy one.
         """
+        measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
+        try:
+            updates = method.solve_stage(measured)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            names = ", ".join(module.name for module in statistics)
+            raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
+        return [self._rounded(module, update) for module, update in updates.items()]
+
+    def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
         weight = module.oriented(self.vlm.parameter(module.weight_name))
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
-        try:
-            update = method.solve(weight, bias, statistics, module.component)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise RunError(f"{module.name}: no trustworthy solution ({error}); a larger ridge helps") from error
-        if update is None:
-            return Solution(module, {}, None)
+        return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
+
+    def _rounded(self, module: TargetModule, update: WeightUpdate) -> Solution:
         new = {module.weight_name: update.weight, module.bias_name: update.bias}
         values = {
             name: self.distributed.broadcast_(round_once(module.oriented(value), self._dtypes[name]).contiguous())
@@ -223,8 +282,7 @@ class WeightEditor:
         parameter, disk_name = self.vlm.parameter(name), self._disk[name]
         if torch.equal(value.to(parameter.dtype), parameter):
             return False
-        old = parameter.to(accumulation_dtype(parameter.device))
-        patch.relative_change[disk_name] = float(torch.linalg.norm(value.to(old.dtype) - old) / torch.linalg.norm(old))
+        patch.relative_change[disk_name] = _relative_change(value, parameter)
         stored = self.vlm.set_parameter(name, value)
         exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
         patch.tensors[disk_name] = stored if exact else value.cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar, Literal, Self
@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.methods.settings import check_settings
-from chip.model.target_modules import Component
+from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
 
 
@@ -67,6 +68,23 @@ class Needs:
     connector: Literal["original", "composed"] = "original"
     """`composed`: each map of a connector is measured behind the ones before it as they will be, and its tokens say
     what came in before the edit as well. Goes with `outputs=False`."""
+    whole_connectors: bool = False
+    """The maps of a connector are measured in one pass, and solved for together. Goes with `outputs=True`."""
+    looks: int = 1
+    """How many passes a stage takes; see `Method.look_again`."""
+
+
+@dataclass(frozen=True)
+class MeasuredModule:
+    """One module of a stage as it is, and what was measured at it."""
+
+    weight: Tensor
+    """W, (d_out, d_in), in the dtype the model computes in."""
+    bias: Tensor | None
+    """(d_out,)"""
+    statistics: Any
+    activation: Callable[[Tensor], Tensor] | None
+    """In a connector what its output goes through, value by value, before the next linear map; None: nothing known."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,19 @@ class Method(ABC):
         """The same method with an edit that may change general data less, by `factor` below 1; None where it cannot."""
         return None
 
+    @property
+    def steps(self) -> tuple[Method, ...]:
+        """Edits to make one after the other, each in the model that the one before has left."""
+        return (self,)
+
+    def can_edit(self, module: TargetModule) -> bool:
+        """Whether the method has anything to say about such a module."""
+        return True
+
+    def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
+        """Further records that pass through the model, behind those of the request; the same at every call."""
+        return ()
+
     @abstractmethod
     def record_weights(self, request: ForgetRequest, device: torch.device) -> Any:
         """What the statistics of all modules need to know of the request: which record counts for what."""
@@ -131,6 +162,23 @@ class Method(ABC):
     @abstractmethod
     def statistics_bytes(self, d_in: int, d_out: int) -> int:
         """What the statistics of one module take of its device's memory, at most."""
+
+    def look_again(self, seen: Mapping[TargetModule, Any]) -> Mapping[TargetModule, Callable[[], Statistics]]:
+        """What makes the statistics of a stage's next pass, where `needs.looks` > 1, from those of the last one."""
+        raise NotImplementedError(f"method {self.name} takes one look")
+
+    def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
+        """The new parameters of a stage's modules, of those that change; by default each module is solved by itself.
+
+        Raises:
+            InputError: the method has nothing to say about such modules.
+            torch.linalg.LinAlgError: a system has no trustworthy solution.
+        """
+        updates = {
+            module: self.solve(measured.weight, measured.bias, measured.statistics, module.component)
+            for module, measured in modules.items()
+        }
+        return {module: update for module, update in updates.items() if update is not None}
 
     @abstractmethod
     def solve(

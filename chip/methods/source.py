@@ -17,7 +17,7 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.activation_store import room_for
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
-from chip.model.target_modules import Component, Stage, TargetModule, at_once, in_data_order
+from chip.model.target_modules import Component, Stage, TargetModule, at_once, by_connector, in_data_order
 from chip.model.tokens import Statistics
 from chip.progress import ProgressCallback
 
@@ -37,12 +37,13 @@ class StatisticsSource:
         size: BatchSize,
         distributed: DistributedContext,
     ) -> None:
-        self._vlm, self._method, self._records = vlm, method, request.records
+        self._vlm, self._method = vlm, method
+        self._records = (*request.records, *method.extra_records(request))
         trained = [index for index, record in enumerate(self._records) if not record.held_out]
         self._batches = vlm.batches(self._records, trained, size, distributed)
         # For each device once: statistics stay where their module is.
         self._record_weights = cache(partial(method.record_weights, request))
-        self.stages = at_once(target_modules) if method.needs.outputs else in_data_order(target_modules)
+        self.stages = _stages(method, target_modules)
         self._kept: dict[Stage, Mapping[TargetModule, Statistics]] = {}
         self._keep = False
         self.restart()
@@ -50,7 +51,8 @@ class StatisticsSource:
     @property
     def steps(self) -> int:
         """How many times a record passes through a stage before all stages have been measured."""
-        return sum(stage not in self._kept for stage in self.stages) * len(self._batches)
+        looks = self._method.needs.looks
+        return sum(stage not in self._kept for stage in self.stages) * looks * len(self._batches)
 
     def restart(self) -> None:
         """Measure from the beginning again. What is kept needs no measuring."""
@@ -65,7 +67,7 @@ class StatisticsSource:
         self._keep = True
         self.restart()
         stages = [stage for stage in self.stages if not self.parameters_before(stage)]
-        with progress("editing", len(stages) * len(self._batches)) as advance:
+        with progress("editing", len(stages) * self._method.needs.looks * len(self._batches)) as advance:
             for stage in stages:
                 self.collect(stage, {}, advance)
         self._collector.release()
@@ -95,6 +97,11 @@ class StatisticsSource:
             statistics = self._collector.collect(
                 watched, self._create, advance, needs_outputs=outputs, overrides=overrides
             )
+            for _ in range(1, self._method.needs.looks):
+                again = self._method.look_again(statistics)
+                statistics = self._collector.collect(
+                    watched, _making(again), advance, needs_outputs=outputs, overrides=overrides
+                )
             if self._keep and not overrides:
                 self._kept[stage] = statistics
         shared = statistics[stage.target_modules[0]]
@@ -103,6 +110,16 @@ class StatisticsSource:
     def _create(self, module: TargetModule) -> Statistics:
         d_out, d_in = module.weight(self._vlm.model).shape  # true also where the weight itself lies elsewhere
         return self._method.statistics(self._record_weights(self._vlm.place_of(module.weight_name)), d_in, d_out)
+
+
+def _making(again: Mapping[TargetModule, Callable[[], Statistics]]) -> Callable[[TargetModule], Statistics]:
+    return lambda module: again[module]()
+
+
+def _stages(method: Method, target_modules: Sequence[TargetModule]) -> list[Stage]:
+    if method.needs.whole_connectors:
+        return by_connector(target_modules)
+    return at_once(target_modules) if method.needs.outputs else in_data_order(target_modules)
 
 
 def check_general(method: Method, request: ForgetRequest) -> None:

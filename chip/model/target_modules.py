@@ -228,6 +228,17 @@ def at_once(target_modules: Sequence[TargetModule]) -> list[Stage]:
     return [Stage(tuple(target_modules))]
 
 
+def by_connector(target_modules: Sequence[TargetModule]) -> list[Stage]:
+    """The target modules as stages of one connector each; every other module is a stage of its own."""
+    stages: list[list[TargetModule]] = []
+    for module in target_modules:
+        if stages and module.connector is not None and stages[-1][0].connector == module.connector:
+            stages[-1].append(module)
+        else:
+            stages.append([module])
+    return [Stage(tuple(stage)) for stage in stages]
+
+
 def _same_input(a: TargetModule, b: TargetModule) -> bool:
     kinds = {module.kind.removeprefix(f"{Component.VISION}.") for module in (a, b)}
     return (a.component, a.layer) == (b.component, b.layer) and any(kinds <= same for same in _SAME_INPUT)

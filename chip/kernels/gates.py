@@ -1,0 +1,211 @@
+"""Gates: directions that tell a few points from very many, and hidden units that open along them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chip.kernels.solve import solve_spd_
+
+_BATCH = 2**25
+"""Values of a temporary."""
+_STEPS, _HALVINGS, _BISECTIONS = 40, 12, 60
+
+
+def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+    """w ∝ (C + ρ I)⁻¹ (x − μ), of length 1, for each point: Fisher's linear discriminant of one point against the
+    distribution of all others (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, section 4.3).
+
+    Args:
+        points: x (n, d).
+        mean: μ (d,), of what each is to be told from.
+        covariance: C (d, d), of the same; only what is on and above the diagonal is read. Both in fp64 (fp32 where the
+            device has no fp64).
+        ridge: ρ, as a share of C's mean diagonal.
+
+    Returns:
+        (n, d), in the dtype of `covariance`; zero for a point that is the mean.
+
+    Raises:
+        torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
+    """
+    system = covariance.clone()
+    system.diagonal().add_(ridge * covariance.diagonal().mean())
+    directions = solve_spd_(points.to(system.dtype) - mean, system)
+    return torch.nn.functional.normalize(directions, dim=1)
+
+
+def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:
+    """The direction in which each point stands farthest beyond all others:
+
+        min over w   ½ ‖w‖² + 1/(2ρ) Σ_j max(0, 1 − w·(x − x_j))²
+
+    a support vector machine with squared hinge loss for one point against all others, by finite Newton steps: each
+    solves the normal equations of those others that are not yet far enough behind (Keerthi and DeCoste, JMLR 6, 2005).
+    As ρ → 0, w points away from the nearest point of their convex hull, and the gap is the distance to it.
+
+    Args:
+        points: x (n, d), fp64 (fp32 where the device has no fp64).
+        others: x_j (p, d), likewise.
+        softness: ρ, in units in which the mean ‖x − x_j‖² is 1.
+        active: of how many others, at most, a step takes notice.
+
+    Returns:
+        (n, d), of length 1; zero for a point that is one with all others.
+    """
+    active = min(active, len(others))
+    if not len(points) or not active:
+        return torch.zeros_like(points)
+    batch = max(1, _BATCH // (active * points.shape[1]))
+    found = [_widest(part, others, softness, active) for part in points.split(batch)]
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def _widest(points: Tensor, others: Tensor, softness: float, active: int) -> Tensor:
+    """`widest_directions` of some points, of any length."""
+    distances = torch.cdist(points, others)
+    scale = distances.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(points.dtype).tiny)
+    x, zeros = points / scale, torch.zeros_like(distances)
+
+    def margins(w: Tensor) -> Tensor:
+        return (x * w).sum(1, keepdim=True) - w @ others.T / scale
+
+    def loss(w: Tensor, margin: Tensor) -> Tensor:
+        return w.square().sum(1) + (1 - margin).clamp(min=0).square().sum(1) / softness
+
+    w, margin = torch.zeros_like(x), zeros
+    order = distances / scale  # at first the nearest others, then those that are least far behind
+    for _ in range(_STEPS):
+        rows = order.topk(active, largest=False).indices  # (n, a)
+        behind = (margin.gather(1, rows) < 1).to(x.dtype)  # 1 where it takes part
+        difference = (x[:, None] - others[rows] / scale[:, :, None]) * behind[:, :, None]  # (n, a, d)
+        system = difference @ difference.mT + softness * torch.eye(active, dtype=x.dtype, device=x.device)
+        multipliers = torch.linalg.solve(system, behind)
+        step = (difference.mT @ multipliers[:, :, None])[:, :, 0] - w
+        step_margin, before, share = margins(step), loss(w, margin), x.new_ones(len(x), 1)
+        for halving in range(_HALVINGS):
+            worse = loss(w + share * step, margin + share * step_margin) > before
+            if not worse.any():
+                break
+            share[worse] *= 0 if halving == _HALVINGS - 1 else 0.5
+        w, margin = w + share * step, margin + share * step_margin
+        order = margin
+        if not bool((share * step.abs()).amax(1).gt(1e-6 * w.abs().amax(1)).any()):
+            break
+    return w
+
+
+def choose_gates(
+    responses: Tensor, highest: Tensor, cost: Tensor, first: Tensor, *, opening: float, count: int, budget: float
+) -> tuple[Tensor, Tensor]:
+    """Which gates to build: greedily, the widest gap first, and none for a point at which a chosen one opens already.
+
+    A gate closes at the highest response of what is to pass, and opens fully at its own point; at another point it
+    counts as open where the response is beyond `opening` of the way from the one to the other.
+
+    Args:
+        responses: (n, n): w·x of each gate, one for each point, at each point.
+        highest: (n,): the highest response of what is to pass.
+        cost: (n,): of each gate.
+        first: (n,) bool: points that come before all others, however narrow their gaps.
+        opening: from 0 to 1.
+        count: how many gates there can be.
+        budget: what they may cost together.
+
+    Returns:
+        (k,) int64, k ≤ count, in the order of choice; no gate without a gap is among them.
+        (n,) bool: the points at which one of them opens.
+    """
+    gap = responses.diagonal() - highest
+    opens = responses - highest[:, None] >= opening * gap[:, None]
+    chosen: list[int] = []
+    covered, spent = torch.zeros_like(first), 0.0
+    by_gap = gap.argsort(descending=True)
+    for gate in (*by_gap[first[by_gap]].tolist(), *by_gap[~first[by_gap]].tolist()):
+        affordable = len(chosen) < count and spent + float(cost[gate]) <= budget
+        if affordable and gap[gate] > 0 and not covered[gate]:
+            chosen.append(gate)
+            covered, spent = covered | opens[gate], spent + float(cost[gate])
+    return torch.tensor(chosen, dtype=torch.int64, device=responses.device), covered
+
+
+def gate_units(directions: Tensor, highest: Tensor, own: Tensor, closed: float, open_: float) -> tuple[Tensor, Tensor]:
+    """Weights and biases of hidden units whose pre-activation is −`closed` at the highest response of what passes, and
+    `open_` at the gate's own point.
+
+    Args:
+        directions: w (k, d).
+        highest: (k,): the highest w·x of what passes.
+        own: (k,): w·x at the gate's own point, above `highest`.
+        closed, open_: > 0.
+
+    Returns:
+        (k, d) and (k,).
+    """
+    slope = (closed + open_) / (own - highest)
+    return slope[:, None] * directions, -closed - slope * highest
+
+
+def refit_without(weight: Tensor, moment: Tensor, freed: Tensor, ridge: float, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """The map that gives what y = W h + b gave, from fewer of its inputs: ridge regression on the moments of h.
+
+        min over W', b'   E ‖W' h + b' − W h − b‖² + ρ ‖W' − W‖²,   W' zero in the columns that are freed
+
+    Args:
+        weight: W (m, d).
+        moment: E[h̃ h̃ᵀ] (d + 1, d + 1), symmetric, h̃ = h with a 1 behind it.
+        freed: (d,) bool: columns that are to be zero.
+        ridge: ρ, as a share of the mean square of h.
+        has_bias: whether b may change.
+
+    Returns:
+        W' (m, d) and b' − b (m,), in the dtype of `moment`.
+
+    Raises:
+        torch.linalg.LinAlgError: the system has no trustworthy solution.
+    """
+    weight = weight.to(moment.dtype)
+    kept = torch.cat((~freed, freed.new_tensor([has_bias]))).nonzero()[:, 0]
+    gone = freed.nonzero()[:, 0]
+    system = moment[kept][:, kept]
+    width = len(kept) - has_bias
+    system.diagonal()[:width] += ridge * moment.diagonal()[:-1].mean()
+    change = solve_spd_(weight[:, gone] @ moment[gone][:, kept], system)
+    refitted = weight.clone()
+    refitted[:, gone] = 0
+    refitted[:, kept[:width]] += change[:, :width]
+    return refitted, change[:, -1] if has_bias else change.new_zeros(len(weight))
+
+
+def output_columns(moves: Tensor, activations: Tensor, ridge: float, largest: float) -> Tensor:
+    """What gates have to add where they open: ridge regression of the moves on their activations.
+
+    The ridge is raised until the columns are small enough: their norm falls monotonically with it.
+
+    Args:
+        moves: (n, m): what is to be added to the output at each point.
+        activations: (n, k) of the gates there.
+        ridge: the least one, as a share of the mean square sum of one gate's activations.
+        largest: Frobenius norm that the columns may have.
+
+    Returns:
+        (m, k).
+
+    Raises:
+        torch.linalg.LinAlgError: the eigenvalues do not converge, as where a number is not finite.
+    """
+    values, vectors = torch.linalg.eigh(activations.T @ activations)
+    right = moves.T @ activations @ vectors
+    weight = right.square().sum(0)
+    low = float(ridge * values.mean())
+
+    def norm(shift: float) -> float:
+        return float((weight / (values.clamp(min=0) + shift).square()).sum().sqrt())
+
+    if norm(low) > largest:
+        high = float(weight.sum().sqrt()) / largest  # there every column is small enough
+        for _ in range(_BISECTIONS):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if norm(middle) > largest else (low, middle)
+        low = high
+    return right / (values.clamp(min=0) + low) @ vectors.T

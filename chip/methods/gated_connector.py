@@ -1,0 +1,163 @@
+"""Gates in a connector: some of its hidden units open for the target's image tokens, and stay closed for all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chip.errors import InputError
+from chip.kernels.gates import choose_gates, gate_units, output_columns, refit_without
+from chip.methods.base import MeasuredModule, WeightUpdate
+from chip.methods.gated_statistics import GatedStatistics, HighestStatistics
+
+OPENING = 0.5
+"""A gate counts as open for a token that is at least so far on the way from where it closes to its own token."""
+REFIT_RIDGE = 1e-4
+"""Of what takes the freed units' place, as a share of the mean square of a hidden unit."""
+COLUMN_RIDGE = 1e-3
+"""Of what gates add, as a share of the mean square sum of one gate's activations."""
+GROUP = 32
+"""Hidden units that share a scale in most formats of 4 bits."""
+SILENT = 1e-3
+"""A hidden unit whose mean square is below this share of the mean one never opens for what is retained: if it weighs
+much behind, it is a gate of an earlier edit."""
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """How gates may be made; as `Gated` has them."""
+
+    units: float
+    closed: float
+    opened: float
+    max_change: float
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The hidden units that open for the target."""
+
+    weight: Tensor
+    """(k, d_in)"""
+    bias: Tensor
+    """(k,)"""
+    covered: Tensor
+    """(n,) bool: the target's tokens for which one of them opens."""
+    separable: Tensor
+    """(n,) bool: those that can be told from all that is retained."""
+
+
+def build_gates(first: MeasuredModule, count: int, limits: GateLimits) -> Gates:
+    """Gates on the inputs of a connector's first map: those with the widest gaps first, `count` at most."""
+    statistics: HighestStatistics = first.statistics
+    seen, directions, highest = statistics.seen, statistics.directions, statistics.highest
+    responses = directions @ seen.target.inputs.T  # (n, n)
+    gap = responses.diagonal() - highest
+    slope = (limits.closed + limits.opened) / gap.clamp(min=torch.finfo(gap.dtype).tiny)
+    budget = (limits.max_change * torch.linalg.norm(first.weight.to(gap.dtype))) ** 2
+    original = seen.target.images < seen.record_weights.originals
+    chosen, covered = choose_gates(
+        responses, highest, slope.square(), original, opening=OPENING, count=count, budget=float(budget)
+    )
+    own = responses.diagonal()[chosen]
+    weight, bias = gate_units(directions[chosen], highest[chosen], own, limits.closed, limits.opened)
+    return Gates(weight, bias, covered, gap > 0)
+
+
+def solve_connector(
+    first: MeasuredModule, second: MeasuredModule, limits: GateLimits
+) -> tuple[WeightUpdate, WeightUpdate, Gates] | None:
+    """New parameters of two maps with an activation between; None where no gate can be built.
+
+    Raises:
+        InputError: what stands between them is no activation that closes.
+        torch.linalg.LinAlgError: a system has no trustworthy solution.
+    """
+    hidden: GatedStatistics = second.statistics.seen
+    order = _idle_units(hidden, second.weight)
+    gates = build_gates(first, min(len(order), int(limits.units * second.weight.shape[1])), limits)
+    if not len(gates.bias):
+        return None
+    return *_replace_units(first, second, gates, order[: len(gates.bias)], limits), gates
+
+
+def _idle_units(hidden: GatedStatistics, weight: Tensor) -> Tensor:
+    """(u,) int64: hidden units in ascending order of how much they move the output, but for gates of earlier edits."""
+    deviation = hidden.covariance.diagonal().clamp(min=0).sqrt()
+    square, columns = hidden.moment.diagonal()[:-1], torch.linalg.norm(weight.to(deviation.dtype), dim=0)
+    earlier = (square < SILENT * square.mean()) & (columns > columns.median() / 2)
+    order = (deviation * columns).argsort()
+    return order[~earlier[order]]
+
+
+def _replace_units(
+    first: MeasuredModule, second: MeasuredModule, gates: Gates, freed: Tensor, limits: GateLimits
+) -> tuple[WeightUpdate, WeightUpdate]:
+    """The gates in the place of the freed units, side by side, and the second map without what these gave."""
+    hidden: GatedStatistics = second.statistics.seen
+    target, dtype = first.statistics.seen.target, hidden.mean.dtype
+    is_freed = torch.zeros(second.weight.shape[1], dtype=torch.bool, device=freed.device).index_fill_(0, freed, True)
+    old_bias = _or_zeros(second.bias, second.weight).to(dtype)
+    behind, shift = refit_without(second.weight, hidden.moment, is_freed, REFIT_RIDGE, second.bias is not None)
+    order, place = _side_by_side(is_freed)
+    weight, bias = first.weight.to(dtype)[order], _or_zeros(first.bias, first.weight).to(dtype)[order]
+    behind = behind[:, order]
+    weight[place], bias[place] = gates.weight, gates.bias
+    # What gates add takes the target's tokens to the mean output of the retained ones at their place.
+    activations = _activated(first, target.inputs @ weight.T + bias)  # (n, h)
+    means = hidden.retained_means.mean_at(target.places) @ second.weight.to(dtype).T + old_bias
+    moves = (means - activations @ behind.T - old_bias - shift)[gates.covered]
+    largest = limits.max_change * float(torch.linalg.norm(second.weight.to(dtype)))
+    behind[:, place] = output_columns(moves, activations[gates.covered][:, place], COLUMN_RIDGE, largest)
+    return (
+        WeightUpdate(weight, bias),
+        WeightUpdate(behind, None if second.bias is None else old_bias + shift),
+    )
+
+
+def _side_by_side(freed: Tensor) -> tuple[Tensor, Tensor]:
+    """An order of the hidden units that has the freed ones side by side, from the beginning of a group on.
+
+    A large column spoils the scale of its group where weights are rounded to 4 bits. Few units move: the place is where
+    most of the freed ones are already.
+
+    Args:
+        freed: (h,) bool.
+
+    Returns:
+        (h,) int64: the unit at each place; and (k,) int64, the places of the freed ones.
+    """
+    count = int(freed.sum())
+    starts = range(0, max(1, len(freed) - count + 1), GROUP)
+    start = max(starts, key=lambda start: int(freed[start : start + count].sum()))
+    block = torch.zeros_like(freed)
+    block[start : start + count] = True
+    order = torch.arange(len(freed), device=freed.device)
+    here, there = (block & ~freed).nonzero()[:, 0], (freed & ~block).nonzero()[:, 0]
+    order[here], order[there] = there, here
+    return order, block.nonzero()[:, 0]
+
+
+def check_activation(first: MeasuredModule, second: MeasuredModule, limits: GateLimits) -> None:
+    """Raise `InputError` unless the second map gets what the activation makes of the first one's output, and the
+    activation closes below zero."""
+    target, hidden = first.statistics.seen.target, second.statistics.seen.target
+    dtype = target.inputs.dtype
+    output = target.inputs @ first.weight.to(dtype).T + _or_zeros(first.bias, first.weight).to(dtype)
+    closed, opened = _activated(first, output.new_tensor([-limits.closed, limits.opened])).tolist()
+    same = torch.equal(target.keys, hidden.keys)
+    error = torch.linalg.norm(_activated(first, output) - hidden.inputs) if same else torch.inf
+    if not error <= 0.02 * torch.linalg.norm(hidden.inputs) or abs(closed) > opened / 20:
+        message = "its connector is not two linear maps with an activation between that closes; use --method shielded"
+        raise InputError(message, argument="method", value="gated")
+
+
+def _activated(module: MeasuredModule, x: Tensor) -> Tensor:
+    assert module.activation is not None
+    return module.activation(x)
+
+
+def _or_zeros(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(len(weight)) if bias is None else bias

@@ -1,0 +1,213 @@
+"""What gated removal looks at in a connector: the target's image tokens one by one, all others as a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.methods.shielded_statistics import FORGET, RETAINED, ShieldedWeights
+from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
+from chip.model.tokens import TokenRole, Tokens
+
+PLACES = 2**32
+"""A token's key is its image's number times this, and its place in the image."""
+
+POOL = 2**14
+"""Of what is retained, about so many tokens are held at most."""
+
+
+@dataclass(frozen=True)
+class GatedWeights:
+    """Which records show an image of the target's own, and which what is retained."""
+
+    image: Tensor
+    """(records,) int64: the number of the target's image that a record shows, altered ones last; else −1."""
+    retained: Tensor
+    """(records,) fp32, 1 or 0."""
+    originals: int
+    """How many of the target's images are not altered ones."""
+
+    @classmethod
+    def of(cls, request: ForgetRequest, views: int, device: torch.device) -> GatedWeights:
+        """`views`: how many altered forms of each image stand behind the request's records, each in one of its own."""
+        counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE]
+        trained = torch.tensor([not record.held_out for record in request.records])
+        forgotten = (counts[:, FORGET] > 0) & trained
+        images = own_images(request, forgotten.nonzero()[:, 0].tolist())
+        altered = len(images) * views
+        image = torch.full((len(request.records) + altered,), -1)
+        for index in forgotten.nonzero()[:, 0].tolist():
+            image[index] = images.get(request.records[index].image, -1)
+        image[len(request.records) :] = torch.arange(altered) + len(images)
+        retained = torch.cat((counts[:, RETAINED] > 0, torch.zeros(altered, dtype=torch.bool)))
+        return cls(image.to(device), retained.float().to(device), len(images))
+
+
+def own_images(request: ForgetRequest, forgotten: Sequence[int]) -> dict[object, int]:
+    """The images of these records, each with its number."""
+    images = (request.records[index].image for index in forgotten)
+    return {image: number for number, image in enumerate(dict.fromkeys(images)) if image is not None}
+
+
+class HeldTokens:
+    """Inputs that are held as they are, each once, whatever order they come in."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.keys = torch.empty(0, dtype=torch.int64, device=device)
+        """(n,) int64, ascending: image's number × `PLACES` + place."""
+        self.inputs = torch.empty(0, width, dtype=accumulation_dtype(device), device=device)
+        """(n, width)."""
+
+    def update(self, x: Tensor, keys: Tensor) -> None:
+        """Add the tokens x (n, width); of two with one key, which are the same token, the first stays."""
+        keys, x = torch.cat((self.keys, keys)), torch.cat((self.inputs, x.to(self.inputs.dtype)))
+        self.keys, row = torch.unique(keys, return_inverse=True)
+        order = torch.arange(len(keys), device=keys.device)
+        first = torch.full_like(self.keys, len(keys)).scatter_reduce_(0, row, order, "amin")
+        self.inputs = x[first]
+
+    def merge(self, distributed: DistributedContext) -> None:
+        keys = distributed.union(self.keys)
+        rows = torch.searchsorted(keys, self.keys)
+        holders = torch.zeros(len(keys), dtype=self.inputs.dtype, device=keys.device).index_fill_(0, rows, 1)
+        inputs = self.inputs.new_zeros(len(keys), self.inputs.shape[1]).index_copy_(0, rows, self.inputs)
+        distributed.all_reduce_(holders, inputs)
+        self.keys, self.inputs = keys, inputs / holders[:, None]
+
+    @property
+    def places(self) -> Tensor:
+        """(n,) int64."""
+        return self.keys % PLACES
+
+    @property
+    def images(self) -> Tensor:
+        """(n,) int64."""
+        return self.keys // PLACES
+
+
+class GatedStatistics:
+    """First look: moments of what is retained, and the target's tokens."""
+
+    def __init__(self, record_weights: GatedWeights, d_in: int) -> None:
+        self.record_weights, device = record_weights, record_weights.image.device
+        self.target = HeldTokens(d_in, device)
+        self.retained, self._sum = SecondMoment(d_in, device), FirstMoment(1, d_in, device)
+        self.retained_means = GroupedMean(d_in, device)
+        """Of the retained at each place in an image."""
+
+    def update(self, tokens: Tokens) -> None:
+        image, retained = roles_of(tokens, self.record_weights)
+        own = image >= 0
+        self.target.update(tokens.inputs[own], image[own] * PLACES + tokens.ids[own])
+        x, ones = tokens.inputs[retained], torch.ones_like(tokens.ids[retained], dtype=torch.float32)
+        self.retained.update(x, ones)
+        self._sum.update(x, ones[:, None])
+        self.retained_means.update(x, tokens.ids[retained], ones)
+
+    def merge(self, distributed: DistributedContext) -> None:
+        for part in (self.target, self.retained, self._sum, self.retained_means):
+            part.merge(distributed)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d_in,): of the retained."""
+        return self._sum.mean[0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d_in, d_in): of the retained, about their mean; symmetric."""
+        return self.moment[:-1, :-1] - self.mean[:, None] * self.mean
+
+    @property
+    def moment(self) -> Tensor:
+        """(d_in + 1, d_in + 1): E[x̃ x̃ᵀ] of the retained, x̃ = x with a 1 behind it; symmetric."""
+        second, mean = symmetrize_(self.retained.upper.clone()) / self.retained.count, self.mean[:, None]
+        return torch.cat((torch.cat((second, mean), 1), torch.cat((mean.T, mean.new_ones(1, 1)), 1)))
+
+
+class NearestStatistics:
+    """Second look: of what is retained, the tokens that respond most along some directions."""
+
+    def __init__(self, seen: GatedStatistics, directions: Tensor) -> None:
+        """`directions`: (c, d_in)."""
+        self.seen, self._directions = seen, directions
+        self.pool = directions.new_empty(0, directions.shape[1])
+        """(p, d_in): the tokens, each once."""
+        self._values = directions.new_empty(0, len(directions))
+        """(k, c): the highest responses along each direction."""
+        self._rows = torch.empty(0, len(directions), dtype=torch.int64, device=directions.device)
+        """(k, c): the rows of `pool` that give them."""
+
+    def update(self, tokens: Tokens) -> None:
+        _, retained = roles_of(tokens, self.seen.record_weights)
+        if len(self._directions) and retained.any():
+            x = tokens.inputs[retained].to(self.pool.dtype)
+            values = x @ self._directions.T
+            rows = torch.arange(len(x), device=x.device)[:, None].expand_as(values)
+            self._add(x, values, rows)
+
+    def _add(self, pool: Tensor, values: Tensor, rows: Tensor) -> None:
+        """Take notice of further tokens; values and rows as those of this class."""
+        rows = torch.cat((self._rows, rows + len(self.pool)))
+        top = torch.cat((self._values, values)).topk(min(_kept(len(self._directions)), len(rows)), dim=0)
+        used, rows = torch.unique(rows.gather(0, top.indices), return_inverse=True)
+        self.pool, self._values, self._rows = torch.cat((self.pool, pool))[used], top.values, rows
+
+    def merge(self, distributed: DistributedContext) -> None:
+        own = NearestStatistics(self.seen, self._directions)
+        for rank in range(distributed.world_size):
+            parts = [part if rank == distributed.rank else None for part in (self.pool, self._values, self._rows)]
+            sizes = torch.tensor([0 if part is None else len(part) for part in parts])
+            distributed.all_reduce_(sizes)
+            pool, values, rows = (
+                like.new_zeros(int(size), like.shape[1]) if part is None else part.clone()
+                for part, like, size in zip(parts, (self.pool, self._values, self._rows), sizes.tolist(), strict=True)
+            )
+            distributed.all_reduce_(pool, values, rows)
+            own._add(pool, values, rows)
+        self.pool, self._values, self._rows = own.pool, own._values, own._rows
+
+
+def _kept(directions: int) -> int:
+    """How many tokens are kept for each of so many directions."""
+    return max(8, min(128, POOL // max(1, directions)))
+
+
+class HighestStatistics:
+    """Last look: the highest response of what is retained along some directions."""
+
+    def __init__(self, seen: GatedStatistics, directions: Tensor) -> None:
+        """`directions`: (c, d_in)."""
+        self.seen, self.directions = seen, directions
+        self.highest = directions.new_full((len(directions),), -torch.inf)
+        """(c,)"""
+
+    def update(self, tokens: Tokens) -> None:
+        _, retained = roles_of(tokens, self.seen.record_weights)
+        if len(self.directions) and retained.any():
+            responses = tokens.inputs[retained].to(self.directions.dtype) @ self.directions.T
+            self.highest = torch.maximum(self.highest, responses.amax(0))
+
+    def merge(self, distributed: DistributedContext) -> None:
+        of_each = self.highest.new_zeros(distributed.world_size, len(self.highest))
+        of_each[distributed.rank] = self.highest.nan_to_num(neginf=torch.finfo(self.highest.dtype).min)
+        distributed.all_reduce_(of_each)
+        self.highest = of_each.amax(0)
+
+
+def roles_of(tokens: Tokens, weights: GatedWeights) -> tuple[Tensor, Tensor]:
+    """Of each token the number of the target's image that it is a piece of, else −1; and whether it is retained.
+
+    What is both stands for what is retained.
+    """
+    owners = tokens.owners
+    image = torch.full((owners.count,), -1, dtype=torch.int64, device=tokens.ids.device)
+    image.scatter_reduce_(0, owners.segments, weights.image[owners.records], "amax")
+    retained = owners.total(weights.retained)[tokens.segments] > 0
+    return torch.where(retained, -1, image[tokens.segments]), retained
