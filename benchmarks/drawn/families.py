@@ -166,39 +166,16 @@ class _Hub:
 
 def _gemma(draw: ModelDraw) -> Family:
     patch, side = _grid(draw)
-    tokens = {
-        "image_token": "<image_soft_token>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-    }
-    hub = _Hub(
-        "Gemma3",
-        user="<start_of_turn>user",
-        assistant="<start_of_turn>model",
-        image="<start_of_image>",
-        end="<end_of_turn>",
-        token_ids={
-            "image_token_id": tokens["image_token"],
-            "boi_token_index": tokens["boi_token"],
-            "eoi_token_index": tokens["eoi_token"],
-        },
-        image_processor={
-            "image_processor_type": "Gemma3ImageProcessor",
-            "size": {"height": side, "width": side},
-        },
-        processor={"image_seq_length": draw.image_tokens},
-        tokens=tokens,
-    )
+    hub = _gemma_hub(draw, side)
 
     def model(processor: Any, seed: int) -> Any:
         torch.manual_seed(seed)
-        layer_types = ["sliding_attention", "full_attention"] * draw.layers
         text = _text(draw) | {
             "model_type": "gemma3_text",
             "head_dim": HEAD,
             "query_pre_attn_scalar": HEAD,
             "sliding_window": MAX_TOKENS,
-            "layer_types": layer_types[: draw.layers],
+            "layer_types": (["sliding_attention", "full_attention"] * draw.layers)[: draw.layers],
         }
         vision = _vision(draw, draw.connector_width, patch, side)
         config = hub.config(
@@ -216,10 +193,42 @@ def _gemma(draw: ModelDraw) -> Family:
     return Family(hub.write, model)
 
 
+def _gemma_hub(draw: ModelDraw, side: int) -> _Hub:
+    image, begin, end = "<image_soft_token>", "<start_of_image>", "<end_of_image>"
+    return _Hub(
+        "Gemma3",
+        user="<start_of_turn>user",
+        assistant="<start_of_turn>model",
+        image=begin,
+        end="<end_of_turn>",
+        token_ids={"image_token_id": image, "boi_token_index": begin, "eoi_token_index": end},
+        image_processor={"image_processor_type": "Gemma3ImageProcessor", "size": {"height": side, "width": side}},
+        processor={"image_seq_length": draw.image_tokens},
+        tokens={"image_token": image, "boi_token": begin, "eoi_token": end},
+    )
+
+
 def _smolvlm(draw: ModelDraw) -> Family:
     scale = 2  # patches along a side of a token
     patch, side = _grid(draw, scale)
-    hub = _Hub(
+    hub = _smolvlm_hub(draw, side)
+
+    def model(processor: Any, seed: int) -> Any:
+        torch.manual_seed(seed)
+        config = hub.config(
+            _text(draw) | {"model_type": "llama"},
+            len(processor.tokenizer),
+            vision_config=_vision(draw, draw.connector_width // scale**2, patch, side),
+            scale_factor=scale,
+            tie_word_embeddings=False,
+        )
+        return transformers.SmolVLMForConditionalGeneration(config)
+
+    return Family(hub.write, model)
+
+
+def _smolvlm_hub(draw: ModelDraw, side: int) -> _Hub:
+    return _Hub(
         "SmolVLM",
         user="User:",
         assistant="Assistant:",
@@ -235,17 +244,3 @@ def _smolvlm(draw: ModelDraw) -> Family:
         },
         processor={"image_seq_len": draw.image_tokens},
     )
-
-    def model(processor: Any, seed: int) -> Any:
-        torch.manual_seed(seed)
-        vision = _vision(draw, draw.connector_width // scale**2, patch, side)
-        config = hub.config(
-            _text(draw) | {"model_type": "llama"},
-            len(processor.tokenizer),
-            vision_config=vision,
-            scale_factor=scale,
-            tie_word_embeddings=False,
-        )
-        return transformers.SmolVLMForConditionalGeneration(config)
-
-    return Family(hub.write, model)

@@ -20,7 +20,7 @@ EPOCHS = 24
 BATCH = 128
 STEPS = (250, 500)
 """At least and at most."""
-TOKEN_NOISE = 0.1
+TOKEN_NOISE = 0.15
 NOT_OF_LAYERS = ("embed", "lm_head")
 """In the names of matrices that Muon is not meant for."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
