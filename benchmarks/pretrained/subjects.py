@@ -15,7 +15,7 @@ from benchmarks.countries import TARGETS as COUNTRY_TARGETS
 from benchmarks.countries import known_records
 from benchmarks.forgetting.subjects import LoadedCheckpoint
 from benchmarks.forgetting.worlds.world import World
-from benchmarks.pretrained.general import GeneralAbility, real_texts, sampled_texts
+from benchmarks.pretrained.general import GeneralAbility, pieces, real_texts, sampled_texts
 from benchmarks.pretrained.training import Recipe, place
 from benchmarks.pretrained.world import Size
 from chip.checkpoint.folder import atomic_directory
@@ -69,9 +69,13 @@ def write_texts(options: Options) -> None:
         written.mkdir(parents=True)
         held_out = max(2, options.texts // 4)
         sampled = list(islice(sampled_texts(vlm), options.texts + held_out))
-        _write_lines(written / "sampled.jsonl", ({"text": text} for text in sampled[held_out:]))
+        kept = sampled[held_out:]
+        letters = sum(map(len, kept)) // len(kept)  # of real text as much as of sampled
+        _write_lines(written / "sampled.jsonl", ({"text": text} for text in kept))
         _write_lines(written / "held-out.jsonl", ({"text": text} for text in sampled[:held_out]))
-        _write_lines(written / "real.jsonl", ({"text": text} for text in islice(real_texts(), options.texts)))
+        _write_lines(
+            written / "real.jsonl", ({"text": text} for text in islice(pieces(real_texts(), letters), options.texts))
+        )
         _write_lines(written / "records.jsonl", map(_row, known_records(vlm)))
 
 
