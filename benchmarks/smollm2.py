@@ -109,35 +109,37 @@ def build_around(text: dict[str, Any], weights: dict[str, Tensor], tokenizer: An
         text: the text model's configuration.
         weights: its state; its words are the tokenizer's, with or without the image token.
     """
-    text = {name: value for name, value in text.items() if name != "quantization_config"}  # dense as any now
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     torch.manual_seed(SEED)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            text_config={**text, **special, "vocab_size": len(tokenizer)},
-            vision_config={
-                "model_type": "clip_vision_model",
-                "hidden_size": TOWER,
-                "intermediate_size": 2 * TOWER,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 6,
-                "image_size": SIDE,
-                "patch_size": PATCH,
-                "projection_dim": TOWER,
-            },
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-            image_seq_length=(SIDE // PATCH) ** 2,
-            tie_word_embeddings=True,
-            **special,
-        )
-    )
+    model = LlavaForConditionalGeneration(_config(text, tokenizer))
     embeddings = weights["embed_tokens.weight"]
     lacking = len(tokenizer) - len(embeddings)
     words = torch.cat((embeddings, embeddings.mean(0, keepdim=True).repeat(lacking, 1)))
     model.model.language_model.load_state_dict({**weights, "embed_tokens.weight": words})
     model.tie_weights()
     return model
+
+
+def _config(text: dict[str, Any], tokenizer: Any) -> LlavaConfig:
+    text = {name: value for name, value in text.items() if name != "quantization_config"}  # dense as any now
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LlavaConfig(
+        text_config={**text, **special, "vocab_size": len(tokenizer)},
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": TOWER,
+            "intermediate_size": 2 * TOWER,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "image_size": SIDE,
+            "patch_size": PATCH,
+            "projection_dim": TOWER,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(SIDE // PATCH) ** 2,
+        tie_word_embeddings=True,
+        **special,
+    )

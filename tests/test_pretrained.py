@@ -18,7 +18,15 @@ from benchmarks.forgetting.methods.edits import ChipEdit
 from benchmarks.forgetting.worlds.wording import WORDINGS as ASKED
 from benchmarks.pretrained import training
 from benchmarks.pretrained.__main__ import app
-from benchmarks.pretrained.general import GeneralAbility, held_out_prose, is_prose, language, real_texts, texts_of
+from benchmarks.pretrained.general import (
+    GeneralAbility,
+    held_out_prose,
+    is_prose,
+    language,
+    pieces,
+    real_texts,
+    texts_of,
+)
 from benchmarks.pretrained.lora import add_lora, merge_lora
 from benchmarks.pretrained.rows import PretrainedRow
 from benchmarks.pretrained.running import TEXTS, TRAINING, RowTask, Setup
@@ -128,6 +136,7 @@ def test_prose_is_english_and_that_which_is_measured_is_not_kept() -> None:
     assert not set(kept).intersection(measured)
     assert all(map(is_prose, (*kept, *measured)))
     assert not is_prose("x = {1: [2, 3]}")
+    assert list(pieces(["ab", "cd", "efgh", "ij"], 4)) == ["ab c", "efgh"]
 
 
 def test_general_ability_of_the_unedited_and_of_a_changed_model(checkpoint: Path) -> None:

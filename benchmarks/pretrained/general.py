@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -60,6 +60,16 @@ def real_texts() -> Iterator[str]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         nodes = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)))
         yield from _prose(ast.get_docstring(node) or "" for node in nodes)
+
+
+def pieces(texts: Iterable[str], letters: int) -> Iterator[str]:
+    """Texts of so many letters, made of whole ones in their order and cut at their end."""
+    piece = ""
+    for text in texts:
+        piece = f"{piece} {text}".lstrip()
+        if len(piece) >= letters:
+            yield piece[:letters]
+            piece = ""
 
 
 def held_out_prose() -> list[str]:

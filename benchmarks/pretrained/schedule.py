@@ -33,8 +33,9 @@ def row_tasks(
     rest = [place for place in _breadth_first({name: all_[:most] for name, all_ in levels.items()}) if place not in few]
     order: list[tuple[Sequence[Place], Collection[str]]] = [
         (taught, REFERENCES),
+        ([*taught[: len(levels)], *countries[:1]], OURS),
+        (few[:1], [*ABLATIONS, *COMPARED]),
         ([*taught, *countries], OURS),
-        (few[:1], COMPARED),
         (few, ABLATIONS),
         (few[1:], COMPARED),
         (countries, [*REFERENCES, *ABLATIONS]),

@@ -15,14 +15,15 @@ from benchmarks.countries import TARGETS as COUNTRY_TARGETS
 from benchmarks.countries import known_records
 from benchmarks.forgetting.subjects import LoadedCheckpoint
 from benchmarks.forgetting.worlds.world import World
-from benchmarks.pretrained.general import GeneralAbility, real_texts, sampled_texts
-from benchmarks.pretrained.training import Recipe, place
+from benchmarks.pretrained.general import GeneralAbility, pieces, real_texts, sampled_texts
+from benchmarks.pretrained.training import Recipe, place, weights_digest
 from benchmarks.pretrained.world import Size
 from chip.checkpoint.folder import atomic_directory
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest, Partition
+from chip.errors import RunError
 from chip.evaluation.groups import GENERAL, groups
 from chip.model.loading import load_vlm
 
@@ -56,7 +57,7 @@ class Options:
     @property
     def texts_folder(self) -> Path:
         """Texts to keep, held-out text, and what the checkpoint knows of countries; made by `write_texts`."""
-        return self.cache / f"texts-{self.checkpoint.name}-{self.texts}"
+        return self.cache / f"texts-{weights_digest(self.checkpoint)[:16]}-{self.texts}"
 
 
 def write_texts(options: Options) -> None:
@@ -69,9 +70,15 @@ def write_texts(options: Options) -> None:
         written.mkdir(parents=True)
         held_out = max(2, options.texts // 4)
         sampled = list(islice(sampled_texts(vlm), options.texts + held_out))
-        _write_lines(written / "sampled.jsonl", ({"text": text} for text in sampled[held_out:]))
+        if len(sampled) < options.texts + held_out:
+            raise RunError(f"{options.checkpoint}: only {len(sampled)} of the texts that it writes are plain English")
+        kept = sampled[held_out:]
+        letters = sum(map(len, kept)) // len(kept)  # of real text as much as of sampled
+        _write_lines(written / "sampled.jsonl", ({"text": text} for text in kept))
         _write_lines(written / "held-out.jsonl", ({"text": text} for text in sampled[:held_out]))
-        _write_lines(written / "real.jsonl", ({"text": text} for text in islice(real_texts(), options.texts)))
+        _write_lines(
+            written / "real.jsonl", ({"text": text} for text in islice(pieces(real_texts(), letters), options.texts))
+        )
         _write_lines(written / "records.jsonl", map(_row, known_records(vlm)))
 
 

@@ -73,18 +73,18 @@ class Recipe:
 
 def place(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without: Sequence[str] = ()) -> Path:
     """Where `train` puts this model, below `folder`."""
-    key = [_digests(checkpoint), world.digest, asdict(recipe), sorted(without)]
+    key = [weights_digest(checkpoint), world.digest, asdict(recipe), sorted(without)]
     return folder / f"taught-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
 
 @cached
-def _digests(checkpoint: Path) -> list[str]:
+def weights_digest(checkpoint: Path) -> str:
     """Of its files of weights."""
-    digests = []
+    total = hashlib.sha256()
     for path in sorted(checkpoint.glob("*.safetensors")):
         with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def train(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without: Sequence[str], device: str) -> Path:
