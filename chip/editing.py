@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import check_written, copy_patched
@@ -202,6 +203,7 @@ class _Run:
             groups=groups,
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice),
             choice=patch.choice,
+            left_out=folder_contents(self.source).left_out,
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, files_in, flush, link_file
+from chip.checkpoint.contents import folder_contents
+from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, flush, link_file
 from chip.checkpoint.header import TensorEntry
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output, check_space
@@ -30,7 +31,7 @@ def write_patched(
     overwrite: bool = False,
     link_unchanged: bool = False,
 ) -> ReadBack:
-    """Write `out`: the folder of `source`, byte for byte, but for the values of `tensors`.
+    """Write `out`: the folder of `source`, as far as it is copied, byte for byte but for the values of `tensors`.
 
     Does and raises what `check_output`, `atomic_directory`, `copy_patched`, `check_written` and `read_back` do, one
     after the other.
@@ -50,7 +51,7 @@ def copy_patched(
     link_unchanged: bool = False,
     progress: ProgressCallback = silent,
 ) -> None:
-    """Make `folder`: the folder of `source`, with the values of `tensors`. Flushed, but not read back.
+    """Make `folder`: what `folder_contents` has of `source`, with the values of `tensors`. Flushed, but not read back.
 
     Memory does not grow with the size of the checkpoint: a few blocks beside what `tensors` holds.
 
@@ -70,7 +71,7 @@ def copy_patched(
         _check_tensor(source, name, tensor)
     changed = {source.entries[name].shard for name in tensors}
     linked = set(source.shards) - changed if link_unchanged else set()
-    files = [(path, relative, str(relative) in linked) for path, relative in files_in(source.folder)]
+    files = [(path, relative, str(relative) in linked) for path, relative in folder_contents(source).copied]
     folder.mkdir()
     check_space([path for path, _, link in files if not link], folder)
     jobs = [(link_file if link else copy_file, path, folder / relative) for path, relative, link in files]
