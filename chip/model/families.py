@@ -78,12 +78,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    # A second tower stands beside the connector, and would be taken for one.
-    "video_llava": Family(connectors=("model.multi_modal_projector",)),
-    "deepseek_vl_hybrid": Family(connectors=("model.aligner",)),
+    # Its processor takes question and answer apart, and there is no chat template.
     "paligemma": Family(answer_is_suffix=True),
-    # It makes images too, and has a connector for that.
-    "janus": Family(connectors=("model.aligner",)),
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
 
