@@ -417,6 +417,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "quantized in a list": (_set_config(parts=[{"quantization_config": {"bits": 4}}]), "quantized"),
     "quantized by ModelOpt": (_set_bytes("hf_quant_config.json", b"{}"), "hf_quant_config.json: the weights are quant"),
     "quantized by GPTQ": (_set_bytes("quantize_config.json", b"{}"), "quantize_config.json: the weights are quantized"),
+    "code of the hub": (_set_config(a={"_attn_implementation": "own/kernel"}), "has code from the hub run"),
     "another file of weights": (_set_config(transformers_weights="w.bin"), "'transformers_weights' has 'w.bin' loaded"),
     "another configuration": (_set_config(configuration_files=["config.5.0.0.json"]), "another configuration loaded"),
     "distributed": (_distributed, "a distributed checkpoint; save it with save_pretrained"),

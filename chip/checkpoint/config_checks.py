@@ -15,14 +15,15 @@ QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_con
 UNQUANTIZED = "edit the unquantized base checkpoint, then quantize again"
 """What to do about quantized weights."""
 
+_IMPLEMENTATIONS = tuple(f"{private}{part}_implementation" for part in ("attn", "experts") for private in ("", "_"))
 _SCHEMES = ("quantization_config", "compression_config")
 _MLX_SCHEME = "quantization"
 _MLX_KEYS = {"bits", "group_size", "quant_method", "quant_algo"}
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise `InputError` where `config.json`, at `path`, names other weights than the shards, or says that these are
-    quantized. transformers keeps the settings of a model's parts in sections; each is looked at."""
+    """Raise `InputError` where `config.json`, at `path`, names other weights than the shards, says that these are
+    quantized, or names code to run. The settings of a model's parts stand in sections, of which each is looked at."""
     if named := config.get("transformers_weights"):
         what = f"'transformers_weights' has {quoted(str(named))} loaded, and not the weights that chip edits"
         raise input_error(path, what, "take this setting out, or make that file model.safetensors")
@@ -34,6 +35,10 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
         in_mlx = isinstance(scheme, dict) and not _MLX_KEYS.isdisjoint(scheme)
         if in_mlx or any(section.get(name) for name in _SCHEMES):
             raise input_error(path, "the weights are quantized", UNQUANTIZED)
+        for name in _IMPLEMENTATIONS:
+            if "/" in str(section.get(name, "")):
+                what = f"{quoted(name)} has code from the hub run, {quoted(str(section[name]))}"
+                raise input_error(path, what, "take this setting out")
 
 
 def check_quantization_files(folder: Path) -> None:
