@@ -81,6 +81,7 @@ NEEDED: dict[str, Callable[[], bytes]] = {
     "spiece.model": _sentencepiece,
     "tokenizer.model.v3": _sentencepiece,
     "qwen.tiktoken": lambda: b"IQ== 0\nIg== 1\n" * 100_000,
+    "vocab.txt": b"[PAD]\n\x01\n\x7f\n\xc2\x80\n".strip,
     "chat_template.jinja": b"{{ messages }}".strip,
     "qformer_tokenizer/vocab.txt": "[PAD]\n#\u00e9\n".encode,
     "LICENSE": "Copyright \u00a9".encode,
@@ -121,6 +122,7 @@ def test_what_only_begins_like_a_sentencepiece_model_is_none(source: Checkpoint,
 def test_what_stays_behind_is_one_line() -> None:
     names = ["onnx/model.onnx", "onnx/model.onnx_data", *(f"part-{number}.bin" for number in range(6))]
     line = describe_left_out(names)
-    assert line.startswith("not copied: 8 files ")
-    assert line.endswith("(onnx/, part-0.bin, part-1.bin, part-2.bin, part-3.bin, and others)")
+    assert line.startswith(
+        "not copied: 8 files (onnx/, part-0.bin, part-1.bin, part-2.bin, part-3.bin, and others); what is neither text"
+    )
     assert describe_left_out(names[:1]).startswith("not copied: 1 file ")

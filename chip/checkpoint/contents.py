@@ -26,8 +26,7 @@ _VOCABULARIES = {
 _VOCABULARY_SUFFIXES = (".tiktoken", ".model")  # text in base 64, of Qwen's first models and of Llama 3
 
 _BINARY = bytes(set(range(32)) - set(b"\t\n\f\r\x1b")) + b"\x7f"
-"""Bytes that no text has in a one-byte encoding or in UTF-8, and weights always have."""
-_BLOCK = 1 << 20
+"""Bytes that text has in no encoding of one byte a character, and weights always have."""
 _SHOWN = 5  # names in a message
 
 _FIELDS = range(1, 6)  # of SentencePiece's ModelProto: pieces, trainer, normalizer, self test, denormalizer
@@ -62,7 +61,7 @@ def describe_left_out(left_out: Sequence[str]) -> str:
     places = list(dict.fromkeys(f"{name.partition('/')[0]}/" if "/" in name else name for name in left_out))
     names = ", ".join([*places[:_SHOWN], *(["and others"] if len(places) > _SHOWN else [])])
     count = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
-    return f"not copied: {count} that may hold the unedited weights, no text and no vocabulary ({names})"
+    return f"not copied: {count} ({names}); what is neither text nor vocabulary may hold the unedited weights"
 
 
 def _is_copied(path: Path) -> bool:
@@ -74,11 +73,15 @@ def _is_copied(path: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            if len(block.translate(None, _BINARY)) != len(block):
-                return False
-    return True
+    """Whether it is text, in one-byte encodings too; in UTF-8 it may hold the odd tokens of a vocabulary."""
+    data = path.read_bytes()
+    if len(data.translate(None, _BINARY)) == len(data):
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
 
 
 def _is_index(path: Path) -> bool:

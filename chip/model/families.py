@@ -85,7 +85,7 @@ FAMILIES: dict[str, Family] = {
 
 _CROSS_ATTENTION = re.compile(r"(cross|encoder)_?attn|(cross|encoder)_?attention")
 """Parts of a decoder's layers that look at something beside the sequence."""
-_OTHER_PURPOSE = re.compile(r"audio|video|speech|sound|generation|vq|high_res|action")
+_OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_res|action)")
 """In names of parts that are there for something else than the image."""
 _WEIGHT = ("weight", "proj")
 """How the names of parameters end that are multiplied with."""
