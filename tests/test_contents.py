@@ -123,6 +123,6 @@ def test_what_stays_behind_is_one_line() -> None:
     names = ["onnx/model.onnx", "onnx/model.onnx_data", *(f"part-{number}.bin" for number in range(6))]
     line = describe_left_out(names)
     assert line.startswith(
-        "not copied: 8 files (onnx/, part-0.bin, part-1.bin, part-2.bin, part-3.bin, and others); what is neither text"
+        "not copied: 8 files ('onnx/', 'part-0.bin', 'part-1.bin', 'part-2.bin', 'part-3.bin', ...); what is"
     )
     assert describe_left_out(names[:1]).startswith("not copied: 1 file ")

@@ -85,7 +85,7 @@ def test_inspect_shows_it_and_edit_says_it_before_anything_is_loaded(hospital: P
     (folder / "generation_config.json").write_text("[]")  # the first that loading looks at
     with (
         pytest.warns(ChipWarning, match=not_loaded),
-        pytest.warns(ChipWarning, match=r"not copied: 1 file .*\(onnx/\)"),
+        pytest.warns(ChipWarning, match=r"not copied: 1 file .*\('onnx/'\)"),
         pytest.raises(InputError, match="generation_config"),
     ):
         chip.edit(folder, ["patient_1"], records=hospital / "records.jsonl", out=tmp_path / "out")

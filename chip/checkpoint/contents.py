@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.paths import counted, listed
 
 _LONGEST_TEXT = 1 << 20  # bytes; a model card or a module of code has some ten thousand
 _LONGEST_VOCABULARY = 100_000_000  # bytes; the longest known tokenizer.json has 33 million
@@ -27,7 +28,6 @@ _VOCABULARY_SUFFIXES = (".tiktoken", ".model")  # text in base 64, of Qwen's fir
 
 _BINARY = bytes(set(range(32)) - set(b"\t\n\f\r\x1b")) + b"\x7f"
 """Bytes that text has in no encoding of one byte a character, and weights always have."""
-_SHOWN = 5  # names in a message
 
 _FIELDS = range(1, 6)  # of SentencePiece's ModelProto: pieces, trainer, normalizer, self test, denormalizer
 _LENGTH_DELIMITED = 2  # the wire type of each of them
@@ -59,9 +59,8 @@ def folder_contents(source: Checkpoint) -> FolderContents:
 def describe_left_out(left_out: Sequence[str]) -> str:
     """One line that names the files, or the folders they lie in."""
     places = list(dict.fromkeys(f"{name.partition('/')[0]}/" if "/" in name else name for name in left_out))
-    names = ", ".join([*places[:_SHOWN], *(["and others"] if len(places) > _SHOWN else [])])
-    count = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
-    return f"not copied: {count} ({names}); what is neither text nor vocabulary may hold the unedited weights"
+    what = f"not copied: {counted(left_out, 'file')} ({listed(places, most=5)})"
+    return f"{what}; what is neither text nor vocabulary may hold the unedited weights"
 
 
 def _is_copied(path: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, flush, link_file
-from chip.checkpoint.header import TensorEntry
+from chip.checkpoint.header import FLOATS, TensorEntry
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output, check_space
 from chip.checkpoint.read_back import ReadBack, read_back
@@ -19,7 +19,6 @@ from chip.checkpoint.threads import in_threads
 from chip.errors import InputError, RunError
 from chip.progress import ProgressCallback, silent
 
-_EDITABLE = ("F64", "F32", "F16", "BF16")
 _VALUES = 1 << 22  # values that are rounded, written or compared at once
 
 
@@ -122,7 +121,7 @@ def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:
     if name not in source.entries:
         raise RunError(f"{source.folder}: there is no tensor {name!r} to change")
     entry = source.entries[name]
-    if entry.dtype not in _EDITABLE:
+    if entry.dtype not in FLOATS:
         raise InputError(f"{source.folder}: cannot edit tensor {name!r}, {entry.dtype}; save it as BF16 or F32")
     if tuple(tensor.shape) != entry.shape:
         raise RunError(f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}")

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.paths import quoted
+from chip.checkpoint.paths import counted, listed
 from chip.model.families import find_language, other_parts
 from chip.model.load_plan import is_recomputed
 from chip.model.weight_checks import check_weights
-
-_SHOWN = 3  # names in a line
 
 
 def describe_unreached(checkpoint: Checkpoint, model: Any) -> list[str]:
@@ -46,9 +44,8 @@ def _other_parts(model: Any) -> Iterator[str]:
 
 def _not_loaded(names: list[str]) -> Iterator[str]:
     if names:
-        count = "1 tensor is" if len(names) == 1 else f"{len(names):,} tensors are"
-        shown = ", ".join([*map(quoted, names[:_SHOWN]), *(["..."] if len(names) > _SHOWN else [])])
-        yield f"{count} not loaded, and copied unedited: {shown}"
+        be = "is" if len(names) == 1 else "are"
+        yield f"{counted(names, 'tensor')} {be} not loaded, and copied unedited: {listed(names)}"
 
 
 def _class_named(checkpoint: Checkpoint, model: Any) -> Iterator[str]:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from math import prod
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from chip.checkpoint.config_checks import UNQUANTIZED
+from chip.checkpoint.header import FLOATS
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.paths import input_error, quoted
+from chip.checkpoint.paths import counted, input_error, listed, quoted
 from chip.model.load_plan import LoadPlan, plan_loading
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes, as safetensors writes them, whose values are the weights themselves."""
 
 _QUANTIZED = re.compile(
     r"[._:](q?weight_(scale|zero_point|packed|shape|format|scale_inv|scale_2|global_scale)|scales?|scale_inv|biases"
@@ -35,7 +32,6 @@ _DRAFTS = re.compile(r"(^|[._])(mtp|nextn|eagle|medusa)([._]|$)")
 """Parts of names of layers that predict several tokens at once, and that the model answers without."""
 _LAYER = re.compile(r"[^.]+\.\d+\..+$")
 """From the first numbered layer on."""
-_SHOWN = 3  # names in a message
 
 
 def check_weights(checkpoint: Checkpoint, model: PreTrainedModel) -> LoadPlan:
@@ -68,7 +64,7 @@ def _check_extra_files(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
 
 def _check_quantized(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan) -> None:
     if leftovers := [name for name in plan.unexpected if _is_leftover(name, checkpoint, model, plan)]:
-        what = f"quantized, which config.json does not say: {_count(leftovers, 'tensor')} like {_some(leftovers)}"
+        what = f"quantized, which config.json does not say: {counted(leftovers, 'tensor')} like {listed(leftovers)}"
         raise input_error(checkpoint.folder, what, UNQUANTIZED)
     expected = model.state_dict()
     for name, target in plan.taken.items():
@@ -89,17 +85,17 @@ def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan
 
 def _check_merged(checkpoint: Checkpoint, plan: LoadPlan) -> None:
     if adapters := [name for name in plan.unexpected if _ADAPTER.search(name)]:
-        what = f"{_count(adapters, 'tensor')} of an adapter, not merged into the weights ({_some(adapters)})"
+        what = f"{counted(adapters, 'tensor')} of an adapter, not merged into the weights ({listed(adapters)})"
         raise input_error(checkpoint.folder, what, "merge it into its model first (peft: merge_and_unload)")
 
 
 def _check_complete(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan) -> None:
     if not plan.missing:
         return
-    what = f"{_count(plan.missing, 'parameter')} of {type(model).__name__} without a tensor ({_some(plan.missing)})"
+    what = f"{counted(plan.missing, 'parameter')} of {type(model).__name__} without a tensor ({listed(plan.missing)})"
     others = [name for name in plan.unexpected if name not in plan.ignored]
     if others:
-        what = f"{what}, and {_count(others, 'tensor')} for which it has no place ({_some(others)})"
+        what = f"{what}, and {counted(others, 'tensor')} for which it has no place ({listed(others)})"
         hint = "this is another architecture, or another layout: convert it to the one of transformers"
     else:
         hint = "they would be drawn at random; fetch the checkpoint again"
@@ -118,14 +114,14 @@ def _check_shapes(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan
         sources[target].append(name)
     for target, names in sources.items():
         if len(names) > 1:
-            what = f"parameter {quoted(target)} has {_count(names, 'tensor')} ({_some(names)})"
+            what = f"parameter {quoted(target)} has {counted(names, 'tensor')} ({listed(names)})"
             raise input_error(checkpoint.folder, what, "leave one of them")
 
 
 def _check_left_out(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan) -> None:
     known = {(_tail(name), tuple(value.shape)) for name, value in model.state_dict().items()}
     if own := [name for name in plan.unexpected if _looks_own(name, checkpoint, model, plan, known)]:
-        what = f"{_count(own, 'tensor')} like its own, which {type(model).__name__} has no place for ({_some(own)})"
+        what = f"{counted(own, 'tensor')} like its own, which {type(model).__name__} has no place for ({listed(own)})"
         raise input_error(checkpoint.folder, what, "take the config.json of these weights, or leave these tensors out")
 
 
@@ -155,11 +151,3 @@ def _tail(name: str) -> str:
     """The name from the first list of layers on, `layers.0.mlp.down_proj.weight`; all of it where there is no layer."""
     found = _LAYER.search(name)
     return name if found is None else found[0]
-
-
-def _count(names: Sequence[str], what: str) -> str:
-    return f"1 {what}" if len(names) == 1 else f"{len(names):,} {what}s"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*map(quoted, names[:_SHOWN]), *(["..."] if len(names) > _SHOWN else [])])
