@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.general.collect import AUTO, GeneralData, Keep, collect, tokens_to_keep, write_own_texts
@@ -29,7 +31,9 @@ from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
+from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import TargetModule
+from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
@@ -93,6 +97,8 @@ def edit(
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged)
+    for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
+        warnings.warn(note, ChipWarning, stacklevel=2)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
         if dry_run:
@@ -257,6 +263,7 @@ class _Run:
             general_note=edited.note,
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
+            left_out=folder_contents(self.source).left_out,
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:

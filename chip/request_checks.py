@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output
@@ -28,6 +29,8 @@ def resolve_output(source: Checkpoint, out: Path | str | None, overwrite: bool, 
     """Where to write; refused where that is no place for a copy of the checkpoint."""
     output = _default_output(source.folder) if out is None else Path(out)
     check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    if left_out := folder_contents(source).left_out:
+        warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
 
 

@@ -19,6 +19,7 @@ from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError, RunError
 from chip.methods import Shielded
 from chip.methods.base import Method
+from chip.methods.shielded_gated import ShieldedGated
 
 UNTOUCHED, RETRAINED, OUR = "untouched", "retrained", "chip edit"
 NO_TEXT: tuple[Path, ...] = ()
@@ -133,7 +134,11 @@ def largest_change(source: Checkpoint, tensors: Mapping[str, Any]) -> float:
 
 
 REFERENCES: Mapping[str, Way] = {UNTOUCHED: Reference(False), RETRAINED: Reference(True)}
-OURS: Mapping[str, Way] = {OUR: ChipWay(), f"{OUR}, keep sampled text": ChipWay(keep="sampled.jsonl")}
+OURS: Mapping[str, Way] = {
+    OUR: ChipWay(),
+    f"{OUR}, and gates": ChipWay(ShieldedGated()),
+    f"{OUR}, keep sampled text": ChipWay(keep="sampled.jsonl"),
+}
 ABLATIONS: Mapping[str, Way] = {
     f"{OUR}, keep real text": ChipWay(keep="real.jsonl"),
     f"{OUR}, keep nothing": ChipWay(keep=""),

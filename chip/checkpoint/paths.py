@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePath
@@ -117,3 +117,13 @@ def damaged_file(path: Path, what: str) -> InputError:
 def quoted(name: str) -> str:
     """A name from a file, in quotes, on one line, of a length one can read, and without what a terminal would obey."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names from a file, each `quoted`."""
+    return ", ".join([*map(quoted, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def counted(names: Sequence[str], what: str) -> str:
+    """How many there are: `1 tensor`, `1,234 tensors`."""
+    return f"{len(names):,} {what}" if len(names) == 1 else f"{len(names):,} {what}s"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
 from chip.checkpoint.layout import Checkpoint
@@ -54,7 +55,7 @@ def verify(
             copy = _Digests(written, receipt, progress)
             faults += _folder_faults(receipt, copy)
             if source is not None:
-                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress))
+                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     return Verification(receipt, source is not None, tuple(faults))
@@ -63,10 +64,12 @@ def verify(
 class _Digests:
     """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
 
-    def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback, original: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
-        paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}
+        paths = {str(relative): path for path, relative in _compared_files(checkpoint, receipt, original=original)}
         jobs = [(path, self._ranges_of(name)) for name, path in paths.items()]
         with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
             digests = digest_all(jobs, advance)
@@ -79,6 +82,17 @@ class _Digests:
 
     def _ranges_of(self, file: str) -> list[Range]:
         return list(self.ranges.get(file, {}).values())
+
+
+def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) -> Iterator[tuple[Path, Path]]:
+    """All files but the receipt; of the original without those that were not copied."""
+    skipped = {RECEIPT}
+    if original:
+        copied = {name for name, file in receipt.files.items() if file.source_sha256 is not None}
+        skipped |= set(folder_contents(checkpoint).left_out) - copied
+    for path, relative in files_in(checkpoint.folder):
+        if str(relative) not in skipped:
+            yield path, relative
 
 
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:

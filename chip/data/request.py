@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.record import Record
 from chip.errors import InputError
+
+STAYING = ("siblings", "other")
+"""Groups of a partition that an edit is to leave as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Partition:
     """The part of `forget` that each target brings in. Nothing is in two of them."""
     siblings_of: Mapping[Node, tuple[int, ...]]
     """The part of `siblings` that is close to each target; may be empty, and may overlap."""
+    on_shared_images: tuple[int, ...] = ()
+    """The part of `forget` whose image is not the target's alone: a sibling or somebody else shows it too."""
+    ancestors: tuple[int, ...] = ()
+    """The part of `retain_other` that asks about a node above a target on an image that is otherwise the target's
+    alone, such as the institution's name on a patient's picture: what hangs on the image is lost with it."""
 
     @property
     def retained(self) -> tuple[int, ...]:
@@ -39,8 +47,10 @@ class Partition:
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """The three parts as they are reported: `target`, `siblings`, `other`."""
-        return {"target": self.forget, "siblings": self.siblings, "other": self.retain_other}
+        """The parts as they are reported: `target`, `siblings`, `ancestors` where there are any, and `other`."""
+        others, ancestors = set(self.ancestors), {"ancestors": self.ancestors} if self.ancestors else {}
+        rest = tuple(index for index in self.retain_other if index not in others)
+        return {"target": self.forget, "siblings": self.siblings, **ancestors, "other": rest}
 
     @classmethod
     def of(cls, hierarchy: Hierarchy, targets: Sequence[Node]) -> Self:
@@ -68,6 +78,7 @@ class Partition:
             for parent in {target.parent for target in outermost}
         }
         near = {index for indices in around.values() for index in indices}
+        shared, ancestors = _image_owners(hierarchy.records, outermost, forgotten)
         return cls(
             targets=outermost,
             forget=tuple(sorted(forgotten)),
@@ -75,6 +86,8 @@ class Partition:
             retain_other=tuple(i for i in range(len(hierarchy.records)) if i not in forgotten and i not in near),
             forget_of={target: tuple(hierarchy.records_of(target)) for target in outermost},
             siblings_of={target: tuple(sorted(around[target.parent])) for target in outermost},
+            on_shared_images=shared,
+            ancestors=ancestors,
         )
 
 
@@ -107,6 +120,18 @@ def _find(hierarchy: Hierarchy, name: str) -> Node:
         return hierarchy.find(name)
     except InputError as error:
         raise InputError(error.message, argument="forget", value=name) from error
+
+
+def _image_owners(
+    records: Sequence[Record], targets: Sequence[Node], forgotten: Collection[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`on_shared_images` and `ancestors` of a partition."""
+    above = {target.path[:depth] for target in targets for depth in range(1, len(target.path))}
+    retained = [i for i, record in enumerate(records) if i not in forgotten and record.image is not None]
+    others = {records[i].image for i in retained if records[i].path not in above}
+    own = {records[i].image for i in forgotten} - others - {None}
+    shared = (i for i in sorted(forgotten) if records[i].image in others)
+    return tuple(shared), tuple(i for i in retained if records[i].image in own)
 
 
 def _outermost(targets: Sequence[Node]) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from chip.data.record import Record
+from chip.data.request import STAYING
 from chip.errors import InputError
 from chip.general.loss import GeneralLoss
 from chip.methods.base import Method, Search
@@ -22,8 +23,6 @@ MAX_ENDED_DROP = 0.02
 TIGHTENINGS = 4
 """Tries to find a hold on general data that is tight enough."""
 
-STAYING = ("siblings", "other")
-"""Groups that may lose no more than the search's `max_retain_drop` each."""
 
 Limit = Literal["max_retain_drop", "max_general_kl", "general_ends", "never_trained", "strongest", "weakest"]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far

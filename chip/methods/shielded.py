@@ -22,8 +22,11 @@ from chip.model.target_modules import Component
 
 AUTO: Literal["auto"] = "auto"
 
-GRID = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
-"""Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so four at most."""
+GRID = (
+    *(1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 768.0, 1024.0),
+    *(1536.0, 2048.0, 3072.0),
+)
+"""Retain weights that a search tries, from the strongest forgetting to the weakest; by halves, so five at most."""
 MAX_RETAIN_DROP = 0.02
 MAX_GENERAL_CHANGE = 0.02
 MAX_GENERAL_KL = 0.01

@@ -53,10 +53,8 @@ class ShieldedWeights:
             of_records[indices, SHIELD] += share / len(indices)
         of_records = of_records[:, None].repeat(1, len(TokenRole), 1)
         of_records[:, TokenRole.PREFIX, FORGET] = 0
-        shared, above = (each.to(device) for each in _image_owners(request))
-        of_hierarchy = of_records[: general.start]
-        of_hierarchy[shared, TokenRole.IMAGE, FORGET] = 0
-        of_hierarchy[above, TokenRole.IMAGE] = 0
+        of_records[list(partition.on_shared_images), TokenRole.IMAGE, FORGET] = 0
+        of_records[list(partition.ancestors), TokenRole.IMAGE] = 0
         return cls(of_records, _target_images(request), bool(request.general))
 
 
@@ -190,25 +188,7 @@ def _target_images(request: ForgetRequest) -> float:
     Records above a target do not count as others. Text-only records count as one image for each node.
     """
     images = [record.path if record.image is None else record.image for record in request.hierarchy.records]
-    above = set(_image_owners(request)[1].nonzero()[:, 0].tolist())
+    above = set(request.partition.ancestors)
     everyone = Counter(image for i, image in enumerate(images) if i not in above)
     targets = Counter(images[i] for i in request.partition.forget)
     return sum(count / everyone[image] for image, count in targets.items())
-
-
-def _image_owners(request: ForgetRequest) -> tuple[Tensor, Tensor]:
-    """Whose the images are that a target and a retained record both show.
-
-    Returns:
-        (records,) bool: a target's record whose image is not the target's alone.
-        (records,) bool: a retained record about a node above a target, whose image is otherwise the target's alone.
-    """
-    records, partition = request.hierarchy.records, request.partition
-    above = {target.path[:depth] for target in partition.targets for depth in range(1, len(target.path))}
-    retained = [i for i in partition.retained if records[i].image is not None]
-    others = {records[i].image for i in retained if records[i].path not in above}
-    targets = {records[i].image for i in partition.forget} - others - {None}
-    shared, ancestors = torch.zeros(2, len(records), dtype=torch.bool)
-    shared[[i for i in partition.forget if records[i].image in others]] = True
-    ancestors[[i for i in retained if records[i].image in targets]] = True
-    return shared, ancestors

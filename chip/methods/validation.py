@@ -15,7 +15,7 @@ from chip.data.chance import chance_accuracy
 from chip.data.counterfactual import MAX_QUESTIONS, Counterfactuals
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
-from chip.data.request import ForgetRequest
+from chip.data.request import STAYING, ForgetRequest
 from chip.errors import ChipWarning
 from chip.model.scoring import Scores
 
@@ -60,7 +60,8 @@ class ValidationSet:
 
     def __init__(self, request: ForgetRequest, seed: int = 0) -> None:
         self._request, self._generator = request, np.random.default_rng(seed)
-        self.groups = {group: self._sample(indices) for group, indices in request.partition.groups.items() if indices}
+        groups = request.partition.groups
+        self.groups = {group: self._sample(groups[group]) for group in ("target", *STAYING) if groups[group]}
         others, records = Counterfactuals(request, self._generator), request.hierarchy.records
         target = self.groups["target"]
         self._others = {index: others.of(index) for index in target}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
 from chip.errors import InputError
@@ -46,8 +47,9 @@ from chip.model.offload import (
     write_parameter,
 )
 from chip.model.processors import load_processor
-from chip.model.quiet import quiet, reason, refusing
+from chip.model.quiet import reason, refusing
 from chip.model.skeleton import build_skeleton
+from chip.model.weight_checks import check_weights
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,14 @@ def load_vlm(
         offload_folder: for weights that stay on the disk, in another form than the checkpoint's; needed while in use.
 
     Raises:
-        InputError: an unknown family, or weights, a device or a device map that do not fit the model.
+        InputError: an unknown family, or weights, a device or a device map that do not fit the model. All but what the
+            weights' values show is seen before the model is built.
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
-    skeleton = build_skeleton(folder)
+    checkpoint = Checkpoint.open(folder)
+    skeleton = build_skeleton(folder, len(checkpoint.entries))
+    check_weights(checkpoint, skeleton)
     check_family(skeleton)
     if device_map is None:
         place = _device(device)
@@ -220,7 +225,7 @@ def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
     """The model with its weights: fp32 where it computes on the CPU, else in the dtype they are stored in."""
     _check_generation(folder)
     try:
-        with quiet():
+        with refusing(folder, "its weights cannot be loaded", "fetch it again"):
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=torch.float32 if on_cpu else "auto",
@@ -229,11 +234,12 @@ def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
                 output_loading_info=True,
                 **options,
             )
-    except ValueError as error:
-        if device_map := options.get("device_map"):
+    except InputError as refused:
+        error, device_map = refused.__cause__, options.get("device_map")
+        if device_map and isinstance(error, ValueError):
             message = f"{folder} cannot be spread so ({reason(error)}); give another map, or other sizes"
             raise InputError(message, argument="device_map", value=device_map) from error
-        raise InputError(f"{folder}: its weights cannot be loaded ({reason(error)}); fetch it again") from error
+        raise
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
             raise InputError(

@@ -36,6 +36,8 @@ class EditReport:
     """What held-out general data has lost; None where there is none."""
     general_note: str | None = None
     """What general data was protected, in words; None where none was asked for."""
+    left_out: tuple[str, ...] = ()
+    """Files of the source that were not copied: what may hold the weights in another form."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -50,6 +52,7 @@ class EditReport:
             "remaining": dict(self.remaining),
             "general": None if self.general is None else self.general.to_json(),
             "general_note": self.general_note,
+            "left_out": list(self.left_out),
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),
             "groups": {

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from chip.data.hierarchy import Node
+from chip.data.request import STAYING
 from chip.errors import InputError, RunError
 from chip.evaluation.summary import BeforeAfter, GroupResult
 from chip.general.loss import GeneralLoss
@@ -65,7 +66,7 @@ class Outcome:
         left = {split: value for split, value in after.items() if value is not None}
         worst = max(left, key=lambda split: left[split], default="trained")
         stay = {
-            group: splits["trained"] for group, splits in groups.items() if group != "target" and "trained" in splits
+            group: splits["trained"] for group, splits in groups.items() if group in STAYING and "trained" in splits
         }
         probability = {group: result.answer_probability for group, result in stay.items()}
         return cls(
