@@ -144,10 +144,10 @@ def test_records_images_and_sources_are_never_overwritten(folder: Path, out: str
     before = contents(folder)
     elsewhere = folder / "other" / "ckpt" if out == "." else folder / "ckpt"
     output = folder / "other" if out == "." else folder / out
-    with pytest.raises(chip.InputError, match="^out="):
+    with pytest.raises(chip.InputError, match=r"^out="):
         chip.edit(elsewhere, ["patient_1"], records=folder / "records.jsonl", out=output, overwrite=True, device="cpu")
     ckpt = folder / "ckpt"
-    with pytest.raises(chip.InputError, match="^out="):
+    with pytest.raises(chip.InputError, match=r"^out="):
         chip.edit(ckpt, ["patient_1"], out=output, overwrite=True, dry_run=True, device="cpu")
     assert contents(folder) == before
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output
 from chip.checkpoint.overwrite import check_replaceable
