@@ -34,7 +34,7 @@ from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
-from chip.request_checks import resolve_output, resolve_request
+from chip.request_checks import check_written_names_nobody, resolve_output, resolve_request
 
 ModelLoader = Callable[[Path], VLM]
 
@@ -215,6 +215,7 @@ class _Run:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
             sign_output(self.source, folder, report, self.progress)
+            check_written_names_nobody(folder, self.request)
         return report
 
 
