@@ -206,6 +206,12 @@ def test_a_name_that_gets_into_the_source_during_the_run_is_found_in_the_copy(fo
     assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
+@pytest.mark.parametrize("label", ["patient_1", "request of Patient 1, 2026", "study_1"])
+def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
+    with pytest.raises(chip.InputError, match=r"^label=.*names (patient_1|study_1)"):
+        chip.edit(folder / "ckpt", ["patient_1"], label=label, device="cpu")
+
+
 def test_nothing_goes_into_the_hubs_cache_unasked(folder: Path) -> None:
     snapshot = folder / "models--a--b" / "snapshots" / "0123"
     blobs = folder / "models--a--b" / "blobs"
