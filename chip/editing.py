@@ -78,6 +78,7 @@ def edit(
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
+        overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept: write it also where those who stay lose more than the `max_retain_drop` of a search.
