@@ -15,6 +15,7 @@ from typing import Any
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -38,7 +39,13 @@ from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
-from chip.request_checks import GivenKeep, resolve_keep, resolve_output, resolve_request
+from chip.request_checks import (
+    GivenKeep,
+    check_written_names_nobody,
+    resolve_keep,
+    resolve_output,
+    resolve_request,
+)
 
 ModelLoader = Callable[[Path], VLM]
 
@@ -83,6 +90,7 @@ def edit(
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
+        overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept: write it also where those who stay lose more than the `max_retain_drop` of a search.
@@ -96,7 +104,7 @@ def edit(
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
-    output = resolve_output(source, out, overwrite, link_unchanged)
+    output = resolve_output(source, out, overwrite, link_unchanged, progress)
     for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
         warnings.warn(note, ChipWarning, stacklevel=2)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
@@ -276,6 +284,7 @@ class _Run:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
             sign_output(self.source, folder, report, self.progress)
+            check_written_names_nobody(folder, self.request)
         return report
 
 
@@ -298,4 +307,6 @@ def _output_folder(output: Path, overwrite: bool, distributed: DistributedContex
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
+        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
+            check_replaceable(output, hashes=False)
     distributed.barrier()  # so that all fail if putting it in place does

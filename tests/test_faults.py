@@ -118,6 +118,40 @@ def test_a_source_that_changes_during_the_run_is_an_error(folder: Path) -> None:
     assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
+def test_what_is_put_into_the_old_output_during_the_run_is_not_lost(folder: Path) -> None:
+    chip.edit(folder / "ckpt", ["patient_1"], device="cpu", **UNTRAINED)
+
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
+        if what == "asking after":
+            (folder / "ckpt-edited" / "thesis.tex").write_text("years of work")
+        yield lambda _: None
+
+    with pytest.raises(chip.InputError, match=r"holds thesis.tex, which chip did not write"):
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", overwrite=True, progress=progress, **UNTRAINED)
+    assert (folder / "ckpt-edited" / "thesis.tex").read_text() == "years of work"
+    assert chip.verify(folder / "ckpt-edited").faults == ("thesis.tex: not in the receipt",)
+    assert names(folder) == {"ckpt", "ckpt-edited", "images", "records.jsonl"}
+
+
+@pytest.mark.parametrize("out", [".", "ckpt", "ckpt/out", "images", "records.jsonl"])
+def test_records_images_and_sources_are_never_overwritten(folder: Path, out: str) -> None:
+    """Though the records lie where a checkpoint once lay."""
+    shutil.copytree(folder / "ckpt", folder / "other" / "ckpt")
+    for name in ("records.jsonl", "ckpt/config.json"):
+        shutil.copy(folder / name, folder / "other")
+    shutil.copytree(folder / "images", folder / "other" / "images")
+    before = contents(folder)
+    elsewhere = folder / "other" / "ckpt" if out == "." else folder / "ckpt"
+    output = folder / "other" if out == "." else folder / out
+    with pytest.raises(chip.InputError, match=r"^out="):
+        chip.edit(elsewhere, ["patient_1"], records=folder / "records.jsonl", out=output, overwrite=True, device="cpu")
+    ckpt = folder / "ckpt"
+    with pytest.raises(chip.InputError, match=r"^out="):
+        chip.edit(ckpt, ["patient_1"], out=output, overwrite=True, dry_run=True, device="cpu")
+    assert contents(folder) == before
+
+
 @pytest.mark.slow
 def test_two_runs_onto_one_output_do_not_mix(folder: Path) -> None:
     runs = [subprocess.Popen(COMMAND, cwd=folder, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -136,20 +170,45 @@ def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:
         chip.edit(folder / "ckpt", ["patient_1"], records=folder / "ckpt" / "records.jsonl", device="cpu")
 
 
-@pytest.mark.parametrize("name", ["README.md", "notes/visits.csv"])
-def test_prose_that_tells_is_not_copied(folder: Path, name: str) -> None:
+TELLING = {
+    "prose": ("README.md", "Trained on Patient 1, and others."),
+    "a study": ("notes/visits.csv", "visits\nSTUDY-1\n"),
+    "settings": ("args.json", '{"run": "/data/patient\\u005f1/7"}'),
+    "a file's name": ("notes/patient_1.txt", "A visit."),
+}
+
+
+@pytest.mark.parametrize("kind", TELLING)
+def test_what_names_the_target_is_not_copied(folder: Path, kind: str) -> None:
+    name, text = TELLING[kind]
     (folder / "ckpt" / "notes").mkdir()
-    (folder / "ckpt" / name).write_text("Trained on patient_10 and others.")
-    chip.edit(folder / "ckpt", ["patient_1"], out=folder / "first", device="cpu", **UNTRAINED)
-    (folder / "ckpt" / name).write_text("Trained on patient_1, and others.")
-    with pytest.raises(chip.InputError, match=f"{name}: names patient_1"):
-        chip.edit(folder / "ckpt", ["patient_1"], out=folder / "second", device="cpu")
-    assert not (folder / "second").exists()
+    (folder / "ckpt" / name).write_text(text)
+    with pytest.raises(chip.InputError, match=rf"{name}: names (patient_1|study_1), which is to be forgotten"):
+        chip.edit(folder / "ckpt", ["patient_1"], out=folder / "out", device="cpu", **UNTRAINED)
+    assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("label", ["patient_1", "request of patient_1, 2026"])
+def test_what_is_like_a_name_may_be_copied(folder: Path) -> None:
+    (folder / "ckpt" / "README.md").write_text("Findings of patient_10, patient_11 and others.")
+    report = chip.edit(folder / "ckpt", ["study_1/findings"], label="findings", device="cpu", **UNTRAINED)
+    assert report.label == "findings"
+
+
+def test_a_name_that_gets_into_the_source_during_the_run_is_found_in_the_copy(folder: Path) -> None:
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
+        if what == "asking before":
+            (folder / "ckpt" / "README.md").write_text("Trained on Patient 1.")
+        yield lambda _: None
+
+    with pytest.raises(RunError, match=r"README.md: what was written names patient_1"):
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", progress=progress, **UNTRAINED)
+    assert names(folder) == {"ckpt", "images", "records.jsonl"}
+
+
+@pytest.mark.parametrize("label", ["patient_1", "request of Patient 1, 2026", "study_1"])
 def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
-    with pytest.raises(chip.InputError, match="names patient_1"):
+    with pytest.raises(chip.InputError, match=r"^label=.*names (patient_1|study_1)"):
         chip.edit(folder / "ckpt", ["patient_1"], label=label, device="cpu")
 
 

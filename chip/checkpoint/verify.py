@@ -18,6 +18,9 @@ from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_recei
 from chip.errors import InputError
 from chip.progress import ProgressCallback, silent
 
+GITATTRIBUTES = ".gitattributes"
+"""Says how git stores a file. The hub writes its own, so that it is another after an upload."""
+
 _NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its device, `verify` in fp64
 
 
@@ -41,7 +44,8 @@ def verify(
     """Check a folder that `chip edit` has written against its receipt.
 
     Without the original: every file, every changed tensor, and what the receipt counts. With it also: what the receipt
-    says of the source, each byte outside of the changed tensors, and the norms of the change.
+    says of the source, each byte outside of the changed tensors, and the norms of the change. `.gitattributes` is not
+    compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
     Raises:
         InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
@@ -62,7 +66,7 @@ def verify(
 
 
 class _Digests:
-    """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
+    """Hashes of all files of a folder but the receipt and git's, and of the changed tensors in it."""
 
     def __init__(
         self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback, original: bool = False
@@ -85,8 +89,8 @@ class _Digests:
 
 
 def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) -> Iterator[tuple[Path, Path]]:
-    """All files but the receipt; of the original without those that were not copied."""
-    skipped = {RECEIPT}
+    """All files but the receipt and git's; of the original without those that were not copied."""
+    skipped = {RECEIPT, GITATTRIBUTES}
     if original:
         copied = {name for name, file in receipt.files.items() if file.source_sha256 is not None}
         skipped |= set(folder_contents(checkpoint).left_out) - copied
@@ -108,6 +112,9 @@ def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
 
 def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
     """What can be seen without the original."""
+    for kind, listed in (("file", receipt.files), ("changed tensor", receipt.tensors)):
+        if not listed:
+            yield f"the receipt lists no {kind}: it vouches for nothing"
     yield from _file_faults(receipt, copy)
     for name, recorded in receipt.tensors.items():
         if recorded.after != copy.tensors[name]:
@@ -120,7 +127,7 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
 
 
 def _file_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
-    for name in sorted(receipt.files.keys() | copy.files.keys()):
+    for name in sorted((receipt.files.keys() | copy.files.keys()) - {GITATTRIBUTES}):
         recorded, actual = receipt.files.get(name), copy.files.get(name)
         if recorded is None:
             yield f"{name}: not in the receipt"
@@ -143,7 +150,7 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    for name in sorted(receipt.files.keys() | original.files.keys()):
+    for name in sorted((receipt.files.keys() | original.files.keys()) - {GITATTRIBUTES}):
         recorded, before = receipt.files.get(name), original.files.get(name)
         if (recorded and recorded.source_sha256) != (before and before.whole):
             yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"
