@@ -12,9 +12,10 @@ from PIL import Image
 
 from benchmarks.drawn.draws import Range, WorldDraw, draw_world
 from benchmarks.drawn.vocabulary import CITY, INSTITUTION, MODALITY, NAME, PATIENT, SECTION_KINDS, TEMPLATES
-from benchmarks.forgetting.worlds import World, WorldSpec
+from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.scenes import scenes
 from benchmarks.forgetting.worlds.wording import LETTERS, Fact, Kind, Wording, draw_values
+from benchmarks.forgetting.worlds.world import WorldSpec
 from chip.data.request import Partition
 from chip.demo.images import draw
 from chip.demo.world import Path
