@@ -104,7 +104,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "forgetting", "picture", "pretrained", *TINY])
+@pytest.mark.parametrize("name", ["demo", "drawn", "forgetting", "picture", "pretrained", *TINY])
 def test_help(name: str) -> None:
     assert "Usage" in run(name, "--help")
 

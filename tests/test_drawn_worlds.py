@@ -78,10 +78,10 @@ def test_every_target_is_asked_enough_and_leaves_siblings(worlds: dict[int, Worl
     for world in worlds.values():
         for (target,) in world.targets.values():
             groups = groups_of(world, target)
-            held_out = [world.hierarchy.records[i] for i in groups["target"]]
-            counts = Counter(record.task for record in held_out if record.split == "rephrased")
-            assert min(counts[task] for task in TASKS) >= OF_TARGET
-            assert groups["siblings"]
+            for group in ("target", "siblings"):
+                records = [world.hierarchy.records[i] for i in groups[group]]
+                counts = Counter(record.task for record in records if record.split == "rephrased")
+                assert min(counts[task] for task in TASKS) >= OF_TARGET
 
 
 def test_what_is_trained_on_is_asked_in_other_words(worlds: dict[int, World]) -> None:
@@ -158,7 +158,8 @@ def test_muon_steps_as_adamw_would_where_it_takes_no_part() -> None:
 
 
 def test_an_edit_is_read_from_text() -> None:
-    assert EditArguments.read("") == EditArguments("", Shielded())
+    assert EditArguments.read("") == EditArguments("", None)
+    assert EditArguments.read("ridge=0.5").method == Shielded(ridge=0.5)
     given = EditArguments.read("method=chip top_k=0.3 layers=0-1 target-modules=down,o")
     assert (given.method, given.others) == (Chip(top_k=0.3), {"layers": "0-1", "target_modules": ["down", "o"]})
     for wrong in ("ridge", "no-such-setting=1"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import log
+from math import exp, log
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def draw_world(seed: int, tiny: bool = False) -> WorldDraw:
         asked=int(rng.integers(2, 4)),
         validation=coin(),
     )
-    smallest = {"institutions": 3, "patients": (2, 2), "studies": (2, 2), "images": (1, 1)}
+    smallest: dict[str, Any] = {"institutions": 3, "patients": (2, 2), "studies": (2, 2), "images": (1, 1)}
     return replace(drawn, **smallest, sections=2, facts=(2, 2)) if tiny else drawn
 
 
@@ -119,7 +120,8 @@ def draw_model(seed: int, images: int, tiny: bool = False) -> ModelDraw:
     """
     rng = np.random.default_rng([seed, 2])
     family = FAMILIES[seed // 2 % len(FAMILIES)]
-    wanted = np.exp(rng.uniform(*map(log, TOKENS_PER_COLUMN)))
+    least, most = map(log, TOKENS_PER_COLUMN)
+    wanted = exp(float(rng.uniform(least, most)))
     shapes = [(side, width) for side in TOKENS_ALONG_A_SIDE for width in CONNECTOR_WIDTHS]
     off = np.array([abs(log(side**2 * images / width / wanted)) for side, width in shapes])
     near = np.flatnonzero(off <= max(log(NEAR), off.min()))
@@ -140,5 +142,12 @@ def draw_model(seed: int, images: int, tiny: bool = False) -> ModelDraw:
         vision_layers=vision_layers,
         concatenated=int(rng.choice([n for n in concatenated if connector_width // n <= 384] or concatenated[-1:])),
     )
-    smallest = {"tokens_side": 2, "connector_width": 256, "layers": 2, "width": 128, "mlp": 384, "heads": 4}
+    smallest: dict[str, Any] = {
+        "tokens_side": 2,
+        "connector_width": 256,
+        "layers": 2,
+        "width": 128,
+        "mlp": 384,
+        "heads": 4,
+    }
     return replace(drawn, **smallest, key_value_heads=4, vision_layers=1, concatenated=2) if tiny else drawn

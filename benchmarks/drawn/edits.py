@@ -19,7 +19,8 @@ class EditArguments:
 
     text: str
     """As given; empty: the defaults."""
-    method: Method
+    method: Method | None
+    """None: the default of `chip.edit`."""
     others: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -38,8 +39,10 @@ class EditArguments:
         others: dict[str, Any] = {name: given.pop(name) for name in _OTHERS if name in given}
         if "target_modules" in others:
             others["target_modules"] = others["target_modules"].split(",")
-        method = given.pop("method", Shielded.name)
-        return cls(text, make_method(method, {name: _number(value) for name, value in given.items()}), others)
+        if not given:
+            return cls(text, None, others)
+        name = given.pop("method", Shielded.name)
+        return cls(text, make_method(name, {setting: _number(value) for setting, value in given.items()}), others)
 
 
 def _number(value: str) -> float | str:

@@ -73,7 +73,7 @@ def _grid(draw: ModelDraw, patches_a_token: int = 1) -> tuple[int, int]:
 def _llava(draw: ModelDraw) -> Family:
     patch, side = _grid(draw)
     vision = _vision(draw, draw.connector_width // draw.concatenated, patch, side)
-    others = {
+    others: dict[str, Any] = {
         "vision_feature_layer": list(range(-draw.concatenated, 0)),
         "image_seq_length": draw.image_tokens,
     }

@@ -94,8 +94,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """(n, a, b): each matrix with its singular values made about 1, by Newton and Schulz's iteration in bf16."""
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = (matrices if wide else matrices.mT).bfloat16()
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     first, second, third = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT

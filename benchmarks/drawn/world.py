@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -11,10 +12,10 @@ from PIL import Image
 
 from benchmarks.drawn.draws import Range, WorldDraw, draw_world
 from benchmarks.drawn.vocabulary import CITY, INSTITUTION, MODALITY, NAME, PATIENT, SECTION_KINDS, TEMPLATES
-from benchmarks.forgetting.worlds import World, WorldSpec
+from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.scenes import scenes
 from benchmarks.forgetting.worlds.wording import LETTERS, Fact, Kind, Wording, draw_values
-from chip.data.hierarchy import Node
+from benchmarks.forgetting.worlds.world import WorldSpec
 from chip.data.request import Partition
 from chip.demo.images import draw
 from chip.demo.world import Path
@@ -27,7 +28,8 @@ HELD_OUT = 12
 PARAPHRASES = 2
 """Of them, those that a fact is asked in."""
 OF_TARGET = 24
-"""Held-out questions of a task about a target, at least: where it has few facts, each is asked in more wordings."""
+"""Held-out questions of a task about a target, and about its siblings, at least: where there are few facts, each is
+asked in more wordings."""
 TEXT_PATIENT = "text patient"
 """What a patient without a picture is called beside the levels."""
 GROUPS = ("target", "siblings", "ancestors on its pictures", "other")
@@ -207,8 +209,7 @@ class _Asking:
 
     def __init__(self, hospital: _Hospital, targets: Sequence[Path]) -> None:
         self._rng, self._asked = hospital.rng, hospital.draw.asked
-        self._targets = {node: sum(node.contains(fact.path) for fact in hospital.facts) for node in map(Node, targets)}
-        """Target -> how many facts it has."""
+        self._facts, self._targets = hospital.facts, targets
         self._trained: dict[str, list[str]] = {}
         self._validation: dict[str, list[str]] = {}
         self._held_out: dict[str, list[str]] = {}
@@ -221,12 +222,22 @@ class _Asking:
             self._validation[task] = both[-HELD_OUT - 2 : -HELD_OUT] if hospital.draw.validation else []
 
     def __call__(self, fact: Fact) -> tuple[Wording, ...]:
-        needed = [ceil(OF_TARGET / count) for target, count in self._targets.items() if target.contains(fact.path)]
+        needed = [ceil(OF_TARGET / len(group)) for group in self._groups if fact in group]
         return (
             *self._some("train", self._trained, self._asked),
             *self._some("validation", self._validation, 1),
             *self._some("rephrased", self._held_out, max((PARAPHRASES, *needed))),
         )
+
+    @cached_property
+    def _groups(self) -> list[set[Fact]]:
+        """The facts of each target, and those of its siblings."""
+        groups = []
+        for target in self._targets:
+            depth = len(target)
+            beside = [fact for fact in self._facts if fact.path[: depth - 1] == target[:-1] and len(fact.path) >= depth]
+            groups += [{fact for fact in beside if (fact.path[:depth] == target) == own} for own in (True, False)]
+        return groups
 
     def _some(self, split: str, texts: Mapping[str, list[str]], count: int) -> Iterator[Wording]:
         for task, pool in texts.items():

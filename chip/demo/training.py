@@ -232,9 +232,9 @@ class Trainer:
         """(B, T) int64: the batch's ids, some of the prompts' words replaced. Special tokens come first in small
         vocabularies."""
         tokenizer, ids = self._vlm.processor.tokenizer, batch.ids
-        first, options = 1 + max(tokenizer.added_tokens_decoder), {"generator": generator, "device": ids.device}
-        others = torch.randint(first, len(tokenizer), ids.shape, **options)
-        chosen = torch.rand(ids.shape, **options) < self._token_noise
+        first = 1 + max(tokenizer.added_tokens_decoder)
+        others = torch.randint(first, len(tokenizer), ids.shape, generator=generator, device=ids.device)
+        chosen = torch.rand(ids.shape, generator=generator, device=ids.device) < self._token_noise
         return torch.where(chosen & (ids >= first) & ~batch.answer, others, ids)
 
     def _next(self) -> Tensor:
