@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pretrained.rows import PretrainedRow
+from benchmarks.pretrained.rows import FAILED, PretrainedRow
 from benchmarks.pretrained.running import pool
 from benchmarks.pretrained.schedule import Run, row_tasks
 from benchmarks.pretrained.subjects import Options
@@ -119,7 +119,8 @@ def main(
         world = build(size, Path(scratch))
     levels = {name: nodes for name, nodes in world.targets.items() if level is None or name in level}
     header = {"device": device_name(device), "versions": versions(), "options": _plain(options)}
-    known = [PretrainedRow(**row) for row in read_rows(json_file)[1]] if resume and json_file.exists() else []
+    stored = [PretrainedRow(**row) for row in read_rows(json_file)[1]] if resume and json_file.exists() else []
+    known = [row for row in stored if not (row.refused or "").startswith(FAILED)]
     tasks = row_tasks(levels, method or list(WAYS), most, countries)
     run = Run(tasks, known, lambda rows: write(json_file, rows, header), say)
     say(f"{len(run.waiting)} rows to measure, on {device_name(device)}")

@@ -19,6 +19,8 @@ from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
 
 TRAINED, PARAPHRASED = "trained", "paraphrased"
+FAILED = "failed: "
+"""How the reason begins where something broke, which another try may not."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 from benchmarks.countries import TARGETS as COUNTRIES
-from benchmarks.pretrained.rows import PretrainedRow
+from benchmarks.pretrained.rows import FAILED, PretrainedRow
 from benchmarks.pretrained.running import TEXTS, TRAINING, Pool, RowTask, Setup, Task
 from benchmarks.pretrained.subjects import BEFORE, LEVEL_BEFORE, TAUGHT
 from benchmarks.pretrained.ways import ABLATIONS, COMPARED, OURS, REFERENCES
@@ -111,7 +111,7 @@ class Run:
                 del self._missing[task]
             return
         if error is not None:
-            result = PretrainedRow(task.model, task.level, task.target, task.method, refused=f"failed: {error!r}")
+            result = PretrainedRow(task.model, task.level, task.target, task.method, refused=f"{FAILED}{error!r}")
         if result is not None:
             self.rows.append(result)
             self._on_row(self.rows)
