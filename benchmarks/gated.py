@@ -1,6 +1,6 @@
 """What gates take out of a model, and what passes beside them.
 
-    python -m benchmarks.gated [--model crowded] [--methods gated,shielded+gated] [--forget patient_3] [--set opened=8]
+    python -m benchmarks.gated [--model crowded] [--methods gated,shielded+gated] [--forget patient_3] [--set views=0]
 
 Models: `demo`, the one of `chip demo`; `crowded`, a Qwen2.5-VL whose connector has no room for a linear edit
 (`crowded`); `smollm2`, a LLaVA around a language model that was really pretrained (`taught`).
@@ -198,7 +198,7 @@ def main(
     model: Annotated[str, typer.Option(help="demo, crowded or smollm2.")] = "crowded",
     methods: Annotated[str, typer.Option(help="none, and methods as --method takes them.")] = "none,gated",
     forget: Annotated[str, typer.Option(help="Nodes, forgotten one at a time.")] = "patient_3",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Settings, `opened=8,closed=2`; repeat.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Settings, `max_change=4,closed=2`; repeat.")] = None,
     again: Annotated[str, typer.Option(help="A node to forget behind each of the others.")] = "",
     cache: Annotated[Path, typer.Option(help="Where models lie.")] = CACHE,
     out: Annotated[Path | None, typer.Option(help="File to add rows to, a line of JSON each.")] = None,

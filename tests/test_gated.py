@@ -20,6 +20,7 @@ from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import (
+    balanced_openings,
     choose_gates,
     gate_units,
     output_columns,
@@ -79,27 +80,31 @@ def test_no_other_direction_has_a_wider_gap(seed: int) -> None:
     assert (widest_directions(points, others, active=8) @ points.T).isfinite().all()
 
 
-def test_gates_are_chosen_by_their_gaps_and_none_where_one_opens_already() -> None:
-    responses = torch.tensor([[4.0, 3.0, 0, 0], [0, 1.0, 0, 0], [0, 0, 2.0, 0], [0, 0, 0, -1.0]])
-    highest, cost = torch.zeros(4), torch.ones(4)
+def test_the_cheapest_gates_are_chosen_and_none_where_one_opens_already() -> None:
+    opens = torch.eye(4, dtype=torch.bool)
+    opens[0, 1] = True
+    possible, cost = torch.tensor([True, True, True, False]), torch.tensor([1.0, 3.0, 2.0, 0.5])
     everyone, nobody = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
 
     def choose(first: Tensor, count: int = 4, budget: float = 9.0) -> tuple[list[int], list[bool]]:
-        chosen, covered = choose_gates(responses, highest, cost, first, opening=0.5, count=count, budget=budget)
+        chosen, covered = choose_gates(opens, possible, cost, first, count=count, budget=budget)
         return chosen.tolist(), covered.tolist()
 
-    assert choose(everyone) == ([0, 2], [True, True, True, False])  # 1 is covered, and 3 has no gap
+    assert choose(everyone) == ([0, 2], [True, True, True, False])
     assert choose(nobody, count=1) == ([0], [True, True, False, False])
     assert choose(nobody, budget=1.5) == ([0], [True, True, False, False])
     assert choose(torch.tensor([False, True, False, False])) == ([1, 0, 2], [True, True, True, False])
 
 
 def test_gates_close_at_the_highest_response_and_open_at_their_point() -> None:
-    w, highest, own = _drawn(0, 3, D_IN), _drawn(1, 3), _drawn(1, 3) + 0.3
-    weight, bias = gate_units(w, highest, own, 2.0, 8.0)
-    slope = torch.linalg.norm(weight, dim=1) / torch.linalg.norm(w, dim=1)
+    w = torch.nn.functional.normalize(_drawn(0, 3, D_IN), dim=1)
+    highest, gaps, moves = _drawn(1, 3), torch.tensor([0.1, 1.0, 9.0]).double(), torch.tensor([5.0, 1.0, 2.0]).double()
+    opened = balanced_openings(gaps, moves, 2.0, 1.5)
+    weight, bias = gate_units(w, highest, highest + gaps, 2.0, opened)
+    slope = torch.linalg.norm(weight, dim=1)
     torch.testing.assert_close(slope * highest + bias, torch.full((3,), -2.0).double())
-    torch.testing.assert_close(slope * own + bias, torch.full((3,), 8.0).double())
+    torch.testing.assert_close(slope * (highest + gaps) + bias, opened)
+    torch.testing.assert_close(slope, 1.5 * moves / opened)  # as large in front as behind
 
 
 @settings(max_examples=8)
@@ -223,7 +228,7 @@ def _tokens(x: Tensor, record: int) -> Tokens:
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS)
 def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed: int) -> None:
     connector = _Connector(seed)
@@ -233,11 +238,11 @@ def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed
     assert 0 < int(changed.sum()) <= HIDDEN // 4
     before = connector.x @ first.weight[changed].T + first.bias[changed]
     assert (before[EACH:] <= -connector.method.closed + 1e-6).all()
-    assert (before[:EACH].amax(0) >= connector.method.opened - 1e-6).all()
-    assert (before[:EACH].amax(1) >= 0).all()  # a gate counts as open half the way up
+    assert (before[:EACH].amax(0) > 0).all()
+    assert (before[:EACH].amax(1) > 0).all()
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS)
 def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(seed: int) -> None:
     connector = _Connector(seed)
@@ -257,7 +262,7 @@ def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(see
     assert remaining < 1.2 * torch.linalg.norm(best) + 0.02 * torch.linalg.norm(wanted)  # it has a ridge
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS, st.permutations(range(len(PATHS))))
 def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> None:
     connector = _Connector(seed)
@@ -417,12 +422,12 @@ def test_views_of_the_target_pass_behind_the_records(forget_request: ForgetReque
 
 
 def test_settings_go_to_the_step_that_has_them() -> None:
-    method = make_method("shielded+gated", {"retain_weight": 96.0, "opened": 6.0})
+    method = make_method("shielded+gated", {"retain_weight": 96.0, "closed": 3.0})
     assert isinstance(method, ShieldedGated)
     shielded, gated = method.steps
     assert (shielded.name, gated.name) == ("shielded", "gated")
     assert shielded == make_method("shielded", {"retain_weight": 96.0})
-    assert gated == make_method("gated", {"opened": 6.0})
+    assert gated == make_method("gated", {"closed": 3.0})
     assert ShieldedGated().search is not None
     assert method.search is None
 

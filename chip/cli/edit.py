@@ -59,7 +59,7 @@ def edit(
     keep: KeepFiles = None,
     out: Out = None,
     label: Label = None,
-    method: Annotated[str, typer.Option(help="shielded, or chip as published.")] = "shielded",
+    method: Annotated[str, typer.Option(help="shielded, gated, shielded+gated, or chip as published.")] = "shielded",
     target_modules: TargetModules = None,
     layers: Layers = None,
     device: Device = None,
