@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
 from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
+from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import (
     balanced_openings,
@@ -187,7 +190,10 @@ class _Connector:
         return nn.functional.gelu(x @ first.weight.T + first.bias)
 
     def measured(
-        self, order: Sequence[int] = range(len(PATHS)), activation: Callable[[Tensor], Tensor] = nn.functional.gelu
+        self,
+        order: Sequence[int] = range(len(PATHS)),
+        activation: Callable[[Tensor], Tensor] = nn.functional.gelu,
+        distributed: DistributedContext | None = None,
     ) -> dict[TargetModule, MeasuredModule]:
         weights = self.method.record_weights(self.request, CPU)
         inputs = dict(zip(MODULES, (self.x, self.hidden(self.x)), strict=True))
@@ -200,6 +206,7 @@ class _Connector:
             for module, x in inputs.items():
                 for record in order:
                     looks[-1][module].update(_tokens(x[record * EACH : (record + 1) * EACH], record))
+                looks[-1][module].merge(distributed or DistributedContext())
         last = dict(zip(MODULES, ((self.w1, self.b1), (self.w2, self.b2)), strict=True))
         return {
             module: MeasuredModule(*last[module], looks[-1][module], activation if module is MODULES[0] else None)
@@ -268,6 +275,44 @@ def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> No
     connector = _Connector(seed)
     for one, other in zip(connector.solve().values(), connector.solve(order).values(), strict=True):
         torch.testing.assert_close(one.weight, other.weight, atol=1e-6, rtol=1e-6)
+
+
+class _Twin(DistributedContext):
+    """One of two processes, which are threads."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, values: list[Tensor], barrier: threading.Barrier) -> None:
+        self.rank, self._values, self._barrier = rank, values, barrier
+
+    def all_reduce_(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            first, second = self._exchange(tensor.clone())
+            tensor.copy_(first + second)
+
+    def union(self, keys: Tensor) -> Tensor:
+        return torch.unique(torch.cat(self._exchange(keys)))
+
+    def _exchange(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        self._values[self.rank] = value
+        self._barrier.wait(30)
+        first, second = self._values
+        self._barrier.wait(30)
+        return first, second
+
+
+def test_several_processes_find_what_one_does() -> None:
+    connector, barrier = _Connector(3), threading.Barrier(2)
+    twins = [_Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        shares = [
+            threads.submit(connector.measured, order, distributed=twin)
+            for order, twin in zip(([0, 2], [3, 1]), twins, strict=True)
+        ]
+        solved = [connector.method.solve_stage(share.result()) for share in shares]
+    for module, alone in connector.solve().items():
+        for one in solved:
+            torch.testing.assert_close(one[module].weight, alone.weight, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_stay_within_the_change_that_is_allowed() -> None:
