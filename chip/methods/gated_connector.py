@@ -14,6 +14,8 @@ from chip.methods.gated_statistics import GatedStatistics, HighestStatistics
 
 OPENING = 0.5
 """A gate counts as open for a token for which it opens at least so far as for its own."""
+CLOSED = 20
+"""How many times as much a gate gives as far above 0 as it gives below."""
 REFIT_RIDGE = 1e-4
 """Of what takes the freed units' place, as a share of the mean square of a hidden unit."""
 COLUMN_RIDGE = 1e-3
@@ -159,16 +161,19 @@ def _side_by_side(freed: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_activation(first: MeasuredModule, second: MeasuredModule, limits: GateLimits) -> None:
     """Raise `InputError` unless the second map gets what the activation makes of the first one's output, and the
-    activation closes below zero."""
+    activation is about zero where gates are closed."""
     target, hidden = first.statistics.seen.target, second.statistics.seen.target
     dtype = target.inputs.dtype
     output = target.inputs @ first.weight.to(dtype).T + _or_zeros(first.bias, first.weight).to(dtype)
-    closed, opened = _activated(first, output.new_tensor([-limits.closed, limits.closed])).tolist()
     same = torch.equal(target.keys, hidden.keys)
     error = torch.linalg.norm(_activated(first, output) - hidden.inputs) if same else torch.inf
-    if not error <= 0.02 * torch.linalg.norm(hidden.inputs) or abs(closed) > opened / 20:
-        message = "its connector is not two linear maps with an activation between that closes; use --method shielded"
+    if not error <= 0.02 * torch.linalg.norm(hidden.inputs):
+        message = "its connector is not two linear maps with an activation between; use --method shielded"
         raise InputError(message, argument="method", value="gated")
+    closed, opened = _activated(first, output.new_tensor([-limits.closed, limits.closed])).tolist()
+    if abs(closed) > opened / CLOSED:
+        message = "the connector's activation is not yet closed there; give a higher one, or use --method shielded"
+        raise InputError(message, argument="closed", value=limits.closed)
 
 
 def _activated(module: MeasuredModule, x: Tensor) -> Tensor:
