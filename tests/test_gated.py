@@ -253,11 +253,11 @@ def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed
 @settings(max_examples=3)
 @given(SEEDS)
 def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(seed: int) -> None:
-    connector = _Connector(seed)
+    connector = _Connector(seed, method=Gated(views=0, closed=6.0, max_change=1e9))  # far below 0 GELU is 0
     updates = connector.solve()
     before, after = connector.output(connector.retained), connector.output(connector.retained, updates)
     spread = torch.linalg.norm(before - before.mean(0))
-    assert torch.linalg.norm(after - before) < 0.02 * spread
+    assert torch.linalg.norm(after - before) < 2e-3 * spread  # the idle units gave so much
     means = before.view(-1, EACH, D_OUT).mean(0)
     moved = connector.output(connector.target, updates)
     first, second = (updates[module] for module in MODULES)
@@ -469,12 +469,12 @@ def test_views_of_the_target_pass_behind_the_records(forget_request: ForgetReque
 
 
 def test_settings_go_to_the_step_that_has_them() -> None:
-    method = make_method("shielded+gated", {"retain_weight": 96.0, "closed": 3.0})
+    method = make_method("shielded+gated", {"retain_weight": 96.0, "closed": 4.0})
     assert isinstance(method, ShieldedGated)
     shielded, gated = method.steps
     assert (shielded.name, gated.name) == ("shielded", "gated")
     assert shielded == make_method("shielded", {"retain_weight": 96.0})
-    assert gated == make_method("gated", {"closed": 3.0})
+    assert gated == make_method("gated", {"closed": 4.0})
     assert ShieldedGated().search is not None
     assert method.search is None
 

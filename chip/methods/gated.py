@@ -73,7 +73,7 @@ class Gated(Method):
         maximum=len(ALTERATIONS),
     )
     closed: float = setting(
-        2.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
+        3.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
     )
     max_change: float = setting(
         2.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
