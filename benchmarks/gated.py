@@ -1,9 +1,9 @@
 """What gates take out of a model, and what passes beside them.
 
-    python -m benchmarks.gated [--model crowded] [--methods gated,shielded+gated] [--forget patient_3] [--set opened=8]
+    python -m benchmarks.gated [--model crowded] [--methods gated,shielded+gated] [--forget patient_3] [--set views=0]
 
 Models: `demo`, the one of `chip demo`; `crowded`, a Qwen2.5-VL whose connector has no room for a linear edit
-(`crowded`); `smollm2`, a LLaVA around a language model that was really pretrained (`taught`).
+(`benchmarks.crowded`, trained once and cached); or a folder that holds `ckpt` and `records.jsonl`.
 
 Figures are exact match on paraphrased questions, of the target's also about its pictures in forms of which most are no
 form that gates are made for, and with weights rounded to 8 and 4 bits.
@@ -185,20 +185,18 @@ def _written(name: str, folder: Path) -> tuple[Path, Path]:
     """Checkpoint and records file of a model."""
     if name == "crowded":
         return crowded.write_world(folder / "crowded" / "2", seed=2)
-    if name == "smollm2":
-        from benchmarks import taught
-
-        return taught.write_world(folder / "smollm2")
+    if name != "demo":
+        return Path(name) / "ckpt", Path(name) / "records.jsonl"
     place = Path(tempfile.mkdtemp()) / "demo"
     write_demo(place)
     return place / "ckpt", place / "records.jsonl"
 
 
 def main(
-    model: Annotated[str, typer.Option(help="demo, crowded or smollm2.")] = "crowded",
+    model: Annotated[str, typer.Option(help="demo, crowded, or a folder.")] = "crowded",
     methods: Annotated[str, typer.Option(help="none, and methods as --method takes them.")] = "none,gated",
     forget: Annotated[str, typer.Option(help="Nodes, forgotten one at a time.")] = "patient_3",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Settings, `opened=8,closed=2`; repeat.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Settings, `max_change=4,closed=2`; repeat.")] = None,
     again: Annotated[str, typer.Option(help="A node to forget behind each of the others.")] = "",
     cache: Annotated[Path, typer.Option(help="Where models lie.")] = CACHE,
     out: Annotated[Path | None, typer.Option(help="File to add rows to, a line of JSON each.")] = None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
 from chip.data.record import Record, open_image
 from chip.data.request import ForgetRequest, Partition
+from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import (
+    balanced_openings,
     choose_gates,
     gate_units,
     output_columns,
@@ -79,27 +84,31 @@ def test_no_other_direction_has_a_wider_gap(seed: int) -> None:
     assert (widest_directions(points, others, active=8) @ points.T).isfinite().all()
 
 
-def test_gates_are_chosen_by_their_gaps_and_none_where_one_opens_already() -> None:
-    responses = torch.tensor([[4.0, 3.0, 0, 0], [0, 1.0, 0, 0], [0, 0, 2.0, 0], [0, 0, 0, -1.0]])
-    highest, cost = torch.zeros(4), torch.ones(4)
+def test_the_cheapest_gates_are_chosen_and_none_where_one_opens_already() -> None:
+    opens = torch.eye(4, dtype=torch.bool)
+    opens[0, 1] = True
+    possible, cost = torch.tensor([True, True, True, False]), torch.tensor([1.0, 3.0, 2.0, 0.5])
     everyone, nobody = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
 
     def choose(first: Tensor, count: int = 4, budget: float = 9.0) -> tuple[list[int], list[bool]]:
-        chosen, covered = choose_gates(responses, highest, cost, first, opening=0.5, count=count, budget=budget)
+        chosen, covered = choose_gates(opens, possible, cost, first, count=count, budget=budget)
         return chosen.tolist(), covered.tolist()
 
-    assert choose(everyone) == ([0, 2], [True, True, True, False])  # 1 is covered, and 3 has no gap
+    assert choose(everyone) == ([0, 2], [True, True, True, False])
     assert choose(nobody, count=1) == ([0], [True, True, False, False])
     assert choose(nobody, budget=1.5) == ([0], [True, True, False, False])
     assert choose(torch.tensor([False, True, False, False])) == ([1, 0, 2], [True, True, True, False])
 
 
 def test_gates_close_at_the_highest_response_and_open_at_their_point() -> None:
-    w, highest, own = _drawn(0, 3, D_IN), _drawn(1, 3), _drawn(1, 3) + 0.3
-    weight, bias = gate_units(w, highest, own, 2.0, 8.0)
-    slope = torch.linalg.norm(weight, dim=1) / torch.linalg.norm(w, dim=1)
+    w = torch.nn.functional.normalize(_drawn(0, 3, D_IN), dim=1)
+    highest, gaps, moves = _drawn(1, 3), torch.tensor([0.1, 1.0, 9.0]).double(), torch.tensor([5.0, 1.0, 2.0]).double()
+    opened = balanced_openings(gaps, moves, 2.0, 1.5)
+    weight, bias = gate_units(w, highest, highest + gaps, 2.0, opened)
+    slope = torch.linalg.norm(weight, dim=1)
     torch.testing.assert_close(slope * highest + bias, torch.full((3,), -2.0).double())
-    torch.testing.assert_close(slope * own + bias, torch.full((3,), 8.0).double())
+    torch.testing.assert_close(slope * (highest + gaps) + bias, opened)
+    torch.testing.assert_close(slope, 1.5 * moves / opened)  # as large in front as behind
 
 
 @settings(max_examples=8)
@@ -182,7 +191,10 @@ class _Connector:
         return nn.functional.gelu(x @ first.weight.T + first.bias)
 
     def measured(
-        self, order: Sequence[int] = range(len(PATHS)), activation: Callable[[Tensor], Tensor] = nn.functional.gelu
+        self,
+        order: Sequence[int] = range(len(PATHS)),
+        activation: Callable[[Tensor], Tensor] = nn.functional.gelu,
+        distributed: DistributedContext | None = None,
     ) -> dict[TargetModule, MeasuredModule]:
         weights = self.method.record_weights(self.request, CPU)
         inputs = dict(zip(MODULES, (self.x, self.hidden(self.x)), strict=True))
@@ -195,6 +207,7 @@ class _Connector:
             for module, x in inputs.items():
                 for record in order:
                     looks[-1][module].update(_tokens(x[record * EACH : (record + 1) * EACH], record))
+                looks[-1][module].merge(distributed or DistributedContext())
         last = dict(zip(MODULES, ((self.w1, self.b1), (self.w2, self.b2)), strict=True))
         return {
             module: MeasuredModule(*last[module], looks[-1][module], activation if module is MODULES[0] else None)
@@ -223,7 +236,7 @@ def _tokens(x: Tensor, record: int) -> Tokens:
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS)
 def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed: int) -> None:
     connector = _Connector(seed)
@@ -233,18 +246,18 @@ def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed
     assert 0 < int(changed.sum()) <= HIDDEN // 4
     before = connector.x @ first.weight[changed].T + first.bias[changed]
     assert (before[EACH:] <= -connector.method.closed + 1e-6).all()
-    assert (before[:EACH].amax(0) >= connector.method.opened - 1e-6).all()
-    assert (before[:EACH].amax(1) >= 0).all()  # a gate counts as open half the way up
+    assert (before[:EACH].amax(0) > 0).all()
+    assert (before[:EACH].amax(1) > 0).all()
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS)
 def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(seed: int) -> None:
-    connector = _Connector(seed)
+    connector = _Connector(seed, method=Gated(views=0, closed=6.0, max_change=1e9))  # far below 0 GELU is 0
     updates = connector.solve()
     before, after = connector.output(connector.retained), connector.output(connector.retained, updates)
     spread = torch.linalg.norm(before - before.mean(0))
-    assert torch.linalg.norm(after - before) < 0.02 * spread
+    assert torch.linalg.norm(after - before) < 2e-3 * spread  # the idle units gave so much
     means = before.view(-1, EACH, D_OUT).mean(0)
     moved = connector.output(connector.target, updates)
     first, second = (updates[module] for module in MODULES)
@@ -257,12 +270,50 @@ def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(see
     assert remaining < 1.2 * torch.linalg.norm(best) + 0.02 * torch.linalg.norm(wanted)  # it has a ridge
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(SEEDS, st.permutations(range(len(PATHS))))
 def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> None:
     connector = _Connector(seed)
     for one, other in zip(connector.solve().values(), connector.solve(order).values(), strict=True):
         torch.testing.assert_close(one.weight, other.weight, atol=1e-6, rtol=1e-6)
+
+
+class _Twin(DistributedContext):
+    """One of two processes, which are threads."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, values: list[Tensor], barrier: threading.Barrier) -> None:
+        self.rank, self._values, self._barrier = rank, values, barrier
+
+    def all_reduce_(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            first, second = self._exchange(tensor.clone())
+            tensor.copy_(first + second)
+
+    def union(self, keys: Tensor) -> Tensor:
+        return torch.unique(torch.cat(self._exchange(keys)))
+
+    def _exchange(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        self._values[self.rank] = value
+        self._barrier.wait(30)
+        first, second = self._values
+        self._barrier.wait(30)
+        return first, second
+
+
+def test_several_processes_find_what_one_does() -> None:
+    connector, barrier = _Connector(3), threading.Barrier(2)
+    twins = [_Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        shares = [
+            threads.submit(connector.measured, order, distributed=twin)
+            for order, twin in zip(([0, 2], [3, 1]), twins, strict=True)
+        ]
+        solved = [connector.method.solve_stage(share.result()) for share in shares]
+    for module, alone in connector.solve().items():
+        for one in solved:
+            torch.testing.assert_close(one[module].weight, alone.weight, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_stay_within_the_change_that_is_allowed() -> None:
@@ -295,11 +346,12 @@ def test_gates_of_an_earlier_edit_are_not_used_again() -> None:
     assert (gates[:, None] == again.weight).all(2).any(1).all()
 
 
-def test_an_activation_that_never_closes_or_another_map_between_is_refused() -> None:
+def test_another_map_between_or_an_activation_that_is_still_open_is_refused() -> None:
     connector = _Connector(0)
-    for activation in (torch.tanh, nn.functional.silu):
-        with pytest.raises(InputError, match="not two linear maps with an activation between that closes"):
-            connector.method.solve_stage(connector.measured(activation=activation))
+    with pytest.raises(InputError, match="not two linear maps with an activation between"):
+        connector.method.solve_stage(connector.measured(activation=torch.relu))
+    with pytest.raises(InputError, match=r"closed=0\.5: the connector's activation is not yet closed there"):
+        replace(connector.method, closed=0.5).solve_stage(connector.measured())
     measured = connector.measured()
     with pytest.raises(InputError, match="one: gates need two linear maps"):
         connector.method.solve_stage({MODULES[0]: measured[MODULES[0]]})
@@ -417,12 +469,12 @@ def test_views_of_the_target_pass_behind_the_records(forget_request: ForgetReque
 
 
 def test_settings_go_to_the_step_that_has_them() -> None:
-    method = make_method("shielded+gated", {"retain_weight": 96.0, "opened": 6.0})
+    method = make_method("shielded+gated", {"retain_weight": 96.0, "closed": 4.0})
     assert isinstance(method, ShieldedGated)
     shielded, gated = method.steps
     assert (shielded.name, gated.name) == ("shielded", "gated")
     assert shielded == make_method("shielded", {"retain_weight": 96.0})
-    assert gated == make_method("gated", {"opened": 6.0})
+    assert gated == make_method("gated", {"closed": 4.0})
     assert ShieldedGated().search is not None
     assert method.search is None
 

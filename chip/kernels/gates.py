@@ -95,54 +95,67 @@ def _widest(points: Tensor, others: Tensor, softness: float, active: int) -> Ten
     return w
 
 
-def choose_gates(
-    responses: Tensor, highest: Tensor, cost: Tensor, first: Tensor, *, opening: float, count: int, budget: float
-) -> tuple[Tensor, Tensor]:
-    """Which gates to build: greedily, the widest gap first, and none for a point at which a chosen one opens already.
-
-    A gate closes at the highest response of what is to pass, and opens fully at its own point; at another point it
-    counts as open where the response is beyond `opening` of the way from the one to the other.
+def balanced_openings(gaps: Tensor, moves: Tensor, closed: float, ratio: float) -> Tensor:
+    """How far to open each gate so that its two sides weigh alike: o with (closed + o) / gap = ratio · move / o.
 
     Args:
-        responses: (n, n): w·x of each gate, one for each point, at each point.
-        highest: (n,): the highest response of what is to pass.
+        gaps: (n,) > 0: w·x less the highest response of what passes, for w of length 1.
+        moves: (n,): length of what a gate has to add to the output at its own point.
+        closed: > 0.
+        ratio: of a unit's weights in front to those behind, as a whole: ‖W₁‖ / ‖W₂‖.
+
+    Returns:
+        (n,) > 0.
+    """
+    opened = (torch.sqrt(closed**2 + 4 * ratio * gaps * moves) - closed) / 2
+    return opened.clamp(min=closed / 10)
+
+
+def choose_gates(
+    opens: Tensor, possible: Tensor, cost: Tensor, first: Tensor, *, count: int, budget: float
+) -> tuple[Tensor, Tensor]:
+    """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already.
+
+    Args:
+        opens: (n, n) bool: whether each gate, one for each point, opens at each point.
+        possible: (n,) bool: whether there can be such a gate.
         cost: (n,): of each gate.
-        first: (n,) bool: points that come before all others, however narrow their gaps.
-        opening: from 0 to 1.
+        first: (n,) bool: points that come before all others, whatever their gates cost.
         count: how many gates there can be.
         budget: what they may cost together.
 
     Returns:
-        (k,) int64, k ≤ count, in the order of choice; no gate without a gap is among them.
+        (k,) int64, k ≤ count, in the order of choice.
         (n,) bool: the points at which one of them opens.
     """
-    gap = responses.diagonal() - highest
-    opens = responses - highest[:, None] >= opening * gap[:, None]
     chosen: list[int] = []
     covered, spent = torch.zeros_like(first), 0.0
-    by_gap = gap.argsort(descending=True)
-    for gate in (*by_gap[first[by_gap]].tolist(), *by_gap[~first[by_gap]].tolist()):
+    cheapest = cost.argsort(stable=True)
+    for gate in (*cheapest[first[cheapest]].tolist(), *cheapest[~first[cheapest]].tolist()):
         affordable = len(chosen) < count and spent + float(cost[gate]) <= budget
-        if affordable and gap[gate] > 0 and not covered[gate]:
+        if affordable and possible[gate] and not covered[gate]:
             chosen.append(gate)
             covered, spent = covered | opens[gate], spent + float(cost[gate])
-    return torch.tensor(chosen, dtype=torch.int64, device=responses.device), covered
+    return torch.tensor(chosen, dtype=torch.int64, device=opens.device), covered
 
 
-def gate_units(directions: Tensor, highest: Tensor, own: Tensor, closed: float, open_: float) -> tuple[Tensor, Tensor]:
+def gate_units(
+    directions: Tensor, highest: Tensor, own: Tensor, closed: float, opened: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weights and biases of hidden units whose pre-activation is −`closed` at the highest response of what passes, and
-    `open_` at the gate's own point.
+    `opened` at the gate's own point.
 
     Args:
         directions: w (k, d).
         highest: (k,): the highest w·x of what passes.
         own: (k,): w·x at the gate's own point, above `highest`.
-        closed, open_: > 0.
+        closed: > 0.
+        opened: (k,) > 0.
 
     Returns:
         (k, d) and (k,).
     """
-    slope = (closed + open_) / (own - highest)
+    slope = (closed + opened) / (own - highest)
     return slope[:, None] * directions, -closed - slope * highest
 
 

@@ -31,6 +31,9 @@ from chip.methods.statistics import SecondMoment
 from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics, TokenRole
 
+NEAREST_LOOKS = 3
+"""In how many passes the nearest of what is retained are looked for: along Fisher's directions, then along those that
+are the widest as far as is known."""
 RIDGE = 1e-2
 """Of the directions along which the nearest of what is retained are looked for, as a share of C's mean diagonal."""
 
@@ -57,7 +60,7 @@ class Gated(Method):
 
     name: ClassVar[str] = "gated"
     version: ClassVar[int] = 1
-    needs: ClassVar[Needs] = Needs(whole_connectors=True, looks=3)
+    needs: ClassVar[Needs] = Needs(whole_connectors=True, looks=2 + NEAREST_LOOKS)
     target_modules: ClassVar[tuple[str, ...]] = ("connector",)
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -70,13 +73,10 @@ class Gated(Method):
         maximum=len(ALTERATIONS),
     )
     closed: float = setting(
-        2.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
-    )
-    opened: float = setting(
-        8.0, "How far above 0 it is for the gate's own token; higher opens for more of what is like it.", minimum=0.1
+        3.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
     )
     max_change: float = setting(
-        1.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
+        2.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
     )
 
     def can_edit(self, module: TargetModule) -> bool:
@@ -109,7 +109,7 @@ class Gated(Method):
 
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
         first, second = _pair(modules)
-        limits = GateLimits(self.units, self.closed, self.opened, self.max_change)
+        limits = GateLimits(self.units, self.closed, self.max_change)
         if not len(modules[first].statistics.directions):
             message = f"{first.name}: no image of the target's own to tell from what is retained; no gate"
             warnings.warn(message, ChipWarning, stacklevel=2)
@@ -133,9 +133,11 @@ class Gated(Method):
 def _next(statistics: Any, last: bool) -> Callable[[], Statistics]:
     """What follows a look; along no direction where the module is the connector's `last`."""
     if isinstance(statistics, NearestStatistics):
-        target = statistics.seen.target.inputs[: 0 if last or not len(statistics.pool) else None]
-        widest = widest_directions(target, statistics.pool)
-        return lambda: HighestStatistics(statistics.seen, widest)
+        seen, pool = statistics.seen, statistics.pool
+        widest = widest_directions(seen.target.inputs[: 0 if last or not len(pool) else None], pool)
+        if statistics.looks < NEAREST_LOOKS:
+            return lambda: NearestStatistics(seen, widest, statistics)
+        return lambda: HighestStatistics(seen, widest)
     target = statistics.target.inputs[: 0 if last or statistics.retained.count == 0 else None]
     towards = separating_directions(target, statistics.mean, statistics.covariance, RIDGE) if len(target) else target
     return lambda: NearestStatistics(statistics, towards)

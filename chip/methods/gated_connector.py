@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from chip.errors import InputError
-from chip.kernels.gates import choose_gates, gate_units, output_columns, refit_without
+from chip.kernels.gates import balanced_openings, choose_gates, gate_units, output_columns, refit_without
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_statistics import GatedStatistics, HighestStatistics
 
 OPENING = 0.5
-"""A gate counts as open for a token that is at least so far on the way from where it closes to its own token."""
+"""A gate counts as open for a token for which it opens at least so far as for its own."""
+CLOSED = 20
+"""How many times as much a gate gives as far above 0 as it gives below."""
 REFIT_RIDGE = 1e-4
 """Of what takes the freed units' place, as a share of the mean square of a hidden unit."""
 COLUMN_RIDGE = 1e-3
@@ -31,7 +33,6 @@ class GateLimits:
 
     units: float
     closed: float
-    opened: float
     max_change: float
 
 
@@ -49,21 +50,38 @@ class Gates:
     """(n,) bool: those that can be told from all that is retained."""
 
 
-def build_gates(first: MeasuredModule, count: int, limits: GateLimits) -> Gates:
-    """Gates on the inputs of a connector's first map: those with the widest gaps first, `count` at most."""
+def build_gates(first: MeasuredModule, second: MeasuredModule, count: int, limits: GateLimits) -> Gates:
+    """Gates on the inputs of a connector's first map, the cheapest first, `count` at most.
+
+    A gate costs what it takes of the norm that its weights may have in front of the activation and behind it.
+    """
     statistics: HighestStatistics = first.statistics
     seen, directions, highest = statistics.seen, statistics.directions, statistics.highest
     responses = directions @ seen.target.inputs.T  # (n, n)
-    gap = responses.diagonal() - highest
-    slope = (limits.closed + limits.opened) / gap.clamp(min=torch.finfo(gap.dtype).tiny)
-    budget = (limits.max_change * torch.linalg.norm(first.weight.to(gap.dtype))) ** 2
-    original = seen.target.images < seen.record_weights.originals
+    own = responses.diagonal()
+    gap, moves = own - highest, torch.linalg.norm(_moves(second), dim=1)
+    front, behind = (torch.linalg.norm(module.weight.to(gap.dtype)) for module in (first, second))
+    wide = gap.clamp(min=torch.finfo(gap.dtype).eps)
+    opened = balanced_openings(wide, moves, limits.closed, float(front / behind))
+    weight, bias = gate_units(directions, own - wide, own, limits.closed, opened)
+    opens = weight @ seen.target.inputs.T + bias[:, None] >= OPENING * opened[:, None]
+    cost = torch.linalg.norm(weight, dim=1) / front + moves / (opened * behind)  # of two equal parts
     chosen, covered = choose_gates(
-        responses, highest, slope.square(), original, opening=OPENING, count=count, budget=float(budget)
+        opens,
+        gap > 0,
+        (cost / 2).square(),
+        seen.target.images < seen.record_weights.originals,
+        count=count,
+        budget=limits.max_change**2,
     )
-    own = responses.diagonal()[chosen]
-    weight, bias = gate_units(directions[chosen], highest[chosen], own, limits.closed, limits.opened)
-    return Gates(weight, bias, covered, gap > 0)
+    return Gates(weight[chosen], bias[chosen], covered, gap > 0)
+
+
+def _moves(second: MeasuredModule) -> Tensor:
+    """(n, d_out): from the output of each of the target's tokens to the mean one of the retained at its place."""
+    hidden: GatedStatistics = second.statistics.seen
+    means = hidden.retained_means.mean_at(hidden.target.places)
+    return (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
 
 
 def solve_connector(
@@ -77,7 +95,8 @@ def solve_connector(
     """
     hidden: GatedStatistics = second.statistics.seen
     order = _idle_units(hidden, second.weight)
-    gates = build_gates(first, min(len(order), int(limits.units * second.weight.shape[1])), limits)
+    count = min(len(order), int(limits.units * second.weight.shape[1]))
+    gates = build_gates(first, second, count, limits)
     if not len(gates.bias):
         return None
     return *_replace_units(first, second, gates, order[: len(gates.bias)], limits), gates
@@ -142,16 +161,19 @@ def _side_by_side(freed: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_activation(first: MeasuredModule, second: MeasuredModule, limits: GateLimits) -> None:
     """Raise `InputError` unless the second map gets what the activation makes of the first one's output, and the
-    activation closes below zero."""
+    activation is about zero where gates are closed."""
     target, hidden = first.statistics.seen.target, second.statistics.seen.target
     dtype = target.inputs.dtype
     output = target.inputs @ first.weight.to(dtype).T + _or_zeros(first.bias, first.weight).to(dtype)
-    closed, opened = _activated(first, output.new_tensor([-limits.closed, limits.opened])).tolist()
     same = torch.equal(target.keys, hidden.keys)
     error = torch.linalg.norm(_activated(first, output) - hidden.inputs) if same else torch.inf
-    if not error <= 0.02 * torch.linalg.norm(hidden.inputs) or abs(closed) > opened / 20:
-        message = "its connector is not two linear maps with an activation between that closes; use --method shielded"
+    if not error <= 0.02 * torch.linalg.norm(hidden.inputs):
+        message = "its connector is not two linear maps with an activation between; use --method shielded"
         raise InputError(message, argument="method", value="gated")
+    closed, opened = _activated(first, output.new_tensor([-limits.closed, limits.closed])).tolist()
+    if abs(closed) > opened / CLOSED:
+        message = "the connector's activation is not yet closed there; give a higher one, or use --method shielded"
+        raise InputError(message, argument="closed", value=limits.closed)
 
 
 def _activated(module: MeasuredModule, x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from chip.model.tokens import TokenRole, Tokens
 PLACES = 2**32
 """A token's key is its image's number times this, and its place in the image."""
 
-POOL = 2**14
-"""Of what is retained, about so many tokens are held at most."""
+NEAREST = 16
+"""Tokens of what is retained that are held for each direction and look."""
 
 
 @dataclass(frozen=True)
@@ -132,51 +132,53 @@ class GatedStatistics:
 
 
 class NearestStatistics:
-    """Second look: of what is retained, the tokens that respond most along some directions."""
+    """Later looks: of what is retained, the tokens that respond most along some directions."""
 
-    def __init__(self, seen: GatedStatistics, directions: Tensor) -> None:
-        """`directions`: (c, d_in)."""
+    def __init__(self, seen: GatedStatistics, directions: Tensor, earlier: NearestStatistics | None = None) -> None:
+        """`directions`: (c, d_in). `earlier`: the look before, whose tokens are among these too."""
         self.seen, self._directions = seen, directions
-        self.pool = directions.new_empty(0, directions.shape[1])
-        """(p, d_in): the tokens, each once."""
+        self.looks: int = 1 if earlier is None else earlier.looks + 1
+        self._held = directions.new_empty(0, directions.shape[1]) if earlier is None else earlier.pool
+        self._found = self._held[:0]
+        """(p, d_in): the tokens of this look, each once."""
         self._values = directions.new_empty(0, len(directions))
         """(k, c): the highest responses along each direction."""
         self._rows = torch.empty(0, len(directions), dtype=torch.int64, device=directions.device)
-        """(k, c): the rows of `pool` that give them."""
+        """(k, c): the rows of `_found` that give them."""
+
+    @property
+    def pool(self) -> Tensor:
+        """(p, d_in): the tokens of all looks, each once; in an order that does not depend on how they came in."""
+        tokens: Tensor = torch.unique(torch.cat((self._held, self._found)), dim=0)
+        return tokens
 
     def update(self, tokens: Tokens) -> None:
         _, retained = roles_of(tokens, self.seen.record_weights)
         if len(self._directions) and retained.any():
-            x = tokens.inputs[retained].to(self.pool.dtype)
+            x = tokens.inputs[retained].to(self._found.dtype)
             values = x @ self._directions.T
             rows = torch.arange(len(x), device=x.device)[:, None].expand_as(values)
             self._add(x, values, rows)
 
-    def _add(self, pool: Tensor, values: Tensor, rows: Tensor) -> None:
-        """Take notice of further tokens; values and rows as those of this class."""
-        rows = torch.cat((self._rows, rows + len(self.pool)))
-        top = torch.cat((self._values, values)).topk(min(_kept(len(self._directions)), len(rows)), dim=0)
+    def _add(self, found: Tensor, values: Tensor, rows: Tensor) -> None:
+        """Take notice of further tokens; arguments as the attributes of these names."""
+        rows = torch.cat((self._rows, rows + len(self._found)))
+        top = torch.cat((self._values, values)).topk(min(NEAREST, len(rows)), dim=0)
         used, rows = torch.unique(rows.gather(0, top.indices), return_inverse=True)
-        self.pool, self._values, self._rows = torch.cat((self.pool, pool))[used], top.values, rows
+        self._found, self._values, self._rows = torch.cat((self._found, found))[used], top.values, rows
 
     def merge(self, distributed: DistributedContext) -> None:
-        own = NearestStatistics(self.seen, self._directions)
+        own = (self._found, self._values, self._rows)
+        self._found, self._values, self._rows = (part[:0] for part in own)
         for rank in range(distributed.world_size):
-            parts = [part if rank == distributed.rank else None for part in (self.pool, self._values, self._rows)]
-            sizes = torch.tensor([0 if part is None else len(part) for part in parts])
+            sizes = torch.tensor([len(part) if rank == distributed.rank else 0 for part in own])
             distributed.all_reduce_(sizes)
-            pool, values, rows = (
-                like.new_zeros(int(size), like.shape[1]) if part is None else part.clone()
-                for part, like, size in zip(parts, (self.pool, self._values, self._rows), sizes.tolist(), strict=True)
-            )
-            distributed.all_reduce_(pool, values, rows)
-            own._add(pool, values, rows)
-        self.pool, self._values, self._rows = own.pool, own._values, own._rows
-
-
-def _kept(directions: int) -> int:
-    """How many tokens are kept for each of so many directions."""
-    return max(8, min(128, POOL // max(1, directions)))
+            parts = [
+                part.clone() if rank == distributed.rank else part.new_zeros(size, part.shape[1])
+                for part, size in zip(own, sizes.tolist(), strict=True)
+            ]
+            distributed.all_reduce_(*parts)
+            self._add(*parts)
 
 
 class HighestStatistics:
