@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chip.data.record import VALIDATION, Record
@@ -58,6 +59,8 @@ class Evaluation:
     seed: int
     levels: tuple[str, ...] = ()
     """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not known."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Attack, or a step of one, that was asked for and could not be run -> why."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""
@@ -69,6 +72,7 @@ class Evaluation:
         return {
             "attacks": list(self.attacks),
             "seed": self.seed,
+            "skipped": dict(self.skipped),
             "rows": [row.to_json() for row in self.rows],
             "reference": None if self.reference is None else [row.to_json() for row in self.reference],
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import clusters
-from chip.evaluation.metrics.aggregate import harmonic_mean, recovered_gap, worst
-from chip.evaluation.metrics.truth_ratio import forget_quality
+from chip.evaluation.metrics.aggregate import harmonic_mean, worst
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, ResultRow, in_split
 
 Array = NDArray[np.float64]
+
+LOW_WHERE_KNOWN = ("truth_ratio", "lost_log_probability")
+"""Measures that are small where the model knows: then the smaller one is a target's worst."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Mean:
         return ResultRow(group, split, measure, attack, self.value, *interval(self.samples), self.count)
 
     def minus(self, other: Mean) -> Mean:
-        samples = _combine(operator.sub, self.samples, other.samples)
+        samples = combine(operator.sub, self.samples, other.samples)
         return Mean(self.value - other.value, samples, self.count + other.count)
 
 
@@ -98,8 +100,7 @@ class Table:
         measured = [mean for mean in both if mean is not None]
         if len(measured) < len(both):
             return measured[0] if measured else None
-        # A truth ratio is small where the model knows: then the smaller one is a target's worst.
-        forgotten = (group == "target") != (measure == "truth_ratio")
+        forgotten = (group == "target") != (measure in LOW_WHERE_KNOWN)
         value = worst(measured[0].value, measured[1].value, forgotten)
         return next(mean for mean in measured if mean.value == value)
 
@@ -131,7 +132,7 @@ class Table:
             if target is not None and retained is not None:
                 value = harmonic_mean(1 - target.value, retained.value)
                 forgotten = None if target.samples is None else 1 - target.samples
-                samples = _combine(harmonic_mean, forgotten, retained.samples)
+                samples = combine(harmonic_mean, forgotten, retained.samples)
                 both = Mean(value, samples, target.count + retained.count)
                 yield both.row(RETAINED, split, "forget_retain_harmonic_mean", NO_ATTACK)
 
@@ -153,28 +154,7 @@ class Table:
             yield true_positives.row("target", "trained", f"true_positives_{name}", attack)
 
 
-def relations(table: Table, reference: Table) -> Iterator[ResultRow]:
-    """How a model stands to the one that was retrained without the target."""
-    for attack in dict.fromkeys(attack for attack, _ in table.outputs.values):
-        for split in (*SPLITS, WORST):
-            gap, full = table.gap(split, attack), reference.gap(split, attack)
-            if gap is not None and full is not None:
-                samples = _combine(recovered_gap, gap.samples, full.samples)
-                recovered = Mean(recovered_gap(gap.value, full.value), samples, gap.count)
-                yield recovered.row(GAP, split, "recovered_gap", attack)
-            own, other = (each.mean("target", split, "exact_match", attack) for each in (table, reference))
-            if own is not None and other is not None:
-                above = replace(own.minus(other), count=own.count)
-                yield above.row("target", split, "exact_match_above_retrained", attack)
-    for split in SPLITS:
-        ratios, retrained = table.truth_ratios(split), reference.truth_ratios(split)
-        if len(ratios) and len(retrained):
-            statistic, p = forget_quality(ratios, retrained)
-            for name, value in (("ks_statistic", statistic), ("ks_p", p)):
-                yield Mean(value, None, len(ratios)).row("target", split, name, NO_ATTACK)
-
-
-def _combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
+def combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
     """Two figures made into one, sample by sample."""
     if first is None or second is None:
         return None
