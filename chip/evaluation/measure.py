@@ -5,7 +5,7 @@ from __future__ import annotations
 from chip.evaluation.attacks.base import LACKING, ORIGINAL, REFERENCE
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
-from chip.evaluation.metrics.classification import measure_classification
+from chip.evaluation.metrics.classification import measure_tasks
 from chip.evaluation.metrics.generated import measure_generated
 from chip.evaluation.metrics.leak import measure_leak
 from chip.evaluation.metrics.truth_ratio import measure_truth_ratio
@@ -38,7 +38,7 @@ def measure(
     # 1. How probable are the answers, and which are the most probable ones? What follows builds on it.
     context.score(NO_ATTACK, dict(enumerate(config.records)), "asking")
     # 2. Which option does it choose, and what do wrong answers cost it?
-    measure_classification(context)
+    measure_tasks(context)
     measure_truth_ratio(context, config)
     # 3. What does it say, and what does it let slip?
     measure_generated(context, config)

@@ -76,12 +76,16 @@ def _depth(table: Table, reference: Table) -> Iterator[ResultRow]:
         np.array([each.outputs.values[layer, depth.LOST] for layer in layers]) for each in (table, reference)
     )
     scores = depth.unlearning_depth_score(lost, of_retrained)
+    by_split: dict[str, Mean] = {}
     for split in SPLITS:
         indices = table.indices("target", split, scores)
         if indices:
             samples = means(scores[indices], clusters(config.records, indices), config.seed, "target")
-            score = Mean(float(scores[indices].mean()), samples, len(indices))
-            yield score.row("target", split, "unlearning_depth_score", depth.Depth.name)
+            by_split[split] = Mean(float(scores[indices].mean()), samples, len(indices))
+    if by_split:
+        by_split[WORST] = min(by_split.values(), key=lambda mean: mean.value)
+    for split, score in by_split.items():
+        yield score.row("target", split, "unlearning_depth_score", depth.Depth.name)
 
 
 def _trace(table: Table, reference: EvalOutputs) -> Iterator[ResultRow]:

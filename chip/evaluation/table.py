@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.data.chance import chance_accuracy
+from chip.data.record import TASKS
 from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.config import EvalConfig
@@ -113,13 +114,10 @@ class Table:
     def _chances(self) -> Iterator[ResultRow]:
         """What a model that knows nothing of the target would score, beside what is measured."""
         chance = chance_accuracy(self.config.request.hierarchy, self.config.request.partition).numpy()
-        measures = {
-            "chance": (NO_ATTACK, "exact_match"),
-            "classification_chance": (NO_ATTACK, "classification_accuracy"),
-            "cloze_chance": (NO_ATTACK, "cloze_accuracy"),
-        }
-        for name, key in measures.items():
-            values = np.where(np.isnan(self.outputs.values[key]), np.nan, chance)
+        measures = {"chance": "exact_match", **{f"{task}_chance": f"{task}_accuracy" for task in TASKS}}
+        asked = {name: self.outputs.values.get((NO_ATTACK, measure)) for name, measure in measures.items()}
+        for name, values in ((name, values) for name, values in asked.items() if values is not None):
+            values = np.where(np.isnan(values), np.nan, chance)
             for group in self.config.groups:
                 for split in SPLITS:
                     mean = self._mean_of(group, split, values)
