@@ -27,7 +27,7 @@ from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
 from chip.evaluation.facts import fact
 from chip.evaluation.measure import measure
-from chip.evaluation.metrics.leak import leak_of
+from chip.evaluation.metrics.leak_estimator import leak_of
 from chip.model.forward.trace import change_output
 from chip.model.loading import VLM
 

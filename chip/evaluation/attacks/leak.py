@@ -14,7 +14,7 @@ import numpy as np
 from chip.data.answers import is_correct
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
-from chip.evaluation.metrics.leak import leak_of
+from chip.evaluation.metrics.leak_estimator import leak_of
 from chip.model.generation import draw_answers
 
 MOST_QUESTIONS = 64
