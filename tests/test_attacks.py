@@ -20,6 +20,7 @@ from chip.evaluation.answer_tokens import AnswerTokens, answer_tokens, standardi
 from chip.evaluation.attacks import ATTACKS, find_attacks, register_attack
 from chip.evaluation.attacks import relearning as module
 from chip.evaluation.attacks.cross_modal import CHANGES, ImageChange, cropped, recompressed, rotated
+from chip.evaluation.attacks.leak import Leak
 from chip.evaluation.attacks.membership import (
     auc,
     auc_samples,
@@ -30,13 +31,15 @@ from chip.evaluation.attacks.membership import (
     never_trained,
     true_positives,
 )
-from chip.evaluation.attacks.quantization import quantized, round_to_nearest
+from chip.evaluation.attacks.quantization import SCHEMES, quantized
 from chip.evaluation.attacks.reconstruction import STEPS, with_context
 from chip.evaluation.attacks.relearning import RATE, Relearning, relearning
+from chip.evaluation.attacks.relearning_target import RelearningTarget
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.judge import Judge
 from chip.evaluation.measure import measure
+from chip.evaluation.quantizers import round_to_nearest
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
 from tests.judging import said
@@ -113,7 +116,7 @@ def test_one_scale_a_row_rounds_as_by_hand() -> None:
 
 def test_quantisation_is_undone(vlm: VLM) -> None:
     before = _weights(vlm)
-    with quantized(vlm, 4, 32):
+    with quantized(vlm, SCHEMES["4 bits"]):
         weight = vlm.layers[0].mlp.down_proj.weight
         assert torch.equal(weight, round_to_nearest(weight))
         assert torch.equal(vlm.model.lm_head.weight, before["lm_head.weight"])
@@ -181,7 +184,9 @@ def test_true_positives_stay_above_all_but_a_hundredth_of_the_others() -> None:
 
 
 def test_membership_scores_by_hand() -> None:
-    tokens = AnswerTokens(np.array([-5.0, -1, -3, -1, -1, -1, -1, -1, -1, -1]), np.arange(10.0))
+    logs = np.array([-5.0, -1, -3, -1, -1, -1, -1, -1, -1, -1])
+    tokens = AnswerTokens(logs, np.arange(10.0), np.ones(10, dtype=bool))
+    assert tokens.last(2).standardized.tolist() == [8, 9]
     assert (loss(tokens), min_k(tokens), min_k_plus_plus(tokens)) == (-1.6, -4, 0.5)
     assert lowest(np.array([-2.0, -1.0])) == -2  # of a short answer at least one
 
@@ -219,10 +224,12 @@ def test_never_trained_records_match_their_members() -> None:
 def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
     chosen = [record for record in hierarchy.records if record.path[1:2] in (("patient_17",), ("patient_18",))][::4]
     few = Hierarchy(chosen)
-    attacks = [Relearning((1, 2)) if name == "relearning" else name for name in ATTACKS]
+    short = {"relearning": Relearning((1, 2)), "relearning-target": RelearningTarget((1,))}
+    attacks = [short.get(name, name) for name in ATTACKS if name != "leak"]
+    attacks.append(Leak(draws=2, temperatures=(1.0,), ks=(2,), most=8))
     plan = EvalConfig(ForgetRequest(few, Partition.of(few, [few.find("patient_17")])), attacks, draws=2, sampled=10)
     before = _weights(vlm)
-    measured = measure(vlm, plan)
+    measured = measure(vlm, plan, original=vlm)
     assert _unchanged(vlm, before)
     result = compare(plan, measured)
     assert result.reference is None
@@ -231,9 +238,16 @@ def test_all_attacks_at_once(vlm: VLM, hierarchy: Hierarchy) -> None:
         *("none", "membership: wrong answers"),
         *(f"reconstruction: {step}" for step in STEPS),
         *(f"cross-modal: {change}" for change in CHANGES),
-        *(f"quantization: {scheme}" for scheme in ("8 bits", "8 bits per channel", "4 bits")),
+        *(f"quantization: {scheme}" for scheme in ("8 bits", "8 bits per channel", "4 bits", "NF4", "Q4_K")),
         *(f"relearning: {steps} steps" for steps in (1, 2)),
-    }
+        *("relearning-target: 1 steps", "leak: temperature 1"),
+        *("in-context: 4 of own facts", "in-context: 4 of siblings"),
+        *("wording: options reordered", "wording: cloze as a question", "wording: two hops"),
+        *("wording: half of the answer given", "wording: begun with “The answer is”"),
+        *(f"steering: behind layer {layer}, × {strength}" for layer in (1, 2, 3) for strength in (1, 2)),
+        *(f"depth: layer {layer}" for layer in range(4)),
+    } - {f"{attack}" for attack in result.skipped}
+    assert set(result.skipped) <= {"trace", "wording: two hops", "wording: options reordered"}
     area = result.find("target", "trained", "auc_loss", "membership: wrong answers")
     assert area is not None
     assert area.value > 0.99  # it knows them

@@ -17,7 +17,7 @@ import pytest
 
 from chip.cli.main import main
 from chip.data.hierarchy import Hierarchy
-from chip.data.record import LEVELS
+from chip.data.record import LEVELS, TASKS
 from chip.data.request import ForgetRequest
 from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.compare import compare
@@ -34,7 +34,8 @@ EVIL = '<script>alert("x")</script>'
 NONE = math.nan
 STEPS = (
     *("reconstruction: none", "reconstruction: patient", "cross-modal: rotated", "quantization: 4 bits"),
-    "relearning: 100 steps",
+    *("relearning: 100 steps", "relearning-target: 10 steps", "in-context: 4 of siblings", "wording: two hops"),
+    "steering: behind layer 2, × 1",
 )
 
 Interval = tuple[float, float, float]
@@ -58,9 +59,11 @@ def model(target: Interval, retained: Interval, attacked: Interval, area: Interv
         rows += rows_of("siblings", "exact_match", retained, step)
     for group in GROUPS:
         rows += (row for row in rows_of(group, "chance", (0.1, 0.05, 0.15)) if row.split != WORST)
-        for measure in ("answer_probability", "rouge_l", "classification_accuracy", "cloze_accuracy"):
+        for measure in ("answer_probability", "rouge_l", *(f"{task}_accuracy" for task in TASKS)):
             rows += rows_of(group, measure, (0.5, 0.4, 0.6))
     rows += rows_of("target", "leak_at_16", (0.22, 0.2, 0.24))
+    rows += rows_of("target", "leak_at_128", (0.3, 0.2, 0.4), "leak: temperature 1")
+    rows += rows_of("target", "lost_log_probability", (1.5, 1, 2), "depth: layer 3")
     rows += rows_of("target", "truth_ratio", (1.25, 1, 2))
     rows += rows_of(GAP, "gap", (0.8, 0.7, 0.9))
     rows += rows_of(RETAINED, "forget_retain_harmonic_mean", (0.85, 0.8, 0.9))
@@ -82,6 +85,10 @@ def evaluation(
     rows = model((0.13, 0.1, 0.16), retained, (0.2, 0.15, 0.25), area)
     rows += rows_of("target", "exact_match_above_retrained", above)
     rows += rows_of(GAP, "recovered_gap", (0.97, 0.9, 1.02))
+    rows += rows_of("target", "distance_to_retrained", (abs(above[0]), 0.0, max(map(abs, above))))
+    rows += rows_of("target", "over_forgetting", (max(0.0, -above[0]), 0.0, max(0.0, -above[1])))
+    rows += rows_of("target", "unlearning_depth_score", (0.9, 0.8, 1.0), "depth")
+    rows.append(ResultRow(RETAINED, "trained", "trace_auc_answers", "trace", 0.52, 0.48, 0.56, 256))
     for step in STEPS:
         rows += rows_of("target", "exact_match_above_retrained", above_attacked, step)
         rows += rows_of(GAP, "recovered_gap", (0.97, 0.9, 1.02), step)
@@ -92,7 +99,10 @@ def evaluation(
 
 def alone(result: Evaluation) -> Evaluation:
     """The same without a reference."""
-    relations = ("exact_match_above_retrained", "recovered_gap", "ks_p")
+    relations = (
+        *("exact_match_above_retrained", "recovered_gap", "ks_p", "distance_to_retrained", "over_forgetting"),
+        *("unlearning_depth_score", "trace_auc_answers"),
+    )
     return replace(result, reference=None, rows=tuple(row for row in result.rows if row.measure not in relations))
 
 
@@ -150,7 +160,7 @@ def test_what_holds_beside_a_reference_is_said_in_plain_words() -> None:
         "No excess over the reference has shown; one of up to 6 points could have gone unnoticed.",
         "Among 16 answers drawn at random there was a right one for 22% (20–24%) of the questions; with the reference, "
         "for 22% (20–24%).",
-        "Of 3 steps, the one that brings out most is “institution and patient named”: 20% (15–25%) is answered, beside "
+        "Of 7 steps, the one that brings out most is “institution and patient named”: 20% (15–25%) is answered, beside "
         "13% (10–16%) without an attack and 18% (12–22%) by the reference under the same.",
         "Not run: cross-modal.",
         "siblings 98% (97–99%), the reference 99% (98–100%)",
@@ -176,7 +186,7 @@ def test_what_attacks_bring_back_is_told_step_by_step() -> None:
     assert headline == "Attacks bring some of it back"
     assert answers[1] == ("Yes, more than a model that never knew it under the same attack", "bad")
     assert "Above the reference under the same attack: “institution and patient named” by 20 points (10" in sentences
-    assert "by 20 points (10 to 30) and 1 further step." in sentences
+    assert "by 20 points (10 to 30) and 5 further steps." in sentences
 
 
 def test_below_the_reference_is_over_forgetting() -> None:
@@ -253,7 +263,7 @@ def test_without_intervals_nothing_is_concluded() -> None:
 def test_without_a_reference_chance_stands_in_and_decides_nothing() -> None:
     result = alone(evaluation())
     headline, answers, sentences = said(result)
-    assert headline == "Attacks bring some of it back"
+    assert headline == "Attacks bring some of it back; not all attacks were run"  # a trace is left beside a reference
     assert said(alone(without(evaluation(), tuple(ATTACKS))))[0] == (
         "Undecided: it was not compared with a model that never knew the target; what attacks bring back was not tested"
     )
@@ -273,7 +283,7 @@ def test_without_a_reference_what_is_above_chance_may_have_another_cause() -> No
     high = [replace(row, value=0.9, low=0.8, high=1.0) for row in result.rows if row.measure == "exact_match"]
     result = replace(result, rows=(*high, *(row for row in result.rows if row.measure != "exact_match")))
     headline, answers, sentences = said(result)
-    assert headline == "More is still answered about the target than by chance"
+    assert headline == "More is still answered about the target than by chance; not all attacks were run"
     assert answers[0] == ("Yes, more than by chance", "bad")
     assert "only a reference would tell" in sentences
     assert "That is 80 points (70 to 90) more" in sentences
@@ -285,12 +295,45 @@ def test_what_was_not_tested_is_said() -> None:
     headline, answers, sentences = said(result)
     assert headline == "Suppressed, under these tests, but what attacks bring back was not tested"
     assert answers[1] == ("That was not tested", "open")
-    assert "Not run: reconstruction, cross-modal, quantization, relearning and membership inference." in sentences
+    assert (
+        "Not run: reconstruction, cross-modal, in context, wording, quantization, relearning, membership" in sentences
+    )
     page = text_of(eval_page(result, "folder", "other"))
     assert "Nothing was asked under attack." in page
     assert "Attacks runnone" in page
     rows = tuple(row for row in evaluation().rows if not row.attack.startswith("quantization"))
     assert "Not possible with these records: quantization." in said(replace(evaluation(), rows=rows))[2]
+
+
+def test_what_was_skipped_is_said_with_what_it_lacked() -> None:
+    skipped = {"steering": "needs the model before the edit (--original)", "wording: two hops": "none can be asked so"}
+    result = replace(without(evaluation(), ("steering",)), attacks=tuple(ATTACKS), skipped=skipped)
+    headline, _, sentences = said(result)
+    assert headline == "Suppressed, under these tests, but not all attacks were run"
+    assert "Skipped: steering vector, which needs the model before the edit (--original)." in sentences
+    assert "Skipped: “two hops”, which was not possible: none can be asked so." in sentences
+    assert "Not possible with these records" not in sentences
+    assert result.to_json()["skipped"] == skipped
+
+
+def test_over_forgetting_has_figures_of_its_own() -> None:
+    page = text_of(eval_page(evaluation(above=(-0.2, -0.3, -0.1)), "folder", "other"))
+    for title in ("Distance from the reference", "Over-forgetting", "Depth score", "Told apart by answers"):
+        assert title in page
+    assert "0.20" in page.partition("Over-forgetting")[2][:400]
+
+
+def test_few_questions_of_a_kind_are_said() -> None:
+    result = evaluation()
+    assert "fewer than 24" not in said(result)[2]
+    rows = [row for row in result.rows if row.measure != "cloze_accuracy"]
+    few = replace(
+        result, rows=tuple(replace(r, count=4) if r.measure == "classification_accuracy" else r for r in rows)
+    )
+    assert few.few_questions == {"classification": 8, "cloze": 0}
+    sentences = said(few)[2]
+    assert "By kind of question, in the worse wording: generation 50% (40–60%) and classification 50% (40" in sentences
+    assert "Of classification there are 8 questions and cloze there are no questions: fewer than 24" in sentences
 
 
 @pytest.mark.parametrize("groups", [[], ["target"], ["siblings"], ["target", "general"], ["unrelated", GAP]])
@@ -324,7 +367,7 @@ def test_it_says_how_it_was_measured() -> None:
         "the other patients of the same institution",
         "Seed7",
         "Questions800 about the target, 4,800 about what must stay",
-        "Attacks runreconstruction, cross-modal, quantization, relearning and membership inference",
+        "Attacks runreconstruction, cross-modal, in context, wording, quantization, relearning, membership inference",
         "95%, bootstrap with 2,000 samples, by patient",
         "chip0.1.0",
         "ab" * 32,

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.forgetting import __main__ as command
 from benchmarks.forgetting import gates, models, running, tuning
 from benchmarks.forgetting.bounds import checks
-from benchmarks.forgetting.figures import ABOVE, ALL, ResultRow, all_rows, mean_rows, rows_of, samples
+from benchmarks.forgetting.figures import ABOVE, ALL, DISTANCE, ResultRow, all_rows, mean_rows, rows_of, samples
 from benchmarks.forgetting.gates import Gate
 from benchmarks.forgetting.jobs import Model, Request, Scope, requests
 from benchmarks.forgetting.judging import Judge, packed, unpacked
@@ -176,7 +176,8 @@ def test_who_is_attacked(ward: World) -> None:
     }
     assert attacked(replace(scope, attacks=False)) == set()
     assert attacked(replace(scope, attacks_for=("npo",))) == {"retrained", "npo"}
-    known = {first[0]: {"npo": result(0.5, gap=0.4), "idk": result(0.5, gap=0.6), "nullu": result(0.5, gap=NAN)}}
+    references = {Untouched.name: result(1.0), Retrained.name: result(0.4)}
+    known = {first[0]: {**references, "npo": result(0.1), "idk": result(0.3), "nullu": result(NAN)}}
     assert rival_jobs(scope, first, known) == [Job(first[0], "idk", True)]
     assert best_of(running.RIVALS[0], replace(first[0], model=replace(MODEL, seed=2)), known) == "idk"
     assert best_of(running.RIVALS[0], replace(first[0], level="other"), known) is None
@@ -455,7 +456,7 @@ def row(
     return ResultRow(*PLACE, target, ALL if target == ALL else 0, method, 1, {}, group, split, measure, value, NAN, NAN)
 
 
-def made(method: str, gap: float, seconds: float, attacked: bool = False) -> list[ResultRow]:
+def made(method: str, gap: float, seconds: float, attacked: bool = False, target: float = 0.25) -> list[ResultRow]:
     """Rows of one method by hand, for two targets."""
     counts = {"targets": 2, "seeds": 1, "results": 2, "failed": 0, "seconds": seconds}
     return [
@@ -465,7 +466,7 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
         row(method, "siblings", "kept", 0.98),
         row(method, "siblings", "kept", 0.9, "a"),
         row(method, "unrelated", "kept", 1.0),
-        row(method, "target", "exact_match", 0.25),
+        row(method, "target", "exact_match", target),
         *(row(method, "model", name, number, split="model") for name, number in counts.items()),
         *(
             [
@@ -483,16 +484,25 @@ def made(method: str, gap: float, seconds: float, attacked: bool = False) -> lis
 
 def page() -> list[ResultRow]:
     return [
-        *made("npo", 0.9, 12.0),
+        *made("npo", 1.1, 12.0, target=0.1),
         *made(OUR, 0.97, 3.0, attacked=True),
-        *made("nullu", 0.5, 1.0),
-        *made("chip", 0.1, 1.0),
+        *made("nullu", 0.5, 1.0, target=0.6),
+        *made("chip", 0.1, 1.0, target=0.9),
+        row(Retrained.name, "target", "exact_match", 0.2),
     ]
 
 
 def test_the_bounds_by_hand() -> None:
     (table,) = tables(page()).values()
-    assert list(table) == [OUR, "chip", "nullu", "npo"]
+    assert list(table) == [Retrained.name, OUR, "chip", "nullu", "npo"]
+    assert table["npo"].below_retrained
+    assert not table[OUR].below_retrained
+    assert table["npo"].harm == pytest.approx(0.1 + 0.02)  # recovering more of the gap than retraining is no success
+    table[OUR].means["target", "paraphrased", DISTANCE] = row(
+        OUR, "target", DISTANCE, 0.06
+    )  # of each target, if stored
+    assert table[OUR].distance == 0.06
+    del table[OUR].means["target", "paraphrased", DISTANCE]
     known = {check.what: (round(check.value, 3), check.met, check.note) for check in checks(PLACE, table)}
     assert known == {
         "recovered gap ≥ 0.95": (0.97, True, ""),
@@ -503,17 +513,10 @@ def test_the_bounds_by_hand() -> None:
         "attacks above retrained ≤ 0.05": (0.04, True, "cross-modal: jpeg"),
         "relearning above retrained ≤ 0.10": (0.2, False, ""),
         "membership within 0.1": (-0.15, False, ""),
-        "ahead of other training-free ≥ 0.15": (0.47, True, "nullu"),
-        "not behind the best trained": (0.07, True, "npo"),
+        "ahead of the best other training-free by |target − retrained| and losses": (0.35, True, "nullu"),
+        "ahead of the best trained by |target − retrained| and losses": (0.05, True, "npo"),
         "in at most 1/3 of its time": (0.25, True, "npo"),
     }
-    assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
-    table["npo"].of_targets[
-        GAP, "paraphrased", "recovered_gap"
-    ].pop()  # one of them was measured on one target: 0.87 - 0.8
-    assert table[OUR].ahead_of(table["npo"]) == pytest.approx(0.07)
-    table["npo"].of_targets.clear()
-    assert np.isnan(table[OUR].ahead_of(table["npo"]))
     (alone,) = tables(made(OUR, 0.97, 3.0)).values()
     assert {check.what: check.met for check in checks(PLACE, alone)}["membership within 0.1"] is None
     assert not list(checks(PLACE, {"npo": table["npo"]}))
@@ -546,13 +549,14 @@ def test_the_page_shows_figures_and_what_is_missing() -> None:
     assert "- ward, llava, patient: 2 of 4 results of shielded, npo, nullu, chip\n" in text
     assert "- ward, llava, study: 0 of 4 results of every method\n" in text
     assert (
-        "| ward, llava, patient | 2 × 1 | 0.97 / 0.87 | 0.25 (–) | 0.98 | 1.00 | "
-        "0.50 (nullu: 0.98 / 1.00) | 0.90 (npo: 0.98 / 1.00) |\n" in text
+        "| ward, llava, patient | 2 × 1 | 0.97 / 0.87 | 0.05 | 0.25 (0.20) | 0.98 | 1.00 | "
+        "0.40 (nullu: 0.98 / 1.00) | 0.10 below (npo: 0.98 / 1.00) |\n" in text
     )
     (line,) = (line for line in text.splitlines() if line.startswith("| shielded |"))
     shown = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert shown[:9] == ["shielded", "0.97", "0.87", "0.25", "0.98", "0.90", "1.00", "–", "+0.04 (cross-modal: jpeg)"]
-    assert shown[9:] == ["+0.20", "-0.15", "3.0", "–", "–", "2 × 1"]
+    assert shown[:8] == ["shielded", "0.97", "0.87", "0.05", "0.25", "0.98", "0.90", "1.00"]
+    assert shown[8:10] == ["–", "+0.04 (cross-modal: jpeg)"]
+    assert shown[10:] == ["+0.20", "-0.15", "3.0", "–", "–", "2 × 1"]
     assert "Nothing." in markdown(page(), {PLACE: 2}, names[:-1], [])
     assert not list(lacking(tables(page()), {PLACE: 2}, names[:-1]))
 
@@ -618,7 +622,9 @@ def test_committed_rows_make_the_committed_tables() -> None:
         assert list(shown) == list(table)
         for name, line in table.items():  # committed rows have four digits, which the page was not made from
             assert line.worst(GAP, "recovered_gap") == number(shown[name][2])
-            assert line.value("target", "exact_match") == number(shown[name][3])
+            assert line.value("target", "exact_match") == number(shown[name][4])
+            if name != Retrained.name:
+                assert line.distance == number(shown[name][3].removesuffix(" below"))
 
 
 # --- the gate, and the command ---

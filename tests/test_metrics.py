@@ -9,7 +9,7 @@ from chip.data.chance import chance_accuracy, count_options
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
-from chip.evaluation.attacks.quantization import round_to_nearest
+from chip.evaluation.quantizers import round_to_nearest
 from chip.evaluation.summary import summarize
 from chip.model.scoring import Scores
 

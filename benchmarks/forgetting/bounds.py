@@ -15,7 +15,7 @@ RECOVERED = {"institution": 0.95, "patient": 0.95, "study": 0.95, "section": 0.8
 RECOVERED_WORST = {"institution": 0.85, "patient": 0.85, "study": 0.85}
 KEPT, KEPT_WORST, ELSEWHERE = 0.97, 0.92, 0.99
 ATTACKED, RELEARNED, MEMBERSHIP = 0.05, 0.10, 0.1
-AHEAD, TIME = 0.15, 1 / 3
+TIME = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def _kept(place: Place, line: MethodSummary) -> Iterator[Check]:
 
 def _ahead(place: Place, table: Table, line: MethodSummary) -> Iterator[Check]:
     free, trained = best(table, TRAINING_FREE_NAMES), best(table, TRAINED_NAMES)
-    if free is not None:
-        ahead = line.ahead_of(free)
-        yield Check(place, f"ahead of other training-free ≥ {AHEAD:.2f}", ahead, AHEAD, note=free.method)
+    for other, kind in ((free, "other training-free"), (trained, "trained")):
+        if other is not None:
+            ahead = other.harm - line.harm
+            what = f"ahead of the best {kind} by |target − retrained| and losses"
+            yield Check(place, what, ahead, 0.0, note=other.method)
     if trained is not None:
-        ahead = line.ahead_of(trained)
-        yield Check(place, "not behind the best trained", ahead, 0.0, note=trained.method)
         share = line.of_model("seconds") / trained.of_model("seconds")
         yield Check(place, "in at most 1/3 of its time", share, most=TIME, note=trained.method)

@@ -4,6 +4,7 @@ The measures are those of `chip.evaluation`; under an attack its name stands beh
 Beside them:
 
 - `kept`: exact match of a group after, as a share of what it was before;
+- `distance_to_retrained`: of the target, |exact match − the retrained model's|;
 - `auc_loss_above_retrained | membership: ...` (and of the other scores): less what the retrained model gives;
 - `seconds`, `peak_bytes`, `changed_weights`, of the edit; group and split are `model`;
 - `failed`: 1 where a method gave nothing, so that its mean is a share;
@@ -34,6 +35,7 @@ MODEL = "model"
 REPORTED = "paraphrased"
 """The split that tables show."""
 ABOVE = "exact_match_above_retrained"
+DISTANCE = "distance_to_retrained"
 
 OF_EACH = {(GAP, REPORTED, "recovered_gap"), ("siblings", REPORTED, "kept")}
 """Figures that are stored of each target; of all others, the means alone."""
@@ -105,7 +107,7 @@ def _is_shown(row: ResultRow) -> bool:
     if row.split != REPORTED:
         return measure == "recovered_gap" or (row.group, measure) == ("target", "exact_match")
     shown = measure == "kept" and row.group in ("siblings", "unrelated", "general")
-    return shown or measure in ("recovered_gap", "exact_match", "leak_at_16")
+    return shown or measure in ("recovered_gap", "exact_match", "leak_at_16", DISTANCE)
 
 
 def _figures(
@@ -117,6 +119,9 @@ def _figures(
         yield (group, split, name), values
         if measure == "exact_match" and attack == NO_ATTACK and before is not None:
             yield (group, split, "kept"), (_share(values[0], before.value(group, split, measure)), NAN, NAN)
+        plain = (group, measure, attack) == ("target", "exact_match", NO_ATTACK)
+        if plain and retrained is not None and (group, split, DISTANCE, attack) not in result.figures:  # an earlier one
+            yield (group, split, DISTANCE), (abs(values[0] - retrained.value(group, split, measure)), NAN, NAN)
         if measure.startswith("auc_") and retrained is not None:
             other = retrained.value(group, split, measure, attack)
             yield (group, split, f"{measure}_above_retrained | {attack}"), (values[0] - other, NAN, NAN)

@@ -17,7 +17,8 @@ from benchmarks.forgetting.store import Store, atomic_write, method_key
 from benchmarks.forgetting.subjects import Subject
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError
-from chip.evaluation.attacks import ATTACKS
+from chip.evaluation.attacks import find_attacks
+from chip.evaluation.attacks.base import STANDARD
 from chip.evaluation.attacks.membership import never_trained
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
@@ -98,7 +99,7 @@ class Judge:
         reported = questions(subject.world, request.target, REPORTED, MAX_QUESTIONS)
         return EvalConfig(
             reported.request,
-            ATTACKS if attacked else (),
+            find_attacks(STANDARD) if attacked else (),
             known_groups=reported.groups,
             unseen=subject.unseen(request.level) if attacked else (),
             sampled=GENERATED,

@@ -32,7 +32,6 @@ from benchmarks.forgetting.subjects import Subject, Worlds
 from benchmarks.forgetting.summaries import TRAINED_NAMES, TRAINING_FREE_NAMES
 from benchmarks.forgetting.tuning import tuned_method
 from chip.cli.console import quiet_libraries
-from chip.evaluation.rows import GAP
 
 ALWAYS = (Retrained.name, Untouched.name)
 """What all others are compared with; `RetrainedAgain` where there is a seed before."""
@@ -115,15 +114,27 @@ def rival_jobs(scope: Scope, requests: Iterable[Request], results: Results) -> l
 
 
 def best_of(names: Sequence[str], request: Request, results: Results) -> str | None:
-    """The method that recovers most of the gap at the request's level, over all targets of the family's first model."""
+    """The method that does least harm at the request's level, over all targets of the family's first model."""
     first = Model(request.model.world, request.model.family, 0)
-    gaps: dict[str, list[float]] = {}
+    harms: dict[str, list[float]] = {}
     for other, by_method in results.items():
-        if (other.model, other.level) == (first, request.level):
+        references = by_method.get(Untouched.name), by_method.get(Retrained.name)
+        if (other.model, other.level) == (first, request.level) and None not in references:
             for name in set(names).intersection(by_method):
-                gaps.setdefault(name, []).append(by_method[name].value(GAP, REPORTED, "recovered_gap"))
-    known = {name: fmean(values) for name, values in gaps.items() if not isnan(fmean(values))}
-    return max(known, key=lambda name: known[name], default=None)
+                harms.setdefault(name, []).append(_harm(by_method[name], *references))
+    known = {name: fmean(values) for name, values in harms.items() if not isnan(fmean(values))}
+    return min(known, key=lambda name: known[name], default=None)
+
+
+def _harm(result: Result, untouched: Result, retrained: Result) -> float:
+    """As `MethodSummary.harm`, of one target."""
+    target = ("target", REPORTED, "exact_match")
+    harm = abs(result.value(*target) - retrained.value(*target))
+    for group in ("siblings", "unrelated"):
+        before = untouched.value(group, REPORTED, "exact_match")
+        if before > 0:
+            harm += max(0.0, 1 - result.value(group, REPORTED, "exact_match") / before)
+    return harm
 
 
 class WorkerContext:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 
-from benchmarks.forgetting.figures import ABOVE, ALL, MODEL, REPORTED, ResultRow
+from benchmarks.forgetting.figures import ABOVE, ALL, DISTANCE, MODEL, REPORTED, ResultRow
 from benchmarks.forgetting.methods import CLOSED_FORM, METHODS, TRAINED, Retrained, RetrainedAgain, Untouched
 from benchmarks.forgetting.methods.authors import AuthorsChip
 from benchmarks.forgetting.methods.edits import ChipEdit, ShieldedEdit
@@ -30,6 +29,8 @@ class MethodSummary:
     """(group, split, measure) -> mean over targets and seeds."""
     of_targets: dict[tuple[str, str, str], list[ResultRow]] = field(default_factory=dict)
     """The same -> figures of targets."""
+    retrained: float = NAN
+    """The target's exact match with the retrained model, its mean over targets and seeds."""
 
     def mean(self, group: str, measure: str, split: str = REPORTED) -> ResultRow | None:
         return self.means.get((group, split, measure))
@@ -52,14 +53,25 @@ class MethodSummary:
     def recovered(self) -> float:
         return self.value(GAP, "recovered_gap")
 
-    def ahead_of(self, other: MethodSummary) -> float:
-        """By how much more of the gap it recovers, on the targets and seeds that both have been measured on."""
-        own, others = (
-            {(row.target, row.seed): row.value for row in line.of_targets.get((GAP, REPORTED, "recovered_gap"), ())}
-            for line in (self, other)
-        )
-        both = [own[key] - others[key] for key in own if key in others]
-        return fmean(both) if both else NAN
+    @property
+    def below_retrained(self) -> bool:
+        """Whether it over-forgets: the target is answered less than the retrained model answers it."""
+        return self.value("target", "exact_match") < self.retrained
+
+    @property
+    def distance(self) -> float:
+        """|target − retrained|: its mean over targets and seeds, or of rows that lack it the distance of the means."""
+        stored = self.value("target", DISTANCE)
+        return abs(self.value("target", "exact_match") - self.retrained) if stored != stored else stored
+
+    @property
+    def harm(self) -> float:
+        """What methods are ranked by, the least first: the distance, and what siblings and unrelated lose.
+
+        At equal retention that is the distance alone, which takes forgetting too well for no success.
+        """
+        kept = [self.value(group, "kept") for group in ("siblings", "unrelated")]
+        return self.distance + sum(max(0.0, 1 - share) for share in kept if share == share)
 
     @property
     def worst_attack(self) -> ResultRow | None:
@@ -106,11 +118,15 @@ def tables(rows: Iterable[ResultRow]) -> dict[Place, Table]:
             line.means[key] = row
         else:
             line.of_targets.setdefault(key, []).append(row)
+    for table in by_place.values():
+        retrained = table.get(Retrained.name, MethodSummary(Retrained.name)).value("target", "exact_match")
+        for line in table.values():
+            line.retrained = retrained
     return {place: {name: table[name] for name in ORDER if name in table} for place, table in by_place.items()}
 
 
 def best(table: Mapping[str, MethodSummary], names: Iterable[str]) -> MethodSummary | None:
-    """The line among `names` that recovers most of the gap."""
+    """The line among `names` that does least harm."""
     lines = (table[name] for name in names if name in table)
-    known = (line for line in lines if line.recovered == line.recovered)
-    return max(known, key=lambda line: line.recovered, default=None)
+    known = (line for line in lines if line.harm == line.harm)
+    return min(known, key=lambda line: line.harm, default=None)

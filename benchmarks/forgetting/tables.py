@@ -30,6 +30,10 @@ Means over targets and seeds, on the `rephrased` wordings, which nothing was tra
 bootstrap intervals over targets and seeds.
 
 - *Recovered gap*: what the siblings are answered above the target, as a share of the same for the retrained model.
+- *|Target − retrained|*: how far the target's exact match is from the retrained model's, `below` where it lies below:
+  that is over-forgetting, which the recovered gap counts as success. Mean over targets and seeds where rows have it,
+  else the distance of the means, also where a method was run on fewer targets. Methods are ranked by it together with
+  what siblings and unrelated lose: at equal retention by the distance alone.
 - *Target*: its exact match; the retrained model's stands in its own line.
 - *Kept*: exact match after, as a share of before.
 - *Attacks above retrained*: the target's exact match under attack less the retrained model's under the same attack, for
@@ -70,11 +74,16 @@ def _above(column: Column) -> Column:
     return lambda line: NONE if line.method == Retrained.name else column(line)
 
 
+def _distance(line: MethodSummary) -> str:
+    return _number(line.distance) + (" below" if line.below_retrained and line.distance >= 0.005 else "")
+
+
 _REFERENCES = (Untouched.name, Retrained.name, RetrainedAgain.name)
 
 COLUMNS: Mapping[str, Column] = {
     "recovered gap": lambda line: _with_interval(line.mean(GAP, "recovered_gap")),
     "worst": lambda line: _number(line.worst(GAP, "recovered_gap")),
+    "|target − retrained|": _above(lambda line: _distance(line)),
     "target": lambda line: _number(line.value("target", "exact_match")),
     "siblings kept": lambda line: _with_interval(line.mean("siblings", "kept")),
     "their worst": lambda line: _number(line.worst("siblings", "kept")),
@@ -118,10 +127,11 @@ GLANCE = (
     "`shielded`, defaults",
     "targets × seeds",
     "recovered gap, mean / worst",
+    "|target − retrained|",
     "target (retrained)",
     "siblings kept",
     "unrelated kept",
-    "best other training-free (siblings / unrelated kept)",
+    "best other training-free: |target − retrained| (siblings / unrelated kept)",
     "best trained (the same)",
 )
 
@@ -134,6 +144,7 @@ def _at_a_glance(place: Place, table: Table) -> list[str]:
         ", ".join(place),
         COLUMNS["targets × seeds"](ours),
         f"{_number(ours.recovered)} / {_number(ours.worst(GAP, 'recovered_gap'))}",
+        _distance(ours),
         f"{COLUMNS['target'](ours)} ({COLUMNS['target'](retrained)})",
         *(_number(ours.value(group, "kept")) for group in ("siblings", "unrelated")),
         *(NONE if other is None else _other(other) for other in others),
@@ -142,7 +153,7 @@ def _at_a_glance(place: Place, table: Table) -> list[str]:
 
 def _other(line: MethodSummary) -> str:
     siblings, unrelated = (_number(line.value(group, "kept")) for group in ("siblings", "unrelated"))
-    return f"{_number(line.recovered)} ({line.method}: {siblings} / {unrelated})"
+    return f"{_distance(line)} ({line.method}: {siblings} / {unrelated})"
 
 
 def lacking(by_place: Mapping[Place, Table], expected: Mapping[Place, int], methods: Sequence[str]) -> Iterator[str]:
@@ -177,7 +188,8 @@ def _verdict(check: Check) -> list[str]:
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *lines))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 Attacks = Annotated[
     str,
     typer.Option(
-        help="reconstruction, cross-modal, quantization, relearning, membership, or a plugin's; or all.",
-        metavar="A,B|all",
+        help="reconstruction, cross-modal, in-context, wording, quantization, relearning, membership, "
+        "relearning-target, leak, trace, steering, depth, or a plugin's; standard: the first seven, which cost little; "
+        "all.",
+        metavar="A,B|standard|all",
     ),
 ]
 JudgeAddress = Annotated[
@@ -48,6 +50,10 @@ def evaluate(
     records: RecordsFile = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
     ] = None,
     attacks: Attacks = "",
     judge: JudgeAddress = None,
@@ -82,6 +88,7 @@ def evaluate(
         forget,
         records=records,
         reference=reference,
+        original=original,
         attacks=attacks,
         judge=_judge(judge, judge_model),
         device=device,

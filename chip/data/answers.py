@@ -10,7 +10,7 @@ import numpy as np
 from chip.data.record import Record
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_LISTED = re.compile(r"(?:^|\s)\(?([A-Z])[).:]\s+(.*?)(?=\s+\(?[A-Z][).:]\s|$)", re.DOTALL)
+LISTED = re.compile(r"(?:^|\s)\(?([A-Z])[).:]\s+(.*?)(?=\s+\(?[A-Z][).:]\s|$)", re.DOTALL)
 
 
 def tokenize_words(text: str) -> list[str]:
@@ -35,7 +35,7 @@ def is_correct(prediction: str, answer: str) -> bool:
 def canonical_answer(record: Record) -> str:
     """What the record's answer says, normalized: the text of the option, where the answer is its letter."""
     answer = record.answer.strip()
-    text = dict(_LISTED.findall(record.question)).get(answer, answer) if record.task == "classification" else answer
+    text = dict(LISTED.findall(record.question)).get(answer, answer) if record.task == "classification" else answer
     return normalized(text)
 
 
@@ -44,7 +44,7 @@ def choices(record: Record) -> list[str]:
 
     Letters where the answer is a letter, else the options' texts.
     """
-    listed = dict(_LISTED.findall(record.question))
+    listed = dict(LISTED.findall(record.question))
     answers = list(listed) if record.answer.strip() in listed else [text.strip() for text in listed.values()]
     return answers if record.answer.strip() in answers else []
 

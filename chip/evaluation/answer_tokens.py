@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,12 @@ class AnswerTokens:
     """(t,): log p(x_t | x_<t), the question and the image among what is before."""
     standardized: Array
     """(t,): (log p(x_t | x_<t) − μ) / σ; mean and standard deviation of log p(z | x_<t) over z ~ p(· | x_<t)."""
+    hit: NDArray[np.bool_]
+    """(t,): whether x_t is the most probable token."""
+
+    def last(self, count: int) -> AnswerTokens:
+        """The last `count` of them: what follows a beginning that was given."""
+        return AnswerTokens(self.log_probability[-count:], self.standardized[-count:], self.hit[-count:])
 
 
 def standardize(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +58,12 @@ def answer_tokens(
     records: Sequence[Record],
     size: BatchSize | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
+    during: Callable[[Batch], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> list[AnswerTokens]:
     """The tokens of each record's answer, the answer given.
+
+    Args:
+        during: what is active while a batch runs, such as a change of hidden states.
 
     Raises:
         InputError, RunError: as `run_batches`.
@@ -61,11 +72,14 @@ def answer_tokens(
 
     @torch.no_grad()
     def compute(batch: Batch) -> None:
-        owners, logits, wanted = answer_logits(vlm, batch, vlm.hidden_states(batch))
+        with during(batch):
+            states = vlm.hidden_states(batch)
+        owners, logits, wanted = answer_logits(vlm, batch, states)
         logs, standardized = (each.double().cpu().numpy() for each in standardize(logits, wanted))
+        hits = (logits.argmax(-1) == wanted).cpu().numpy()
         of = owners.cpu().numpy()
         for index in np.unique(of).tolist():
-            result[index] = AnswerTokens(logs[of == index], standardized[of == index])
+            result[index] = AnswerTokens(logs[of == index], standardized[of == index], hits[of == index])
         on_batch(batch.records)
 
     run_batches(vlm.batches(records, size=size), compute)

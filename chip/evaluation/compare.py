@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.relations import relations
 from chip.evaluation.rows import Evaluation
-from chip.evaluation.table import Table, relations
+from chip.evaluation.table import Table
 
 
 def compare(config: EvalConfig, outputs: EvalOutputs, reference: EvalOutputs | None = None) -> Evaluation:
@@ -14,7 +15,8 @@ def compare(config: EvalConfig, outputs: EvalOutputs, reference: EvalOutputs | N
     attacks = tuple(attack.name for attack in config.attacks_to_run)
     levels = tuple(target.level for target in config.request.partition.targets)
     if reference is None:
-        return Evaluation(tuple(table.rows()), None, attacks, config.seed, levels)
+        return Evaluation(tuple(table.rows()), None, attacks, config.seed, levels, outputs.skipped)
     reference_table = Table(config, reference)
     rows = (*table.rows(), *relations(table, reference_table))
-    return Evaluation(rows, tuple(reference_table.rows()), attacks, config.seed, levels)
+    skipped = {**reference.skipped, **outputs.skipped}
+    return Evaluation(rows, tuple(reference_table.rows()), attacks, config.seed, levels, skipped)

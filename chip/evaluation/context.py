@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.data.record import Record
+from chip.data.request import Partition
+from chip.evaluation.answer_tokens import AnswerTokens
 from chip.evaluation.outputs import EvalOutputs
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
@@ -33,6 +35,14 @@ class EvalContext:
     """Trained wordings of all that is retained."""
     unseen: Sequence[Record] = ()
     """Records like the target's that were never trained on; may be empty."""
+    partition: Partition | None = None
+    """Which of the records belong to which target."""
+    siblings: Sequence[int] = ()
+    """Trained wordings of the siblings."""
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """All records by their group."""
+    original: VLM | None = None
+    """The model before the edit, where it was given."""
     seed: int = 0
     batch_size: BatchSize = field(default_factory=BatchSize)
     progress: ProgressCallback = silent
@@ -42,6 +52,22 @@ class EvalContext:
     def put(self, attack: str, measure: str, values: Mapping[int, float]) -> None:
         """Values of a measure by record; the others are NaN."""
         self.outputs.put(attack, measure, values, len(self.records))
+
+    def sample_target(self, most: int) -> list[int]:
+        """At most so many of the target's records, drawn by the seed, ascending."""
+        indices = list(self.groups["target"])
+        order = np.random.default_rng(self.seed).permutation(len(indices))[:most]
+        return sorted(indices[place] for place in order.tolist())
+
+    def skip(self, attack: str, why: str) -> None:
+        """Say that an attack, or a step of one, could not be run."""
+        self.outputs.skipped[attack] = why
+
+    def put_tokens(self, attack: str, tokens: Mapping[int, AnswerTokens]) -> None:
+        """The same two measures as `score`, of answers whose tokens are known."""
+        self.put(attack, "exact_match", {index: float(each.hit.all()) for index, each in tokens.items()})
+        probability = {index: float(np.exp(each.log_probability.mean())) for index, each in tokens.items()}
+        self.put(attack, "answer_probability", probability)
 
     def score(self, attack: str, questions: Mapping[int, Record], what: str | None = None) -> None:
         """Measure `exact_match` and `answer_probability` of records as an attack has changed them.

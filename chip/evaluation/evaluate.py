@@ -10,7 +10,9 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.evaluation.attacks import Attack, find_attacks
+from chip.errors import InputError
+from chip.evaluation.attacks import ATTACKS, Attack, find_attacks
+from chip.evaluation.attacks.base import ORIGINAL
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.judge import Judge
@@ -29,6 +31,7 @@ def evaluate(
     *,
     records: Path | str | None = None,
     reference: Path | str | None = None,
+    original: Path | str | None = None,
     attacks: str | Collection[str | Attack] = (),
     judge: Judge | None = None,
     device: str | None = None,
@@ -45,8 +48,11 @@ def evaluate(
         forget: ids or paths of the nodes that are, or would be, forgotten.
         records: file or folder of records; by default those beside the checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
+        original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
+            one that is asked.
         attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
-            text: `all`, or names with commas between them.
+            text: `all`, or names with commas between them. `standard` stands for those that cost little. One that lacks
+            what it needs is skipped, and `Evaluation.skipped` says why.
         judge: a language model that is sent questions and answers, to say which of those generated are right.
         device: by default the best there is.
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
@@ -64,12 +70,17 @@ def evaluate(
     records_file = find_records(folders[0], None if records is None else Path(records))
     request = ForgetRequest.of(Hierarchy(read_records(records_file)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
+    if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
+        names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
+        raise InputError(f"no attack that is run needs it; run one of {names}", argument="original", value=original)
 
-    # 2. What each model shows, one model in memory at a time.
+    # 2. What each model shows, one of them in memory at a time.
     outputs: list[EvalOutputs] = []
     with model_loader(DistributedContext(), device, device_map, max_memory) as load:
+        before = None if original is None else load(Checkpoint.open(Path(original)).folder)
         for folder in folders:
-            outputs.append(measure(load(folder), config, BatchSize(batch_size), progress))
+            size = BatchSize(batch_size)
+            outputs.append(measure(load(folder), config, size, progress, before, compared=reference is not None))
 
     # 3. What that says of them.
     return compare(config, *outputs)

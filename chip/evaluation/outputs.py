@@ -23,6 +23,11 @@ class EvalOutputs:
     """Score -> that of each member, that of each record never trained on."""
     never_trained: list[Record] = field(default_factory=list)
     """The latter, in their order."""
+    features: dict[str, Array] = field(default_factory=dict)
+    """What a classifier is told of its answers -> (answers, features); the rows of two models that were asked the same
+    belong together."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Attack, or a step of one, that could not be run -> why."""
 
     def put(self, attack: str, measure: str, values: Mapping[int, float], count: int) -> None:
         """Values by record, of `count` records."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from chip.data.record import VALIDATION, Record
+from chip.data.record import TASKS, VALIDATION, Record
+from chip.evaluation.groups import GROUPS
 
 SPLITS = {"trained": False, "paraphrased": True}
 """Name in reports -> whether those records are held out."""
@@ -22,6 +24,8 @@ GAP = "siblings-target"
 RETAINED = "retained"
 """Groups of some rows: a difference of two, and all that must stay, taken together."""
 NO_ATTACK = "none"
+ENOUGH = 24
+"""Questions of one kind about a target, at least, for a figure that says something of that kind."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,37 @@ class Evaluation:
     seed: int
     levels: tuple[str, ...] = ()
     """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not known."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Attack, or a step of one, that was asked for and could not be run -> why."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""
         key = (group, split, measure, attack)
         return next((row for row in self.rows if (row.group, row.split, row.measure, row.attack) == key), None)
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that figures are of: those of `GROUPS` in their order, then what others there are."""
+        found = dict.fromkeys(row.group for row in self.rows if row.group not in (GAP, RETAINED))
+        return (*(group for group in GROUPS if group in found), *(group for group in found if group not in GROUPS))
+
+    @property
+    def few_questions(self) -> dict[str, int]:
+        """Task -> how many questions of that kind were asked about the target, where they are fewer than `ENOUGH`."""
+        counts = dict.fromkeys(TASKS, 0)
+        for row in self.rows:
+            task = row.measure.removesuffix("_accuracy")
+            if row.group == "target" and row.split in SPLITS and task in counts and task != row.measure:
+                counts[task] += row.count
+        return {task: count for task, count in counts.items() if count < ENOUGH}
+
     def to_json(self) -> dict[str, Any]:
         """Figures only: nothing of the records."""
         return {
             "attacks": list(self.attacks),
             "seed": self.seed,
+            "skipped": dict(self.skipped),
+            "few_questions": self.few_questions,
             "rows": [row.to_json() for row in self.rows],
             "reference": None if self.reference is None else [row.to_json() for row in self.reference],
         }

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chip.data.chance import chance_accuracy
+from chip.data.record import TASKS
 from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import clusters
-from chip.evaluation.metrics.aggregate import harmonic_mean, recovered_gap, worst
-from chip.evaluation.metrics.truth_ratio import forget_quality
+from chip.evaluation.metrics.aggregate import harmonic_mean, worst
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, ResultRow, in_split
 
 Array = NDArray[np.float64]
+
+LOW_WHERE_KNOWN = ("truth_ratio", "lost_log_probability")
+"""Measures that are small where the model knows: then the smaller one is a target's worst."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Mean:
         return ResultRow(group, split, measure, attack, self.value, *interval(self.samples), self.count)
 
     def minus(self, other: Mean) -> Mean:
-        samples = _combine(operator.sub, self.samples, other.samples)
+        samples = combine(operator.sub, self.samples, other.samples)
         return Mean(self.value - other.value, samples, self.count + other.count)
 
 
@@ -98,8 +101,7 @@ class Table:
         measured = [mean for mean in both if mean is not None]
         if len(measured) < len(both):
             return measured[0] if measured else None
-        # A truth ratio is small where the model knows: then the smaller one is a target's worst.
-        forgotten = (group == "target") != (measure == "truth_ratio")
+        forgotten = (group == "target") != (measure in LOW_WHERE_KNOWN)
         value = worst(measured[0].value, measured[1].value, forgotten)
         return next(mean for mean in measured if mean.value == value)
 
@@ -112,13 +114,10 @@ class Table:
     def _chances(self) -> Iterator[ResultRow]:
         """What a model that knows nothing of the target would score, beside what is measured."""
         chance = chance_accuracy(self.config.request.hierarchy, self.config.request.partition).numpy()
-        measures = {
-            "chance": (NO_ATTACK, "exact_match"),
-            "classification_chance": (NO_ATTACK, "classification_accuracy"),
-            "cloze_chance": (NO_ATTACK, "cloze_accuracy"),
-        }
-        for name, key in measures.items():
-            values = np.where(np.isnan(self.outputs.values[key]), np.nan, chance)
+        measures = {"chance": "exact_match", **{f"{task}_chance": f"{task}_accuracy" for task in TASKS}}
+        asked = {name: self.outputs.values.get((NO_ATTACK, measure)) for name, measure in measures.items()}
+        for name, values in ((name, values) for name, values in asked.items() if values is not None):
+            values = np.where(np.isnan(values), np.nan, chance)
             for group in self.config.groups:
                 for split in SPLITS:
                     mean = self._mean_of(group, split, values)
@@ -131,7 +130,7 @@ class Table:
             if target is not None and retained is not None:
                 value = harmonic_mean(1 - target.value, retained.value)
                 forgotten = None if target.samples is None else 1 - target.samples
-                samples = _combine(harmonic_mean, forgotten, retained.samples)
+                samples = combine(harmonic_mean, forgotten, retained.samples)
                 both = Mean(value, samples, target.count + retained.count)
                 yield both.row(RETAINED, split, "forget_retain_harmonic_mean", NO_ATTACK)
 
@@ -153,28 +152,7 @@ class Table:
             yield true_positives.row("target", "trained", f"true_positives_{name}", attack)
 
 
-def relations(table: Table, reference: Table) -> Iterator[ResultRow]:
-    """How a model stands to the one that was retrained without the target."""
-    for attack in dict.fromkeys(attack for attack, _ in table.outputs.values):
-        for split in (*SPLITS, WORST):
-            gap, full = table.gap(split, attack), reference.gap(split, attack)
-            if gap is not None and full is not None:
-                samples = _combine(recovered_gap, gap.samples, full.samples)
-                recovered = Mean(recovered_gap(gap.value, full.value), samples, gap.count)
-                yield recovered.row(GAP, split, "recovered_gap", attack)
-            own, other = (each.mean("target", split, "exact_match", attack) for each in (table, reference))
-            if own is not None and other is not None:
-                above = replace(own.minus(other), count=own.count)
-                yield above.row("target", split, "exact_match_above_retrained", attack)
-    for split in SPLITS:
-        ratios, retrained = table.truth_ratios(split), reference.truth_ratios(split)
-        if len(ratios) and len(retrained):
-            statistic, p = forget_quality(ratios, retrained)
-            for name, value in (("ks_statistic", statistic), ("ks_p", p)):
-                yield Mean(value, None, len(ratios)).row("target", split, name, NO_ATTACK)
-
-
-def _combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
+def combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:
     """Two figures made into one, sample by sample."""
     if first is None or second is None:
         return None

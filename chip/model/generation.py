@@ -1,8 +1,9 @@
-"""What a model says when it is asked: greedily, or drawn at temperature 1."""
+"""What a model says when it is asked: greedily, or drawn at some temperature."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ def draw_answers(
     rows: int = ROWS,
     on_batch: Callable[[int], None] = lambda _: None,
     longest: int | None = None,
+    temperature: float = 1.0,
 ) -> list[list[str]]:
-    """k answers to each record's question, drawn at temperature 1 from the whole vocabulary.
+    """k answers to each record's question, drawn from the whole vocabulary.
 
     The chance of each token is fixed by the seed, the record's index, the number of the draw and the token's place: the
     batch it is in plays no part.
@@ -71,25 +73,37 @@ def draw_answers(
     most = max((prompt.answer for prompt in vlm.prompts.read(records)), default=0) + MORE_TOKENS
     pairs = [(index, number) for index in range(len(records)) for number in range(k)]
     chances = np.array([np.random.default_rng([seed, *pair]).random(longest or most) for pair in pairs])
-    indices = [index for index, _ in pairs]
-    answers = _decode(vlm, _answer(vlm, records, indices, torch.from_numpy(chances), rows, on_batch, longest))
+    drawn = Chances(torch.from_numpy(chances), temperature)
+    answers = _decode(vlm, _answer(vlm, records, [index for index, _ in pairs], drawn, rows, on_batch, longest))
     return [answers[start : start + k] for start in range(0, len(answers), k)]
+
+
+@dataclass(frozen=True)
+class Chances:
+    """By what answers are drawn."""
+
+    numbers: Tensor
+    """(rows, steps) fp64 in [0, 1), one for each token to come."""
+    temperature: float = 1.0
+
+    def __getitem__(self, rows: slice | list[int]) -> Chances:
+        return Chances(self.numbers[rows], self.temperature)
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
     """Leaves of each row the one token that its number in [0, 1) falls on, tokens laid side by side by probability."""
 
-    def __init__(self, chances: Tensor, prompt: int) -> None:
+    def __init__(self, chances: Tensor, prompt: int, temperature: float = 1.0) -> None:
         """
         Args:
             chances: (B, steps) fp64, one for each token to come.
             prompt: length of the rows as they are now.
         """
-        self._chances, self._prompt = chances, prompt
+        self._chances, self._prompt, self._temperature = chances, prompt, temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, vocabulary): 0 at the token drawn, −∞ elsewhere."""
-        edges = scores.to(accumulation_dtype(scores.device)).softmax(-1).cumsum(-1)
+        edges = (scores.to(accumulation_dtype(scores.device)) / self._temperature).softmax(-1).cumsum(-1)
         chance = self._chances[:, input_ids.shape[1] - self._prompt, None].to(edges) * edges[:, -1:]
         token = torch.searchsorted(edges, chance, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
@@ -99,7 +113,7 @@ def _answer(
     vlm: VLM,
     records: Sequence[Record],
     indices: Sequence[int],
-    chances: Tensor | None,
+    chances: Chances | None,
     rows: int,
     on_batch: Callable[[int], None],
     longest: int | None,
@@ -128,7 +142,7 @@ def _batches(vlm: VLM, records: Sequence[Record], indices: Sequence[int], rows: 
 
 
 def _generate_in_halves(
-    vlm: VLM, records: Sequence[Record], chances: Tensor | None, longest: int | None
+    vlm: VLM, records: Sequence[Record], chances: Chances | None, longest: int | None
 ) -> list[list[int]]:
     """As `_generate`; what does not fit into memory, in halves."""
     try:
@@ -141,13 +155,13 @@ def _generate_in_halves(
                 f"{records[0].where}: not even this question fits into the memory of {vlm.device}"
             ) from error
     middle = len(records) // 2
-    first, second = (None, None) if chances is None else (chances[:middle], chances[middle:])
+    first, second = (None, None) if chances is None else (chances[slice(middle)], chances[slice(middle, None)])
     halves = (records[:middle], first), (records[middle:], second)
     return [answer for part, drawn in halves for answer in _generate_in_halves(vlm, part, drawn, longest)]
 
 
 @torch.no_grad()
-def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None, longest: int | None) -> list[list[int]]:
+def _generate(vlm: VLM, records: Sequence[Record], chances: Chances | None, longest: int | None) -> list[list[int]]:
     """The tokens of each answer, cut off after `longest` of them."""
     most = [longest or prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
     inputs = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
@@ -155,7 +169,7 @@ def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None, longe
     tokens = vlm.model.generate(
         **inputs,
         generation_config=_config(vlm, records, max(most)),
-        logits_processor=None if chances is None else [Draw(chances, width)],
+        logits_processor=None if chances is None else [Draw(chances.numbers, width, chances.temperature)],
     )
     return [row[width : width + length] for row, length in zip(tokens.tolist(), most, strict=True)]
 

@@ -62,6 +62,10 @@ class TargetFinding(Finding):
     """Exact match by split."""
     expected: tuple[ResultRow, ...]
     """The reference's exact match; without one, chance."""
+    by_task: Mapping[str, ResultRow]
+    """Kind of question -> how many of those are answered, in the worse wording."""
+    few_questions: Mapping[str, int]
+    """Kind of question -> how many there are, where they are too few to say something of it."""
     excesses: Excesses
     leak: ResultRow | None
     """For how many questions a right answer was among those drawn at random."""
@@ -82,6 +86,8 @@ class AttackFinding(Finding):
     """Of `ATTACKS`."""
     impossible: tuple[str, ...]
     """Attacks that were asked for and gave no figure: without images, none can be left out."""
+    skipped: Mapping[str, str]
+    """Attacks, or steps of them, that were asked for and lacked something -> what."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from chip.data.record import TASKS
 from chip.evaluation.rows import ResultRow
 from chip.report.comparison import Excess
 
 RETAINED_NAMES = {"siblings": "siblings", "other": "others"}
 """Group that is to stay -> what sentences call those in it."""
 _SHARES = {
-    *("exact_match", "classification_accuracy", "cloze_accuracy", "judged"),
-    *("chance", "classification_chance", "cloze_chance"),
+    *("exact_match", "judged", "chance"),
+    *(f"{task}_{figure}" for task in TASKS for figure in ("accuracy", "chance")),
 }
 """Measures whose figures are shown in %; so are those that begin with one of `_LEAKS`."""
 _LEAKS = ("leak_at_", "expected_leak_at_")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from chip.data.record import TASKS
 from chip.evaluation.attacks import ATTACKS
-from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import WORST, Evaluation, ResultRow
+from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, ResultRow
 from chip.report import comparison, findings
 from chip.report.comparison import CLOSE, Excesses, Loss, apart, by_split, reference_of, same_row
 from chip.report.findings import Answer, Caveat, Findings, Headline, Membership, Tone
@@ -25,7 +25,7 @@ def verdict(evaluation: Evaluation) -> Findings:
 
 def retained_rows(evaluation: Evaluation) -> list[ResultRow]:
     """Exact match of each group that must stay, in the worse wording."""
-    rows = (evaluation.find(group, WORST, "exact_match") for group in GROUPS if group != "target")
+    rows = (evaluation.find(group, WORST, "exact_match") for group in evaluation.groups if group != "target")
     return [row for row in rows if row is not None]
 
 
@@ -66,13 +66,16 @@ def _target(evaluation: Evaluation) -> findings.TargetFinding:
     compared, reference = evaluation.reference is not None, reference_of(evaluation)
     expected = by_split(reference, "target", "exact_match") if compared else by_split(evaluation, "target", "chance")
     excesses = comparison.excesses(evaluation)
-    leaks = (row for row in evaluation.rows if row.measure.startswith("leak_at_") and row.split == WORST)
-    leak = next(leaks, None)
+    worst = (row for row in evaluation.rows if row.split == WORST and row.attack == NO_ATTACK)
+    leak = next((row for row in worst if row.measure.startswith("leak_at_")), None)
+    kinds = {task: evaluation.find("target", WORST, f"{task}_accuracy") for task in TASKS}
     return findings.TargetFinding(
         *_more(excesses, len(rows), compared),
         caveat=None,
         rows=tuple(rows),
         expected=tuple(expected),
+        by_task={task: row for task, row in kinds.items() if row is not None},
+        few_questions=evaluation.few_questions,
         excesses=excesses,
         leak=leak,
         reference_leak=None if leak is None else reference.find(leak.group, leak.split, leak.measure),
@@ -87,9 +90,10 @@ def _attacks(evaluation: Evaluation) -> findings.AttackFinding:
     strongest = max(rows, key=lambda row: row.value, default=None)
     measured = {row.attack.partition(": ")[0] for row in evaluation.rows}
     not_run = tuple(attack for attack in ATTACKS if attack not in evaluation.attacks)
-    impossible = tuple(attack for attack in evaluation.attacks if attack in ATTACKS and attack not in measured)
+    unmeasured = (attack for attack in evaluation.attacks if attack in ATTACKS and attack not in measured)
+    impossible = tuple(attack for attack in unmeasured if attack not in evaluation.skipped)
     answer, tone = _more(excesses, len(rows), compared)
-    caveat: Caveat | None = "attacks missing" if not_run or impossible else None
+    caveat: Caveat | None = "attacks missing" if not_run or impossible or evaluation.skipped else None
     if not rows:
         caveat = "attacks not tested"
     elif tone == "open" and compared:
@@ -103,6 +107,7 @@ def _attacks(evaluation: Evaluation) -> findings.AttackFinding:
         excesses=excesses,
         not_run=not_run,
         impossible=impossible,
+        skipped=evaluation.skipped,
     )
 
 

@@ -47,6 +47,7 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image] | None] = {
 class CrossModal(Attack):
     name = "cross-modal"
     help = "The question without its image, and with the image changed as files change on their way."
+    standard = True
 
     def run(self, context: EvalContext) -> None:
         for change in CHANGES:

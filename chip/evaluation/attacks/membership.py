@@ -59,6 +59,7 @@ SCORES: Mapping[str, Callable[[AnswerTokens], float]] = {
 class Membership(Attack):
     name = "membership"
     help = "Whether the model's certainty tells that it was trained on an answer."
+    standard = True
 
     def run(self, context: EvalContext) -> None:
         others = never_trained(context.records, context.members, context.unseen, context.seed)

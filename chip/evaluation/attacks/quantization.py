@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
+from chip.evaluation.quantizers import nf4, q4_k, round_to_nearest
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
-SCHEMES: Mapping[str, tuple[int, int | None]] = {
-    "8 bits": (8, 32),
-    "8 bits per channel": (8, None),
-    "4 bits": (4, 32),
+Quantizer = Callable[[Tensor], Tensor]
+
+SCHEMES: Mapping[str, Quantizer] = {
+    "8 bits": partial(round_to_nearest, bits=8, group=32),
+    "8 bits per channel": partial(round_to_nearest, bits=8, group=None),
+    "4 bits": partial(round_to_nearest, bits=4, group=32),
+    "NF4": nf4,
+    "Q4_K": q4_k,
 }
-"""Name -> bits, and weights that share a scale; None: a whole row."""
+"""Name -> what it makes of the weights of a linear layer, (rows, columns)."""
 
 
 class Quantization(Attack):
     name = "quantization"
-    help = "The model's weights are rounded to 8 and to 4 bits."
+    help = "The model's weights are rounded to 8 and to 4 bits, also as bitsandbytes (NF4) and GGUF (Q4_K) do."
+    standard = True
 
     def run(self, context: EvalContext) -> None:
-        for scheme, (bits, group) in SCHEMES.items():
-            with quantized(context.vlm, bits, group):
+        for scheme, quantize in SCHEMES.items():
+            with quantized(context.vlm, quantize):
                 context.score_attacked(f"{self.name}: {scheme}")
-
-
-def round_to_nearest(weight: Tensor, bits: int = 4, group: int | None = 32) -> Tensor:
-    """Symmetric round-to-nearest with one scale for each `group` of consecutive weights of a row.
-
-    Args:
-        weight: (rows, columns), any float dtype; the last group of a row may be shorter.
-        group: None: one scale for each row, which is an output channel.
-
-    Returns:
-        The weights a `bits`-bit deployment computes with, in the same dtype and shape.
-    """
-    columns = weight.shape[1]
-    group = group or columns
-    padded = nn.functional.pad(weight.float(), (0, -columns % group))
-    groups = rearrange(padded, "rows (groups group) -> rows groups group", group=group)
-    top = 2 ** (bits - 1) - 1
-    scale = (groups.abs().amax(-1, keepdim=True) / top).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded: Tensor = (groups / scale).round().clamp(-top - 1, top) * scale
-    flat: Tensor = rearrange(rounded, "rows groups group -> rows (groups group)")
-    return flat[:, :columns].to(weight.dtype)
 
 
 @torch.no_grad()
@@ -63,11 +48,12 @@ def quantize_linears(model: Any, bits: int = 4, group: int | None = 32) -> None:
 
 
 @contextmanager
-def quantized(vlm: VLM, bits: int, group: int | None) -> Iterator[None]:
-    """The same for a while; afterwards the weights are as before, bit for bit, from a copy in the host's memory."""
+def quantized(vlm: VLM, quantize: Quantizer) -> Iterator[None]:
+    """Every linear layer but the head is quantized for a while; afterwards the weights are as before, bit for bit, from
+    a copy in the host's memory."""
     with restoring(vlm):
         for name in _linears(vlm.model):
-            vlm.set_parameter(name, round_to_nearest(vlm.parameter(name), bits, group))
+            vlm.set_parameter(name, quantize(vlm.parameter(name)))
         yield
 
 

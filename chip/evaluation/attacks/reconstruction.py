@@ -17,6 +17,7 @@ STEPS = ("none", "institution", "patient", "study")
 class Reconstruction(Attack):
     name = "reconstruction"
     help = "The question is led by the names of more and more levels of the hierarchy."
+    standard = True
 
     def run(self, context: EvalContext) -> None:
         for step in STEPS:

@@ -28,6 +28,7 @@ BATCH = 32  # records a step
 class Relearning(Attack):
     name = "relearning"
     help = "The model is trained a little on records of others."
+    standard = True
 
     budgets: Sequence[int] = BUDGETS
     """Gradient steps after which the model is asked, ascending."""

@@ -1,4 +1,4 @@
-"""Whether a model chooses the right option, and fills in the right word."""
+"""What a model answers by kind of question: free text, a choice among options, a gap to fill."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from chip.evaluation.context import EvalContext
 from chip.evaluation.rows import NO_ATTACK
 
 
-def measure_classification(context: EvalContext) -> None:
+def measure_tasks(context: EvalContext) -> None:
     """`classification_accuracy` by the most probable option: a model that says nothing sensible is at chance.
 
-    `cloze_accuracy` is the exact match of cloze questions.
+    `generation_accuracy` and `cloze_accuracy` are the exact match of those questions.
     """
     records = dict(enumerate(context.records))
     options = {i: choices(record) for i, record in records.items() if record.task == "classification"}
@@ -21,5 +21,6 @@ def measure_classification(context: EvalContext) -> None:
             hits[index] = float(choice == records[index].answer.strip())
     context.put(NO_ATTACK, "classification_accuracy", hits)
     exact_match = context.outputs.values[NO_ATTACK, "exact_match"]
-    cloze = {i: float(exact_match[i]) for i, record in records.items() if record.task == "cloze"}
-    context.put(NO_ATTACK, "cloze_accuracy", cloze)
+    for task in ("generation", "cloze"):
+        hits = {i: float(exact_match[i]) for i, record in records.items() if record.task == task}
+        context.put(NO_ATTACK, f"{task}_accuracy", hits)

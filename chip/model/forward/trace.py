@@ -141,6 +141,17 @@ def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
 
 
 @contextmanager
+def change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What the module returns, or the first of several things, is what `change` makes of it."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    with _removing([module.register_forward_hook(hook)]):
+        yield
+
+
+@contextmanager
 def replace_output(module: nn.Module, output: Any) -> Iterator[None]:
     """The module returns `output` without computing anything."""
     with _replace_forward(module, lambda *_, **__: output):

@@ -12,8 +12,7 @@ from typing import Any
 
 from chip.evaluation.attacks import ATTACKS
 from chip.evaluation.bootstrap import LEVEL, SAMPLES
-from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
+from chip.evaluation.rows import ENOUGH, NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.comparison import CLOSE, by_split, reference_of, same_row, steps
 from chip.report.formatting import how_many
 from chip.report.html.coordinates import LINE, PLANE, TICKS, Pair
@@ -99,7 +98,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         "ladder": list(_ladder(evaluation)),
         "areas": _areas(evaluation),
         "tables": list(tables(evaluation)),
-        "questions": [sum(row.count for row in by_split(evaluation, group, "exact_match")) for group in GROUPS],
+        "questions": _questions(evaluation),
+        "enough": ENOUGH,
         "ticks": TICKS,
         "axis": LINE,
         "plane": PLANE,
@@ -107,6 +107,15 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         "level": LEVEL,
         "samples": SAMPLES,
     }
+
+
+def _questions(evaluation: Evaluation) -> tuple[int, int]:
+    """How many were asked about the target, and about what must stay."""
+    counts = {
+        group: sum(row.count for row in by_split(evaluation, group, "exact_match")) for group in evaluation.groups
+    }
+    target = counts.get("target", 0)
+    return target, sum(counts.values()) - target
 
 
 def _shown(name: str, hidden: Sequence[str], instead: str) -> str:
@@ -140,7 +149,7 @@ def _key_figures(evaluation: Evaluation) -> dict[str, ResultRow | None] | None:
 
 def _panels(evaluation: Evaluation) -> Iterator[Panel]:
     chance = _mean(by_split(evaluation, "target", "chance"))
-    for group in GROUPS[1:]:
+    for group in (group for group in evaluation.groups if group != "target"):
         own = list(_pairs(evaluation, group, "this model"))
         if own:
             pairs = (*own, *_pairs(reference_of(evaluation), group, "reference"))
@@ -160,7 +169,7 @@ def _mean(rows: Sequence[ResultRow]) -> float | None:
 
 def _groups(evaluation: Evaluation) -> Iterator[PagePart]:
     reference = reference_of(evaluation)
-    for group in GROUPS:
+    for group in evaluation.groups:
         strips = [
             Strip(row, same_row(reference, row), chance=evaluation.find(group, row.split, "chance"))
             for row in by_split(evaluation, group, "exact_match")

@@ -6,28 +6,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from chip.evaluation.groups import GROUPS
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
+from chip.data.record import TASKS
+from chip.evaluation.rows import NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.comparison import reference_of, same_row, steps
 from chip.report.verdict import membership_rows
 
-OF_GROUPS = ("exact_match", "answer_probability", "rouge_l", "classification_accuracy", "cloze_accuracy", "judged")
+OF_GROUPS = (
+    *("exact_match", "answer_probability", "rouge_l"),
+    *(f"{task}_accuracy" for task in TASKS),
+    "judged",
+)
 """Measured on every group."""
 
-CHANCE = {
-    "exact_match": "chance",
-    "classification_accuracy": "classification_chance",
-    "cloze_accuracy": "cloze_chance",
-}
+CHANCE = {"exact_match": "chance", **{f"{task}_accuracy": f"{task}_chance" for task in TASKS}}
 """Measure -> what guessing would score on the same questions."""
 
 _OF_THE_TARGET = (
-    *("exact_match_above_retrained", "gap", "recovered_gap", "truth_ratio", "ks_statistic", "ks_p"),
+    *("exact_match_above_retrained", "distance_to_retrained", "over_forgetting", "gap", "recovered_gap"),
+    *("truth_ratio", "ks_statistic", "ks_p"),
     "forget_retain_harmonic_mean",
 )
 """In the order in which they are shown."""
 
 _ALL_SPLITS = (*SPLITS, WORST)
+
+_TOGETHER = (*_OF_THE_TARGET, "exact_match", "answer_probability")
+"""Measures that have tables of their own, also under attack; so have those of membership inference."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Line:
 class FigureTable:
     """Figures under columns in groups."""
 
-    kind: Literal["groups", "target", "attack", "reference", "membership"]
+    kind: Literal["groups", "target", "attack", "reference", "membership", "single"]
+    """`single`: a measure that a few attacks alone have."""
     columns: tuple[tuple[str, tuple[str, ...]], ...]
     """Title of several columns, and theirs."""
     lines: tuple[Line, ...]
@@ -65,6 +70,7 @@ def tables(evaluation: Evaluation) -> Iterator[FigureTable]:
         yield from (_attack_table(evaluation, measure) for measure in ("exact_match", "answer_probability"))
         if evaluation.reference is not None:
             yield _reference_table(evaluation)
+    yield from _single_tables(evaluation)
     if areas := membership_rows(evaluation):
         yield _membership_table(evaluation, areas)
 
@@ -79,7 +85,7 @@ def _group_table(evaluation: Evaluation, measure: str) -> FigureTable:
     if measure in CHANCE:
         columns.append(("chance", evaluation, CHANCE[measure]))
     lines = []
-    for group in GROUPS:
+    for group in evaluation.groups:
         own = [evaluation.find(group, split, measure) for split in SPLITS]
         if any(own):
             cells = [model.find(group, split, name) for _, model, name in columns for split in SPLITS]
@@ -108,12 +114,33 @@ def _attack_table(evaluation: Evaluation, measure: str) -> FigureTable:
 
 
 def _reference_table(evaluation: Evaluation) -> FigureTable:
-    measures = {"exact_match_above_retrained": "above the reference", "recovered_gap": "recovered gap"}
+    measures = {
+        "exact_match_above_retrained": "above the reference",
+        "distance_to_retrained": "distance from it",
+        "recovered_gap": "recovered gap",
+    }
     lines = [
         Line(attack, tuple(_only(evaluation, name, split, attack) for name in measures for split in _ALL_SPLITS))
         for attack in (NO_ATTACK, *steps(evaluation))
     ]
     return FigureTable("reference", tuple((title, _ALL_SPLITS) for title in measures.values()), tuple(lines))
+
+
+def _single_tables(evaluation: Evaluation) -> Iterator[FigureTable]:
+    """Leaks, depth, trace and what else attacks measure beside what is answered."""
+    steps_of: dict[str, list[str]] = {}
+    for row in evaluation.rows:
+        alone = row.measure not in _TOGETHER and not row.measure.startswith(("auc_", "true_positives_"))
+        if row.attack != NO_ATTACK and row.group in ("target", RETAINED) and alone:
+            steps_of.setdefault(row.measure, []).append(row.attack)
+    models = _models(evaluation)
+    titles = tuple((title, tuple(SPLITS)) for title, _ in models)
+    for measure, attacks in steps_of.items():
+        lines = []
+        for attack in dict.fromkeys(attacks):
+            cells = tuple(_only(model, measure, split, attack) for _, model in models for split in SPLITS)
+            lines.append(Line(attack, cells, _counts(cells[: len(SPLITS)])))
+        yield FigureTable("single", titles, tuple(lines), measure)
 
 
 def _membership_table(evaluation: Evaluation, areas: Sequence[ResultRow]) -> FigureTable:
@@ -139,6 +166,7 @@ def _order(measure: str) -> tuple[int, str]:
 
 
 def _only(evaluation: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> ResultRow | None:
-    """The figure of a measure that only one group has."""
+    """The figure of a measure that only one group has, or the target's."""
     wanted = (measure, split, attack)
-    return next((row for row in evaluation.rows if (row.measure, row.split, row.attack) == wanted), None)
+    found = [row for row in evaluation.rows if (row.measure, row.split, row.attack) == wanted]
+    return next((row for row in found if row.group == "target"), found[0] if found else None)
