@@ -48,7 +48,7 @@ def parse_text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str) or all(unicodedata.category(each) in _UNSEEN for each in value):
         raise InputError(f"{where}: {name} must be a string that is not empty")
     if any("\ud800" <= character <= "\udfff" for character in value):  # no tokenizer takes it, nor any file
-        raise InputError(f"{where}: {name} holds half a character ({ascii(value)}); correct it")
+        raise InputError(f"{where}: {name} holds half a character ({value!a}); correct it")
     return value
 
 
