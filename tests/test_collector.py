@@ -423,7 +423,7 @@ def test_logits_that_are_scored_otherwise_are_found(
         return output
 
     monkeypatch.setattr(vlm.model, "forward", scaled)
-    with pytest.raises(InputError, match="^logits: the pass in stages is off by 1 of"):
+    with pytest.raises(InputError, match=r"^logits: the pass in stages is off by 1 of"):
         _check(vlm, hierarchy.records[:20])
 
 
@@ -455,3 +455,47 @@ def test_each_token_counts_alike_in_how_far_a_pass_is_off() -> None:
     assert difference([x[:2], x[2:]], [x]) == 0
     assert difference([], []) == 0
     assert difference([x], []) == difference([x], [x[1:]]) == float("inf")
+
+
+# --- what the order of the records and the size of a batch change ---
+
+
+@pytest.fixture(scope="module")
+def part(hospital: Path) -> list[Record]:
+    """Of the demo's records those of two institutions, the target's among them."""
+    records = read_records(hospital / "records.jsonl")
+    own = next(record.path[0] for record in records if "patient_17" in record.path)
+    return [record for record in records if record.path[0] in (own, "institution_1")]
+
+
+def _edit(hospital: Path, records: Sequence[Record], size: int) -> dict[str, Tensor]:
+    """The demo's model edited with the defaults and a given β; the tensors that change, as they would be written."""
+    vlm, hierarchy, method = load_vlm(hospital / "ckpt", "cpu"), Hierarchy(records), Shielded(retain_weight=32.0)
+    modules, source = default_modules(vlm, method), Checkpoint.open(hospital / "ckpt")
+    return dict(edit_model(vlm, source, method, _case(hierarchy), modules, BatchSize(size)).tensors)
+
+
+def test_an_edit_is_the_same_bit_for_bit_whatever_the_order_of_the_records(hospital: Path, part: list[Record]) -> None:
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(3)).tolist()
+    one, again, shuffled = (_edit(hospital, each, 64) for each in (part, part, [part[i] for i in order]))
+    assert one.keys() == again.keys() == shuffled.keys()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert all(torch.equal(one[name], shuffled[name]) for name in one)
+
+
+def test_what_another_batch_size_changes_is_rounding(hospital: Path, part: list[Record]) -> None:
+    """The figures of docs/method.md."""
+    source = Checkpoint.open(hospital / "ckpt")
+    one, other = (_edit(hospital, part, size) for size in (8, 64))
+    assert one.keys() == other.keys()
+    values = sum(tensor.numel() for tensor in one.values())
+    differing = sum(int((tensor != other[name]).sum()) for name, tensor in one.items())
+    shares = []
+    for name, tensor in one.items():
+        change = (tensor.double() - source.read(name).double()).abs().max()
+        shares.append(float((tensor.double() - other[name].double()).abs().max() / change))
+    print(
+        f"{differing:,} of {values:,} values differ, by at most {max(shares):.3%} of the largest change of their tensor"
+    )
+    assert differing <= 0.02 * values
+    assert max(shares) <= 0.02
