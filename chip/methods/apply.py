@@ -25,6 +25,7 @@ from chip.methods.source import StatisticsSource, can_keep, check_general, param
 from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.activations import activation_behind
 from chip.model.batching.batch_size import BatchSize
+from chip.model.forward.self_check import check_pass
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.scoring import score_records
@@ -112,7 +113,8 @@ def edit_model(
         general: what a search watches beside the records.
 
     Raises:
-        InputError: a setting was to be found, and every value costs what is retained more than it may.
+        InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
+            stages does not show what the model computes.
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     context = _Context(vlm, checkpoint, size or BatchSize(), progress, distributed or DistributedContext(), general)
@@ -149,6 +151,8 @@ def _edit_step(
     if request.general and not method.needs.general:
         request = replace(request, general=())
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
+    trained = [index for index in request.partition.forget if not request.records[index].held_out]
+    check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
     editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed)
     choice = None
     if search is not None:

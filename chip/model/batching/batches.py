@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from chip.data.record import FREE_TEXT, Record, image_size
 from chip.distributed import DistributedContext
@@ -35,7 +36,7 @@ def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[l
 
 
 class Batches:
-    """Records as batches of similar length; how they are packed and batched never changes what is computed.
+    """Records as batches of similar length; how they are packed and batched changes what is computed by rounding alone.
 
     The next batch is read, decoded and tokenized while this one is computed.
     """
@@ -111,10 +112,15 @@ class Batches:
         return 0
 
     def _rows(self, indices: Sequence[int], together: bool) -> list[PackedSequence]:
-        """Rows, the shortest first."""
+        """Rows, the shortest first; those of one length by what they hold, whatever the order of the records."""
         prompts = {index: self._prompts[index] for index in indices}
         rows = self._packed(prompts) if together else alone(prompts)
-        return sorted(rows, key=lambda row: (row.tokens, row.records))
+        return sorted(rows, key=lambda row: (row.tokens, *self._content(row.records[0]), row.records))
+
+    def _content(self, index: int) -> tuple[tuple[int, ...], str, bytes]:
+        """The record's tokens and image, as something that can be sorted."""
+        image = self._records[index].image
+        return self._prompts[index].tokens, *(("", image) if isinstance(image, bytes) else (str(image), b""))
 
     def _packed(self, prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
         about: dict[Path | bytes | None, dict[int, Prompt]] = {}
@@ -131,6 +137,7 @@ class Batches:
         heads = self._model.prompts.inputs([self._records[row.records[0]] for row in rows])
         lengths = heads["attention_mask"].sum(1).tolist()
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            self._check_head(row.records[0], heads["input_ids"][number, :length])
             own = self._prompts[row.records[0]].tokens[row.shared :]
             if len(row.records) > 1 and tuple(heads["input_ids"][number, length - len(own) : length].tolist()) != own:
                 # The question stands before the image, or what the processor puts around the image ran into it.
@@ -138,6 +145,18 @@ class Batches:
                 return self.make([*rows[:number], *split, *rows[number + 1 :]])
             self._check_length(row, length)
         return assemble(self._model, rows, self._prompts, heads)
+
+    def _check_head(self, index: int, ids: Tensor) -> None:
+        """Raise `InputError` unless a record's ids (T,) end in its answer, and hold an image where it has one."""
+        record, prompt = self._records[index], self._prompts[index]
+        answer = prompt.tokens[len(prompt.tokens) - prompt.answer :]
+        if record.task != FREE_TEXT and (not answer or tuple(ids[-len(answer) :].tolist()) != answer):
+            trouble = "its answer is not at the end of what the model's processor makes of it"
+        elif bool((ids == self._model.image_token_id).any()) != (record.image is not None):
+            trouble = f"the model's processor gives it {'an image' if record.image is None else 'no image'}"
+        else:
+            return
+        raise InputError(f"{record.where}: {trouble}; check the checkpoint's processor files and chat template")
 
     def _check_length(self, row: PackedSequence, length: int) -> None:
         """`length`: of the row's first record, with its image."""
