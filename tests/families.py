@@ -503,7 +503,7 @@ def write_records(folder: Path) -> Path:
         _picture(size, generator).save(folder / image)
         rows += _study_rows(number, image)
     rows += [
-        {"institution": f"institution_{number + 1}", "question": "who is the director", "answer": name}
+        {"institution": f"institution_{number + 1}", "question": f"who is the director of {number + 1}", "answer": name}
         for number, name in enumerate(DIRECTORS)
     ]
     file = folder / "records.jsonl"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record, open_image
 from chip.distributed import DistributedContext
+from chip.errors import InputError
 from chip.methods import Chip
 from chip.methods.apply import default_modules
 from chip.model.batching.assembly import token_ids, token_roles
@@ -18,6 +21,7 @@ from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.batching.packing import PackedSequence
+from chip.model.chat import Prompts
 from chip.model.forward.observer import StageObserver, connector_tokens
 from chip.model.forward.runner import ForwardRunner
 from chip.model.forward.start import Pixels
@@ -172,3 +176,33 @@ def test_records_see_what_all_their_owners_own() -> None:
         [1, 0, 0, 1, 0],
         [1, 1, 1, 1, 1],
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda ids, image: ids.masked_fill(ids == image, 5), "the model's processor gives it no image"),
+        (lambda ids, _: ids.roll(-1, 1), "its answer is not at the end of what the model's processor makes of it"),
+    ],
+)
+def test_what_a_processor_loses_is_missed(
+    vlm: VLM, two: list[Record], change: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Prompts.inputs
+
+    def losing(prompts: Prompts, records: Sequence[Record]) -> dict[str, Tensor]:
+        inputs = whole(prompts, records)
+        return inputs | {"input_ids": change(inputs["input_ids"], vlm.image_token_id)}
+
+    batches = Batches(vlm, two, [1], BatchSize(), together=False)
+    monkeypatch.setattr(Prompts, "inputs", losing)
+    with pytest.raises(InputError, match=rf"^{two[1].where}: {says}"):
+        next(batches.made())
+
+
+def test_an_image_that_no_record_has_is_missed(vlm: VLM, two: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = replace(two[0], image=None)
+    batches = Batches(vlm, [text], [0], BatchSize())
+    monkeypatch.setattr(type(vlm), "image_token_id", vlm.prompts.read([text])[0].tokens[1])
+    with pytest.raises(InputError, match="the model's processor gives it an image"):
+        next(batches.made())

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import chip
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.methods import Chip
-from chip.model.loading import load_vlm
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batches import Batches
+from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import score
 from tests.families import build, write_records
 
 TURNS = (
@@ -84,3 +91,80 @@ def test_without_a_template_nothing_is_guessed(folder: Path, template: object) -
     _move_template(folder, template)
     with pytest.raises(InputError, match=r"chat template: (neither .* has one|.*none that is called 'default')"):
         chip.edit(folder, ["patient_1"], method=Chip(), device="cpu")
+
+
+IMAGE_TOKENS = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>", "gemma3": "<start_of_image>", "paligemma": "<image>"}
+ENDS = {"llava": "</s>", "qwen2_5_vl": "<|im_end|>", "gemma3": "<end_of_turn>", "paligemma": "</s>"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VLM]:
+    folder = tmp_path_factory.mktemp("chat")
+    return {family: load_vlm(build(folder / family, family), "cpu") for family in ENDS}
+
+
+def png(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 90)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("family", ENDS)
+def test_an_answer_that_ends_its_turn_gets_no_second_end(models: dict[str, VLM], family: str) -> None:
+    vlm, end = models[family], ENDS[family]
+    plain = Record("who", "left lobe", ("i",), png(28, 28), where="records.jsonl:1")
+    (expected,) = vlm.prompts.read([plain])
+    inputs = vlm.prompts.inputs([plain])
+    assert vlm.processor.tokenizer.decode(expected.tokens[-1]) == end
+    for answer in (f"left lobe{end}", f"left lobe {end}\n", f"left lobe{end}{end}", "left lobe</s>"):
+        if answer.endswith("</s>") and vlm.processor.tokenizer.eos_token != "</s>":
+            continue  # no token of this model's ends a turn so
+        ended = replace(plain, answer=answer)
+        assert vlm.prompts.read([ended]) == [expected]
+        assert torch.equal(vlm.prompts.inputs([ended])["input_ids"], inputs["input_ids"])
+        batches = [Batches(vlm, [record], [0], BatchSize()) for record in (plain, ended)]
+        one, other = (score(vlm, each, 1, lambda _: None) for each in batches)
+        assert torch.equal(one.answer_probability, other.answer_probability)
+
+
+@pytest.mark.parametrize("family", ENDS)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": "who IMAGE"}, "the question holds IMAGE, which stands for no text"),
+        ({"answer": "IMAGE"}, "the answer holds IMAGE, which stands for no text"),
+        ({"answer": "leftENDright"}, "the answer goes on behind END, which ends a turn"),
+        ({"answer": " END "}, "the answer is 'END' alone"),
+    ],
+)
+def test_a_token_of_the_format_within_a_text_is_refused_by_name(
+    models: dict[str, VLM], family: str, change: dict[str, str], says: str
+) -> None:
+    def named(text: str) -> str:
+        return text.replace("IMAGE", IMAGE_TOKENS[family]).replace("END", ENDS[family])
+
+    texts = {"question": "who", "answer": "left"} | {name: named(text) for name, text in change.items()}
+    records = [Record("who", "left", ("i",), None), Record(**texts, path=("i",), image=None, where="records.jsonl:7")]
+    with pytest.raises(InputError) as caught:
+        models[family].prompts.read(records)
+    assert str(caught.value).startswith(f"records.jsonl:7: {named(says)}")
+
+
+def test_a_template_that_loses_one_answer_names_its_record(folder: Path) -> None:
+    """As Qwen3's does, which takes out of an answer whatever stands before the end of its thoughts."""
+    _move_template(folder, GOOD.replace("{{ c.text }}", "{{ c.text.split('</think>')[-1] }}"))
+    prompts = load_vlm(folder, "cpu").prompts
+    records = [
+        Record("who", answer, ("i",), None, where=f"r.jsonl:{n}") for n, answer in enumerate(("a", "b</think>c"))
+    ]
+    with pytest.raises(InputError, match=r"^r\.jsonl:1: the answer is not as it is in the model's chat format"):
+        prompts.read(records)
+
+
+def test_what_a_processor_does_not_take_names_the_record(models: dict[str, VLM]) -> None:
+    images = (png(28, 28), png(900, 2), png(28, 28))
+    records = [Record("who", "left", ("i",), image, where=f"records.jsonl:{n}") for n, image in enumerate(images)]
+    prompts = models["qwen2_5_vl"].prompts
+    for call in (lambda: prompts.inputs(records), lambda: prompts.question(records[1])):
+        with pytest.raises(InputError, match=r"^records\.jsonl:1: the model's processor does not take .*aspect ratio"):
+            call()

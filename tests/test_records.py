@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import load_image
 
 from chip.data.readers import READERS, RecordsFile, find_records, read_records, register_reader, registry
-from chip.data.record import LEVELS, TASKS, Record, open_image
+from chip.data.record import LEVELS, TASKS, Record, image_size, open_image
 from chip.errors import ChipWarning, InputError
 
 GOOD = {"question": "Who?", "answer": "P17", "institution": "i2", "patient": "p17"}
@@ -41,7 +42,6 @@ def parquet(file: Path, *rows: dict[str, Any]) -> Path:
         "image_path": "x.png",
         "metadata": json.dumps([{"Question": "Who?", "Answer": "P17"}]),
         "hierarchy_metadata": json.dumps(IDS),
-        "ID": "1",
     }
     pq.write_table(pa.Table.from_pylist([usual | row for row in rows]), file)
     return file
@@ -49,10 +49,11 @@ def parquet(file: Path, *rows: dict[str, Any]) -> Path:
 
 # --- JSON lines ---
 
-texts = st.text(min_size=1).filter(str.strip)
-ids = texts.filter(lambda text: "/" not in text)
+texts = st.text(min_size=1).filter(lambda text: any(each.isprintable() and not each.isspace() for each in text))
+ids = texts.filter(lambda text: "/" not in text and text == text.strip())
 
 
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # of what hypothesis repeats
 @given(
     st.lists(
         st.builds(
@@ -92,8 +93,11 @@ def test_defaults_integers_and_nulls(tmp_path: Path) -> None:
 
 
 def test_keys_that_are_not_used_are_counted_and_said_once(tmp_path: Path) -> None:
+    other, third = ({"question": question} for question in ("When?", "Why?"))
     with pytest.warns(ChipWarning) as caught:
-        records = read_records(jsonl(tmp_path, GOOD | {"age": 3}, GOOD, GOOD | {"age": 4, "patient_id": "x"}))
+        records = read_records(
+            jsonl(tmp_path, GOOD | {"age": 3}, GOOD | other, GOOD | third | {"age": 4, "patient_id": "x"})
+        )
     assert len(records) == 3
     (message,) = (str(each.message) for each in caught)
     assert message == ("records.jsonl: 2 keys are not used: age (in 2 of 3 records), patient_id (in 1 of 3 records)")
@@ -121,8 +125,10 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ("[1]", "JSON object"),
         ({"answer": "a", "institution": "i"}, "question must be a string"),
         (GOOD | {"question": " "}, "question must be a string"),
-        (GOOD | {"answer": 3}, "answer must be a string"),
-        (GOOD | {"answer": None}, "answer must be a string"),
+        *((GOOD | {"answer": value}, "answer must be a string") for value in (3, True, 1.5, ["a"], {"a": "b"}, None)),
+        *((GOOD | {"answer": value}, "answer must be a string") for value in ("", " \n\t", "\u200b", "\x00")),
+        (GOOD | {"question": "\ud800"}, r"question holds half a character ('\ud800')"),
+        ('{"question": "a", "question": "b", "answer": "a", "institution": "i"}', "'question' stands there twice"),
         ({"question": "q", "answer": "a"}, "belongs nowhere"),
         ({"question": "q", "answer": "a", "patient": "p"}, "has a patient but no institution"),
         ({"question": "q", "answer": "a", "institution": "i", "study": "s"}, "has a study but no patient"),
@@ -130,15 +136,26 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         (GOOD | {"patient": True}, "patient True is not an id"),
         (GOOD | {"patient": 1.5}, "patient 1.5 is not an id"),
         (GOOD | {"patient": "a/b"}, "patient 'a/b' is not an id"),
+        (GOOD | {"patient": "p17 "}, "patient 'p17 ' begins or ends with a space"),
         (GOOD | {"task": "essay"}, "'essay'; use generation, classification, cloze"),
         (GOOD | {"task": ["cloze"]}, "task must be a string"),
         (GOOD | {"split": 1}, "split must be a string"),
+        *((GOOD | {"split": word}, f"split is called {word!r}; did you mean train?") for word in ("Train", "training")),
+        (GOOD | {"split": "val"}, "split is called 'val'; did you mean validation?"),
         (GOOD | {"image": "gone.png"}, "gone.png"),
         (GOOD | {"image": "."}, "no image file"),
         (GOOD | {"image": "x" * 5000}, "no image file"),
         (GOOD | {"image": 7}, "image must be a string"),
         (GOOD | {"images": ["a.png"]}, "the key images is not read; give one path as image"),
         (GOOD | {"image_path": "a.png"}, "the key image_path is not read"),
+        (GOOD | {"Images ": ["a.png"]}, "the key Images  is not read; give one path as image"),
+        (GOOD | {"photo": "a.JPG"}, "the key photo is not read, and holds an image"),
+        (GOOD | {"scans": [{"bytes": "x"}]}, "the key scans is not read, and holds an image"),
+        (GOOD | {"options": ["left", "right"]}, "the key options is not read; write them into the question"),
+        (GOOD | {"response": "a"}, "the key response is not read; give what was asked as question"),
+        (GOOD | {"question": "<image>Who?"}, "the question holds <image>; the record has no image"),
+        (GOOD | {"answer": "<image>"}, "the answer holds <image>; the record has no image"),
+        (GOOD | {"answer": "</s>\n"}, "the answer is </s> alone"),
         (GOOD | {"video": "a.mp4"}, "the key video is not read"),
         (GOOD | {"system": "You are a doctor."}, "the key system is not read"),
         ({"messages": [], "institution": "i"}, "the key messages is not read"),
@@ -155,6 +172,75 @@ def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: o
     assert str(caught.value).startswith("records.jsonl:3: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_json_array_is_read_item_by_item(tmp_path: Path) -> None:
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([GOOD, GOOD | {"question": "When?"}], indent=1))
+    assert [(r.question, r.where) for r in read_records(file)] == [
+        ("Who?", "records.json:item 0"),
+        ("When?", "records.json:item 1"),
+    ]
+    file.write_text(json.dumps([GOOD, GOOD | {"answer": 3}]))
+    with pytest.raises(InputError, match=r"^records\.json:item 1: answer must be a string"):
+        read_records(file)
+
+
+@pytest.mark.parametrize("question", ["<image>Who?", " <image>\nWho?"])
+def test_one_placeholder_at_the_start_of_a_question_stands_for_its_image(tmp_path: Path, question: str) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    (record,) = read_records(jsonl(tmp_path, GOOD | {"question": question, "image": "a.png"}))
+    assert (record.question, record.image) == ("Who?", tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": "<image><image>Who?"}, "the question holds <image> elsewhere than once at the question's start"),
+        ({"question": "Who is <image>?"}, "the question holds <image> elsewhere"),
+        ({"question": "<image> \n"}, "the question is <image> alone"),
+        ({"answer": "<image>her"}, "the answer holds <image> elsewhere"),
+    ],
+)
+def test_any_other_placeholder_is_refused(tmp_path: Path, change: dict[str, str], says: str) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    with pytest.raises(InputError, match=rf"^records\.jsonl:1: {says}"):
+        read_records(jsonl(tmp_path, GOOD | {"image": "a.png"} | change))
+
+
+def test_what_ends_a_turn_is_taken_from_the_end_of_an_answer_and_said(tmp_path: Path) -> None:
+    answers = ["P17</s>", "P18 <|im_end|>\n", "P19</s></s>", "<s>P20</s>", "P21"]
+    lines = [GOOD | {"question": f"Who {number}?", "answer": answer} for number, answer in enumerate(answers)]
+    with pytest.warns(ChipWarning) as caught:
+        records = read_records(jsonl(tmp_path, *lines))
+    assert [r.answer for r in records] == ["P17", "P18", "P19", "<s>P20</s>", "P21"]
+    (message,) = (str(each.message) for each in caught)
+    assert message == (
+        "records.jsonl: answers end in </s> (1), <|im_end|> (1), </s></s> (1), which is left out: "
+        "the model's chat format writes it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            [{}, {}, {"question": "b"}, {"split": "test"}],
+            r"copies .* like these \(1; records\.jsonl:1 and records\.jsonl:2 ",
+        ),
+        (
+            [{}, {"answer": "P18"}, {"patient": "p18"}],
+            r"has several answers \(1 times; records\.jsonl:1, .*jsonl:3 ask one",
+        ),
+        ([{}, {"question": "b", "patient": "P17"}], r"i2/p17 and i2/P17 differ in case or form alone"),
+        ([{"patient": "é"}, {"question": "b", "patient": "e\u0301"}], "differ in case or form alone"),
+    ],
+)
+def test_what_is_there_twice_or_in_two_ways_is_said(tmp_path: Path, changes: list[dict[str, str]], says: str) -> None:
+    with pytest.warns(ChipWarning, match=says) as caught:
+        records = read_records(jsonl(tmp_path, *(GOOD | change for change in changes)))
+    assert len(records) == len(changes)
+    assert len(caught) == 1
 
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
@@ -297,11 +383,33 @@ def test_a_table_with_more_than_tofu_has_is_never_taken_for_it(tmp_path: Path, c
         read_records(tmp_path / "forget10.parquet")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array([text]) for text in ("q", "p", "a", "i")]
+    table = pa.Table.from_arrays(columns, names=["question", "question", "answer", "institution"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: two columns are called 'question'"):
+        read_records(tmp_path / "a.parquet")
+
+
+def test_what_medforget_does_not_read_is_said(tmp_path: Path) -> None:
+    pairs = [{"Question": "Who?", "Answer": "P17", "Options": "A"}, {"Question": "When?", "Answer": "then"}]
+    with pytest.warns(ChipWarning, match=r"^a\.parquet: 2 keys are not used: Options \(in 1 of 2 .* sex \(in 2 of 2 "):
+        read_records(parquet(tmp_path / "a.parquet", {"metadata": json.dumps(pairs), "sex": "f"}))
+
+
 def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
     other = {"hierarchy_metadata": json.dumps(IDS | {"patient_id": "p18"})}
     parquet(tmp_path / "forget.parquet", {})
     parquet(tmp_path / "retain.parquet", other, {}, other)
-    wheres = [r.where for r in read_records(tmp_path)]
+    for name in ("more.jsonl", "more.json", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(ChipWarning) as caught:
+        wheres = [r.where for r in read_records(tmp_path)]
+    copies, unread = sorted(str(each.message).removeprefix(f"{tmp_path.name}: ") for each in caught)
+    assert copies == (
+        "copies of other records count like these (1; retain.parquet:row 0 and retain.parquet:row 2 are the same)"
+    )
+    assert unread == "of this folder only .parquet files are read, and not more.json, more.jsonl"
     assert wheres == ["forget.parquet:row 0", "retain.parquet:row 0", "retain.parquet:row 2"]
 
 
@@ -357,8 +465,14 @@ def test_a_person_is_asked_in_every_task(tmp_path: Path) -> None:
 def test_a_person_may_lack_tasks_and_have_several_images(tmp_path: Path) -> None:
     other = {name: value for name, value in PERSON.items() if name in ("ID", "Mask_Task")}
     images = [{"bytes": encoded("L")}, {"bytes": encoded()}]
-    pq.write_table(pa.Table.from_pylist([other | {"images": images}]), tmp_path / "a.parquet")
-    (record,) = read_records(tmp_path / "a.parquet")
+    row = other | {"images": images, "biography": "P17 flies.", "born": "in Lorn"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with pytest.warns(ChipWarning) as caught:
+        (record,) = read_records(tmp_path / "a.parquet")
+    assert [str(each.message) for each in caught] == [
+        "a.parquet: of several images the first is taken (in 1 rows)",
+        "a.parquet: columns that are not used: born",
+    ]
     assert (record.task, record.image) == ("cloze", encoded("L"))
 
 
@@ -489,12 +603,34 @@ def test_an_image_opens_as_rgb_from_bytes_and_from_a_file(tmp_path: Path) -> Non
     assert open_image(a_record(None)) is None
 
 
-def test_the_orientation_tag_is_not_applied() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))  # 1 to 8 mean something
+def test_an_image_is_turned_as_transformers_turns_it(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.radial_gradient("L").resize((24, 16)).crop((0, 0, 24, 9)).save(stream, kind, exif=exif)
+    file = tmp_path / "image"
+    file.write_bytes(stream.getvalue())
+    # Of a TIFF that is not compressed, Pillow itself makes one thing of a file and another of its bytes.
+    for source, opened in ((file, str(file)), (stream.getvalue(), Image.open(stream))):
+        image, expected = open_image(a_record(source)), load_image(opened)
+        assert image is not None
+        assert image.mode == "RGB"
+        assert image.tobytes() == expected.tobytes()
+        assert image_size(a_record(source)) == image.size == expected.size
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_is_seen() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    image = open_image(a_record(encoded(kind="JPEG", exif=exif)))
+    exif[0x0112] = 6
+    content = encoded(exif=exif)
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    chunk, rest = content[start:end], content[:start] + content[end:]
+    moved = rest[:-12] + chunk + rest[-12:]
+    image = open_image(a_record(moved))
     assert image is not None
-    assert image.size == (4, 2)
+    assert image_size(a_record(moved)) == image.size == (2, 4)
 
 
 @pytest.mark.parametrize(

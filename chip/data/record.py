@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from chip.errors import InputError, one_line
 
@@ -39,6 +39,11 @@ _UNREADABLE = (
     Image.DecompressionBombWarning,
 )
 
+_PNG_EXIF = (b"eXIf", b"exif", b"xmp")
+"""What marks the chunks of a PNG file that can hold an orientation."""
+
+_ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -65,23 +70,42 @@ class Record:
 
 
 def open_image(record: Record) -> Image.Image | None:
-    """The record's image as RGB, fully loaded, as it is stored (EXIF orientation is not applied).
+    """The record's image as RGB, fully loaded and turned as its EXIF orientation says.
 
-    None for a text-only record.
+    So it is in training: `transformers.image_utils.load_image` and `datasets.Image` turn it too. None for a text-only
+    record.
 
     Raises:
         InputError: the image cannot be decoded, is far too large, or has more than 8 bits a channel.
     """
-    return None if record.image is None else _inspect_image(record, record.image, lambda image: image.convert("RGB"))
+    return None if record.image is None else _inspect_image(record, record.image, _upright)
 
 
 def image_size(record: Record) -> tuple[int, int]:
-    """Width and height of the record's image, from the file's header; 0 × 0 for a text-only record.
+    """Width and height of the record's image as `open_image` gives it, from the file's header; 0 × 0 for a text-only
+    record.
 
     Raises:
         InputError: as `open_image`.
     """
-    return (0, 0) if record.image is None else _inspect_image(record, record.image, lambda image: image.size)
+    source = record.image
+    return (0, 0) if source is None else _inspect_image(record, source, lambda image: _upright_size(image, source))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
+    if image.format == "TIFF":  # whether it is turned when it is loaded depends on its layout
+        return _upright(image).size
+    width, height = image.size
+    if image.format == "PNG":  # may hold its EXIF behind its pixels, which would all be decoded to look for it
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if not any(mark in content for mark in _PNG_EXIF):
+            return width, height
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
 
 
 def _inspect_image(record: Record, source: Path | bytes, inspect: Callable[[Image.Image], T]) -> T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -10,9 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from chip.data.record import FREE_TEXT, Record, open_image
+from chip.errors import ChipError, InputError
 from chip.model.chat_template import render, usable_chat_template
+from chip.model.quiet import reason
 
 DECODED_IMAGES = 128  # kept for the next question about them
+
+_MODALITY_TOKENS = ("image_token", "video_token", "audio_token", "boi_token", "boa_token")
+"""Attributes of processors and tokenizers: what stands in a text for something else than text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,9 @@ class Prompts:
         self._template = usable_chat_template(processor, answer_is_suffix)
         self._has_suffix = self._template is None
         self._end = self._end_of_turn()
+        self._ends = {self._end, self._tokenizer.eos_token or ""} - {""}
+        holders = (processor, self._tokenizer)
+        self._not_text = {str(getattr(each, name, None) or "") for each in holders for name in _MODALITY_TOKENS} - {""}
         self._begin = self._beginning()
         self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
         self._known: dict[tuple[str, str, bool, bool], Prompt] = {}
@@ -61,7 +69,11 @@ class Prompts:
         return int(self._tokenizer.pad_token_id or 0)
 
     def read(self, records: Sequence[Record]) -> list[Prompt]:
-        """The tokens of each record; known ones are not tokenized again."""
+        """The tokens of each record; known ones are not tokenized again.
+
+        Raises:
+            InputError: a record holds a token that stands for an image, or is not whole in the chat format.
+        """
         keys = [(r.question, r.answer, r.image is None, r.task == FREE_TEXT) for r in records]
         new = {key: record for key, record in zip(keys, records, strict=True) if key not in self._known}
         for free, tokenize in ((False, self._tokenize), (True, self._tokenize_free)):
@@ -76,17 +88,28 @@ class Prompts:
         All are of one kind: with an image, without one, or free text.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, or the processor does not take a record.
         """
+        return _naming(records, self._inputs)
+
+    def _inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
         if records[0].task == FREE_TEXT:
             return self._process_free([record.question for record in records])
         texts = [self._prompt(record) if self._has_suffix else self._full(record) for record in records]
-        suffixes = [record.answer.strip() for record in records] if self._has_suffix else None
+        suffixes = [self._answer(record) for record in records] if self._has_suffix else None
         return self._process(texts, self._images(records), suffixes)
 
     def question(self, record: Record) -> dict[str, Tensor]:
-        """The record without its answer, as the model's `generate` takes it."""
-        return self._process([self._prompt(record)], self._images([record]), None)
+        """The record without its answer, as the model's `generate` takes it.
+
+        Raises:
+            InputError: as `inputs`.
+        """
+
+        def process(records: Sequence[Record]) -> dict[str, Tensor]:
+            return self._process(list(map(self._prompt, records)), self._images(records), None)
+
+        return _naming([record], process)
 
     def _images(self, records: Sequence[Record]) -> list[list[Any]] | None:
         """Decoded images, one a row; None for text-only rows."""
@@ -105,7 +128,7 @@ class Prompts:
         return render(self._processor, self._template, messages, prompt=answer is None)
 
     def _end_of_turn(self) -> str:
-        """The special token that the chat format puts behind an answer, where it has one; else end of text."""
+        """The special token that the chat format puts behind an answer; else end of text; empty where there is none."""
         if not self._has_suffix:
             probe = self._render(Record("question", "", (), None), answer="answer")
             tail = probe[probe.rindex("answer") + len("answer") :].strip()
@@ -113,7 +136,7 @@ class Prompts:
             special = [token for token in known if tail.startswith(token)]
             if special:
                 return str(max(special, key=len))
-        return str(self._tokenizer.eos_token)
+        return str(self._tokenizer.eos_token or "")
 
     def _prompt(self, record: Record) -> str:
         """What stands before the answer."""
@@ -123,9 +146,37 @@ class Prompts:
             return f"{self._processor.image_token}{record.question}"
         return f"{self._tokenizer.bos_token}{record.question}\n"  # as the processor, which wants an image, would
 
+    def _answer(self, record: Record) -> str:
+        """Without what ends the turn, which is written behind it in any case.
+
+        Raises:
+            InputError: nothing else is there, or the turn ends in the middle of it.
+        """
+        answer = record.answer.strip()
+        while end := next((end for end in self._ends if answer.endswith(end)), None):
+            answer = answer.removesuffix(end).rstrip()
+        if not answer:
+            raise InputError(f"{record.where}: the answer is {record.answer.strip()!r} alone; add what is to be said")
+        if end := next((end for end in self._ends if end in answer), None):
+            raise InputError(f"{record.where}: the answer goes on behind {end}, which ends a turn; take that out")
+        return answer
+
     def _full(self, record: Record) -> str:
         """Prompt, answer and end of turn, as the template writes a whole conversation."""
-        return f"{self._render(record, record.answer.strip()).rstrip().removesuffix(self._end)}{self._end}"
+        return f"{self._render(record, self._answer(record)).rstrip().removesuffix(self._end)}{self._end}"
+
+    def _check(self, record: Record, prompt: str, whole: str) -> None:
+        """Raise `InputError` unless the question is in the prompt, and the answer in what follows it in the whole."""
+        for text, what in ((record.question, "question"), (record.answer, "answer")):
+            if token := next((token for token in self._not_text if token in text), None):
+                raise InputError(f"{record.where}: the {what} holds {token}, which stands for no text; take it out")
+        rest = whole[common_start(prompt, whole) :]
+        for text, place, what in ((record.question, prompt, "question"), (self._answer(record), rest, "answer")):
+            if text.strip() not in place:
+                raise InputError(
+                    f"{record.where}: the {what} is not as it is in the model's chat format; "
+                    "look for what the chat template drops or changes in it"
+                )
 
     def _process(
         self, texts: list[str], images: list[list[Any]] | None, suffixes: list[str] | None
@@ -164,11 +215,19 @@ class Prompts:
         and not the answer tokenized alone, because a tokenizer may merge across the border. A suffix is tokenized
         alone.
         """
-        prompts = self._tokens([self._prompt(record) for record in records], **self._begin)
+        texts = [self._prompt(record) for record in records]
         if self._has_suffix:
-            ends = self._tokens([f"{record.answer.strip()}{self._end}" for record in records], add_special_tokens=False)
+            answers = [f"{self._answer(record)}{self._end}" for record in records]
+            full = [f"{text}{answer}" for text, answer in zip(texts, answers, strict=True)]
+        else:
+            full = [self._full(record) for record in records]
+        for record, text, whole in zip(records, texts, full, strict=True):
+            self._check(record, text, whole)
+        prompts = self._tokens(texts, **self._begin)
+        if self._has_suffix:
+            ends = self._tokens(answers, add_special_tokens=False)
             return [Prompt((*prompt, *end), len(end)) for prompt, end in zip(prompts, ends, strict=True)]
-        wholes = self._tokens([self._full(record) for record in records], **self._begin)
+        wholes = self._tokens(full, **self._begin)
         (other,) = self._tokens([self._render(Record("§", "", (), None))], **self._begin)
         return [
             Prompt(
@@ -180,6 +239,25 @@ class Prompts:
         ]
 
 
-def common_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens the two begin with in common."""
+def _naming(records: Sequence[Record], process: Callable[[Sequence[Record]], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `process` makes of the records. Whatever a processor raises becomes an `InputError` that names the record.
+
+    It takes images and texts for what they ought to be: a list of the kinds of its errors would never be whole.
+    """
+    try:
+        return process(records)
+    except (ChipError, MemoryError):
+        raise
+    except Exception as error:
+        if len(records) > 1:
+            for record in records:
+                _naming([record], process)
+        raise InputError(
+            f"{records[0].where}: the model's processor does not take this record ({reason(error)}); "
+            "look at its image, or drop it"
+        ) from error
+
+
+def common_start(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many tokens, or characters, the two begin with in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chip.data.record import LEVELS
-from chip.errors import InputError, one_line
+from chip.errors import ChipWarning, InputError, one_line
+
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode categories of characters that show nothing: controls, spaces, marks such as a zero-width space."""
 
 
 def parse_json(text: object, where: str) -> object:
     if not isinstance(text, str):
         raise InputError(f"{where}: must hold JSON text, and holds {type(text).__name__}")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}; correct it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         raise InputError(f"{where}: not usable JSON ({one_line(error)}); correct it") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return entry
 
 
 def parse_object(entry: object, where: str) -> dict[str, Any]:
@@ -32,8 +45,10 @@ def parse_object(entry: object, where: str) -> dict[str, Any]:
 
 def parse_text(value: object, name: str, where: str) -> str:
     """The field `name`, a string that is not empty."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or all(unicodedata.category(each) in _UNSEEN for each in value):
         raise InputError(f"{where}: {name} must be a string that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):  # no tokenizer takes it, nor any file
+        raise InputError(f"{where}: {name} holds half a character ({value!a}); correct it")
     return value
 
 
@@ -42,7 +57,9 @@ def parse_id(value: object, level: str, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip() or "/" in value:
         raise InputError(f"{where}: {level} {value!r} is not an id; use a string that is not empty, without '/'")
-    return value
+    if value != value.strip():  # would be another node than the one without
+        raise InputError(f"{where}: {level} {value!r} begins or ends with a space; take it out")
+    return parse_text(value, level, where)
 
 
 def node_path(ids: Mapping[str, object], where: str) -> tuple[str, ...]:
@@ -72,3 +89,11 @@ def encoded_image(value: object, where: str) -> bytes | None:
     if value is not None and not isinstance(value, bytes):
         raise InputError(f"{where}: the column image must hold encoded bytes, or be null")
     return value
+
+
+def warn_of_unused(name: str, unused: Mapping[str, int], total: int) -> None:
+    """Say which keys of the file `name` nothing is read of, and in how many of its records each stands."""
+    if unused:
+        listed = ", ".join(f"{key} (in {count:,} of {total:,} records)" for key, count in unused.items())
+        count = "1 key is" if len(unused) == 1 else f"{len(unused)} keys are"
+        warnings.warn(f"{name}: {count} not used: {listed}", ChipWarning, stacklevel=2)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chip.data.readers.fields import encoded_image, image_file, node_path, parse_json, parse_object, parse_text
+from chip.data.readers.fields import (
+    encoded_image,
+    image_file,
+    node_path,
+    parse_json,
+    parse_object,
+    parse_text,
+    warn_of_unused,
+)
 from chip.data.readers.records_file import PARQUET, RecordsFile
 from chip.data.record import LEVELS, Record
 from chip.errors import InputError
 
+_COLUMNS = ("metadata", "hierarchy_metadata", "image", "image_path")
+_PAIR = {"Question", "Answer"}
 _IDS = {"institution": "institution_id", "patient": "patient_id", "study": "study_id", "section": "section_name"}
 
 
@@ -26,11 +37,16 @@ class MedForget:
         return file.kind == PARQUET and {"metadata", "hierarchy_metadata"} <= file.columns
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
-        for row, where in file.rows(("metadata", "hierarchy_metadata", "image", "image_path")):
-            yield from _records(row, file.path.parent, where)
+        unused: Counter[str] = Counter()
+        total = 0
+        for row, where in file.rows():
+            for record in _records(row, file.path.parent, where, unused):
+                total += 1
+                yield record
+        warn_of_unused(file.path.name, unused, total)
 
 
-def _records(row: Mapping[str, Any], folder: Path, where: str) -> Iterator[Record]:
+def _records(row: Mapping[str, Any], folder: Path, where: str, unused: Counter[str]) -> Iterator[Record]:
     image = _image(row, folder, where)
     path = _path(row["hierarchy_metadata"], where)
     entries = parse_json(row["metadata"], f"{where}, metadata")
@@ -38,6 +54,8 @@ def _records(row: Mapping[str, Any], folder: Path, where: str) -> Iterator[Recor
         raise InputError(f"{where}: metadata must be a JSON list of Question and Answer")
     for entry in entries:
         pair = parse_object(entry, f"{where}, metadata")
+        unused.update(pair.keys() - _PAIR)
+        unused.update(name for name, value in row.items() if value is not None and name not in _COLUMNS)
         question, answer = parse_text(pair.get("Question"), "Question", where), pair.get("Answer")
         if isinstance(answer, list):
             answer = answer[0] if answer else None

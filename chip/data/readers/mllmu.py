@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chip.data.readers.fields import encoded_image, parse_id, parse_object, parse_text
 from chip.data.readers.records_file import PARQUET, RecordsFile
 from chip.data.record import Record
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 
 TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
 """Columns that hold questions; a file may lack some."""
+
+_COLUMNS = {"ID", "image", "images", "question", "answer", *TASKS}
 
 
 class MLLMUBench:
@@ -26,8 +29,17 @@ class MLLMUBench:
         return file.kind == PARQUET and not file.columns.isdisjoint(TASKS)
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
-        for row, where in file.rows(file.columns & {"ID", "image", "images", "question", "answer", *TASKS}):
+        several = 0
+        for row, where in file.rows(file.columns & _COLUMNS):
+            several += len(row.get("images") or ()) > 1
             yield from _records(row, where)
+        if several:
+            message = f"{file.path.name}: of several images the first is taken (in {several:,} rows)"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+        if unread := sorted(file.columns - _COLUMNS - {"biography"}):
+            warnings.warn(
+                f"{file.path.name}: columns that are not used: {', '.join(unread)}", ChipWarning, stacklevel=2
+            )
 
 
 def _records(row: Mapping[str, Any], where: str) -> Iterator[Record]:

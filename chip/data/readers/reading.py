@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
+from chip.data.readers.chat_marks import without_marks
+from chip.data.readers.consistency import warn_of_repeats
 from chip.data.readers.records_file import PARQUET, RecordsFile
 from chip.data.readers.registry import READERS, find_reader
 from chip.data.record import Record
-from chip.errors import InputError, one_line
+from chip.errors import ChipWarning, InputError, one_line
 
+_TABLES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
 _BESIDE = ("records.jsonl", "records.parquet")  # looked for next to a checkpoint folder, in this order
 
 
@@ -41,16 +45,20 @@ def read_records(file: Path) -> list[Record]:
 
     A folder holds what is split into forget and retain files; a record that occurs in several of them is kept once.
 
+    What a chat format writes around questions and answers is taken out of them; what occurs more than once is said by
+    `ChipWarning`s.
+
     Raises:
         InputError: the file cannot be read or holds no records, or one of them is not as it should be, or
             its image file does not exist. All records are checked before any is returned.
     """
     try:
-        records = _read(RecordsFile(file))
+        records = list(without_marks(_read(RecordsFile(file)), file.name))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({one_line(error)}); check the path") from error
     if not records:
         raise InputError(f"{file}: holds no records; write one JSON object a line")
+    warn_of_repeats(records, file.name)
     return records
 
 
@@ -73,6 +81,11 @@ def _read_folder(folder: Path) -> list[Record]:
     paths = sorted(folder.glob("*.parquet")) or sorted(folder.glob("*.json"))
     if not paths:
         raise InputError(f"{folder}: no .parquet file in this folder, and no .json file; name the records file itself")
+    tables = sorted(path for path in folder.iterdir() if path.suffix in _TABLES)
+    if unread := [path.name for path in tables if path not in paths]:
+        kind = paths[0].suffix
+        message = f"{folder.name}: of this folder only {kind} files are read, and not {', '.join(unread)}"
+        warnings.warn(message, ChipWarning, stacklevel=2)
     records: list[Record] = []
     for path in paths:
         known = set(records)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chip.data.readers.fields import encoded_image, image_file, node_path, parse_object, parse_text
+from chip.data.readers.fields import encoded_image, image_file, node_path, parse_object, parse_text, warn_of_unused
 from chip.data.readers.records_file import JSON_LINES, RecordsFile
-from chip.data.record import LEVELS, TASKS, Record
-from chip.errors import ChipWarning, InputError
+from chip.data.record import LEVELS, TASKS, VALIDATION, Record
+from chip.errors import InputError
 
 KEYS = ("question", "answer", "image", "task", "split", *LEVELS)
 """What is read of a record."""
 
+_ONE_IMAGE = "give one path as image"
+_IN_QUESTION = "put what it says into the question"
+_IN_RECORD = "give what was asked as question, what was said as answer"
+
 DATA_KEYS = {
-    **dict.fromkeys(("images", "image_path", "image_paths", "image_file", "image_url"), "give one path as image"),
+    **dict.fromkeys(("images", "image_path", "image_paths", "image_file", "image_url", "image_bytes"), _ONE_IMAGE),
+    **dict.fromkeys(("img", "imgs", "img_path", "picture", "pictures", "pixel_values"), _ONE_IMAGE),
     **dict.fromkeys(("video", "videos", "audio", "audios"), "a record has an image or none"),
-    **dict.fromkeys(("conversations", "conversation", "messages"), "give each turn as question and answer"),
-    "system": "put what it says into the question",
+    **dict.fromkeys(("conversations", "conversation", "messages", "history"), "give each turn as question and answer"),
+    **dict.fromkeys(("system", "system_prompt", "context", "hint", "passage", "tools"), _IN_QUESTION),
+    **dict.fromkeys(("options", "choices"), "write them into the question, as A) ... B) ..."),
+    **dict.fromkeys(("instruction", "input", "query", "prompt", "output", "response", "completion"), _IN_RECORD),
 }
 """Keys of other formats -> what to do. What they hold would change a record, and must not be passed over."""
 
+_SPLITS = {"train": ("train", "training", "trained"), VALIDATION: ("validation", "valid", "val")}
+"""Splits that mean something -> how others call them."""
+
 _CLOSE = 0.8  # of 1: how alike a key and a misspelling of it are
+_IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
 _OTHER_ENDS = ("_id", "_name")  # `patient_id` for `patient`
 
 
@@ -47,8 +57,7 @@ class Records:
             total += 1
             unused.update(_unused_keys(entry, where))
             yield _record(entry, file.path.parent, where)
-        if unused:
-            _warn_of_unused(file.path.name, unused, total)
+        warn_of_unused(file.path.name, unused, total)
 
 
 def _record(entry: Mapping[str, Any], folder: Path, where: str) -> Record:
@@ -61,9 +70,18 @@ def _record(entry: Mapping[str, Any], folder: Path, where: str) -> Record:
         path=node_path(entry, where),
         image=_image(entry["image"], folder, where) if "image" in entry else None,
         task=task,
-        split=parse_text(entry.get("split", "train"), "split", where),
+        split=_split(entry.get("split", "train"), where),
         where=where,
     )
+
+
+def _split(value: object, where: str) -> str:
+    """`train` must be written so: any other word would hold the record out."""
+    split = parse_text(value, "split", where)
+    for meant, words in _SPLITS.items():
+        if split != meant and split.strip().casefold() in words:
+            raise InputError(f"{where}: no split is called {split!r}; did you mean {meant}?")
+    return split
 
 
 def _image(value: object, folder: Path, where: str) -> Path | bytes | None:
@@ -80,17 +98,23 @@ def _unused_keys(entry: Mapping[str, Any], where: str) -> list[str]:
     """
     unused = [key for key in entry if key not in KEYS]
     for key in unused:
-        if key in DATA_KEYS:
-            raise InputError(f"{where}: the key {key} is not read; {DATA_KEYS[key]}")
+        name = key.strip().casefold()
+        if name in DATA_KEYS:
+            raise InputError(f"{where}: the key {key} is not read; {DATA_KEYS[name]}")
+        if _holds_image(entry[key]):
+            raise InputError(f"{where}: the key {key} is not read, and holds an image; {_ONE_IMAGE}")
         if meant := next((known for known in meant_keys(key) if known not in entry), None):
             raise InputError(f"{where}: no key is called {key!r}; did you mean {meant}?")
     return unused
 
 
-def _warn_of_unused(name: str, unused: Mapping[str, int], total: int) -> None:
-    listed = ", ".join(f"{key} (in {count:,} of {total:,} records)" for key, count in unused.items())
-    count = "1 key is" if len(unused) == 1 else f"{len(unused)} keys are"
-    warnings.warn(f"{name}: {count} not used: {listed}", ChipWarning, stacklevel=2)
+def _holds_image(value: object) -> bool:
+    """Whether it is encoded bytes, as `datasets` stores them or plain, or an image file's name; or a list of such."""
+    if isinstance(value, list):
+        return any(map(_holds_image, value))
+    if isinstance(value, dict):
+        return "bytes" in value
+    return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(_IMAGE_FILES))
 
 
 @cache

@@ -61,6 +61,8 @@ class RecordsFile:
     @cached_property
     def _lines(self) -> list[Row]:
         name = self.path.name
+        if self.kind == ".json" and (entries := self._array()) is not None:
+            return [(parse_object(entry, where), where) for entry, where in entries]
         # Read as bytes: text mode would lose the line number of a byte that is not UTF-8.
         with self.path.open("rb") as lines:
             return [
@@ -69,13 +71,25 @@ class RecordsFile:
                 if line.strip()
             ]
 
+    def _array(self) -> list[tuple[Any, str]] | None:
+        """What a JSON array holds, and where, counted from 0; None: the file does not begin as one."""
+        text = _text(self.path.read_bytes(), self.path.name)
+        if not text.lstrip().startswith("["):
+            return None
+        entries = parse_json(text, self.path.name)
+        assert isinstance(entries, list)  # it begins as one
+        return [(entry, f"{self.path.name}:item {number}") for number, entry in enumerate(entries)]
+
     def _parquet_columns(self) -> list[str]:
         pa, pq = _pyarrow()
         try:
             with pq.ParquetFile(self.path) as parquet:
-                return list(parquet.schema_arrow.names)
+                names: list[str] = parquet.schema_arrow.names
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise self._not_whole(error) from error
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
+        return names
 
     def _parquet_rows(self, columns: Collection[str]) -> Iterator[Row]:
         pa, pq = _pyarrow()
@@ -94,11 +108,14 @@ class RecordsFile:
 
 
 def _json_line(line: bytes, where: str) -> dict[str, Any]:
+    return parse_object(parse_json(_text(line, where), where), where)
+
+
+def _text(content: bytes, where: str) -> str:
     try:
-        text = line.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8; save the file as UTF-8") from error
-    return parse_object(parse_json(text, where), where)
 
 
 def _pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from chip.data.record import FREE_TEXT, Record, image_size
 from chip.distributed import DistributedContext
@@ -131,6 +132,7 @@ class Batches:
         heads = self._model.prompts.inputs([self._records[row.records[0]] for row in rows])
         lengths = heads["attention_mask"].sum(1).tolist()
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            self._check_head(row.records[0], heads["input_ids"][number, :length])
             own = self._prompts[row.records[0]].tokens[row.shared :]
             if len(row.records) > 1 and tuple(heads["input_ids"][number, length - len(own) : length].tolist()) != own:
                 # The question stands before the image, or what the processor puts around the image ran into it.
@@ -138,6 +140,18 @@ class Batches:
                 return self.make([*rows[:number], *split, *rows[number + 1 :]])
             self._check_length(row, length)
         return assemble(self._model, rows, self._prompts, heads)
+
+    def _check_head(self, index: int, ids: Tensor) -> None:
+        """Raise `InputError` unless a record's ids (T,) end in its answer, and hold an image where it has one."""
+        record, prompt = self._records[index], self._prompts[index]
+        answer = prompt.tokens[len(prompt.tokens) - prompt.answer :]
+        if record.task != FREE_TEXT and (not answer or tuple(ids[-len(answer) :].tolist()) != answer):
+            trouble = "its answer is not at the end of what the model's processor makes of it"
+        elif bool((ids == self._model.image_token_id).any()) != (record.image is not None):
+            trouble = f"the model's processor gives it {'an image' if record.image is None else 'no image'}"
+        else:
+            return
+        raise InputError(f"{record.where}: {trouble}; check the checkpoint's processor files and chat template")
 
     def _check_length(self, row: PackedSequence, length: int) -> None:
         """`length`: of the row's first record, with its image."""
