@@ -13,6 +13,7 @@ from typing import Any
 
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -89,7 +90,7 @@ def edit(
     terms, size = _Terms(label, max_left, accept, force), BatchSize(batch_size)
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     request = resolve_request(source, forget, records, keep, label)
-    output = resolve_output(source, out, overwrite, link_unchanged)
+    output = resolve_output(source, out, overwrite, link_unchanged, progress)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
         if dry_run:
@@ -237,4 +238,6 @@ def _output_folder(output: Path, overwrite: bool, distributed: DistributedContex
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
         yield Path(distributed.broadcast_object(str(folder)))
+        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
+            check_replaceable(output, hashes=False)
     distributed.barrier()  # so that all fail if putting it in place does

@@ -17,15 +17,22 @@ from chip.data.overlap import count_overlap
 from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
+from chip.progress import ProgressCallback, silent
 
 PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
 """Files of a checkpoint's folder in which people write about people."""
 
 
-def resolve_output(source: Checkpoint, out: Path | str | None, overwrite: bool, link_unchanged: bool) -> Path:
+def resolve_output(
+    source: Checkpoint,
+    out: Path | str | None,
+    overwrite: bool,
+    link_unchanged: bool,
+    progress: ProgressCallback = silent,
+) -> Path:
     """Where to write; refused where that is no place for a copy of the checkpoint."""
     output = _default_output(source.folder) if out is None else Path(out)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged)
+    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
     return output
 
 

@@ -1,13 +1,15 @@
 """A small checkpoint as the hub's cache keeps one, a part of the demo, and folders as what they hold."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from chip.checkpoint.layout import INDEX, Checkpoint
+from chip.checkpoint.receipt import Edit, Receipt, write_receipt
+from chip.checkpoint.writer import write_patched
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -33,6 +35,12 @@ def make_snapshot(parent: Path) -> Checkpoint:
     (folder / SHARDS[1]).rename(blobs / "0123")
     (folder / SHARDS[1]).symlink_to(blobs / "0123")
     return Checkpoint.open(folder)
+
+
+def write_signed(source: Checkpoint, output: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `output` with these tensors, and a receipt: what another edit may replace."""
+    edit = Edit("any", {}, None, dict.fromkeys(tensors, 0.5), {})
+    write_receipt(output, Receipt.of(source, edit, write_patched(source, output, tensors)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -118,6 +118,40 @@ def test_a_source_that_changes_during_the_run_is_an_error(folder: Path) -> None:
     assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
+def test_what_is_put_into_the_old_output_during_the_run_is_not_lost(folder: Path) -> None:
+    chip.edit(folder / "ckpt", ["patient_1"], device="cpu", **UNTRAINED)
+
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
+        if what == "asking after":
+            (folder / "ckpt-edited" / "thesis.tex").write_text("years of work")
+        yield lambda _: None
+
+    with pytest.raises(chip.InputError, match=r"holds thesis.tex, which chip did not write"):
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", overwrite=True, progress=progress, **UNTRAINED)
+    assert (folder / "ckpt-edited" / "thesis.tex").read_text() == "years of work"
+    assert chip.verify(folder / "ckpt-edited").faults == ("thesis.tex: not in the receipt",)
+    assert names(folder) == {"ckpt", "ckpt-edited", "images", "records.jsonl"}
+
+
+@pytest.mark.parametrize("out", [".", "ckpt", "ckpt/out", "images", "records.jsonl"])
+def test_records_images_and_sources_are_never_overwritten(folder: Path, out: str) -> None:
+    """Though the records lie where a checkpoint once lay."""
+    shutil.copytree(folder / "ckpt", folder / "other" / "ckpt")
+    for name in ("records.jsonl", "ckpt/config.json"):
+        shutil.copy(folder / name, folder / "other")
+    shutil.copytree(folder / "images", folder / "other" / "images")
+    before = contents(folder)
+    elsewhere = folder / "other" / "ckpt" if out == "." else folder / "ckpt"
+    output = folder / "other" if out == "." else folder / out
+    with pytest.raises(chip.InputError, match=r"^out="):
+        chip.edit(elsewhere, ["patient_1"], records=folder / "records.jsonl", out=output, overwrite=True, device="cpu")
+    ckpt = folder / "ckpt"
+    with pytest.raises(chip.InputError, match=r"^out="):
+        chip.edit(ckpt, ["patient_1"], out=output, overwrite=True, dry_run=True, device="cpu")
+    assert contents(folder) == before
+
+
 @pytest.mark.slow
 def test_two_runs_onto_one_output_do_not_mix(folder: Path) -> None:
     runs = [subprocess.Popen(COMMAND, cwd=folder, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from chip.checkpoint import folder as folder_module
-from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, files_in, link_file
+from chip.checkpoint.folder import (
+    atomic_directory,
+    check_not_half_replaced,
+    copy_file,
+    drop_page_cache,
+    files_in,
+    link_file,
+)
+from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError, RunError
 
 
@@ -120,6 +128,26 @@ def test_an_old_folder_that_a_killed_run_had_moved_aside_comes_back(tmp_path: Pa
         stage(tmp_path / "out", "new", RunError("it failed again"), overwrite=True)
     assert (tmp_path / "out" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_that_was_killed_between_two_renames_is_told_of(tmp_path: Path, whole: bool) -> None:
+    output, left = tmp_path / "out", tmp_path / ".out.chip"
+    left.mkdir()
+    check_not_half_replaced(output)
+    fill(left / "old", "old")
+    if whole:
+        fill(left / "new", "new")
+    with pytest.raises(InputError, match=f"killed.*{left / 'old'} is what was here") as caught:
+        check_not_half_replaced(output)
+    assert (f"{left / 'new'}, whole" in caught.value.message) == whole
+    with pytest.raises(InputError, match="killed"):  # whoever looks for it
+        Checkpoint.open(output)
+    with (left / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        check_not_half_replaced(output)  # a run that is about to put it in place
+    (left / "old").rename(output)
+    check_not_half_replaced(output)
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:

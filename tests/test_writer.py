@@ -23,7 +23,7 @@ from chip.checkpoint.layout import INDEX, Checkpoint
 from chip.checkpoint.output import check_output
 from chip.checkpoint.writer import round_once, write_patched
 from chip.errors import InputError, RunError
-from tests.folders import SHARDS, contents, copied
+from tests.folders import SHARDS, contents, copied, write_signed
 
 
 @pytest.mark.parametrize("names", ["", "a", "bc", "abcd"])
@@ -172,7 +172,7 @@ def test_an_interrupted_write_leaves_everything_as_it_was(
 ) -> None:
     output = tmp_path / "out"
     if overwrite:
-        write_patched(source, output, {"b": torch.zeros(7)})
+        write_signed(source, output, {"b": torch.zeros(7)})
     before = contents(tmp_path)
     place, replacement, error = FAULTS[fault]
     monkeypatch.setattr(place, replacement)
@@ -186,7 +186,7 @@ def test_an_interrupted_write_leaves_everything_as_it_was(
 def test_a_failed_rename_puts_the_old_checkpoint_back(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    write_patched(source, tmp_path / "out", {"b": torch.zeros(7)})
+    write_signed(source, tmp_path / "out", {"b": torch.zeros(7)})
     before = contents(tmp_path)
     calls = 0
     rename = os.replace
@@ -232,8 +232,7 @@ def test_a_source_that_changes_meanwhile_leaves_no_output(source: Checkpoint, tm
 
 def test_overwriting_leaves_nothing_of_the_old_checkpoint(source: Checkpoint, tmp_path: Path) -> None:
     output = tmp_path / "new" / "parents" / "out"
-    write_patched(source, output, {"b": torch.zeros(7)})
-    (output / "left over").touch()
+    write_signed(source, output, {"b": torch.zeros(7)})
     write_patched(source, output, {}, overwrite=True)
     assert contents(output) == copied(source.folder)
     assert [path.name for path in output.parent.iterdir()] == ["out"]
@@ -291,7 +290,7 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "a file": (lambda folder: folder.parents[1] / "blobs" / "0123", True, "is a file"),
     "below a file": (lambda folder: folder.parents[1] / "blobs" / "0123" / "out", True, "not a folder"),
     "not empty": (_filled, False, "is not empty"),
-    "no checkpoint": (_filled, True, "is no checkpoint"),
+    "not chip's": (_filled, True, "is no folder that chip has written"),
     "second copy of the weights": (_second_copy, False, "checkpoint-500/model.safetensors: holds weights"),
     "pickled copy of the weights": (_pickled_copy, False, "pytorch_model.bin: holds weights"),
     "a folder elsewhere": (_linked_folder, False, "more: links to a folder outside"),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from chip.checkpoint.paths import resolve_inside
+from chip.checkpoint.paths import input_error, resolve_inside
 from chip.errors import InputError, RunError
 
 _NOT_COPIED = frozenset({".git", ".hg", ".svn", ".cache"})  # folders with a history of their own
@@ -34,7 +34,7 @@ def atomic_directory(output: Path, overwrite: bool = False) -> Iterator[Path]:
         RunError: the file system refuses: no space, no permission, no locks.
     """
     output = output.resolve()
-    workplace = output.with_name(f".{output.name}.chip")
+    workplace = _workplace(output)
     new, old = workplace / "new", workplace / "old"
     try:
         with _new_parents(output), _locked(workplace, output):
@@ -49,6 +49,27 @@ def atomic_directory(output: Path, overwrite: bool = False) -> Iterator[Path]:
         what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or error
         hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "fix that"
         raise RunError(f"{output}: {what}; {hint}, or choose another folder") from error
+
+
+def _workplace(output: Path) -> Path:
+    """Where the folder `output` is made, and the one that it replaces lies for a moment."""
+    return output.with_name(f".{output.name}.chip")
+
+
+def check_not_half_replaced(output: Path) -> None:
+    """Say what to do where a run was killed when it had moved the old folder away, and the new one not yet in place.
+
+    Raises:
+        InputError: so it is, and no other run is at it.
+    """
+    workplace = _workplace(output.absolute())
+    new, old = workplace / "new", workplace / "old"
+    if os.path.lexists(output) or not old.is_dir() or _is_locked(workplace / "lock"):
+        return
+    both = f"{old} is what was here, and {new}, whole, what it had written; rename one of them"
+    found = both if new.is_dir() else f"{old} is what was here; rename it"
+    what = "a run that was to replace this folder was killed before its end"
+    raise input_error(output, what, f"{found} to {output.name}, remove {workplace}, and try again")
 
 
 @contextmanager
@@ -97,6 +118,18 @@ def _lock(lock: Path, output: Path) -> int:
             os.close(descriptor)
             raise InputError(f"{output}: another run is writing it; wait, or choose another folder") from None
         os.close(descriptor)
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a run that is alive holds the lock."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _recover(new: Path, old: Path, output: Path) -> None:

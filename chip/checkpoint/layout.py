@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chip.checkpoint.file_signature import FileSignature
+from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.header import TensorEntry, read_header
 from chip.checkpoint.json_file import read_json
 from chip.checkpoint.paths import damaged_file, input_error, open_inside, quoted
@@ -53,6 +54,7 @@ class Checkpoint:
                 weights, a file outside the folder, a damaged file, an index that disagrees.
         """
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+            check_not_half_replaced(folder)
             raise input_error(folder, "no such folder, or none you may read", "give the local folder of a checkpoint")
         if os.path.lexists(folder / "adapter_config.json"):
             raise input_error(folder, "an adapter lies here", "merge it into its model first (peft: merge_and_unload)")

@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from chip.checkpoint.folder import can_share_blocks, files_in
-from chip.checkpoint.layout import CONFIG, Checkpoint
-from chip.errors import InputError
+from chip.checkpoint.folder import can_share_blocks, check_not_half_replaced, files_in
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.overwrite import check_replaceable
+from chip.checkpoint.receipt import stored_receipt
+from chip.errors import InputError, one_line
+from chip.progress import ProgressCallback, silent
 
 _OTHER_WEIGHTS = (
     *("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt"),
@@ -17,16 +20,31 @@ _OTHER_WEIGHTS = (
 )
 
 
-def check_output(source: Checkpoint, out: Path, *, overwrite: bool = False, link_unchanged: bool = False) -> None:
+def check_output(
+    source: Checkpoint,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    link_unchanged: bool = False,
+    progress: ProgressCallback = silent,
+) -> None:
     """Check that the copy of `source` can be written to `out`.
 
     Raises:
-        InputError: `out` is, or holds, or is held by the source; it is a file; it is not empty (with `overwrite`: it is
-            no checkpoint); it cannot be made; there is no space for it; hard links cannot reach it. Or the source has
-            weights or a training's state that are in no shard: a copy of them would keep what an edit takes away.
+        InputError: `out` is, or holds, or is held by the source; it is a file; it is not empty (with `overwrite`:
+            `check_replaceable` says why not); a run was killed while it replaced it; it cannot be made; there is no
+            space for it; hard links cannot reach it. Or the source has weights or a training's state that are in no
+            shard: a copy of them would keep what an edit takes away. Or its receipt, which the next one keeps, is
+            damaged.
     """
-    origin, target = source.folder.resolve(), out.resolve()
-    _check_place(origin, target, out, overwrite)
+    origin = source.folder.resolve()
+    try:
+        target = out.resolve()
+        _check_place(origin, target, out)
+        _check_content(target, out, overwrite, progress)
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none, a folder not to read
+        raise InputError(f"cannot be used ({one_line(error)}); choose another", argument="out", value=out) from error
+    stored_receipt(source.folder)
     parent = next(parent for parent in target.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         message = f"cannot be made, {parent} is not a folder one can write to; choose another"
@@ -40,20 +58,30 @@ def check_output(source: Checkpoint, out: Path, *, overwrite: bool = False, link
         raise InputError(message, argument="link_unchanged", value=True)
 
 
-def _check_place(origin: Path, target: Path, out: Path, overwrite: bool) -> None:
+def _check_place(origin: Path, target: Path, out: Path) -> None:
     """`origin` and `target`, both without links, are the source and where `out` leads."""
     problem = None
-    if origin.is_relative_to(target) or target.is_relative_to(origin):
+    if _is_within(origin, target) or _is_within(target, origin):
         problem = f"overlaps the source {origin}; choose a folder beside it"
     elif target.exists() and not target.is_dir():
         problem = "is a file; choose a folder that is empty or does not exist"
-    elif target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            problem = "is not empty; choose another folder, or overwrite it"
-        elif not (target / CONFIG).is_file():
-            problem = "is no checkpoint, and will not be overwritten; choose another folder"
     if problem is not None:
         raise InputError(problem, argument="out", value=out)
+
+
+def _check_content(target: Path, out: Path, overwrite: bool, progress: ProgressCallback) -> None:
+    check_not_half_replaced(target)
+    if overwrite:
+        check_replaceable(target, progress=progress)
+    elif target.exists() and any(target.iterdir()):
+        raise InputError("is not empty; choose another folder, or overwrite it", argument="out", value=out)
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    """Whether `inner` is `outer` or below it, whatever the two are called: a mount or the case can give two names."""
+    if inner.is_relative_to(outer):
+        return True
+    return outer.exists() and any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
 
 
 def _check_weights(origin: Path, files: Sequence[tuple[Path, Path]], shards: set[Path]) -> None:
