@@ -115,6 +115,9 @@ class _Terms:
     def __post_init__(self) -> None:
         if self.max_left is not None and not 0 <= self.max_left <= 1:
             raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
+        if self.label is not None and not self.label.isprintable():
+            message = "holds what cannot be shown, such as the end of a line; leave that out"
+            raise InputError(message, argument="label", value=self.label)
 
 
 @dataclass
@@ -164,6 +167,7 @@ class _Run:
         patch = edit_model(
             vlm, self.source, self.method, self.request, modules, self.size, self.progress, self.distributed
         )
+        before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def resolve_request(
     request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
     for path in (file, *map(Path, keep), *sorted(images)):
-        if path.resolve().is_relative_to(source.folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
     for target in request.partition.targets:
         _check_not_named(source, target.id, label)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chip.data.answers import canonical_answer, tokenize_words
+from chip.data.files import check_readable
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -17,6 +18,8 @@ PATH = ("general",)
 """Where texts are filed: they belong to no node of the hierarchy."""
 PIECE = 1000
 """Characters of a piece of plain text, about; a paragraph is never cut before them."""
+LARGEST = 1 << 28
+"""Bytes of a file, at most: it is read as a whole, and far fewer are enough."""
 LONGEST = 2000
 """Characters of a piece, at most."""
 
@@ -32,6 +35,9 @@ def read_keep(files: Sequence[Path]) -> list[Record]:
 
 def _read(file: Path) -> list[Record]:
     try:
+        check_readable(file)
+        if file.stat().st_size > LARGEST:
+            raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument="keep", value=file)
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror

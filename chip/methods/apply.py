@@ -15,7 +15,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import RunError
+from chip.errors import InputError, RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import Method, Removed, Search
 from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
@@ -164,9 +164,12 @@ class WeightEditor:
         """The method's solution, rounded once to the stored dtypes; the same in all processes.
 
         Raises:
-            RunError: there is no trustworthy one.
+            InputError: the weight is NaN or infinite.
+            RunError: there is no trustworthy solution.
         """
         weight = module.oriented(self.vlm.parameter(module.weight_name))
+        if not weight.isfinite().all():
+            raise InputError(f"{module.name}: its weight is NaN or infinite in places; fetch the checkpoint again")
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
         try:
             update = method.solve(weight, bias, statistics, module.component)

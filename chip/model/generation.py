@@ -16,6 +16,7 @@ from chip.kernels.gram import accumulation_dtype
 from chip.model.batching.batch_size import out_of_memory
 from chip.model.batching.batches import group_by_image_size
 from chip.model.loading import VLM
+from chip.model.running import running
 
 ROWS = 64
 """Questions that are answered at once."""
@@ -124,11 +125,10 @@ def _generate(vlm: VLM, records: Sequence[Record], chances: Tensor | None) -> li
     longest = [prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
     inputs = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
     width = inputs["input_ids"].shape[1]
-    tokens = vlm.model.generate(
-        **inputs,
-        generation_config=_config(vlm, records, max(longest)),
-        logits_processor=None if chances is None else [Draw(chances, width)],
-    )
+    config = _config(vlm, records, max(longest))
+    draw = None if chances is None else [Draw(chances, width)]
+    with running(vlm.model):
+        tokens = vlm.model.generate(**inputs, generation_config=config, logits_processor=draw)
     own = [row[width : width + most] for row, most in zip(tokens.tolist(), longest, strict=True)]
     return [text.strip() for text in vlm.processor.tokenizer.batch_decode(own, skip_special_tokens=True)]
 

@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from chip.checkpoint.layout import CONFIG
+from chip.checkpoint.paths import check_all_files
 from chip.errors import InputError
 from chip.model.quiet import refusing
 
@@ -26,6 +27,7 @@ def build_skeleton(folder: Path) -> Any:
         InputError: transformers' own code has no model for the folder's `config.json`, or cannot follow what it says.
     """
     path = folder / CONFIG
+    check_all_files(folder)
     with refusing(path, _TROUBLE, _HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_architectures(path, config.architectures)

@@ -59,7 +59,7 @@ def refused(name: str, harm: Harm, says: str, run: Sequence[str] = EDIT, **more:
 
 def passes(name: str, harm: Harm, run: Sequence[str] = EDIT, **more: Any) -> Case:
     """It does no harm."""
-    return Case(name, harm, "", run, must_pass=True, **more)
+    return Case(name, harm, "", run, may_pass=True, must_pass=True, **more)
 
 
 def either(name: str, harm: Harm, says: str, run: Sequence[str] = EDIT, **more: Any) -> Case:

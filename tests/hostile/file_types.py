@@ -41,7 +41,7 @@ CASES: list[Case] = [
         for kind, make in NO_FILES.items()
     ),
     *(
-        refused(f"{kind} called {name}", instead(f"ckpt/{name}", make), "ckpt", EDIT)
+        refused(f"{kind} called {name}", instead(f"ckpt/{name}", make), "ckpt|records.jsonl:1", EDIT)
         for name in OF_THE_PROCESSOR
         for kind, make in NO_FILES.items()
     ),
@@ -67,6 +67,6 @@ CASES: list[Case] = [
     *(refused(f"{kind} as the output", instead("o", make), "--out|o:", (*EDIT, "--out=o", "--overwrite")) for kind, make in NO_FILES.items() if kind in ("a pipe", "a device", "a circle")),
     *(either(f"{kind} that nobody reads", instead("ckpt/notes", make), "ckpt", EDIT) for kind, make in NO_FILES.items()),
     *(refused(f"a file called {name!r}", beside(name), "ckpt", EDIT) for name in (b"\xff\xfe", b"a\xc3.json")),
-    *(either(f"a file called {name!r}", beside(name), "ckpt", EDIT) for name in ("[red]a[/red]", ":smile:", "a\nb", "\x1b[2J", "é", "e\u0301", "a b", "-rf", "~", "%s", "{0}")),
+    *(either(f"a file called {name!r}", beside(name), "ckpt", EDIT) for name in ("[red]a", ":smile:", "a\nb", "\x1b[2J", "é", "e\u0301", "a b", "-rf", "~", "%s", "{0}")),
     passes("a folder called [red]", lambda f: (f / "ckpt" / "[red]").mkdir()),
 ]  # fmt: skip

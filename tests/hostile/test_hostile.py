@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 KINDS = (records, texts, images, configs, processors, weights, options, receipts, file_types)
 CASES = [pytest.param(case, id=f"{kind.__name__.rpartition('.')[2]}-{case}") for kind in KINDS for case in kind.CASES]
 CHATTER = re.compile(r"chip: .+|[^:]+ \.\.\.")
-"""A line that stderr may hold where nothing went wrong: a warning of chip's, or progress."""
+"""A line that may stand on stderr before the last: a warning of chip's, or progress."""
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +59,7 @@ def judge(case: Case, folder: Path, end: End) -> None:
     assert end.seconds < SECONDS
     assert end.peak < BYTES, f"{end.peak:,} bytes"
     assert "Traceback" not in end.err
+    assert not end.below or "panicked at" in end.below, end.below  # Rust speaks before Python knows of it
     said = end.err.splitlines()[: -1 if end.code == 2 else None]
     assert all(CHATTER.fullmatch(line) for line in said), end.err
     assert all(line.isprintable() for line in (*end.err.splitlines(), *end.out.splitlines())), (end.out, end.err)

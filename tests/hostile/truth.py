@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
+from chip.model.processors import load_processor
 from tests.hostile.runner import End
+
+transformers.logging.disable_progress_bar()
 
 LEVELS = ("institution", "patient", "study", "section")
 RELATIVE = 1e-3  # an answer's probability: fp32, other batches
@@ -94,7 +98,7 @@ def answer_probability(folder: Path, rows: Sequence[dict[str, Any]]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        processor: Any = AutoProcessor.from_pretrained(folder / "ckpt", **safe)
+        processor = load_processor(folder / "ckpt")  # by transformers; where torchvision is missing, with chip's help
         model = AutoModelForImageTextToText.from_pretrained(folder / "ckpt", dtype=torch.float32, **safe).eval()
     return sum(_one_probability(model, processor, folder, row) for row in rows) / len(rows)
 
@@ -110,8 +114,9 @@ def _one_probability(model: Any, processor: Any, folder: Path, row: dict[str, An
         )
         for turns in ([asked], [asked, answered])
     ]
-    end = processor.tokenizer.eos_token
-    whole = texts[1].rstrip().removesuffix(end) + end
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    whole = texts[1].rstrip()
+    whole += "" if whole.endswith(tuple(special)) else processor.tokenizer.eos_token
     prompt, ids = (processor.tokenizer(text)["input_ids"] for text in (texts[0], whole))
     common = next(n for n, (a, b) in enumerate(zip([*prompt, -1], ids, strict=False)) if a != b)
     length = len(ids) - common

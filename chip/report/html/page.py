@@ -58,6 +58,8 @@ def check_page(file: Path) -> None:
             raise InputError(f"{file}: there is no folder {file.parent}; make it, or choose another")
         if file.is_dir():
             raise InputError(f"{file}: is a folder; give the name of a file")
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file}: is no file, but a pipe or a device; choose another")
     except OSError as error:  # a name too long, a folder one may not look into
         raise _refused(file, error) from error
 
