@@ -34,7 +34,7 @@ from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
-from chip.request_checks import resolve_output, resolve_request
+from chip.request_checks import check_written_names_nobody, resolve_output, resolve_request
 
 ModelLoader = Callable[[Path], VLM]
 
@@ -78,6 +78,7 @@ def edit(
         max_memory: what a device map may take of each device and of the host; by default what is free.
         batch_size: records per forward pass; changes the time, never the result.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
+        overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept: write it also where those who stay lose more than the `max_retain_drop` of a search.
@@ -219,6 +220,7 @@ class _Run:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
             sign_output(self.source, folder, report, self.progress)
+            check_written_names_nobody(folder, self.request)
         return report
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.model_card import CARD
 from chip.checkpoint.output import check_output
+from chip.checkpoint.receipt import RECEIPT
+from chip.checkpoint.texts import lists_words, texts_of
 from chip.data.hierarchy import Hierarchy
 from chip.data.keep import read_keep, without_target
+from chip.data.names import TargetNames
 from chip.data.overlap import count_overlap
 from chip.data.readers import find_records, read_records
 from chip.data.request import ForgetRequest
-from chip.errors import ChipWarning, InputError
+from chip.errors import ChipWarning, InputError, RunError
 from chip.progress import ProgressCallback, silent
-
-PROSE = {".md", ".txt", ".log", ".csv", ".tsv", ".jsonl"}
-"""Files of a checkpoint's folder in which people write about people."""
 
 
 def resolve_output(
@@ -60,8 +60,7 @@ def resolve_request(
     for path in (file, *map(Path, keep), *sorted(images)):
         if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
-    for target in request.partition.targets:
-        _check_not_named(source, target.id, label)
+    _check_not_named(source, request, label)
     _check_trained(request)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
@@ -69,15 +68,45 @@ def resolve_request(
     return replace(request, general=tuple(without_target(read_keep([Path(file) for file in keep]), request)))
 
 
-def _check_not_named(source: Checkpoint, target: str, label: str | None) -> None:
-    """Raise `InputError` where the label, or prose that would be copied, names the target."""
-    named = re.compile(rf"(?<!\w){re.escape(target)}(?!\w)")
-    if label is not None and named.search(label):
-        raise InputError(f"names {target}, which is to be forgotten; choose another", argument="label", value=label)
-    for path, relative in files_in(source.folder):
-        prose = path.suffix in PROSE and not target.isdigit()  # a number stands for many things
-        if prose and named.search(path.read_text(encoding="utf-8", errors="replace")):
-            raise InputError(f"{path}: names {target}, and {relative} would be copied; take that out of it")
+def _check_not_named(source: Checkpoint, request: ForgetRequest, label: str | None) -> None:
+    """Raise `InputError` where the label, or what would be copied, names the target."""
+    names = TargetNames.of(request.hierarchy, request.partition.targets)
+    if label is not None and (name := names.find_in_label(label)):
+        raise InputError(f"names {name}, which is to be forgotten; choose another", argument="label", value=label)
+    if found := _find_name(files_in(source.folder), names):
+        path, name = found
+        hint = "take that out of it, or call the node in the records otherwise"
+        raise InputError(f"{path}: names {name}, which is to be forgotten, and would be copied; {hint}")
+
+
+def check_written_names_nobody(folder: Path, request: ForgetRequest) -> None:
+    """Look for the target's name in the folder that was written, once nothing more is written into it.
+
+    Raises:
+        RunError: a file has it, or is called so.
+    """
+    names = TargetNames.of(request.hierarchy, request.partition.targets)
+    if found := _find_name(files_in(folder), names, written={CARD, RECEIPT}):
+        path, name = found
+        raise RunError(f"{path.name}: what was written names {name}; the source may have changed meanwhile, try again")
+
+
+def _find_name(
+    files: Iterable[tuple[Path, Path]], names: TargetNames, written: Collection[str] = ()
+) -> tuple[Path, str] | None:
+    """The first of the files, each with its path in the folder, that names the target or is called so; and the name.
+
+    Args:
+        written: files that chip has written: a single word or number in them is not taken for a name.
+    """
+    for path, relative in files:
+        if name := names.find(str(relative)):
+            return path, name
+        vocabulary = lists_words(path) or str(relative) in written
+        for text in texts_of(path):
+            if name := names.find(text, vocabulary=vocabulary):
+                return path, name
+    return None
 
 
 def _check_trained(request: ForgetRequest) -> None:

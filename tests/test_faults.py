@@ -170,20 +170,45 @@ def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:
         chip.edit(folder / "ckpt", ["patient_1"], records=folder / "ckpt" / "records.jsonl", device="cpu")
 
 
-@pytest.mark.parametrize("name", ["README.md", "notes/visits.csv"])
-def test_prose_that_tells_is_not_copied(folder: Path, name: str) -> None:
+TELLING = {
+    "prose": ("README.md", "Trained on Patient 1, and others."),
+    "a study": ("notes/visits.csv", "visits\nSTUDY-1\n"),
+    "settings": ("args.json", '{"run": "/data/patient\\u005f1/7"}'),
+    "a file's name": ("notes/patient_1.txt", "A visit."),
+}
+
+
+@pytest.mark.parametrize("kind", TELLING)
+def test_what_names_the_target_is_not_copied(folder: Path, kind: str) -> None:
+    name, text = TELLING[kind]
     (folder / "ckpt" / "notes").mkdir()
-    (folder / "ckpt" / name).write_text("Trained on patient_10 and others.")
-    chip.edit(folder / "ckpt", ["patient_1"], out=folder / "first", device="cpu", **UNTRAINED)
-    (folder / "ckpt" / name).write_text("Trained on patient_1, and others.")
-    with pytest.raises(chip.InputError, match=f"{name}: names patient_1"):
-        chip.edit(folder / "ckpt", ["patient_1"], out=folder / "second", device="cpu")
-    assert not (folder / "second").exists()
+    (folder / "ckpt" / name).write_text(text)
+    with pytest.raises(chip.InputError, match=rf"{name}: names (patient_1|study_1), which is to be forgotten"):
+        chip.edit(folder / "ckpt", ["patient_1"], out=folder / "out", device="cpu", **UNTRAINED)
+    assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("label", ["patient_1", "request of patient_1, 2026"])
+def test_what_is_like_a_name_may_be_copied(folder: Path) -> None:
+    (folder / "ckpt" / "README.md").write_text("Findings of patient_10, patient_11 and others.")
+    report = chip.edit(folder / "ckpt", ["study_1/findings"], label="findings", device="cpu", **UNTRAINED)
+    assert report.label == "findings"
+
+
+def test_a_name_that_gets_into_the_source_during_the_run_is_found_in_the_copy(folder: Path) -> None:
+    @contextmanager
+    def progress(what: str, _: int) -> Iterator[Callable[[int], None]]:
+        if what == "asking before":
+            (folder / "ckpt" / "README.md").write_text("Trained on Patient 1.")
+        yield lambda _: None
+
+    with pytest.raises(RunError, match=r"README.md: what was written names patient_1"):
+        chip.edit(folder / "ckpt", ["patient_1"], device="cpu", progress=progress, **UNTRAINED)
+    assert names(folder) == {"ckpt", "images", "records.jsonl"}
+
+
+@pytest.mark.parametrize("label", ["patient_1", "request of Patient 1, 2026", "study_1"])
 def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
-    with pytest.raises(chip.InputError, match="names patient_1"):
+    with pytest.raises(chip.InputError, match=r"^label=.*names (patient_1|study_1)"):
         chip.edit(folder / "ckpt", ["patient_1"], label=label, device="cpu")
 
 

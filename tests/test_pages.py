@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -172,11 +173,34 @@ def test_writing_is_refused_in_one_line(tmp_path: Path) -> None:
             check_page(file)
         with pytest.raises(InputError, match="folder"):
             write_page(file, "")
-    write_page(tmp_path / "page.html", "first, and long")
-    write_page(tmp_path / "page.html", "ä")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "ä"
+    first, second = (f"{text} Written by chip {version}." for text, version in (("first", "0.1.0"), ("ä", "2")))
+    write_page(tmp_path / "page.html", first)
+    write_page(tmp_path / "page.html", second)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == second
     with pytest.raises(InputError, match="cannot be written"):
         write_page(tmp_path / ("x" * 300), "")
+
+
+def test_a_page_takes_nobodys_place(difference: CheckpointDiff, tmp_path: Path) -> None:
+    """It may take that of another page, or of an empty file."""
+    page, records = tmp_path / "page.html", tmp_path / "records.jsonl"
+    page.touch()
+    for name in "ab":
+        write_page(page, diff_page(difference, name, "b", RECEIPT))
+    records.write_text('{"question": "who"}')
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link.html").symlink_to(records)
+    for name in ("records.jsonl", "link.html", "pipe", "circle"):
+        with pytest.raises(InputError, match=f"{name}: (is there already|cannot be written)"):
+            write_page(tmp_path / name, "")
+    assert records.read_text() == '{"question": "who"}'
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "ckpt")
+    for place in (tmp_path / "ckpt", tmp_path / "alias"):
+        with pytest.raises(InputError, match="lies in a checkpoint"):
+            check_page(place / "page.html", tmp_path / "other", tmp_path / "ckpt")
+    check_page(page, tmp_path / "ckpt")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import copy_patched
 from chip.errors import InputError
-from tests.folders import SHARDS
+from tests.folders import SHARDS, contents
 
 SETTINGS = {"retain_weight": 8.0, "target_modules": ["connector", "down"]}
 NEW = {"a": torch.arange(30.0).reshape(6, 5), "c": torch.full((3, 4), 0.5)}
@@ -218,6 +220,111 @@ def test_every_lie_of_the_receipt_is_found(edited: Path, source: Checkpoint, lie
         assert verify(edited).faults == ()
     faults = verify(edited, source.folder if needs_original else None).faults
     assert re.search(message, "\n".join(faults))
+
+
+WRONG_TYPES: dict[str, Any] = {
+    "chip": 1,
+    "label": ["request"],
+    "settings": [],
+    "seed": "0",
+    "files_read_back": "8",
+    "untouched_bytes": True,
+    "previous": "none",
+    "tensors": [],
+    "files": {"config.json": "0" * 64},
+    "files/config.json/bytes": "17",
+    "files/config.json/sha256": None,
+    "tensors/a/shape": "65",
+    "tensors/a/shape/0": 6.0,
+    "tensors/a/relative_change": "much",
+    "tensors/a/remaining": 10**400,
+    "tensors/a/shard": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("place", WRONG_TYPES)
+def test_a_forged_receipt_of_wrong_types_is_refused(edited: Path, source: Checkpoint, place: str) -> None:
+    """Its digest is right."""
+    content = asdict(read_receipt(edited))
+    *parents, last = place.split("/")
+    part = content
+    for key in parents:
+        part = part[key]
+    part[int(last) if isinstance(part, list) else last] = WRONG_TYPES[place]
+    text = json.dumps(content, indent=2, ensure_ascii=False).encode()
+    whole = content | {"digest": hashlib.sha256(text).hexdigest()}
+    (edited / RECEIPT).write_bytes(json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n")
+    for original in (None, source.folder):
+        with pytest.raises(InputError, match="damaged, or changed by hand"):
+            verify(edited, original)
+
+
+def test_a_receipt_that_lists_nothing_says_so(edited: Path, source: Checkpoint) -> None:
+    receipt = read_receipt(edited)
+    unchanged = sum(file.bytes for name, file in receipt.files.items() if name != CARD)
+    write_receipt(edited, replace(receipt, tensors={}, tensors_read_back=0, untouched_bytes=unchanged))
+    assert verify(edited).faults == ("the receipt lists no changed tensor: it vouches for nothing",)
+    empty = replace(receipt, tensors={}, files={}, tensors_read_back=0, files_read_back=0, untouched_bytes=0)
+    write_receipt(edited, empty)
+    assert verify(edited).faults[:2] == (
+        "the receipt lists no file: it vouches for nothing",
+        "the receipt lists no changed tensor: it vouches for nothing",
+    )
+
+
+def _download_into_cache(edited: Path, hub: Path) -> Path:
+    """What `snapshot_download` leaves: links to blobs."""
+    blobs, snapshot = hub / "models--me--edited" / "blobs", hub / "models--me--edited" / "snapshots" / "abc"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(path for path in edited.rglob("*") if path.is_file()):
+        link = snapshot / path.relative_to(edited)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blobs / str(number))
+        link.symlink_to(blobs / str(number))
+    return snapshot
+
+
+def _download_into_folder(edited: Path, hub: Path) -> Path:
+    """What `snapshot_download(local_dir=...)` leaves: files, and notes of its own."""
+    shutil.copytree(edited, hub)
+    (hub / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    (hub / ".cache" / "huggingface" / "download" / "config.json.metadata").write_text("abc")
+    return hub
+
+
+@pytest.mark.parametrize("download", [_download_into_cache, _download_into_folder])
+@pytest.mark.parametrize("has_attributes", [True, False])
+def test_a_folder_that_comes_back_from_the_hub_is_what_was_written(
+    source: Checkpoint, tmp_path: Path, download: Callable[[Path, Path], Path], has_attributes: bool
+) -> None:
+    """The hub writes a `.gitattributes` of its own."""
+    if not has_attributes:
+        (source.folder / ".gitattributes").unlink()
+    edit_folder(source, tmp_path / "out")
+    (tmp_path / "out" / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+    back = download(tmp_path / "out", tmp_path / "back")
+    assert verify(back).faults == ()
+    assert verify(back, source.folder).faults == ()
+    config = back / "config.json"
+    content = config.read_bytes()
+    config.unlink()
+    config.write_bytes(content + b" ")
+    assert verify(back).faults == ("config.json: 3 bytes, by the receipt 2",)
+
+
+def test_links_in_the_source_become_files(source: Checkpoint, tmp_path: Path) -> None:
+    """Links to blobs, and second names of files elsewhere."""
+    for name in (SHARDS[0], "config.json"):
+        (source.folder / name).rename(tmp_path / "hub" / name)
+        (source.folder / name).hardlink_to(tmp_path / "hub" / name)
+    before = contents(tmp_path)
+    edit_folder(Checkpoint.open(source.folder), tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_symlink()
+        assert path.is_dir() or path.stat().st_nlink == 1
+    assert verify(tmp_path / "out", source.folder).faults == ()
+    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("out/")} == before
 
 
 def test_another_original_is_found(edited: Path, source: Checkpoint, tmp_path: Path) -> None:

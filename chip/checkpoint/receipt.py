@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from chip._version import __version__
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.paths import resolve_inside
+from chip.checkpoint.paths import open_inside
 from chip.checkpoint.read_back import ReadBack, WrittenFile
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
-LARGEST = 1 << 28  # bytes; one of a thousand changed tensors has half a million
+LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 1  # version of the file's format; one with other keys gets another number
 
 
@@ -111,10 +112,24 @@ class Receipt:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Raises `TypeError` where a field is missing or unknown."""
+        """Raises `TypeError` where a field is missing, unknown, or of another type."""
         tensors = {name: ChangedTensor(**tensor) for name, tensor in content["tensors"].items()}
         files = {name: WrittenFile(**file) for name, file in content["files"].items()}
-        return cls(**{**content, "tensors": tensors, "files": files})
+        receipt = cls(**{**content, "tensors": tensors, "files": files})
+        for part in (receipt, *tensors.values(), *files.values()):
+            _check_types(part)
+        return receipt
+
+
+def _check_types(part: Receipt | ChangedTensor | WrittenFile) -> None:
+    """Raise `TypeError` where a field is not of the type it is declared with: what JSON holds may be anything."""
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
+        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
+            raise TypeError(name)
+        if kind == list[int] and any(type(number) is not int for number in value):
+            raise TypeError(name)
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
@@ -136,12 +151,13 @@ def read_receipt(folder: Path) -> Receipt:
     """The receipt in a folder.
 
     Raises:
-        InputError: there is none, or it is not byte for byte as chip writes it: damaged, or changed by hand.
+        InputError: there is none, it cannot be read, or it is not byte for byte as chip writes it: damaged, or changed
+            by hand.
     """
     if not has_receipt(folder):
         raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
-    file = resolve_inside(folder, RECEIPT)
-    text = file.read_bytes() if file.stat().st_size <= LARGEST else b""
+    with open_inside(folder, RECEIPT) as file:
+        text = file.read(LONGEST)
     try:
         content = json.loads(text)
         receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})

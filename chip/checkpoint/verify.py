@@ -17,6 +17,9 @@ from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_recei
 from chip.errors import InputError
 from chip.progress import ProgressCallback, silent
 
+GITATTRIBUTES = ".gitattributes"
+"""Says how git stores a file. The hub writes its own, so that it is another after an upload."""
+
 _NORM_TOLERANCE = 1e-4  # relative: the edit takes norms in the precision of its device, `verify` in fp64
 
 
@@ -40,7 +43,8 @@ def verify(
     """Check a folder that `chip edit` has written against its receipt.
 
     Without the original: every file, every changed tensor, and what the receipt counts. With it also: what the receipt
-    says of the source, each byte outside of the changed tensors, and the norms of the change.
+    says of the source, each byte outside of the changed tensors, and the norms of the change. `.gitattributes` is not
+    compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
     Raises:
         InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
@@ -61,12 +65,13 @@ def verify(
 
 
 class _Digests:
-    """Hashes of all files of a folder but the receipt, and of the changed tensors in it."""
+    """Hashes of all files of a folder but the receipt and git's, and of the changed tensors in it."""
 
     def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback) -> None:
         self.checkpoint = checkpoint
         self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
-        paths = {str(relative): path for path, relative in files_in(checkpoint.folder) if str(relative) != RECEIPT}
+        files = {str(relative): path for path, relative in files_in(checkpoint.folder)}
+        paths = {name: path for name, path in files.items() if name not in (RECEIPT, GITATTRIBUTES)}
         jobs = [(path, self._ranges_of(name)) for name, path in paths.items()]
         with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
             digests = digest_all(jobs, advance)
@@ -94,6 +99,9 @@ def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
 
 def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
     """What can be seen without the original."""
+    for kind, listed in (("file", receipt.files), ("changed tensor", receipt.tensors)):
+        if not listed:
+            yield f"the receipt lists no {kind}: it vouches for nothing"
     yield from _file_faults(receipt, copy)
     for name, recorded in receipt.tensors.items():
         if recorded.after != copy.tensors[name]:
@@ -106,7 +114,7 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
 
 
 def _file_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
-    for name in sorted(receipt.files.keys() | copy.files.keys()):
+    for name in sorted((receipt.files.keys() | copy.files.keys()) - {GITATTRIBUTES}):
         recorded, actual = receipt.files.get(name), copy.files.get(name)
         if recorded is None:
             yield f"{name}: not in the receipt"
@@ -129,7 +137,7 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    for name in sorted(receipt.files.keys() | original.files.keys()):
+    for name in sorted((receipt.files.keys() | original.files.keys()) - {GITATTRIBUTES}):
         recorded, before = receipt.files.get(name), original.files.get(name)
         if (recorded and recorded.source_sha256) != (before and before.whole):
             yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"

@@ -46,7 +46,7 @@ def diff(
 
     console.quiet_libraries()
     if html is not None:
-        check_page(html)
+        check_page(html, a, b)
     difference = compare(a, b, progress_bar)
     if html is not None:
         write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))

@@ -67,7 +67,7 @@ def edit(
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: LinkUnchanged = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder of a former edit.")] = False,
     max_left: MaxLeft = None,
     accept: Accept = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,

@@ -74,7 +74,7 @@ def evaluate(
     from chip.report.text.eval import print_evaluation
 
     if html is not None:
-        check_page(html)
+        check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
     evaluation = run(

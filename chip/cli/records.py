@@ -10,7 +10,7 @@ import typer
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")] = Path("hospital"),
-    overwrite: Annotated[bool, typer.Option(help="Replace what a former demo left there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Complete what a former demo left there.")] = False,
 ) -> None:
     """Write a small hospital, and a small model that knows it, to try things on."""
     from chip.cli import console

@@ -15,7 +15,6 @@ from chip.evaluation.attacks import Attack, find_attacks
 from chip.evaluation.groups import groups
 from chip.evaluation.judge import Judge
 
-
 LARGEST_SEED = 2**63 - 1
 """Of those that both numpy and torch take."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from chip._version import __version__
-from chip.errors import InputError, printable
+from chip.errors import InputError, one_line, printable
 from chip.report import formatting
+
+_FOOTER = 200  # bytes at a page's end, among them those that say who wrote it
 
 
 @cache
@@ -51,16 +54,19 @@ def _listed(words: Iterable[str]) -> Markup:
     return Markup(", ").join(first) + " and " + last if first else last
 
 
-def check_page(file: Path) -> None:
-    """Raise `InputError` where `write_page` could not write, before anything long is computed."""
+def check_page(file: Path, *checkpoints: Path) -> None:
+    """Raise `InputError` where `write_page` could not write, before anything long is computed: there is no folder, a
+    file is there that is no page of chip's, or the place is in one of the checkpoints that the page is about."""
     try:
         if not file.absolute().parent.is_dir():
             raise InputError(f"{file}: there is no folder {file.parent}; make it, or choose another")
         if file.is_dir():
             raise InputError(f"{file}: is a folder; give the name of a file")
-        if file.exists() and not file.is_file():
-            raise InputError(f"{file}: is no file, but a pipe or a device; choose another")
-    except OSError as error:  # a name too long, a folder one may not look into
+        if any(file.resolve().is_relative_to(folder.resolve()) for folder in checkpoints):
+            raise InputError(f"{file}: lies in a checkpoint, which stays as it is; choose a place beside it")
+        if file.exists() and not _is_page(file):
+            raise InputError(f"{file}: is there already, and no page that chip has written; choose another")
+    except (OSError, RuntimeError) as error:  # a name too long, a folder one may not look into, a circle of links
         raise _refused(file, error) from error
 
 
@@ -73,5 +79,15 @@ def write_page(file: Path, page: str) -> None:
         raise _refused(file, error) from error
 
 
-def _refused(file: Path, error: OSError) -> InputError:
-    return InputError(f"{file}: cannot be written ({error.strerror}); choose another")
+def _is_page(file: Path) -> bool:
+    """Whether chip has written the file, or nobody anything into it."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(0, size - _FOOTER))
+        return size == 0 or b"Written by chip " in content.read()
+
+
+def _refused(file: Path, error: OSError | RuntimeError) -> InputError:
+    return InputError(f"{file}: cannot be written ({one_line(error)}); choose another")

@@ -13,7 +13,6 @@ from chip.data.hierarchy import Hierarchy, Node
 from chip.report.formatting import count
 from chip.report.text.elements import escaped
 
-
 _ENDLESS = 1 << 20  # columns
 
 
