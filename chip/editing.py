@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
@@ -18,7 +20,7 @@ from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.methods import Method, Shielded
@@ -29,7 +31,9 @@ from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
+from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import TargetModule
+from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
@@ -92,6 +96,8 @@ def edit(
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     request = resolve_request(source, forget, records, keep, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress)
+    for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
+        warnings.warn(note, ChipWarning, stacklevel=2)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         run = _Run(source, request, method or Shielded(), target_modules, layers, size, distributed, progress, terms)
         if dry_run:
@@ -208,6 +214,7 @@ class _Run:
             groups=groups,
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice),
             choice=patch.choice,
+            left_out=folder_contents(self.source).left_out,
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.data.readers import read_records
 from chip.methods import find_methods
@@ -16,6 +17,7 @@ from chip.model.families import find_language
 from chip.model.loading import load_vlm
 from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import Component, TargetModule, available_modules, layer_range
+from chip.model.unreached import describe_unreached
 from chip.sinks import LargestToken, largest_tokens
 
 
@@ -47,6 +49,8 @@ class Inspection:
     shards: int
     target_modules: tuple[TargetModuleRow, ...]
     """In the order of data."""
+    notes: tuple[str, ...] = ()
+    """What an edit does not reach, and what a copy leaves out: a line each."""
     largest_tokens: tuple[LargestToken, ...] = ()
     """Of each module that the default method edits, where records were given to look at."""
 
@@ -65,7 +69,10 @@ def inspect(checkpoint: Path | str, records: Path | str | None = None, device: s
         InputError: it is not one that chip can edit, or the records cannot be read.
     """
     source = Checkpoint.open(Path(checkpoint))
-    model = build_skeleton(source.folder)
+    model = build_skeleton(source.folder, len(source.entries))
+    notes = describe_unreached(source, model)
+    if left_out := folder_contents(source).left_out:
+        notes.append(describe_left_out(left_out))
     by_kind: defaultdict[str, list[TargetModule]] = defaultdict(list)
     for module in available_modules(model):
         by_kind[module.kind].append(module)
@@ -76,6 +83,7 @@ def inspect(checkpoint: Path | str, records: Path | str | None = None, device: s
         parameters=sum(prod(entry.shape) for entry in entries),
         dtypes=tuple(sorted({entry.dtype for entry in entries})),
         shards=len(source.shards),
+        notes=tuple(notes),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
         largest_tokens=() if records is None else tuple(_largest_tokens(source.folder, Path(records), device)),
     )

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD
@@ -34,6 +35,8 @@ def resolve_output(
     """Where to write; refused where that is no place for a copy of the checkpoint."""
     output = _default_output(source.folder) if out is None else Path(out)
     check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
+    if left_out := folder_contents(source).left_out:
+        warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
 
 

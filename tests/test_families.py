@@ -33,6 +33,8 @@ from chip.model.families import (
     find_language,
     find_tower,
     find_tower_layers,
+    linear_maps,
+    other_parts,
     sliding_window,
 )
 from chip.model.loading import VLM, load_vlm
@@ -178,24 +180,62 @@ def test_facts_that_are_read_from_the_configuration(vlm: VLM, family: str) -> No
     assert answer_is_suffix(vlm.model) == (family == "paligemma")
 
 
-@pytest.mark.parametrize(
-    ("model_type", "connectors"), [(name, row.connectors) for name, row in ROWS.items() if row.connectors]
-)
-def test_a_row_says_what_structure_would_get_wrong(
-    model_type: str, connectors: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a model of the family's own sizes, but for the depth, without weights."""
+def without_weights(model_type: str) -> transformers.PreTrainedModel:
+    """A model of the family's own sizes, but for the depth."""
     if model_type not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {model_type}")
-    config = transformers.AutoConfig.for_model(model_type)
-    config.get_text_config().num_hidden_layers = 1
+    parts = {part: {"model_type": f"gemma4_{part}"} for part in ("vision", "audio") if model_type == "gemma4"}
+    config = transformers.AutoConfig.for_model(model_type, **{f"{part}_config": parts[part] for part in parts})
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[-1:]
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+        return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "connectors", "others"),
+    [
+        ("video_llava", ["multi_modal_projector"], ["video_tower"]),
+        ("deepseek_vl_hybrid", ["aligner"], ["high_res_vision_model"]),
+        ("janus", ["aligner"], ["generation_aligner", "generation_head"]),
+        ("gemma4", ["embed_vision"], ["audio_tower", "embed_audio"]),
+        ("aria", ["multi_modal_projector"], []),
+    ],
+)
+def test_towers_and_heads_for_other_things_are_no_connectors(
+    model_type: str, connectors: list[str], others: list[str]
+) -> None:
+    model = without_weights(model_type)
     names = {module: name for name, module in model.named_modules()}
-    assert tuple(names[connector] for connector in find_connectors(model)) == connectors
+    assert [names[connector] for connector in find_connectors(model)] == [f"model.{name}" for name in connectors]
+    assert other_parts(model) == [f"model.{name}" for name in others]
     assert find_tower_layers(model)
-    monkeypatch.delitem(ROWS, model_type)
-    assert tuple(names[connector] for connector in find_connectors(model)) != connectors
+
+
+@pytest.mark.parametrize(
+    ("model_type", "table", "maps"),
+    [("aria", "query", 6), ("idefics2", "perceiver_resampler.latents", 24), ("gemma3", None, 1)],
+)
+def test_what_a_connector_learns_to_ask_is_no_linear_map(model_type: str, table: str | None, maps: int) -> None:
+    """Nor are the parameters of torch's own attention, which passes its modules by."""
+    (connector,) = find_connectors(without_weights(model_type))
+    found = [name for name, _, _ in linear_maps(connector)]
+    assert len(found) == maps
+    if table is not None:
+        assert connector.get_parameter(table).dim() == 2
+        assert table not in found
+    assert not any("multihead_attn" in name for name in found)
+
+
+def test_a_text_model_that_looks_at_images_from_the_side_is_refused() -> None:
+    model = without_weights("mllama")
+    model.model.language_model.layers[0].cross_attn = torch.nn.Linear(2, 2)  # in one of the forty that were left out
+    with pytest.raises(
+        InputError, match=r"Mllama.*: its text model takes images by cross-attention, and not as tokens"
+    ):
+        find_connectors(model)
 
 
 def test_a_tower_that_hears_is_no_connector() -> None:

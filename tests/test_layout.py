@@ -387,6 +387,20 @@ def _only_pickles(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"")
 
 
+def _distributed(folder: Path) -> None:
+    shutil.copy(folder / FIRST, folder / "shard-00000-model-00001-of-00001.safetensors")
+
+
+def _single_among_others(folder: Path) -> None:
+    (folder / FIRST).rename(folder / SINGLE)
+    index(folder, {"a": SINGLE, "b": SECOND})
+
+
+def _renamed_shard(folder: Path) -> None:
+    (folder / FIRST).rename(folder / "weights.bin")
+    index(folder, {"a": "weights.bin", "b": SECOND})
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config is no JSON": (_set_bytes("config.json", b"{"), "config.json: no JSON"),
@@ -398,6 +412,17 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "quantized": (_set_config(quantization_config={"bits": 4}), "quantized"),
     "quantized inside": (_set_config(text_config={"quantization_config": {"bits": 4}}), "quantized"),
     "quantized deep inside": (_set_config(a={"text_config": {"quantization_config": {"bits": 4}}}), "quantized"),
+    "compressed": (_set_config(compression_config={"format": "pack-quantized"}), "quantized"),
+    "quantized by MLX": (_set_config(quantization={"group_size": 64, "bits": 4}), "quantized; edit the unquantized"),
+    "quantized in a list": (_set_config(parts=[{"quantization_config": {"bits": 4}}]), "quantized"),
+    "quantized by ModelOpt": (_set_bytes("hf_quant_config.json", b"{}"), "hf_quant_config.json: the weights are quant"),
+    "quantized by GPTQ": (_set_bytes("quantize_config.json", b"{}"), "quantize_config.json: the weights are quantized"),
+    "code of the hub": (_set_config(a={"_attn_implementation": "own/kernel"}), "has code from the hub run"),
+    "another file of weights": (_set_config(transformers_weights="w.bin"), "'transformers_weights' has 'w.bin' loaded"),
+    "another configuration": (_set_config(configuration_files=["config.5.0.0.json"]), "another configuration loaded"),
+    "distributed": (_distributed, "a distributed checkpoint; save it with save_pretrained"),
+    "single file among others": (_single_among_others, "which names more; remove one"),
+    "shard is a pickle to transformers": (_renamed_shard, "'weights.bin' is no .safetensors file"),
     "pickles": (_only_pickles, "pickle checkpoint; convert to safetensors"),
     "no index": (lambda f: (f / INDEX).unlink(), f"without {INDEX}"),
     "index and single file": (lambda f: (f / FIRST).rename(f / SINGLE), "holds both"),
@@ -450,6 +475,14 @@ def test_errors_name_the_place_and_the_hint(tmp_path: Path, case: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Checkpoint.open(folder)
     assert re.fullmatch(rf"{re.escape(str(folder))}[^\n]*; [^\n]+", str(caught.value))
+
+
+def test_a_single_file_is_loaded_whatever_lies_beside_it(tmp_path: Path) -> None:
+    folder = make(tmp_path, {SINGLE: {"a": torch.ones(2, 3)}})
+    save_file({"b": torch.zeros(4)}, folder / "consolidated.safetensors")
+    (folder / "config.json").write_text('{"transformers_weights": null, "quantization": {"enabled": false}}')
+    checkpoint = Checkpoint.open(folder)
+    assert (checkpoint.shards, set(checkpoint.entries)) == ((SINGLE,), {"a"})
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

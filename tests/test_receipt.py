@@ -138,7 +138,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a longer shard": (lambda folder: _lengthen(folder / SHARDS[0]), "its tensors end at"),
     "a shard of others": (lambda folder: shutil.copy(folder / SHARDS[1], folder / SHARDS[0]), "is in .* and in"),
     "a link": (_link_away, "outside"),
-    "a folder's file": (lambda folder: (folder / "processor/inner/tokens.bin").unlink(), "tokens.bin: in the receipt"),
+    "a folder's file": (lambda folder: (folder / "processor/inner/tokens.txt").unlink(), "tokens.txt: in the receipt"),
 }
 
 

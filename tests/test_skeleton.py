@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import torch
 from chip.checkpoint.layout import CONFIG
 from chip.cli import main as command
 from chip.errors import InputError
+from chip.inspection import inspect
 from chip.model.loading import load_vlm
 from chip.model.processors import load_processor
 from chip.model.skeleton import build_skeleton
@@ -107,8 +108,8 @@ def test_a_broken_configuration_is_one_line(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
-    depth = what in ("no depth", "depth negative")  # a model that transformers builds all the same
-    assert printed.err.startswith("chip: LlavaForConditionalGeneration: " if depth else f"chip: {config}: ")
+    depth = what in ("no depth", "depth negative")  # a model that transformers builds all the same, without layers
+    assert printed.err.startswith(f"chip: {config.parent if depth else config}: ")
     assert "; " in printed.err  # and a hint
 
 
@@ -161,6 +162,43 @@ def test_code_in_the_folder_is_not_run(folder: Path, right: dict[str, Any], know
     assert not (folder / "run").exists()
 
 
+CODE: dict[str, dict[str, Any]] = {
+    CONFIG: {
+        "AutoConfig": "own.C",
+        "AutoModelForImageTextToText": "own.M",
+        "AutoProcessor": "own.P",
+        "AutoModel": "own.M",
+    },
+    "generation_config.json": {"AutoModelForImageTextToText": "own.Model"},
+    "processor_config.json": {"AutoProcessor": "own.P", "AutoVideoProcessor": "own.V", "AutoImageProcessor": "own.I"},
+    "preprocessor_config.json": {
+        "AutoImageProcessor": "own.I",
+        "AutoFeatureExtractor": "own.F",
+        "AutoProcessor": "own.P",
+    },
+    "video_preprocessor_config.json": {"AutoVideoProcessor": "own.V", "AutoProcessor": "own.P"},
+    "tokenizer_config.json": {"AutoTokenizer": ["own.Slow", "own.Fast"], "AutoProcessor": "own.P"},
+}
+"""File -> classes that it says the folder's own code has."""
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])  # the latter has a processor for videos
+def test_nobody_is_asked_whether_to_run_code(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks, where trust_remote_code is not said, and `yes |` would answer."""
+    folder = build(tmp_path / family, family)
+    for name, auto_map in CODE.items():
+        content = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        parts = {part: content[part] | {"auto_map": auto_map} for part in (TEXT, VISION) if part in content}
+        (folder / name).write_text(json.dumps(content | parts | {"auto_map": auto_map}))
+    (folder / "custom_generate").mkdir()
+    for module in ("own.py", "custom_generate/generate.py"):
+        (folder / module).write_text(f"open({str(folder / 'run')!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked"))
+    inspect(folder)
+    load_vlm(folder, "cpu")
+    assert not (folder / "run").exists()
+
+
 def test_a_processors_own_code_is_not_run(folder: Path) -> None:
     add_code(folder)
     for name, key, value in (
@@ -188,3 +226,20 @@ def test_a_broken_processor_is_one_line(folder: Path, name: str, content: str) -
     with pytest.raises(InputError, match=r"llava: its processor (cannot be loaded|asks)") as caught:
         load_processor(folder)
     assert "\n" not in str(caught.value)
+    assert "video_processor" not in str(caught.value)  # this class has none, and is not tried without it
+
+
+def test_a_package_that_an_image_processor_asks_for_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers itself says no more than that it could not load any image processor."""
+
+    class Dummy:
+        is_dummy = True
+        _backends: ClassVar = ["torchvision_of_another_world", "torch"]
+
+    for form in ("", "Fast"):
+        monkeypatch.setattr(f"chip.model.processors.transformers.OwnImageProcessor{form}", Dummy, raising=False)
+    name = folder / "preprocessor_config.json"
+    name.write_text(json.dumps(json.loads(name.read_text()) | {"image_processor_type": "OwnImageProcessorFast"}))
+    message = r"its OwnImageProcessorFast asks for a missing package; pip install torchvision_of_another_world$"
+    with pytest.raises(InputError, match=message):
+        load_processor(folder)

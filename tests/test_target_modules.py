@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
@@ -77,9 +78,25 @@ def test_modules_of_the_vision_tower_come_first_and_have_kinds_of_their_own(vlm:
 def test_a_module_that_is_missing_is_an_error(vlm: VLM) -> None:
     assert sum(module.kind in KINDS for module in available_modules(vlm.model)) == 2 + 4 * 7
     del vlm.layers[2].mlp.up_proj
-    with pytest.raises(InputError, match=r"target_modules='up': .*layer 2 has no plain linear"):
+    missing = (
+        r"target_modules='up': .*: layer 2 has no plain linear layer mlp\.up_proj \(nothing in its place\); choose"
+    )
+    with pytest.raises(InputError, match=missing):
         select_modules(vlm.model, ["up"], range(4))
     assert select_modules(vlm.model, ["up"], range(2))
+
+
+def test_what_stands_in_the_place_of_a_module_is_said(vlm: VLM) -> None:
+    mlp = vlm.layers[1].mlp
+    mlp.fc2, mlp.fc1, mlp.up_proj = mlp.down_proj, mlp.gate_proj, torch.nn.Identity()
+    del mlp.down_proj, mlp.gate_proj
+    with pytest.raises(InputError, match=r"layer 1 has no plain linear layer mlp\.down_proj \(mlp\.fc2, mlp\.fc1"):
+        select_modules(vlm.model, ["down"], range(4))
+    with pytest.raises(InputError, match=r"mlp\.up_proj \(a Identity, and no linear layer\)"):
+        select_modules(vlm.model, ["up"], range(4))
+    mlp.experts = torch.nn.ModuleList([mlp.fc1])
+    with pytest.raises(InputError, match=r"mlp\.down_proj \(experts instead, which an edit does not reach\)"):
+        select_modules(vlm.model, ["down"], range(4))
 
 
 @pytest.mark.parametrize(

@@ -244,17 +244,6 @@ def test_an_empty_folder_is_an_output(source: Checkpoint, tmp_path: Path) -> Non
     assert contents(tmp_path / "out") == copied(source.folder)
 
 
-def _second_copy(folder: Path) -> Path:
-    (folder / "checkpoint-500").mkdir()
-    (folder / "checkpoint-500" / "model.safetensors").touch()
-    return folder.parent / "out"
-
-
-def _pickled_copy(folder: Path) -> Path:
-    (folder / "pytorch_model.bin").touch()
-    return folder.parent / "out"
-
-
 def _circle(folder: Path) -> Path:
     (folder / "again").symlink_to(folder)
     return folder.parent / "out"
@@ -291,8 +280,6 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "below a file": (lambda folder: folder.parents[1] / "blobs" / "0123" / "out", True, "not a folder"),
     "not empty": (_filled, False, "is not empty"),
     "not chip's": (_filled, True, "is no folder that chip has written"),
-    "second copy of the weights": (_second_copy, False, "checkpoint-500/model.safetensors: holds weights"),
-    "pickled copy of the weights": (_pickled_copy, False, "pytorch_model.bin: holds weights"),
     "a folder elsewhere": (_linked_folder, False, "more: links to a folder outside"),
     "links in a circle": (_circle, False, "links lead to this folder twice"),
     "link to nowhere": (_dead_end, False, "a link that leads nowhere"),

@@ -21,6 +21,9 @@ _SIZES = range(2**63)  # what a file system can count
 
 _SAVE_AGAIN = "save it as BF16 or F32"
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes, as safetensors writes them, whose values are the weights themselves, and can be edited."""
+
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),

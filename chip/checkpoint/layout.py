@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chip.checkpoint.config_checks import check_config, check_quantization_files
 from chip.checkpoint.file_signature import FileSignature
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.header import TensorEntry, read_header
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # torch takes a second, and who only compares bytes does with
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""Files of torch's distributed checkpoints, as transformers names them."""
 
 Signatures = dict[str, FileSignature]
 """File, relative to the folder -> its signature when it was read."""
@@ -51,7 +56,8 @@ class Checkpoint:
 
         Raises:
             InputError: this is not a whole and plain checkpoint: something is missing, an adapter, pickled or quantized
-                weights, a file outside the folder, a damaged file, an index that disagrees.
+                weights, a setting that has other weights loaded, a file outside the folder, a damaged file, an index
+                that disagrees.
         """
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
             check_not_half_replaced(folder)
@@ -111,28 +117,26 @@ def _read_config(folder: Path, signatures: Signatures) -> Mapping[str, Any]:
     if not os.path.lexists(folder / CONFIG):
         raise input_error(folder, f"no {CONFIG}", "give the folder that holds it beside the weights")
     config, signatures[CONFIG] = read_json(folder, CONFIG)
-    sections: list[Any] = [config]  # a vision-language model keeps its parts' settings below its own
-    while sections:
-        section = sections.pop()
-        if isinstance(section, dict):
-            if section.get("quantization_config"):
-                hint = "edit the unquantized checkpoint, then quantize again"
-                raise input_error(folder / CONFIG, "the weights are quantized", hint)
-            sections.extend(section.values())
+    check_config(folder / CONFIG, config)
+    check_quantization_files(folder)
     return config
 
 
 def _find_shards(folder: Path, signatures: Signatures) -> tuple[tuple[str, ...], Mapping[str, str] | None]:
-    """The shards, and which tensor the index has in which: None without an index."""
+    """The shards, and which tensor the index has in which: None without an index. As transformers chooses them."""
     present = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    if distributed := [name for name in present if _DISTRIBUTED.fullmatch(name)]:
+        # transformers would load these, whatever else is there.
+        raise input_error(folder, f"{quoted(distributed[0])}: a distributed checkpoint", "save it with save_pretrained")
     if os.path.lexists(folder / INDEX):
         weight_map = _read_index(folder, signatures)
         shards = tuple(sorted(set(weight_map.values())))
-        if SINGLE in present and SINGLE not in shards:
-            # transformers would load the single file, other programs the shards.
-            raise input_error(folder, f"holds both {SINGLE} and {INDEX}, which does not name it", "remove one of them")
+        if SINGLE in present and shards != (SINGLE,):
+            # transformers would load the single file alone, other programs the shards.
+            what = f"holds both {SINGLE} and {INDEX}, which {'names more' if SINGLE in shards else 'does not name it'}"
+            raise input_error(folder, what, "remove one of them")
         return shards, weight_map
-    if present == [SINGLE]:
+    if SINGLE in present:
         return (SINGLE,), None
     if present:
         names = f"{quoted(present[0])}{' and others' if len(present) > 1 else ''}"
@@ -150,7 +154,7 @@ def _read_index(folder: Path, signatures: Signatures) -> Mapping[str, str]:
     return weight_map
 
 
-def _read_shards(folder: Path, shards: Iterable[str], signatures: Signatures) -> dict[str, TensorEntry]:
+def _read_shards(folder: Path, shards: Sequence[str], signatures: Signatures) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     names: dict[FileSignature, str] = {}
     for shard in shards:
@@ -163,6 +167,9 @@ def _read_shards(folder: Path, shards: Iterable[str], signatures: Signatures) ->
                 places = f"{quoted(entries[entry.name].shard)} and in {quoted(shard)}"
                 raise input_error(folder, f"tensor {quoted(entry.name)} is in {places}", "remove one of them")
             entries[entry.name] = entry
+    for shard in shards:
+        if not shard.endswith(".safetensors"):  # transformers would take it for a pickle
+            raise input_error(folder, f"{quoted(shard)} is no .safetensors file", "rename it, in the index too")
     return entries
 
 

@@ -7,17 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from chip.checkpoint.folder import can_share_blocks, check_not_half_replaced, files_in
+from chip.checkpoint.contents import folder_contents
+from chip.checkpoint.folder import can_share_blocks, check_not_half_replaced
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.receipt import stored_receipt
 from chip.errors import InputError, one_line
 from chip.progress import ProgressCallback, silent
-
-_OTHER_WEIGHTS = (
-    *("*.safetensors", "*.gguf", "pytorch_model*.bin", "consolidated*.pth", "*_model_states.pt"),
-    *("optimizer*.pt", "optimizer*.bin", "*_optim_states.pt", "*.distcp"),  # a training's state knows it too
-)
 
 
 def check_output(
@@ -33,9 +29,8 @@ def check_output(
     Raises:
         InputError: `out` is, or holds, or is held by the source; it is a file; it is not empty (with `overwrite`:
             `check_replaceable` says why not); a run was killed while it replaced it; it cannot be made; there is no
-            space for it; hard links cannot reach it. Or the source has weights or a training's state that are in no
-            shard: a copy of them would keep what an edit takes away. Or its receipt, which the next one keeps, is
-            damaged.
+            space for it; hard links cannot reach it. Or a shard of the source lies where nothing is copied from. Or
+            its receipt, which the next one keeps, is damaged.
     """
     origin = source.folder.resolve()
     try:
@@ -49,9 +44,9 @@ def check_output(
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         message = f"cannot be made, {parent} is not a folder one can write to; choose another"
         raise InputError(message, argument="out", value=out)
-    files = list(files_in(origin))
+    files = folder_contents(source).copied
     shards = {Path(shard) for shard in source.shards}
-    _check_weights(origin, files, shards)
+    _check_shards(origin, files, shards)
     check_space([path for path, relative in files if not (link_unchanged and relative in shards)], parent)
     if link_unchanged and any((origin / shard).stat().st_dev != parent.stat().st_dev for shard in source.shards):
         message = f"{out} is on another disk than {source.folder}, where hard links cannot reach; leave this out"
@@ -84,13 +79,10 @@ def _is_within(inner: Path, outer: Path) -> bool:
     return outer.exists() and any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
 
 
-def _check_weights(origin: Path, files: Sequence[tuple[Path, Path]], shards: set[Path]) -> None:
-    """That all weights among `files` are in `shards`, and the other way round."""
+def _check_shards(origin: Path, files: Sequence[tuple[Path, Path]], shards: set[Path]) -> None:
+    """That all shards are among the files that are copied."""
     if hidden := shards - {relative for _, relative in files}:
         raise InputError(f"{origin}: {min(hidden)} is in a folder that is not copied; move the shard out of it")
-    for path, relative in files:
-        if relative not in shards and any(relative.match(pattern) for pattern in _OTHER_WEIGHTS):
-            raise InputError(f"{path}: holds weights an edit would not reach; move it elsewhere")
 
 
 def check_space(files: Sequence[Path], folder: Path) -> None:

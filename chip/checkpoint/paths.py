@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path, PurePath
@@ -55,11 +55,11 @@ def check_all_files(folder: Path) -> None:
     Raises:
         InputError: a pipe, a device or a socket lies in the folder, or a link leads to one.
     """
-    for name in sorted(os.listdir(folder)):
+    for path in sorted(folder.iterdir()):
         with suppress(OSError):  # a link that leads nowhere counts as missing
-            mode = (folder / name).stat().st_mode
+            mode = path.stat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise input_error(folder, f"{quoted(name)} is a pipe or a device, and no file", "remove it")
+                raise input_error(folder, f"{quoted(path.name)} is a pipe or a device, and no file", "remove it")
 
 
 @contextmanager
@@ -130,3 +130,13 @@ def damaged_file(path: Path, what: str) -> InputError:
 def quoted(name: str) -> str:
     """A name from a file, in quotes, on one line, of a length one can read, and without what a terminal would obey."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names from a file, each `quoted`."""
+    return ", ".join([*map(quoted, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def counted(names: Sequence[str], what: str) -> str:
+    """How many there are: `1 tensor`, `1,234 tensors`."""
+    return f"{len(names):,} {what}" if len(names) == 1 else f"{len(names):,} {what}s"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import drop_page_cache, files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
 from chip.checkpoint.layout import Checkpoint
@@ -64,9 +65,10 @@ def read_back(
         RunError: a byte is not the source's, or the source has changed since it was opened.
     """
     _check_layout(source, folder)
-    written = _files(folder)
+    written = _files(files_in(folder))
     drop_page_cache(written.values())
-    originals = {name: path for name, path in _files(source.folder).items() if name in written or name not in own}
+    copied = _files(folder_contents(source).copied)
+    originals = {name: path for name, path in copied.items() if name in written or name not in own}
     if differing := originals.keys() - written.keys() | (written.keys() - originals.keys() - set(own)):
         message = "only in the source, or only in its copy; the source changed meanwhile, try again"
         raise RunError(f"{min(differing)}: {message}")
@@ -97,8 +99,8 @@ def _check_layout(source: Checkpoint, folder: Path) -> None:
         raise RunError(f"{source.folder}: changed while it was copied; try again")
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {str(relative): path for path, relative in files_in(folder)}
+def _files(files: Iterable[tuple[Path, Path]]) -> dict[str, Path]:
+    return {str(relative): path for path, relative in files}
 
 
 def _digests(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
 from chip.checkpoint.layout import Checkpoint
@@ -58,7 +59,7 @@ def verify(
             copy = _Digests(written, receipt, progress)
             faults += _folder_faults(receipt, copy)
             if source is not None:
-                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress))
+                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     return Verification(receipt, source is not None, tuple(faults))
@@ -67,11 +68,12 @@ def verify(
 class _Digests:
     """Hashes of all files of a folder but the receipt and git's, and of the changed tensors in it."""
 
-    def __init__(self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback, original: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.ranges = changed_ranges(checkpoint, receipt.tensors.keys() & checkpoint.entries.keys())
-        files = {str(relative): path for path, relative in files_in(checkpoint.folder)}
-        paths = {name: path for name, path in files.items() if name not in (RECEIPT, GITATTRIBUTES)}
+        paths = {str(relative): path for path, relative in _compared_files(checkpoint, receipt, original=original)}
         jobs = [(path, self._ranges_of(name)) for name, path in paths.items()]
         with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
             digests = digest_all(jobs, advance)
@@ -84,6 +86,14 @@ class _Digests:
 
     def _ranges_of(self, file: str) -> list[Range]:
         return list(self.ranges.get(file, {}).values())
+
+
+def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) -> Iterator[tuple[Path, Path]]:
+    """All files but the receipt; of the original without those that were not copied."""
+    left_out = set(folder_contents(checkpoint).left_out) - receipt.files.keys() if original else set()
+    for path, relative in files_in(checkpoint.folder):
+        if str(relative) not in {RECEIPT, GITATTRIBUTES, *left_out}:
+            yield path, relative
 
 
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:

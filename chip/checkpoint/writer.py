@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, files_in, flush, link_file
-from chip.checkpoint.header import TensorEntry
+from chip.checkpoint.contents import folder_contents
+from chip.checkpoint.folder import atomic_directory, copy_file, drop_page_cache, flush, link_file
+from chip.checkpoint.header import FLOATS, TensorEntry
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.output import check_output, check_space
 from chip.checkpoint.read_back import ReadBack, read_back
@@ -18,7 +19,6 @@ from chip.checkpoint.threads import in_threads
 from chip.errors import InputError, RunError
 from chip.progress import ProgressCallback, silent
 
-_EDITABLE = ("F64", "F32", "F16", "BF16")
 _VALUES = 1 << 22  # values that are rounded, written or compared at once
 
 
@@ -30,7 +30,7 @@ def write_patched(
     overwrite: bool = False,
     link_unchanged: bool = False,
 ) -> ReadBack:
-    """Write `out`: the folder of `source`, byte for byte, but for the values of `tensors`.
+    """Write `out`: the folder of `source`, as far as it is copied, byte for byte but for the values of `tensors`.
 
     Does and raises what `check_output`, `atomic_directory`, `copy_patched`, `check_written` and `read_back` do, one
     after the other.
@@ -50,7 +50,7 @@ def copy_patched(
     link_unchanged: bool = False,
     progress: ProgressCallback = silent,
 ) -> None:
-    """Make `folder`: the folder of `source`, with the values of `tensors`. Flushed, but not read back.
+    """Make `folder`: what `folder_contents` has of `source`, with the values of `tensors`. Flushed, but not read back.
 
     Memory does not grow with the size of the checkpoint: a few blocks beside what `tensors` holds.
 
@@ -70,7 +70,7 @@ def copy_patched(
         _check_tensor(source, name, tensor)
     changed = {source.entries[name].shard for name in tensors}
     linked = set(source.shards) - changed if link_unchanged else set()
-    files = [(path, relative, str(relative) in linked) for path, relative in files_in(source.folder)]
+    files = [(path, relative, str(relative) in linked) for path, relative in folder_contents(source).copied]
     folder.mkdir()
     check_space([path for path, _, link in files if not link], folder)
     jobs = [(link_file if link else copy_file, path, folder / relative) for path, relative, link in files]
@@ -121,7 +121,7 @@ def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:
     if name not in source.entries:
         raise RunError(f"{source.folder}: there is no tensor {name!r} to change")
     entry = source.entries[name]
-    if entry.dtype not in _EDITABLE:
+    if entry.dtype not in FLOATS:
         raise InputError(f"{source.folder}: cannot edit tensor {name!r}, {entry.dtype}; save it as BF16 or F32")
     if tuple(tensor.shape) != entry.shape:
         raise RunError(f"tensor {name!r}: the new shape {tuple(tensor.shape)} is not the stored {entry.shape}")

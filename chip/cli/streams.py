@@ -1,4 +1,4 @@
-"""Standard output and standard error, whatever they are: closed, full, a pipe that nobody reads, of a small alphabet."""
+"""stdout and stderr, whatever they are: closed, full, a pipe that nobody reads, of a small alphabet."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ class Prompts:
 
 
 def _naming(records: Sequence[Record], process: Callable[[Sequence[Record]], T]) -> T:
-    """What `process` makes of the records. Whatever a processor raises becomes an `InputError` that names the record."""
+    """What `process` makes of the records. What a processor raises becomes an `InputError` that names the record."""
     try:
         with foreign_code(
             records[0].where or "the text to begin with",

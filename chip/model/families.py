@@ -6,6 +6,7 @@ structure. A family in which that goes wrong gets one row in `FAMILIES`, and not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,14 +78,17 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    # A second tower stands beside the connector, and would be taken for one.
-    "video_llava": Family(connectors=("model.multi_modal_projector",)),
-    "deepseek_vl_hybrid": Family(connectors=("model.aligner",)),
+    # Its processor takes question and answer apart, and there is no chat template.
     "paligemma": Family(answer_is_suffix=True),
-    # It makes images too, and has a connector for that.
-    "janus": Family(connectors=("model.aligner",)),
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
+
+_CROSS_ATTENTION = re.compile(r"(cross|encoder)_?attn|(cross|encoder)_?attention")
+"""Parts of a decoder's layers that look at something beside the sequence."""
+_OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_res|action)")
+"""In names of parts that are there for something else than the image."""
+_WEIGHT = ("weight", "proj")
+"""How the names of parameters end that are multiplied with."""
 
 UNNEEDED_PROCESSOR = "video_processor"
 """The part of a processor that is left out where it asks for a package that is missing."""
@@ -99,13 +103,16 @@ def find_language(model: Any) -> Any:
     """The text model, with its `layers`: embeddings in, hidden states out.
 
     Raises:
-        InputError: transformers names none, or it has no layers.
+        InputError: transformers names none, or it has no layers, or they look at images from the side.
     """
     path = family_of(model).text_model
     text = _named(model, "text model", "get_decoder") if path is None else _at(model, "text model", path)
     layers = getattr(text, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise _unknown(model, "text model with layers")
+    if any(_CROSS_ATTENTION.search(name) for name, _ in text.named_modules()):
+        what = "its text model takes images by cross-attention, and not as tokens"
+        raise InputError(f"{type(model).__name__}: {what}; chip does not know such families yet")
     return text
 
 
@@ -130,18 +137,24 @@ def find_connectors(model: Any) -> list[Any]:
     Raises:
         InputError: there are none.
     """
-    text, tower, paths = find_language(model), find_tower(model), family_of(model).connectors
+    find_language(model)
+    tower, paths = find_tower(model), family_of(model).connectors
     if paths is not None:
         return [_at(model, "vision-language connector", path) for path in paths]
-    towers = (tower, model.get_encoder(modality="audio"))  # the latter is the model itself where it hears nothing
-    beside = [child for child in model.model.children() if child is not text and child not in towers]
-    connectors = [child for child in beside if list(linear_maps(child))]
+    connectors = [part for name, part in _beside(model).items() if not _has_other_purpose(model, name, part)]
     if not connectors:
         width = model.config.get_text_config().hidden_size
         connectors = [part for part in _parts(tower) if _ends_in(part, width)]
     if not connectors:
         raise _unknown(model, "vision-language connector")
     return connectors
+
+
+def other_parts(model: Any) -> list[str]:
+    """Paths of what stands beside the text model and its vision tower and is no connector between them: towers for
+    audio, video or a second look at an image, and what makes images or sound. An edit does not reach it."""
+    connectors = find_connectors(model)
+    return [f"model.{name}" for name, part in _beside(model).items() if part not in connectors]
 
 
 def find_tower_layers(model: Any) -> list[Any]:
@@ -156,13 +169,20 @@ def text_modules(model: Any) -> Mapping[str, str]:
 
 
 def linear_maps(module: nn.Module) -> Iterator[tuple[str, bool, bool]]:
-    """Linear maps in `module`: name below it, whether it has a bias, whether it is a parameter without a module."""
+    """Linear maps in `module`: name below it, whether it has a bias, whether it is a parameter without a module.
+
+    Not those in torch's own attention, which takes its parameters past its modules, and not the queries, latents and
+    positions that a model learns: these are tables, whatever their shape.
+    """
+    attention = [f"{name}." for name, inner in module.named_modules() if isinstance(inner, nn.MultiheadAttention)]
     for name, inner in module.named_modules():
+        if f"{name}.".startswith(tuple(attention)):
+            continue
         if isinstance(inner, nn.Linear):
             yield name, inner.bias is not None, False
         elif not isinstance(inner, nn.Embedding):
             for own, parameter in inner.named_parameters(recurse=False):
-                if parameter.dim() == 2:
+                if parameter.dim() == 2 and own.endswith(_WEIGHT):
                     yield f"{name}.{own}".lstrip("."), False, True
 
 
@@ -224,6 +244,19 @@ def _named(model: Any, what: str, getter: str, **arguments: Any) -> Any:
 
 def _unknown(model: Any, what: str) -> InputError:
     return InputError(f"{type(model).__name__}: no {what} found in it; chip does not know this family yet")
+
+
+def _beside(model: Any) -> dict[str, Any]:
+    """What has linear maps beside the text model and the vision tower, by name."""
+    known = (find_language(model), find_tower(model))
+    return {n: part for n, part in model.model.named_children() if part not in known and list(linear_maps(part))}
+
+
+def _has_other_purpose(model: Any, name: str, part: nn.Module) -> bool:
+    """Whether a part beside the two is a tower of its own, from pixels or waves on, or not there for the image."""
+    convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in part.modules())
+    is_tower = (convolves and _attends(part)) or part is model.get_encoder(modality="audio")
+    return is_tower or _OTHER_PURPOSE.search(name) is not None
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
 from chip.errors import InputError, foreign_code, reason
@@ -50,6 +51,7 @@ from chip.model.processors import load_processor
 from chip.model.quiet import quiet, refusing
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
+from chip.model.weight_checks import check_weights
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,14 @@ def load_vlm(
         offload_folder: for weights that stay on the disk, in another form than the checkpoint's; needed while in use.
 
     Raises:
-        InputError: an unknown family, or weights, a device or a device map that do not fit the model.
+        InputError: an unknown family, or weights, a device or a device map that do not fit the model. All but what the
+            weights' values show is seen before the model is built.
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
-    skeleton = build_skeleton(folder)
+    checkpoint = Checkpoint.open(folder)
+    skeleton = build_skeleton(folder, len(checkpoint.entries))
+    check_weights(checkpoint, skeleton)
     check_family(skeleton)
     if device_map is None:
         place = _device(device)

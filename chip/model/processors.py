@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def load_processor(folder: Path) -> Any:
         InputError: files of the tokenizer or the image processor are missing or broken, or a package is missing.
     """
     class_name = _class_name(folder)
+    _check_packages(folder)
     with _refusing(folder), quiet():
         processor = _load(folder, class_name)
     if not isinstance(processor, ProcessorMixin):  # transformers then takes the tokenizer, or what it can get
@@ -43,10 +45,35 @@ def _load(folder: Path, class_name: str | None) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder, **_SAFE)
     except (ImportError, OSError, ValueError):
-        if class_name is None:
-            raise
-        without_video: Any = type(class_name, (getattr(transformers, class_name), _WithoutVideo), {})
+        processor_class = None if class_name is None else getattr(transformers, class_name)
+        if processor_class is None or UNNEEDED_PROCESSOR not in processor_class.get_attributes():
+            raise  # the trouble is another
+        without_video: Any = type(class_name, (processor_class, _WithoutVideo), {})
         return without_video.from_pretrained(folder, **_SAFE)
+
+
+def _check_packages(folder: Path) -> None:
+    """transformers says of an image processor whose package is missing only that it could not load one."""
+    for name in _CONFIGS:
+        config = _config(folder, name)
+        inner = config.get("image_processor")
+        for section in (config, inner if isinstance(inner, dict) else {}):
+            named = section.get("image_processor_type")
+            lacking = _lacking_packages(named) if isinstance(named, str) else []
+            if lacking:
+                packages = " and ".join(lacking)
+                raise InputError(f"{folder}: its {named} asks for a missing package; pip install {packages}")
+
+
+def _lacking_packages(class_name: str) -> list[str]:
+    """What all forms of an image processor's class ask for, and is missing; none where transformers knows no form."""
+    base = class_name.removesuffix("Fast").removesuffix("Pil")
+    with quiet():
+        forms = [getattr(transformers, f"{base}{form}", None) for form in ("", "Fast", "Pil")]
+    known = [form for form in forms if form is not None]
+    if not all(getattr(form, "is_dummy", False) for form in known):
+        return []
+    return sorted({package for form in known for package in form._backends if find_spec(package) is None})
 
 
 @contextmanager
@@ -61,15 +88,17 @@ def _refusing(folder: Path) -> Iterator[None]:
 
 def _class_name(folder: Path) -> str | None:
     """The class of the processor, as the first of its files says that names one."""
-    for name in _CONFIGS:
-        try:
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # missing, or no JSON: transformers says so
-            continue
-        class_name = config.get("processor_class") if isinstance(config, dict) else None
-        if isinstance(class_name, str):
-            return class_name
-    return None
+    named = (_config(folder, name).get("processor_class") for name in _CONFIGS)
+    return next((class_name for class_name in named if isinstance(class_name, str)), None)
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    """What a file says; nothing where it is missing or no JSON object: transformers then tells of it."""
+    try:
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]

@@ -15,13 +15,18 @@ from chip.errors import InputError
 from chip.model.quiet import refusing
 
 _TROUBLE = "transformers cannot build a vision-language model from it"
+_DEPTHS = ("num_hidden_layers", "num_layers", "depth", "encoder_layers", "decoder_layers")
+"""Settings that say how many layers a model or a part of it has."""
 _HINT = "fetch that file again, or use a checkpoint of a family it knows"
 
 
-def build_skeleton(folder: Path) -> Any:
+def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
     """The model of the class that `AutoModelForImageTextToText` loads, on the meta device: no weights are read.
 
     Code that comes with the checkpoint is never run.
+
+    Args:
+        tensors: how many the folder holds; a configuration with more layers is not built.
 
     Raises:
         InputError: transformers' own code has no model for the folder's `config.json`, or cannot follow what it says.
@@ -31,6 +36,8 @@ def build_skeleton(folder: Path) -> Any:
     with refusing(path, _TROUBLE, _HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_architectures(path, config.architectures)
+    if tensors is not None:
+        _check_depth(path, config, tensors)
     with refusing(path, _TROUBLE, _HINT), torch.device("meta"):
         # Parameters are the same under every attention, and this one asks for no other package.
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, attn_implementation="eager")
@@ -42,3 +49,13 @@ def _check_architectures(path: Path, architectures: object) -> None:
     for name in names:
         if not hasattr(transformers, str(name)):
             raise InputError(f"{path}: transformers has no {name}; use a checkpoint in its own layout")
+
+
+def _check_depth(path: Path, config: Any, tensors: int) -> None:
+    """A layer has a tensor at least: where there are fewer, building a million layers would show no more."""
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        for name in _DEPTHS:
+            depth = getattr(part, name, None)
+            if isinstance(depth, int) and depth > tensors:
+                what = f"{name!r} is {depth:,}, and the folder has {tensors:,} tensors"
+                raise InputError(f"{path}: {what}; take the config.json of these weights")

@@ -36,6 +36,7 @@ KINDS = (Component.CONNECTOR.value, *TEXT_MODULES)
 OBSERVED = (Component.CONNECTOR, Component.TEXT)
 """Where statistics can be collected. A vision tower's tokens are not yet assigned to their records."""
 
+_SHOWN = 4  # names in a message
 _SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
 
 
@@ -147,8 +148,8 @@ def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[Targ
     """The target modules of these kinds, in the order of data; `layers` restricts those of the text model.
 
     Raises:
-        InputError: a kind is unknown, lies where nothing is observed, or one of the layers lacks it (fused or
-            mixture-of-experts layers).
+        InputError: a kind is unknown, lies where nothing is observed, or one of the layers lacks it: the message says
+            what it has instead.
     """
     available = available_modules(model)
     _check_kinds(kinds, available)
@@ -160,15 +161,29 @@ def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[Targ
     for kind in kinds:
         there = {module.layer for module in selected if module.kind == kind}
         expected = set(layers) if kind in text_modules(model) else set()
-        lacking = [f"layer {index}" for index in sorted(expected - there)]
+        lacking = sorted(expected - there)
         if lacking or not there:
-            raise InputError(
-                f"{type(model).__name__}: {lacking[0] if lacking else 'the connector'} has no plain linear layer of "
-                "this kind (fused, or experts); choose other target modules or layers",
-                argument="target_modules",
-                value=kind,
-            )
+            what = _what_is_there(model, kind, lacking[0]) if lacking else "its connector has no plain linear layer"
+            message = f"{type(model).__name__}: {what}; choose other target modules or layers"
+            raise InputError(message, argument="target_modules", value=kind)
     return selected
+
+
+def _what_is_there(model: Any, kind: str, index: int) -> str:
+    """Says that a layer of the text model has no plain linear layer of this kind, and what it has."""
+    path = text_modules(model)[kind]
+    inside = dict(find_language(model).layers[index].named_modules())
+    part = path.partition(".")[0]
+    linear = [name for name, module in inside.items() if isinstance(module, nn.Linear)]
+    others = [name for name in linear if name not in text_modules(model).values()]
+    near = [name for name in others if name.startswith(f"{part}.")] or others
+    if path in inside:
+        there = f"a {type(inside[path]).__name__}, and no linear layer"
+    elif any(name.startswith(f"{part}.") and "experts" in name.split(".") for name in inside):
+        there = "experts instead, which an edit does not reach"
+    else:
+        there = f"{', '.join(near[:_SHOWN])} instead" if near else "nothing in its place"
+    return f"layer {index} has no plain linear layer {path} ({there})"
 
 
 def _check_kinds(kinds: Sequence[str], available: Sequence[TargetModule]) -> None:

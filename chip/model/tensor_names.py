@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError
+from chip.model.load_plan import plan_loading
 from chip.model.skeleton import build_skeleton
 
 
@@ -51,27 +49,13 @@ def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, s
 
 
 def _one_to_one(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
-    """What transformers' loader does with each name, less the loading."""
-    expected: dict[str, torch.Tensor] = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    prefix = model.base_model_prefix
-    targets: dict[str, str] = {}  # name on disk -> parameter
-    converted: set[str] = set()  # names on disk that a converter takes
-    for name in checkpoint.entries:
-        target, converter = rename_source_key(name, renamings, converters, prefix, expected)
-        if target not in expected and name in expected:  # the name is already the module's
-            target, converter = rename_source_key(name, [], [], prefix, expected)
-        if target in expected:
-            targets[name] = target
-        if converter is not None:
-            converted.add(name)
-    takers = Counter(targets.values())
+    """Parameter -> the one tensor that it is loaded from as it is."""
+    plan, expected = plan_loading(checkpoint, model), model.state_dict()
+    takers = Counter(plan.taken.values())
     return {
         target: name
-        for name, target in targets.items()
+        for name, target in plan.taken.items()
         if takers[target] == 1
-        and name not in converted
+        and name not in plan.converted
         and tuple(expected[target].shape) == checkpoint.entries[name].shape
     }

@@ -31,6 +31,8 @@ class EditReport:
     outcome: Outcome
     choice: Choice | None = None
     """How the setting that nobody gave was found."""
+    left_out: tuple[str, ...] = ()
+    """Files of the source that were not copied: what may hold the weights in another form."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class EditReport:
             "changed_tensors": sorted(self.relative_change),
             "relative_change": dict(self.relative_change),
             "remaining": dict(self.remaining),
+            "left_out": list(self.left_out),
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),
             "groups": {

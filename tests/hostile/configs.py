@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from tests.hostile.case import EDIT, INSPECT, Case, both, either, put, refused, remove, shorten, write
+from tests.hostile.case import EDIT, INSPECT, Case, either, put, refused, remove, shorten, write
 
 SEED = 18
 AT = "ckpt|records.jsonl:|in its configuration|LlavaFor"

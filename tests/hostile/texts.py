@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hostile.case import EDIT, TREE, Case, Harm, both, either, every_record, nothing, passes, record, refused
+from tests.hostile.case import EDIT, TREE, Case, Harm, either, every_record, nothing, passes, record, refused
 
 ORDERS = (
     "[red]patient[/red]",

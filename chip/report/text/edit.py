@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from chip.checkpoint.contents import describe_left_out
 from chip.checkpoint.model_card import settings_line
 from chip.report.formatting import RETAINED_NAMES, count
 from chip.report.text.elements import escaped, plain_table
@@ -73,6 +74,8 @@ def _notes(report: EditReport) -> Iterator[str]:
         yield f"{setting} {report.choice.value:g} was chosen: {report.choice.reason}"
     if not report.shares_images:
         yield "each question ran its own image: in this family the image sees the question"
+    if report.left_out:
+        yield describe_left_out(report.left_out)
 
 
 def _written(report: EditReport) -> Text:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # brings torch
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
-    """One line about the checkpoint, a table of its target modules, and with records one of its attention sinks."""
+    """One line about the checkpoint, its target modules, what an edit does not reach, and with records its sinks."""
     facts = (
         f"  {inspection.architecture}, {inspection.parameters:,} parameters, {'/'.join(inspection.dtypes)}, "
         f"{count(inspection.shards, 'shard')}"
@@ -29,6 +29,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         shape = ", ".join(f"{d_out:,} × {d_in:,}" for d_out, d_in in row.shapes)
         table.add_row(escaped(row.kind), row.layers, str(row.count), shape, escaped(", ".join(row.edited_by) or "–"))
     console.print(table)
+    for note in inspection.notes:
+        console.print(escaped(note, "dim"))
     if inspection.largest_tokens:
         console.print(_sinks(inspection.largest_tokens))
 
