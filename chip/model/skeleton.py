@@ -45,9 +45,11 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
 
 def _check_architectures(path: Path, architectures: object) -> None:
     """AutoModel goes by `model_type` alone, and would load the weights into a class that they do not fit."""
-    names = architectures if isinstance(architectures, list) else []
+    names = [] if architectures is None else architectures
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its architectures {architectures!r} are no list of names; fetch that file again")
     for name in names:
-        if not hasattr(transformers, str(name)):
+        if not hasattr(transformers, name):
             raise InputError(f"{path}: transformers has no {name}; use a checkpoint in its own layout")
 
 

@@ -27,9 +27,7 @@ def beside(name: bytes | str, content: bytes = b"{}") -> Harm:
     """Another file in the checkpoint."""
 
     def harm(folder: Path) -> None:
-        path = os.path.join(os.fsencode(folder / "ckpt"), os.fsencode(name))  # noqa: PTH118: bytes
-        with open(path, "wb") as file:  # noqa: PTH123
-            file.write(content)
+        (folder / "ckpt" / os.fsdecode(name)).write_bytes(content)
 
     return harm
 
@@ -50,23 +48,44 @@ CASES: list[Case] = [
         for kind, make in NO_FILES.items()
     ),
     *(
-        refused(f"{kind} called records.jsonl", instead("records.jsonl", make), "records", (*EDIT, "--records=records.jsonl"))
+        refused(
+            f"{kind} called records.jsonl",
+            instead("records.jsonl", make),
+            "records",
+            (*EDIT, "--records=records.jsonl"),
+        )
         for kind, make in NO_FILES.items()
     ),
     *(
         refused(f"{kind} called r.parquet", instead("r.parquet", make), "r.parquet", ("tree", "r.parquet"))
         for kind, make in NO_FILES.items()
     ),
-    *(refused(f"{kind} to keep", instead("keep.txt", make), "--keep", (*EDIT, "--keep=keep.txt")) for kind, make in NO_FILES.items()),
+    *(
+        refused(f"{kind} to keep", instead("keep.txt", make), "--keep", (*EDIT, "--keep=keep.txt"))
+        for kind, make in NO_FILES.items()
+    ),
     *(
         refused(f"{kind} as the page", instead("p.html", make), "p.html", ("diff", "ckpt", "edited", "--html=p.html"))
         for kind, make in NO_FILES.items()
         if kind not in ("a dangling link",)
     ),
-    *(refused(f"{kind} as the checkpoint", instead("c", make), "c: ", ("inspect", "c")) for kind, make in NO_FILES.items()),
-    *(refused(f"{kind} as the output", instead("o", make), "--out|o:", (*EDIT, "--out=o", "--overwrite")) for kind, make in NO_FILES.items() if kind in ("a pipe", "a device", "a circle")),
-    *(either(f"{kind} that nobody reads", instead("ckpt/notes", make), "ckpt", EDIT) for kind, make in NO_FILES.items()),
+    *(
+        refused(f"{kind} as the checkpoint", instead("c", make), "c: ", ("inspect", "c"))
+        for kind, make in NO_FILES.items()
+    ),
+    *(
+        refused(f"{kind} as the output", instead("o", make), "--out|o:", (*EDIT, "--out=o", "--overwrite"))
+        for kind, make in NO_FILES.items()
+        if kind in ("a pipe", "a device", "a circle")
+    ),
+    *(
+        either(f"{kind} that nobody reads", instead("ckpt/notes", make), "ckpt", EDIT)
+        for kind, make in NO_FILES.items()
+    ),
     *(refused(f"a file called {name!r}", beside(name), "ckpt", EDIT) for name in (b"\xff\xfe", b"a\xc3.json")),
-    *(either(f"a file called {name!r}", beside(name), "ckpt", EDIT) for name in ("[red]a", ":smile:", "a\nb", "\x1b[2J", "é", "e\u0301", "a b", "-rf", "~", "%s", "{0}")),
+    *(
+        either(f"a file called {name!r}", beside(name), "ckpt", EDIT)
+        for name in ("[red]a", ":smile:", "a\nb", "\x1b[2J", "é", "e\u0301", "a b", "-rf", "~", "%s", "{0}")
+    ),
     passes("a folder called [red]", lambda f: (f / "ckpt" / "[red]").mkdir()),
-]  # fmt: skip
+]

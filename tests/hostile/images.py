@@ -1,4 +1,4 @@
-"""Pictures: thin, huge, cut short, of other kinds, or none at all; each is decoded within bounds or names its record."""
+"""Pictures: thin, huge, cut short, of other kinds, or none at all."""
 
 from __future__ import annotations
 
@@ -85,13 +85,15 @@ NO_PICTURES: dict[str, bytes | Callable[[], bytes]] = {
     "PNG with a broken color profile": png(28, 28, _chunk(b"iCCP", b"a\0\0" + b"broken"), _chunk(b"IDAT", b"")),
     "a bomb of text": text_bomb,
     "JPEG, the signature alone": b"\xff\xd8\xff",
-    "JPEG, 65535 pixels a side": b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01",
+    "JPEG, 65535 pixels a side": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01",
     "JPEG with 20000 scans": many_scans,
-    "GIF, 65535 pixels a side": b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0;",
+    "GIF, 65535 pixels a side": b"GIF89a\xff\xff\xff\xff\x80\x00\x00"
+    + bytes(6)
+    + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0;",
     "BMP, -1 pixels wide": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, -1, 28, 1, 24, 0, 0, 0, 0, 0, 0),
     "TIFF that leads round in a circle": b"II*\0\x08\0\0\0\x00\x00\x08\0\0\0",
     "WebP of no length": b"RIFF\0\0\0\0WEBPVP8 ",
-}  # fmt: skip
+}
 
 
 def same(kind: str) -> bytes:
@@ -130,10 +132,13 @@ CASES: list[Case] = [
     *(either(f"of mode {mode}", lambda f, mode=mode: _save_mode(f, mode), AT, EVAL) for mode in MODES),
     *(either(f"as {kind}", write(IMAGE, partial(same, kind)), AT, EVAL) for kind in KINDS),
     *(either(name, write(IMAGE, content), AT, EVAL) for name, content in damaged()),
-    *(refused(f"{name} in its place", instead(IMAGE, make), WHERE.partition(":")[0], EDIT) for name, make in NO_FILES.items()),
+    *(
+        refused(f"{name} in its place", instead(IMAGE, make), WHERE.partition(":")[0], EDIT)
+        for name, make in NO_FILES.items()
+    ),
     passes("6000 by 4000", picture(6000, 4000, "L")),
     refused("9000 by 9000", picture(9000, 9000, "L"), f"{AT}.*{IMAGE}", EVAL),
-]  # fmt: skip
+]
 
 
 def _save_mode(folder: Path, mode: str) -> None:

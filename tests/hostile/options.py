@@ -27,8 +27,11 @@ CASES: list[Case] = [
         for name in SETTINGS
         for number in NUMBERS
     ),
-    *(either(f"--{name} {number}", nothing, f"--{name}|ridge", option(name, number))
-      for name in ("ridge", "retain-weight") for number in ("0", "1e-300", "1e300", "1e38", "1e-30")),
+    *(
+        either(f"--{name} {number}", nothing, f"--{name}|ridge", option(name, number))
+        for name in ("ridge", "retain-weight")
+        for number in ("0", "1e-300", "1e300", "1e38", "1e-30")
+    ),
     *(refused(f"--batch-size {size[:20]!r}", nothing, "--batch-size", option("batch-size", size)) for size in SIZES),
     *(passes(f"--batch-size {size}", nothing, option("batch-size", size)) for size in ("1", "007", "10" * 9)),
     *(refused(f"--seed {seed[:20]!r}", nothing, "--seed", (*EVAL, f"--seed={seed}")) for seed in SEEDS),
@@ -36,17 +39,63 @@ CASES: list[Case] = [
     *(refused(f"--device {device!r}", nothing, "--device", option("device", device)) for device in DEVICES),
     *(refused(f"--device {device!r}", nothing, "--device", (*EVAL, f"--device={device}")) for device in DEVICES[:5]),
     *(refused(f"--layers {layers[:20]!r}", nothing, "--layers", option("layers", layers)) for layers in LAYERS),
-    *(refused(f"--target-modules {kinds!r}", nothing, "--target-modules", option("target-modules", kinds)) for kinds in KINDS if kinds not in ("connector,connector",)),
-    *(either(f"--target-modules {kinds!r}", nothing, "--target-modules", option("target-modules", kinds)) for kinds in ("connector,connector", "up,up")),
-    *(refused(f"--attacks {attacks!r}", nothing, "attacks|attack", (*EVAL, f"--attacks={attacks}")) for attacks in ATTACKS),
-    *(refused(f"--depth {depth!r}", nothing, "--depth", (*TREE, f"--depth={depth}")) for depth in ("0", "5", "-1", "x", "", "9" * 5000)),
-    *(refused(f"--device-map {value!r}", nothing, "--device", ("edit", "ckpt", "--forget", "patient_1", "--force", f"--device-map={value}")) for value in MAPS),
-    *(refused(f"--forget {node[:20]!r}", nothing, "--forget", (*EDIT, f"--forget={node}")) for node in ("", "/", "//", "a" * 5000, "institution_1/", "*", "\udcff")),
+    *(
+        refused(f"--target-modules {kinds!r}", nothing, "--target-modules", option("target-modules", kinds))
+        for kinds in KINDS
+        if kinds not in ("connector,connector",)
+    ),
+    *(
+        either(f"--target-modules {kinds!r}", nothing, "--target-modules", option("target-modules", kinds))
+        for kinds in ("connector,connector", "up,up")
+    ),
+    *(
+        refused(f"--attacks {attacks!r}", nothing, "attacks|attack", (*EVAL, f"--attacks={attacks}"))
+        for attacks in ATTACKS
+    ),
+    *(
+        refused(f"--depth {depth!r}", nothing, "--depth", (*TREE, f"--depth={depth}"))
+        for depth in ("0", "5", "-1", "x", "", "9" * 5000)
+    ),
+    *(
+        refused(
+            f"--device-map {value!r}",
+            nothing,
+            "--device",
+            ("edit", "ckpt", "--forget", "patient_1", "--force", f"--device-map={value}"),
+        )
+        for value in MAPS
+    ),
+    *(
+        refused(f"--forget {node[:20]!r}", nothing, "--forget", (*EDIT, f"--forget={node}"))
+        for node in ("", "/", "//", "a" * 5000, "institution_1/", "*", "\udcff")
+    ),
     refused("everybody", nothing, "nothing would be left", (*EDIT, "--forget=institution_1", "--forget=institution_2")),
-    *(refused(f"--label {label!r}", nothing, "--label", option("label", label)) for label in ("patient_1", "a\udcff", "a\x1b[2Jb", "a\nb")),
-    *(refused(f"--out {out[:20]!r}", nothing, "--out|/proc", option("out", out)) for out in ("ckpt", "ckpt/inner", ".", "records.jsonl", "records.jsonl/a", "/dev/null", "/proc/a", "a" * 300, "a\udcff/../ckpt")),
-    *(refused(f"--records {file[:20]!r}", nothing, "none|records|ckpt|images|dev|config", option("records", file)) for file in ("none.jsonl", "ckpt", "images", "/dev/null", "/dev/zero", "")),
-    *(refused(f"--keep {file[:20]!r}", nothing, "--keep|ckpt", option("keep", file)) for file in ("none.txt", "ckpt", "/dev/null", "/dev/zero", "", "a" * 300)),
+    *(
+        refused(f"--label {label!r}", nothing, "--label", option("label", label))
+        for label in ("patient_1", "a\udcff", "a\x1b[2Jb", "a\nb")
+    ),
+    *(
+        refused(f"--out {out[:20]!r}", nothing, "--out|/proc", option("out", out))
+        for out in (
+            "ckpt",
+            "ckpt/inner",
+            ".",
+            "records.jsonl",
+            "records.jsonl/a",
+            "/dev/null",
+            "/proc/a",
+            "a" * 300,
+            "a\udcff/../ckpt",
+        )
+    ),
+    *(
+        refused(f"--records {file[:20]!r}", nothing, "none|records|ckpt|images|dev|config", option("records", file))
+        for file in ("none.jsonl", "ckpt", "images", "/dev/null", "/dev/zero", "")
+    ),
+    *(
+        refused(f"--keep {file[:20]!r}", nothing, "--keep|ckpt", option("keep", file))
+        for file in ("none.txt", "ckpt", "/dev/null", "/dev/zero", "", "a" * 300)
+    ),
     refused("an option that there is not", nothing, "--nonesuch", (*EDIT, "--nonesuch=1")),
     refused("an option without its value", nothing, "--seed", (*EVAL, "--seed")),
     refused("a value for a flag", nothing, "--force", (*EDIT, "--force=1")),
@@ -57,5 +106,8 @@ CASES: list[Case] = [
     refused("a command with an order in it", nothing, "red", ("[red]\x1b[2J",)),
     refused("--judge without a model", nothing, "--judge", (*EVAL, "--judge=http://localhost:1")),
     refused("--show-names without a page", nothing, "--show-names", (*EVAL, "--show-names")),
-    *(refused(f"--html {page[:20]!r}", nothing, "p|ckpt|/dev|none", ("diff", "ckpt", "edited", f"--html={page}")) for page in ("ckpt", "none/p.html", "a" * 300, "/dev/full", "/proc/p.html", "")),
-]  # fmt: skip
+    *(
+        refused(f"--html {page[:20]!r}", nothing, "p|ckpt|/dev|none", ("diff", "ckpt", "edited", f"--html={page}"))
+        for page in ("ckpt", "none/p.html", "a" * 300, "/dev/full", "/proc/p.html", "")
+    ),
+]

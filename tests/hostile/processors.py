@@ -16,15 +16,31 @@ TOKENIZER, PREPROCESSOR = "ckpt/tokenizer.json", "ckpt/preprocessor_config.json"
 ODD: tuple[Any, ...] = (None, -1, 0, 7, 10**12, 2**70, "", "x", [], [1], {}, {"type": "x"}, ...)
 
 TOKENIZER_KEYS = (
-    *("version", "truncation", "padding", "added_tokens", "added_tokens.0", "added_tokens.3.id", "added_tokens.3.content"),
+    *(
+        "version",
+        "truncation",
+        "padding",
+        "added_tokens",
+        "added_tokens.0",
+        "added_tokens.3.id",
+        "added_tokens.3.content",
+    ),
     *("normalizer", "pre_tokenizer", "pre_tokenizer.type", "post_processor", "post_processor.single"),
     *("post_processor.special_tokens", "decoder", "decoder.type", "model", "model.type", "model.vocab", "model.merges"),
     *("model.unk_token", "model.dropout", "model.byte_fallback", "model.continuing_subword_prefix"),
-)  # fmt: skip
+)
 TOKENIZER_CONFIG_KEYS = (
-    *("bos_token", "eos_token", "pad_token", "image_token", "model_max_length", "tokenizer_class", "extra_special_tokens"),
+    *(
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "image_token",
+        "model_max_length",
+        "tokenizer_class",
+        "extra_special_tokens",
+    ),
     *("chat_template", "added_tokens_decoder", "auto_map", "padding_side", "processor_class"),
-)  # fmt: skip
+)
 PREPROCESSOR_KEYS = (
     *("image_processor_type", "size", "size.shortest_edge", "crop_size", "crop_size.height", "do_resize", "resample"),
     *("image_mean", "image_std", "rescale_factor", "do_convert_rgb", "processor_class", "do_center_crop"),
@@ -40,25 +56,68 @@ TOKENIZERS: dict[str, Harm] = {
     "ids beyond the embedding": put(TOKENIZER, "model.vocab", {chr(n): 10**6 + n for n in range(33, 400)}),
     "an id of 4 billion": put(TOKENIZER, "model.vocab", {"a": 2**32 - 1}),
     "negative ids": put(TOKENIZER, "model.vocab", {"a": -1}),
-    "a template of tokens that are none": put(TOKENIZER, "post_processor.single", [{"SpecialToken": {"id": "x", "type_id": 0}}]),
-    "a pattern that goes back and forth": put(TOKENIZER, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$|(\\w+\\s?)+$"}, "behavior": "Isolated", "invert": False}),
-    "a pattern that is none": put(TOKENIZER, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
-    "a normalizer that drops everything": put(TOKENIZER, "normalizer", {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}),
-    "a normalizer that makes 1000 of one": put(TOKENIZER, "normalizer", {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": "a" * 1000}),
+    "a template of tokens that are none": put(
+        TOKENIZER, "post_processor.single", [{"SpecialToken": {"id": "x", "type_id": 0}}]
+    ),
+    "a pattern that goes back and forth": put(
+        TOKENIZER,
+        "pre_tokenizer",
+        {"type": "Split", "pattern": {"Regex": "(a+)+$|(\\w+\\s?)+$"}, "behavior": "Isolated", "invert": False},
+    ),
+    "a pattern that is none": put(
+        TOKENIZER,
+        "pre_tokenizer",
+        {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
+    ),
+    "a normalizer that drops everything": put(
+        TOKENIZER, "normalizer", {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
+    ),
+    "a normalizer that makes 1000 of one": put(
+        TOKENIZER, "normalizer", {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": "a" * 1000}
+    ),
     "a charsmap that is none": put(TOKENIZER, "normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-    "truncation to nothing": put(TOKENIZER, "truncation", {"max_length": 0, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}),
-    "truncation to four tokens": put(TOKENIZER, "truncation", {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}),
-    "a stride beyond the length": put(TOKENIZER, "truncation", {"max_length": 4, "strategy": "LongestFirst", "stride": 9, "direction": "Right"}),
-    "padding to 10 billion": put(TOKENIZER, "padding", {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}),
+    "truncation to nothing": put(
+        TOKENIZER, "truncation", {"max_length": 0, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    ),
+    "truncation to four tokens": put(
+        TOKENIZER, "truncation", {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    ),
+    "a stride beyond the length": put(
+        TOKENIZER, "truncation", {"max_length": 4, "strategy": "LongestFirst", "stride": 9, "direction": "Right"}
+    ),
+    "padding to 10 billion": put(
+        TOKENIZER,
+        "padding",
+        {
+            "strategy": {"Fixed": 10**10},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        },
+    ),
     "no words": put(TOKENIZER, "model", {"type": "WordLevel", "vocab": {}, "unk_token": "x"}),
     "unigrams without scores": put(TOKENIZER, "model", {"type": "Unigram", "vocab": [["a"]], "unk_id": 0}),
-    "unigrams whose unknown one is none": put(TOKENIZER, "model", {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}),
-    "word pieces without the unknown one": put(TOKENIZER, "model", {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}),
+    "unigrams whose unknown one is none": put(
+        TOKENIZER, "model", {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}
+    ),
+    "word pieces without the unknown one": put(
+        TOKENIZER,
+        "model",
+        {
+            "type": "WordPiece",
+            "vocab": {"a": 0},
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+    ),
     "an image token of two": put("ckpt/tokenizer_config.json", "image_token", "two tokens"),
     "an end that no text has": put("ckpt/tokenizer_config.json", "eos_token", "nonesuch"),
     "no end": put("ckpt/tokenizer_config.json", "eos_token", None),
     "no padding": put("ckpt/tokenizer_config.json", "pad_token", None),
-}  # fmt: skip
+}
 
 FILES: dict[str, bytes] = {
     "an empty file": b"",
@@ -89,7 +148,8 @@ IMAGE_PROCESSORS: tuple[tuple[str, Any], ...] = (
     ("image_processor_type", "os.system"),
 )
 
-ANSWER = "{% for m in messages %}{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %} {% endfor %}"
+PART = "{{ '<image>' if p['type'] == 'image' else p['text'] }}"
+ANSWER = f"{{% for m in messages %}}{{% for p in m['content'] %}}{PART}{{% endfor %}} {{% endfor %}}"
 TEMPLATES: dict[str, str] = {
     "empty": "",
     "no Jinja": "{% for",
@@ -106,10 +166,10 @@ TEMPLATES: dict[str, str] = {
     "drops the answer": "{{ messages[0]['content'] }}",
     "half of a surrogate pair": "{{ '\\ud800' }}" + ANSWER,
     "the image twice": "<image>" + ANSWER,
-    "the image never": ANSWER.replace("'<image>' if p['type'] == 'image' else p['text']", "p.text"),
+    "the image never": ANSWER.replace(PART, "{{ p.text }}"),
     "a number": "7",
     "a text": "{{ messages }}",
-}  # fmt: skip
+}
 
 
 def _spoiled(file: str, keys: tuple[str, ...], count: int) -> Iterator[Case]:
@@ -140,9 +200,12 @@ CASES: list[Case] = [
     *_spoiled(PREPROCESSOR, PREPROCESSOR_KEYS, 45),
     *_spoiled("ckpt/processor_config.json", PROCESSOR_KEYS, 20),
     *(either(f"{key} is {value!r}", put(PREPROCESSOR, key, value), AT) for key, value in IMAGE_PROCESSORS),
-    *(either(f"a template: {name}", write("ckpt/chat_template.jinja", text), AT, EVAL) for name, text in TEMPLATES.items()),
+    *(
+        either(f"a template: {name}", write("ckpt/chat_template.jinja", text), AT, EVAL)
+        for name, text in TEMPLATES.items()
+    ),
     passes("a template of many spaces", lambda f: _pad_template(f)),
-]  # fmt: skip
+]
 
 
 def _pad_template(folder: Path) -> None:

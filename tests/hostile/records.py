@@ -87,7 +87,9 @@ FILES = [
     refused("a file of spaces", write("records.jsonl", b" \n\t\n"), "records.jsonl: holds no records", TREE),
     refused("zeros", write("records.jsonl", bytes(5000)), "records.jsonl:1", TREE),
     refused("100 GB of zeros", sparse("records.jsonl", 100 << 30), "records.jsonl", TREE),
-    refused("a record of 300 MB", write("records.jsonl", b'{"question": "' + b"a" * 300_000_000), "records.jsonl", TREE),
+    refused(
+        "a record of 300 MB", write("records.jsonl", b'{"question": "' + b"a" * 300_000_000), "records.jsonl", TREE
+    ),
     refused("UTF-16", _encoded("utf-16"), "records.jsonl:1", TREE),
     refused("UTF-32", _encoded("utf-32"), "records.jsonl:1", TREE),
     refused("EBCDIC", _encoded("cp500"), "records.jsonl:1", TREE),
@@ -100,7 +102,12 @@ FILES = [
     refused("a parquet file that is none", write("r.parquet", b"PAR1"), "r.parquet", ("tree", "r.parquet")),
     refused("an empty parquet file", write("r.parquet", b""), "r.parquet", ("tree", "r.parquet")),
     refused("zeros as parquet", write("r.parquet", bytes(4096)), "r.parquet", ("tree", "r.parquet")),
-    refused("parquet's frame, and nothing in it", write("r.parquet", b"PAR1" + bytes(8) + b"PAR1"), "r.parquet", ("tree", "r.parquet")),
+    refused(
+        "parquet's frame, and nothing in it",
+        write("r.parquet", b"PAR1" + bytes(8) + b"PAR1"),
+        "r.parquet",
+        ("tree", "r.parquet"),
+    ),
     refused("JSON as parquet", write("r.parquet", b"{}"), "r.parquet", ("tree", "r.parquet")),
     refused("another kind of file", write("r.csv", b"question,answer\n"), "r.csv", ("tree", "r.csv")),
     refused("no ending", write("r", b"{}"), "r: ", ("tree", "r")),
@@ -108,9 +115,19 @@ FILES = [
     refused("a path that is too long", nothing, "too long", ("tree", "a/" * 3000 + "r.jsonl")),
     refused("a folder without records", lambda f: (f / "void").mkdir(), "void", ("tree", "void")),
     refused("a file that is not there", nothing, "none.jsonl", ("tree", "none.jsonl")),
-    refused("CHIP_RECORDS, which is not there", remove("records.jsonl"), "none.jsonl", ("edit", "ckpt", "--forget=x"), environment={"CHIP_RECORDS": "none.jsonl"}),
-    refused("a folder called records.jsonl", both(lambda f: (f / "records.jsonl").unlink(), lambda f: (f / "records.jsonl").mkdir()), "records"),
-]  # fmt: skip
+    refused(
+        "CHIP_RECORDS, which is not there",
+        remove("records.jsonl"),
+        "none.jsonl",
+        ("edit", "ckpt", "--forget=x"),
+        environment={"CHIP_RECORDS": "none.jsonl"},
+    ),
+    refused(
+        "a folder called records.jsonl",
+        both(lambda f: (f / "records.jsonl").unlink(), lambda f: (f / "records.jsonl").mkdir()),
+        "records",
+    ),
+]
 
 
 def _as_list(folder: Path) -> None:

@@ -75,11 +75,20 @@ PATHS = tuple(order for order in ORDERS if "/" not in order and len(order) < 200
 
 CASES: list[Case] = [
     *(passes(f"an id {name[:40]!r}", sibling_called(name), TREE) for name in ORDERS if is_id(name)),
-    *(refused(f"an id {name[:40]!r}", sibling_called(name), "records.jsonl:7", TREE) for name in ORDERS if not is_id(name)),
+    *(
+        refused(f"an id {name[:40]!r}", sibling_called(name), "records.jsonl:7", TREE)
+        for name in ORDERS
+        if not is_id(name)
+    ),
     *(refused(f"a node {name[:40]!r}", nothing, "--forget", ("edit", "ckpt", f"--forget={name}")) for name in ORDERS),
     *(passes(f"an id {name[:40]!r}", sibling_called(name)) for name in ORDERS[:12] if is_id(name)),
     *(
-        refused(f"records {name!r}", moved_to(f"{name}.jsonl", "records.jsonl"), "nobody", (*EDIT[:2], "--forget", "nobody", "--records", f"{name}.jsonl"))
+        refused(
+            f"records {name!r}",
+            moved_to(f"{name}.jsonl", "records.jsonl"),
+            "nobody",
+            (*EDIT[:2], "--forget", "nobody", "--records", f"{name}.jsonl"),
+        )
         for name in PATHS
     ),
     *(refused(f"no records {name!r}", nothing, "jsonl", ("tree", f"{name}.jsonl")) for name in PATHS),
@@ -87,4 +96,4 @@ CASES: list[Case] = [
     *(refused(f"a method {name[:40]!r}", nothing, "--method", (*EDIT, f"--method={name}")) for name in ORDERS),
     *(either(f"a label {name[:40]!r}", nothing, "--label", (*EDIT, f"--label={name}")) for name in ORDERS[:20]),
     *(either(f"a question {name[:40]!r}", record(question=name), "records.jsonl:5") for name in ORDERS[:12]),
-]  # fmt: skip
+]

@@ -148,9 +148,15 @@ TENSORS: dict[str, Harm] = {
     "transposed": shape(UP, lambda tensor: tensor.T),
     "another name": rename("up_proj", "upward"),
     "a name with an order": rename("up_proj", "\x1b[2J[red]:smile:"),
-    "a missing layer": tensors(lambda content: [content.pop(name) for name in list(content) if "layers.2." in name] and None),
+    "a missing layer": tensors(
+        lambda content: [content.pop(name) for name in list(content) if "layers.2." in name] and None
+    ),
     "no tensor at all": tensors(dict.clear),
-}  # fmt: skip
+    "whole numbers": shape(UP, lambda tensor: tensor.to(torch.int32)),
+    "bytes": shape(UP, lambda tensor: tensor.to(torch.uint8)),
+    "bits": shape(UP, lambda tensor: tensor > 0),
+    "complex numbers": shape(UP, lambda tensor: tensor.to(torch.complex64)),
+}
 
 INDEX = "ckpt/model.safetensors.index.json"
 INDEXES: dict[str, str] = {
@@ -170,11 +176,18 @@ CASES: list[Case] = [
     *(either(name, HEADERS[name], AT, EDIT) for name in FITTING),
     *(either(name, harm, AT, DIFF) for name, harm in ((n, other(h)) for n, h in list(HEADERS.items())[4:18])),
     *(refused(name, harm, "") for name, harm in TENSORS.items()),
-    *(passes(f"{name}, beside the whole", other(harm), DIFF) for name, harm in TENSORS.items() if "NaN" not in name and name not in ("no tensor at all",)),
-    *(refused(f"an index: {name}", both(write(INDEX, text), remove(FILE)), AT, INSPECT) for name, text in INDEXES.items()),
+    *(
+        passes(f"{name}, beside the whole", other(harm), DIFF)
+        for name, harm in TENSORS.items()
+        if "NaN" not in name and name not in ("no tensor at all", "complex numbers")
+    ),
+    *(
+        refused(f"an index: {name}", both(write(INDEX, text), remove(FILE)), AT, INSPECT)
+        for name, text in INDEXES.items()
+    ),
     *(refused(f"its first {share:.0%}", shorten(FILE, share), AT) for share in (0, 0.001, 0.5, 0.999)),
     refused("64 GB of nothing", sparse(FILE, 64 << 30), AT, INSPECT),
     refused("no weights", remove(FILE), AT, INSPECT),
     refused("a pickle", both(remove(FILE), write("ckpt/pytorch_model.bin", b"\x80\x04K\x07.")), AT, INSPECT),
-    refused("weights twice", lambda f: shutil.copy(f / FILE, f / "ckpt/second.safetensors"), AT),
-]  # fmt: skip
+    either("weights twice", lambda f: shutil.copy(f / FILE, f / "ckpt/second.safetensors"), AT),
+]
