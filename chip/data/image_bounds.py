@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -22,6 +23,13 @@ MOST_SCANS = 100
 """Of a progressive JPEG. Each goes over the whole picture; what writes them makes a dozen."""
 
 _SCAN = b"\xff\xda"
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those that this Pillow can open: it may be built without some."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check_bounds(image: Image.Image, source: Path | bytes, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import ExifTags, Image, ImageOps
 
-from chip.data.image_bounds import FORMATS, check_bounds
+from chip.data.image_bounds import check_bounds, known_formats
 from chip.errors import foreign_code
 
 T = TypeVar("T")
@@ -97,11 +97,13 @@ def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
 
 
 def _inspect_image(record: Record, source: Path | bytes, inspect: Callable[[Image.Image], T]) -> T:
-    what = "the image in the row" if isinstance(source, bytes) else f"the image {source}"
-    name = f"{record.where or 'record'}: {what}"
+    where, what = (
+        record.where or "record",
+        "the image in the row" if isinstance(source, bytes) else f"the image {source}",
+    )
     with (
-        foreign_code(name, "cannot be read", "replace it or drop the record"),
-        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image,
+        foreign_code(where, f"{what} cannot be read", "replace it or drop the record"),
+        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
     ):
-        check_bounds(image, source, name)
+        check_bounds(image, source, f"{where}: {what}")
         return inspect(image)
