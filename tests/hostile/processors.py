@@ -179,6 +179,11 @@ def _spoiled(file: str, keys: tuple[str, ...], count: int) -> Iterator[Case]:
         yield either(f"{Path(file).name}: {key} is {shown}", put(file, key, value), AT)
 
 
+def _pad_template(folder: Path) -> None:
+    file = folder / "ckpt" / "chat_template.jinja"
+    file.write_text(file.read_text() + "{# " + " " * 1_000_000 + " #}")
+
+
 def _vocabulary(folder: Path) -> None:
     """A million tokens, all with the longest of names that differ in one letter."""
     content = json.loads((folder / TOKENIZER).read_text())
@@ -204,10 +209,5 @@ CASES: list[Case] = [
         either(f"a template: {name}", write("ckpt/chat_template.jinja", text), AT, EVAL)
         for name, text in TEMPLATES.items()
     ),
-    passes("a template of many spaces", lambda f: _pad_template(f)),
+    passes("a template of many spaces", _pad_template),
 ]
-
-
-def _pad_template(folder: Path) -> None:
-    file = folder / "ckpt" / "chat_template.jinja"
-    file.write_text(file.read_text() + "{# " + " " * 1_000_000 + " #}")

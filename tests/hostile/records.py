@@ -10,6 +10,7 @@ from tests.hostile.case import (
     TREE,
     WHERE,
     Case,
+    Harm,
     both,
     either,
     line,
@@ -74,7 +75,7 @@ def _harmless(key: str, value: object) -> bool:
     return missing or (key in LEVELS and type(value) is int)
 
 
-def _encoded(encoding: str, newline: str = "\n") -> object:
+def _encoded(encoding: str, newline: str = "\n") -> Harm:
     def harm(folder: Path) -> None:
         text = (folder / "records.jsonl").read_text(encoding="utf-8").replace("\n", newline)
         (folder / "records.jsonl").write_bytes(text.encode(encoding))
@@ -82,14 +83,30 @@ def _encoded(encoding: str, newline: str = "\n") -> object:
     return harm
 
 
-FILES = [
+def _as_list(folder: Path) -> None:
+    file = folder / "records.jsonl"
+    file.write_text(json.dumps([json.loads(row) for row in file.read_text(encoding="utf-8").splitlines()]))
+
+
+def _too_long() -> bytes:
+    return b'{"question": "' + b"a" * 300_000_000
+
+
+PARQUET = ("tree", "r.parquet")
+NO_PARQUET: dict[str, bytes] = {
+    "its mark alone": b"PAR1",
+    "nothing": b"",
+    "zeros": bytes(4096),
+    "its frame, and nothing in it": b"PAR1" + bytes(8) + b"PAR1",
+    "JSON": b"{}",
+}
+
+FILES: list[Case] = [
     refused("an empty file", write("records.jsonl", b""), "records.jsonl: holds no records", TREE),
     refused("a file of spaces", write("records.jsonl", b" \n\t\n"), "records.jsonl: holds no records", TREE),
     refused("zeros", write("records.jsonl", bytes(5000)), "records.jsonl:1", TREE),
     refused("100 GB of zeros", sparse("records.jsonl", 100 << 30), "records.jsonl", TREE),
-    refused(
-        "a record of 300 MB", write("records.jsonl", b'{"question": "' + b"a" * 300_000_000), "records.jsonl", TREE
-    ),
+    refused("a record of 300 MB", write("records.jsonl", _too_long), "records.jsonl", TREE),
     refused("UTF-16", _encoded("utf-16"), "records.jsonl:1", TREE),
     refused("UTF-32", _encoded("utf-32"), "records.jsonl:1", TREE),
     refused("EBCDIC", _encoded("cp500"), "records.jsonl:1", TREE),
@@ -98,17 +115,8 @@ FILES = [
     passes("with line ends of Windows", _encoded("utf-8", "\r\n"), TREE),
     passes("with a byte order mark", _encoded("utf-8-sig")),
     passes("with line ends of Windows", _encoded("utf-8", "\r\n")),
-    refused("one JSON list", lambda f: _as_list(f), "records.jsonl:1", TREE),
-    refused("a parquet file that is none", write("r.parquet", b"PAR1"), "r.parquet", ("tree", "r.parquet")),
-    refused("an empty parquet file", write("r.parquet", b""), "r.parquet", ("tree", "r.parquet")),
-    refused("zeros as parquet", write("r.parquet", bytes(4096)), "r.parquet", ("tree", "r.parquet")),
-    refused(
-        "parquet's frame, and nothing in it",
-        write("r.parquet", b"PAR1" + bytes(8) + b"PAR1"),
-        "r.parquet",
-        ("tree", "r.parquet"),
-    ),
-    refused("JSON as parquet", write("r.parquet", b"{}"), "r.parquet", ("tree", "r.parquet")),
+    refused("one JSON list", _as_list, "records.jsonl:1", TREE),
+    *(refused(f"parquet: {name}", write("r.parquet", text), "r.parquet", PARQUET) for name, text in NO_PARQUET.items()),
     refused("another kind of file", write("r.csv", b"question,answer\n"), "r.csv", ("tree", "r.csv")),
     refused("no ending", write("r", b"{}"), "r: ", ("tree", "r")),
     refused("a name that is too long", nothing, "too long", ("tree", "a" * 300 + ".jsonl")),
@@ -128,11 +136,6 @@ FILES = [
         "records",
     ),
 ]
-
-
-def _as_list(folder: Path) -> None:
-    file = folder / "records.jsonl"
-    file.write_text(json.dumps([json.loads(row) for row in file.read_text(encoding="utf-8").splitlines()]))
 
 
 CASES: list[Case] = [
