@@ -97,7 +97,7 @@ CASES: list[Case] = [
     refused(
         "a vision tower of a million", put("ckpt/config.json", "vision_config.num_hidden_layers", 10**6), AT, INSPECT
     ),
-    *_spoiled(150),
+    *_spoiled(90),
     *(
         either(f"generation_config.json: {key} is {value!r}", put("ckpt/generation_config.json", key, value), AT, run)
         for key, value in GENERATION

@@ -200,10 +200,10 @@ CASES: list[Case] = [
     either("no tokenizer_config.json", remove("ckpt/tokenizer_config.json"), AT),
     either("no processor_config.json", remove("ckpt/processor_config.json"), AT),
     either("no preprocessor_config.json", remove(PREPROCESSOR), AT),
-    *_spoiled(TOKENIZER, TOKENIZER_KEYS, 70),
-    *_spoiled("ckpt/tokenizer_config.json", TOKENIZER_CONFIG_KEYS, 45),
-    *_spoiled(PREPROCESSOR, PREPROCESSOR_KEYS, 45),
-    *_spoiled("ckpt/processor_config.json", PROCESSOR_KEYS, 20),
+    *_spoiled(TOKENIZER, TOKENIZER_KEYS, 45),
+    *_spoiled("ckpt/tokenizer_config.json", TOKENIZER_CONFIG_KEYS, 25),
+    *_spoiled(PREPROCESSOR, PREPROCESSOR_KEYS, 25),
+    *_spoiled("ckpt/processor_config.json", PROCESSOR_KEYS, 15),
     *(either(f"{key} is {value!r}", put(PREPROCESSOR, key, value), AT) for key, value in IMAGE_PROCESSORS),
     *(
         either(f"a template: {name}", write("ckpt/chat_template.jinja", text), AT, EVAL)
