@@ -5,6 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from chip.checkpoint.folder import (
     link_file,
 )
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.receipt import read_receipt
 from chip.errors import InputError, RunError
 
 
@@ -130,24 +136,43 @@ def test_an_old_folder_that_a_killed_run_had_moved_aside_comes_back(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_run_that_was_killed_between_two_renames_is_told_of(tmp_path: Path, whole: bool) -> None:
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from chip.checkpoint.folder import atomic_directory
+
+renames = 0
+
+def kill(event, _):
+    global renames
+    if event == "os.rename":
+        renames += 1
+        if renames == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+with atomic_directory(Path(sys.argv[1]), overwrite=True) as folder:
+    folder.mkdir()
+    (folder / "file").write_text("new")
+"""
+
+
+def test_a_run_that_is_killed_between_two_renames_is_told_of_by_the_next(tmp_path: Path) -> None:
     output, left = tmp_path / "out", tmp_path / ".out.chip"
-    left.mkdir()
+    fill(output, "old")
     check_not_half_replaced(output)
-    fill(left / "old", "old")
-    if whole:
-        fill(left / "new", "new")
-    with pytest.raises(InputError, match=f"killed.*{left / 'old'} is what was here") as caught:
-        check_not_half_replaced(output)
-    assert (f"{left / 'new'}, whole" in caught.value.message) == whole
-    with pytest.raises(InputError, match="killed"):  # whoever looks for it
-        Checkpoint.open(output)
-    with (left / "lock").open("w") as lock:
+    assert subprocess.run([sys.executable, "-c", KILLED, output], check=False).returncode == -signal.SIGKILL
+    both = f"{left / 'old'} is what was here, and {left / 'new'}, whole, what it had written; rename one of them to out"
+    for look in (check_not_half_replaced, Checkpoint.open, read_receipt):  # whoever looks for it
+        with pytest.raises(InputError, match=re.escape(both)):
+            look(output)
+    with (left / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        check_not_half_replaced(output)  # a run that is about to put it in place
-    (left / "old").rename(output)
+        check_not_half_replaced(output)  # by a run that is about to put it in place
+    (left / "new").rename(output)
+    shutil.rmtree(left)
     check_not_half_replaced(output)
+    assert (output / "file").read_text() == "new"
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from chip._version import __version__
+from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import open_inside
 from chip.checkpoint.read_back import ReadBack, WrittenFile
@@ -116,7 +117,8 @@ class Receipt:
         tensors = {name: ChangedTensor(**tensor) for name, tensor in content["tensors"].items()}
         files = {name: WrittenFile(**file) for name, file in content["files"].items()}
         receipt = cls(**{**content, "tensors": tensors, "files": files})
-        for part in (receipt, *tensors.values(), *files.values()):
+        parts: tuple[Receipt | ChangedTensor | WrittenFile, ...] = (receipt, *tensors.values(), *files.values())
+        for part in parts:
             _check_types(part)
         return receipt
 
@@ -128,7 +130,7 @@ def _check_types(part: Receipt | ChangedTensor | WrittenFile) -> None:
         kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
         if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
             raise TypeError(name)
-        if kind == list[int] and any(type(number) is not int for number in value):
+        if isinstance(value, list) and any(type(number) is not int for number in value):  # a shape, the only list
             raise TypeError(name)
 
 
@@ -155,6 +157,7 @@ def read_receipt(folder: Path) -> Receipt:
             by hand.
     """
     if not has_receipt(folder):
+        check_not_half_replaced(folder)
         raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
     with open_inside(folder, RECEIPT) as file:
         text = file.read(LONGEST)

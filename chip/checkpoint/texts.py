@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "dict.txt"}
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "dict.txt"}
 _VOCABULARY_SUFFIXES = {".model", ".tiktoken"}
-"""Files that list words, which are nobody's."""
 
 _BLOCK = 1 << 22  # characters
 _OVERLAP = 1 << 10  # characters; no name is longer
@@ -30,7 +29,7 @@ _ESCAPED_SPACE = re.compile(r"\\+[nrtbf]")
 
 def lists_words(path: Path) -> bool:
     """Whether a file is a vocabulary, or names tensors."""
-    return path.name in VOCABULARIES or path.suffix in {*_VOCABULARY_SUFFIXES, ".safetensors"}
+    return path.name in _VOCABULARIES or path.suffix in {*_VOCABULARY_SUFFIXES, ".safetensors"}
 
 
 def texts_of(path: Path) -> Iterator[str]:
