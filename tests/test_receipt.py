@@ -374,3 +374,14 @@ def test_what_is_no_receipt_is_refused(edited: Path, text: str) -> None:
 def test_a_folder_without_a_receipt_is_refused(source: Checkpoint) -> None:
     with pytest.raises(InputError, match=f"no {RECEIPT} here"):
         verify(source.folder)
+
+
+def test_what_was_not_copied_is_no_fault(source: Checkpoint, tmp_path: Path) -> None:
+    (source.folder / "README.md").write_bytes(bytes(9))  # no text either
+    (source.folder / "pytorch_model.bin").write_bytes(bytes(range(256)))
+    receipt = edit_folder(source, tmp_path / "out")
+    assert "pytorch_model.bin" not in receipt.files
+    assert receipt.files["README.md"].source_sha256 is None
+    assert verify(tmp_path / "out", source.folder).faults == ()
+    (tmp_path / "out" / "pytorch_model.bin").write_bytes(bytes(range(256)))
+    assert verify(tmp_path / "out", source.folder).faults == ("pytorch_model.bin: not in the receipt",)

@@ -90,9 +90,12 @@ class _Digests:
 
 def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) -> Iterator[tuple[Path, Path]]:
     """All files but the receipt; of the original without those that were not copied."""
-    left_out = set(folder_contents(checkpoint).left_out) - receipt.files.keys() if original else set()
+    skipped = {RECEIPT, GITATTRIBUTES}
+    if original:
+        copied = {name for name, file in receipt.files.items() if file.source_sha256 is not None}
+        skipped |= set(folder_contents(checkpoint).left_out) - copied
     for path, relative in files_in(checkpoint.folder):
-        if str(relative) not in {RECEIPT, GITATTRIBUTES, *left_out}:
+        if str(relative) not in skipped:
             yield path, relative
 
 

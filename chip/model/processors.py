@@ -45,8 +45,10 @@ def _load(folder: Path, class_name: str | None) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder, **_SAFE)
     except (ImportError, OSError, ValueError):
-        processor_class = None if class_name is None else getattr(transformers, class_name)
-        if processor_class is None or UNNEEDED_PROCESSOR not in processor_class.get_attributes():
+        if class_name is None:
+            raise
+        processor_class: Any = getattr(transformers, class_name)
+        if UNNEEDED_PROCESSOR not in processor_class.get_attributes():
             raise  # the trouble is another
         without_video: Any = type(class_name, (processor_class, _WithoutVideo), {})
         return without_video.from_pretrained(folder, **_SAFE)
