@@ -80,7 +80,8 @@ def edit(
         layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
         device_map: `auto`, or as in transformers: spreads a model over devices, then the host, then the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
-        batch_size: records per forward pass; changes the time, never the result.
+        batch_size: records per forward pass; changes the time, and the result by rounding alone. With a number, an edit
+            repeats bit for bit on one machine.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,6 +126,8 @@ class Family:
     """Special tokens that are not an attribute of the tokenizer."""
     processor: Mapping[str, Any] = field(default_factory=dict)
     """Contents of `processor_config.json` beside the class."""
+    processor_class: str | None = None
+    """None: named as the other classes."""
     end: str = END
     """The token that ends a text."""
     begins: bool = False
@@ -394,6 +396,102 @@ RECIPES: dict[str, Family] = {
     ),
 }
 
+GEMMA4_IMAGES: dict[str, Any] = {"image_processor_type": "Gemma4ImageProcessor", "patch_size": 4, "max_soft_tokens": 70}
+
+BEYOND_HIDDEN_STATES: dict[str, Family] = {
+    # Its layers get embeddings of their own, and the last two the keys and values of those before them.
+    "gemma4": Family(
+        "Gemma4",
+        config={
+            "text_config": TEXT
+            | {
+                "head_dim": 16,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": VOCABULARY,
+                "num_kv_shared_layers": 2,
+                "sliding_window": 256,
+                "layer_types": ["sliding_attention", "full_attention"] * (TEXT_LAYERS // 2),
+            },
+            "vision_config": VISION
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "patch_size": 4,
+                "position_embedding_size": 256,
+            },
+        },
+        image_processor=GEMMA4_IMAGES,
+        token_ids={
+            "image_token_id": "<|image|>",
+            "video_token_id": "<|video|>",
+            "audio_token_id": "<|audio|>",
+            "boi_token_id": "<|image>",
+            "eoi_token_id": "<image|>",
+            "boa_token_id": "<|audio>",
+            "eoa_token_index": "<audio|>",
+        },
+        tokens={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
+        more_tokens=("<|video|>", "<|turn>", "<turn|>"),
+        processor={
+            "image_processor": GEMMA4_IMAGES,
+            "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+            "image_seq_length": 70,
+        },
+        chat=Chat("<|turn>user\n", "<|turn>model\n", "<|image|>", "<turn|>\n", "<turn|>\n", begin=BEGIN),
+        begins=True,
+        tied=True,
+    ),
+    # Three of four layers have linear attention, which no mask of pairs of tokens keeps apart.
+    "qwen3_5": Family(
+        "Qwen3_5",
+        config={
+            "text_config": TEXT
+            | {
+                "head_dim": 16,
+                "rope_parameters": QWEN_ROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+            },
+            "vision_config": {name: value for name, value in QWEN_VISION.items() if name != "patch_size"}
+            | {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "out_hidden_size": TEXT["hidden_size"],
+                "patch_size": 16,
+                "num_position_embeddings": 64,
+            },
+        },
+        image_processor=_qwen_images(patch_size=16),
+        processor_class="Qwen3VLProcessor",
+        **QWEN,
+    ),
+    # As qwen3_5, within a family whose vision tower and connector are LLaVA's.
+    "llava_olmo_hybrid": replace(
+        RECIPES["llava"],
+        config=RECIPES["llava"].config
+        | {
+            "text_config": TEXT
+            | {
+                "model_type": "olmo_hybrid",
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+                "linear_key_head_dim": 8,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+}
+"""Text models in which more than hidden states goes from layer to layer, or from token to token."""
+
 
 def _config(family: Family) -> Any:
     """The family's configuration, its token ids those of `special_tokens`."""
@@ -410,7 +508,7 @@ def _config(family: Family) -> Any:
 
 def _model(name: str) -> PreTrainedModel:
     """The family's model with random weights, fp32; the same weights at every call."""
-    family = RECIPES[name]
+    family = _recipe(name)
     model_class = getattr(transformers, f"{family.classes}ForConditionalGeneration")
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.default_generator.manual_seed(SEED)
@@ -425,9 +523,22 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {name: partial(_model, name
 """Family -> what builds a model of it."""
 
 
+def _recipe(family: str) -> Family:
+    return (RECIPES | BEYOND_HIDDEN_STATES)[family]
+
+
+def _known(family: str) -> bool:
+    """Whether this transformers has it, and its text model."""
+    recipe = _recipe(family)
+    text = recipe.config["text_config"].get("model_type")
+    return hasattr(transformers, f"{recipe.classes}Config") and (text is None or text in transformers.CONFIG_MAPPING)
+
+
 def lacking(family: str) -> str | None:
     """The package without which this transformers does not load the family's processor; None: it does."""
-    without_torchvision = f"{RECIPES[family].image_processor['image_processor_type']}Pil"
+    if not _known(family):
+        return "a newer transformers"
+    without_torchvision = f"{_recipe(family).image_processor['image_processor_type']}Pil"
     if getattr(getattr(transformers, without_torchvision), "is_dummy", False):  # Idefics3 and SmolVLM in early releases
         return "torchvision"
     if family == "smolvlm" and find_spec("num2words") is None:
@@ -451,11 +562,11 @@ def build(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    model = FAMILIES[family]().to(dtype)
+    model = _model(family).to(dtype)
     model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=layout == "saved")
-    recipe = RECIPES[family]
+    recipe = _recipe(family)
     _tokenizer(recipe).save_pretrained(folder)
-    processor_class = {"processor_class": f"{recipe.classes}Processor"}
+    processor_class = {"processor_class": recipe.processor_class or f"{recipe.classes}Processor"}
     _write_json(folder / "preprocessor_config.json", processor_class | dict(recipe.image_processor))
     _write_json(folder / "processor_config.json", processor_class | dict(recipe.processor))
     if recipe.chat is not None:

@@ -103,6 +103,13 @@ def test_keys_that_are_not_used_are_counted_and_said_once(tmp_path: Path) -> Non
     assert message == ("records.jsonl: 2 keys are not used: age (in 2 of 3 records), patient_id (in 1 of 3 records)")
 
 
+def test_an_id_may_be_the_name_of_an_images_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    with pytest.warns(ChipWarning, match="1 key is not used: id "):
+        (record,) = read_records(jsonl(tmp_path, GOOD | {"image": "a.png", "id": "a.png"}))
+    assert record.image == tmp_path / "a.png"
+
+
 def test_a_mark_at_the_start_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     file = tmp_path / "records.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")

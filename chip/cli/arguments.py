@@ -28,7 +28,10 @@ DeviceMap = Annotated[
     ),
 ]
 BatchSizes = Annotated[
-    str, typer.Option(help="Records per forward pass, or auto; changes the time only.", metavar="N|auto")
+    str,
+    typer.Option(
+        help="Records per forward pass, or auto; changes the time, and the result by rounding alone.", metavar="N|auto"
+    ),
 ]
 
 

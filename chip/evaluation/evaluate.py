@@ -52,7 +52,7 @@ def evaluate(
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
             then stays on the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
-        batch_size: records per forward pass; changes the time, never the result.
+        batch_size: records per forward pass; changes the time, and the result by rounding alone.
         seed: of bootstrap samples, drawn answers and relearning.
 
     Raises:

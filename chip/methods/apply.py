@@ -21,6 +21,7 @@ from chip.methods.base import Method, Removed, Search
 from chip.methods.search import Choice, ValidationSet, hold_out_validation, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general, parameter_names
 from chip.model.batching.batch_size import BatchSize
+from chip.model.forward.self_check import check_pass
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.scoring import score_records
@@ -81,7 +82,8 @@ def edit_model(
     The model in memory is edited too, with the rounded weights: what is seen later is what will be written.
 
     Raises:
-        InputError: a setting was to be found, and every value costs what is retained more than it may.
+        InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
+            stages does not show what the model computes.
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     size, distributed = size or BatchSize(), distributed or DistributedContext()
@@ -90,6 +92,8 @@ def edit_model(
     if search is not None:
         request = hold_out_validation(request)
     source = StatisticsSource(vlm, method, request, target_modules, size, distributed)
+    trained = [index for index in request.partition.forget if not request.records[index].held_out]
+    check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
     editor = WeightEditor(vlm, checkpoint, target_modules, distributed)
     if search is None:
         return edit_stages(method, source, editor, progress)

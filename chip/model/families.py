@@ -89,6 +89,8 @@ _OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_
 """In names of parts that are there for something else than the image."""
 _WEIGHT = ("weight", "proj")
 """How the names of parameters end that are multiplied with."""
+SHARED_STATES = "shared_kv_states"
+"""A layer's argument: a mapping that it fills for later layers, in families whose layers share keys and values."""
 
 UNNEEDED_PROCESSOR = "video_processor"
 """The part of a processor that is left out where it asks for a package that is missing."""
@@ -161,6 +163,13 @@ def find_tower_layers(model: Any) -> list[Any]:
     """The layers of the vision tower: those of its lists whose members attend."""
     lists = [module for module in find_tower(model).modules() if isinstance(module, nn.ModuleList)]
     return [layer for layers in lists for layer in layers if _attends(layer)]
+
+
+def has_layer_embeddings(model: Any) -> bool:
+    """Whether the text model makes more of its embeddings than the first layer's hidden states (Gemma 3n and 4)."""
+    text = find_language(model)
+    usual = (text.layers, text.get_input_embeddings())
+    return any(True for child in text.children() if child not in usual for _ in linear_maps(child))
 
 
 def text_modules(model: Any) -> Mapping[str, str]:

@@ -101,20 +101,24 @@ def _unused_keys(entry: Mapping[str, Any], where: str) -> list[str]:
         name = key.strip().casefold()
         if name in DATA_KEYS:
             raise InputError(f"{where}: the key {key} is not read; {DATA_KEYS[name]}")
-        if _holds_image(entry[key]):
+        if _holds_image(entry[key], names_count="image" not in entry):
             raise InputError(f"{where}: the key {key} is not read, and holds an image; {_ONE_IMAGE}")
         if meant := next((known for known in meant_keys(key) if known not in entry), None):
             raise InputError(f"{where}: no key is called {key!r}; did you mean {meant}?")
     return unused
 
 
-def _holds_image(value: object) -> bool:
-    """Whether it is encoded bytes, as `datasets` stores them or plain, or an image file's name; or a list of such."""
+def _holds_image(value: object, names_count: bool) -> bool:
+    """Whether it is encoded bytes, as `datasets` stores them or plain, or an image file's name; or a list of such.
+
+    Args:
+        names_count: where the record has an image, such a name may be its id.
+    """
     if isinstance(value, list):
-        return any(map(_holds_image, value))
+        return any(_holds_image(each, names_count) for each in value)
     if isinstance(value, dict):
         return "bytes" in value
-    return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(_IMAGE_FILES))
+    return isinstance(value, bytes) or (names_count and isinstance(value, str) and value.lower().endswith(_IMAGE_FILES))
 
 
 @cache

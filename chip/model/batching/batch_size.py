@@ -16,7 +16,10 @@ TRIALS = 2
 
 @dataclass
 class BatchSize:
-    """A fixed number of records, or a number of tokens that grows while that pays. Changes the time, not the result."""
+    """A fixed number of records, or a number of tokens that grows while that pays.
+
+    Beside the time it changes rounding alone.
+    """
 
     records: int | None = None
     """As the user says; None: by tokens."""

@@ -36,7 +36,7 @@ def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[l
 
 
 class Batches:
-    """Records as batches of similar length; how they are packed and batched never changes what is computed.
+    """Records as batches of similar length; how they are packed and batched changes what is computed by rounding alone.
 
     The next batch is read, decoded and tokenized while this one is computed.
     """
@@ -112,10 +112,15 @@ class Batches:
         return 0
 
     def _rows(self, indices: Sequence[int], together: bool) -> list[PackedSequence]:
-        """Rows, the shortest first."""
+        """Rows, the shortest first; those of one length by what they hold, whatever the order of the records."""
         prompts = {index: self._prompts[index] for index in indices}
         rows = self._packed(prompts) if together else alone(prompts)
-        return sorted(rows, key=lambda row: (row.tokens, row.records))
+        return sorted(rows, key=lambda row: (row.tokens, *self._content(row.records[0]), row.records))
+
+    def _content(self, index: int) -> tuple[tuple[int, ...], str, bytes]:
+        """The record's tokens and image, as something that can be sorted."""
+        image = self._records[index].image
+        return self._prompts[index].tokens, *(("", image) if isinstance(image, bytes) else (str(image), b""))
 
     def _packed(self, prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
         about: dict[Path | bytes | None, dict[int, Prompt]] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chip.data.record import Record
 from chip.model.batching.batch import Batch
-from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batch_size import BatchSize, out_of_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import alone, join
@@ -32,8 +32,9 @@ class RunnableModel(ModelInputs, Protocol):
 def sharing_holds(vlm: RunnableModel) -> bool:
     """Run two questions about one image together, and each alone: whether their hidden states agree.
 
-    They do not where image tokens attend to the question behind them, or positions are counted in a way of their own. A
-    wrong position moves them by 6 % and more; rounding by far less than the root of the dtype's precision.
+    They do not where image tokens attend to the question behind them, positions are counted in a way of their own, or
+    layers do not attend and take no mask of pairs of tokens (linear attention, state spaces). A wrong
+    position moves them by 6 % and more; rounding by far less than the root of the dtype's precision.
     """
     encoded = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(encoded, "PNG")
@@ -44,7 +45,14 @@ def sharing_holds(vlm: RunnableModel) -> bool:
     packed, *single = (batches.make([row]).to(vlm.device) for row in (join([0, 1], prompts), *alone(prompts)))
     if packed.attention_mask is None:  # they begin with nothing in common, or not with the image
         return False
-    both = vlm.hidden_states(packed)[0].float()
+    try:
+        both = vlm.hidden_states(packed)[0].float()
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: layers that do not attend make of a mask of pairs what they can
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        return False
     own = [both[packed.segments[0] == segment] for segment in (1, 2)]  # each question's own tokens
     expected = [vlm.hidden_states(row)[0, -len(states) :].float() for row, states in zip(single, own, strict=True)]
     difference = torch.linalg.norm(torch.cat(own) - torch.cat(expected))

@@ -47,6 +47,8 @@ class StoredBatch:
         self._connector_inputs: list[Call] | None = None
         self._text_call: Call | None = None
         self._states: Any = None
+        self._embeddings: Any = None
+        self._shared: Any = {}
         self._mid_layer_cache: MidLayer | None = None
         self.layers_done = 0
         """How many layers of the text model are behind its states."""
@@ -70,14 +72,23 @@ class StoredBatch:
     def release_connector_inputs(self) -> None:
         self._connector_inputs = None
 
-    def store_text_call(self, call: Call) -> None:
-        """What the text model is called with, its embeddings among it."""
+    def store_text_call(self, call: Call, keep_embeddings: bool = False) -> None:
+        """What the text model is called with, its embeddings among it.
+
+        Args:
+            keep_embeddings: later layers need them too.
+        """
         self._states, self.layers_done = self._offload(call.kwargs.pop("inputs_embeds")), 0
-        self._text_call, self._mid_layer_cache = call.map(self._offload), None
+        self._embeddings = self._states if keep_embeddings else None
+        self._text_call, self._mid_layer_cache, self._shared = call.map(self._offload), None, {}
 
     def store_states(self, states: Tensor, layers_done: int) -> None:
         """What the last of so many layers returned."""
         self._states, self.layers_done = self._offload(states), layers_done
+
+    def store_shared(self, shared: dict[Any, Any]) -> None:
+        """What layers hand to later ones beside hidden states."""
+        self._shared = self._offload(shared)
 
     def store_mid_layer(self, reached: MidLayer) -> None:
         """Where it has got to inside the layer behind its states, if there is room where that lies."""
@@ -87,13 +98,15 @@ class StoredBatch:
         """Where to go on in the text model, so that layer `first` is run; within the layer before it if stored."""
         assert self._text_call is not None
         call, states, done = self._text_call.map(onload), onload(self._states), self.layers_done
+        beside = {"embeddings": onload(self._embeddings), "shared": onload(self._shared)}
         if first > done and self._mid_layer_cache is not None:
             mid_layer, self._mid_layer_cache = self._mid_layer_cache, None
-            return InsideLayer(call, states, done, mid_layer)
-        return HiddenStates(call, states, done - 1) if done else TextEmbeddings(call, states)
+            return InsideLayer(call, states, done, mid_layer, **beside)
+        return HiddenStates(call, states, done - 1, **beside) if done else TextEmbeddings(call, states, **beside)
 
     def release_text_states(self) -> None:
         self._text_call, self._states, self._mid_layer_cache, self.layers_done = None, None, None, 0
+        self._embeddings, self._shared = None, {}
 
     def _offload(self, value: Any) -> Any:
         return offload(value, self._place)

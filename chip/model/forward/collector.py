@@ -18,6 +18,7 @@ from chip.data.record import Record
 from chip.model.batching.batch import Batch, BatchTooLargeError, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import retry_smaller
+from chip.model.families import has_layer_embeddings
 from chip.model.forward.activation_store import ActivationStore, StoredBatch
 from chip.model.forward.mid_layer import MidLayer, has_mid_layer, trace_mid_layer
 from chip.model.forward.observer import StageObserver
@@ -57,6 +58,7 @@ class Collector:
         self._vlm, self._batches, self._records = vlm, batches, records
         self._place, self._keep_connectors = place, keep_connectors
         self._runner = ForwardRunner(vlm)
+        self._keep_embeddings = has_layer_embeddings(vlm.model)
         self._start_over()
 
     def _start_over(self) -> None:
@@ -165,7 +167,9 @@ class Collector:
         if not needs_outputs and last.kind == "down" and has_mid_layer(stop):
             mid_layer = MidLayer()
             hooks.append(trace_mid_layer(stop, mid_layer))
-        self._runner.run(stored.batch, stored.text_states(first), stop, [*hooks, *observe])
+        start = stored.text_states(first)
+        self._runner.run(stored.batch, start, stop, [*hooks, *observe])
+        stored.store_shared(start.shared)
         if before:
             stored.store_states(before[0], first)
         if mid_layer is not None:
@@ -195,7 +199,7 @@ class Collector:
                     with record_calls([self._vlm.language]) as calls:
                         self._runner.run(batch, start)
                     (call,) = calls
-                    stored.store_text_call(call)
+                    stored.store_text_call(call, self._keep_embeddings)
             if not self._keep_connectors:
                 for stored in self._store.stored_batches:
                     stored.release_connector_inputs()

@@ -11,7 +11,14 @@ from torch import nn
 from chip.model.batching.batch import Batch
 from chip.model.forward.mid_layer import resume_mid_layer
 from chip.model.forward.start import ConnectorInputs, InsideLayer, Start, TextEmbeddings
-from chip.model.forward.trace import block_diagonal_attention, bypass, replace_input, replace_output, stop_after
+from chip.model.forward.trace import (
+    block_diagonal_attention,
+    bypass,
+    carry_shared_states,
+    replace_input,
+    replace_output,
+    stop_after,
+)
 from chip.model.loading import VLM
 
 Hook = AbstractContextManager[object]
@@ -57,13 +64,15 @@ class ForwardRunner:
         elif isinstance(start, TextEmbeddings):
             layers, done = self._vlm.layers, start.layers_done
             yield from (replace_output(layer, start.states) for layer in layers[:done])
+            yield carry_shared_states(layers[done], start.shared)
             if isinstance(start, InsideLayer):
                 yield resume_mid_layer(layers[done], start.mid_layer)
 
     def _forward(self, batch: Batch, start: Start) -> None:
         if isinstance(start, TextEmbeddings):
             # Layers that do not compute ignore the embeddings, but the masks get their shape and device from them.
-            start.call.run(inputs_embeds=start.states.to(self._vlm.device))
+            embeddings = start.states if start.embeddings is None else start.embeddings
+            start.call.run(inputs_embeds=embeddings.to(self._vlm.device))
         else:
             self._vlm.core(**batch.inputs, use_cache=False)
 

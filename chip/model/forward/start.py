@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -32,6 +32,10 @@ class TextEmbeddings:
     """Without the embeddings."""
     states: Tensor
     """(B, T, d): the embeddings."""
+    embeddings: Tensor | None = field(default=None, kw_only=True)
+    """As `states`, where each layer is given some of them too and `states` are another; None: only `states` matter."""
+    shared: dict[Any, Any] = field(default_factory=dict, kw_only=True)
+    """What layers hand to later ones beside hidden states. A run adds to it."""
 
     @property
     def layers_done(self) -> int:

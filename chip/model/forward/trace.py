@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
+from chip.model.families import SHARED_STATES
 from chip.model.target_modules import TargetModule
 
 
@@ -160,6 +161,27 @@ def replace_input(call: Call) -> Iterator[None]:
     hook = call.module.register_forward_pre_hook(lambda *_: (call.args, call.kwargs), with_kwargs=True)
     with _removing([hook]):
         yield
+
+
+@contextmanager
+def carry_shared_states(layer: nn.Module, shared: dict[Any, Any]) -> Iterator[None]:
+    """What layers hand to later ones beside hidden states: `layer` gets what `shared` holds, which then gets all.
+
+    Only families whose layers share keys and values have such states.
+    """
+    given: list[Any] = []
+
+    def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (states := kwargs.get(SHARED_STATES)) is not None:
+            states.update(shared)
+            given.append(states)
+
+    try:
+        with _removing([layer.register_forward_pre_hook(hand_over, with_kwargs=True)]):
+            yield
+    finally:
+        for states in given:
+            shared.update(states)
 
 
 @contextmanager

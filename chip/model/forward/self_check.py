@@ -1,0 +1,150 @@
+"""Whether the pass in stages shows what the model itself computes: looked at in one record before it is relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from chip.data.record import Record
+from chip.distributed import DistributedContext
+from chip.errors import InputError
+from chip.model.batching.batch import Batch
+from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.batches import Batches
+from chip.model.batching.retry import run_batches
+from chip.model.forward.collector import Collector
+from chip.model.forward.trace import trace
+from chip.model.loading import VLM
+from chip.model.scoring import answer_logits
+from chip.model.target_modules import Stage
+from chip.model.tokens import Tokens
+
+LOGITS = "logits"
+MARGIN = 4.0
+
+Shown = dict[str, list[Tensor]]
+"""Module's name, or `LOGITS` -> (n, ...) fp32 on the host, in the order in which it was reached."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far the two may be apart, as a share of their size: `MARGIN` times the root of the dtype's precision.
+
+    That is 0.0014 in fp32 and 0.35 in bf16. Rounding moved random models by at most 2e-6 and 0.04, and layers without
+    their embeddings by 0.8.
+    """
+    return float(MARGIN * torch.finfo(dtype).eps ** 0.5)
+
+
+@torch.no_grad()
+def check_pass(
+    vlm: VLM, records: Sequence[Record], indices: Sequence[int], stages: Sequence[Stage], needs_outputs: bool
+) -> None:
+    """Run the first of the records, if there is one the first with an image, as the model does and as `Collector` does.
+
+    In the collector another of the records shares its row where they can share. It takes three passes of one or two
+    records: the model's own, one in stages, and one as answers are scored.
+
+    Args:
+        indices: which of the records may be taken.
+        stages: in the order of data. What goes into their modules is compared, and the logits of the answer.
+        needs_outputs: as `Collector.collect` has it; without, the first module of each stage stands for all.
+
+    Raises:
+        InputError: the two differ by more than rounding can account for.
+        RunError: a record does not fit into memory.
+    """
+    if not indices:
+        return
+    index = next((i for i in indices if records[i].image is not None), indices[0])
+    image = records[index].image
+    other = [i for i in indices if i != index and image is not None and records[i].image == image][:1]
+    stages = stages if needs_outputs else [stage.first_only for stage in stages]
+    plain = _plain(vlm, records, index, stages)
+    staged = _staged(vlm, records, [index, *other], stages, needs_outputs)
+    limit = tolerance(vlm.model.dtype)
+    for name, expected in plain.items():
+        off = difference(expected, staged[name])
+        if off > limit:
+            where = records[index].where
+            raise InputError(
+                f"{name}: the pass in stages is off by {off:.2g} of the model's own, at the record {where} (rounding "
+                f"explains {limit:.2g}); chip does not run this family as it should, take one that it is tested with"
+            )
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The distance of two sequences of rows (n, d), as a share of their size; infinite where there are not as many.
+
+    Each row counts alike, however long it is: an attention sink would else hide all others.
+    """
+    if not expected and not found:
+        return 0.0
+    if not expected or not found or torch.cat(list(expected)).shape != torch.cat(list(found)).shape:
+        return float("inf")
+    x, y = torch.cat(list(expected)), torch.cat(list(found))
+    size = torch.linalg.vector_norm(x, dim=1)
+    off = torch.linalg.vector_norm(y - x, dim=1) / torch.maximum(size, size.median()).clamp(min=1e-30)
+    return float(off.square().mean().sqrt())
+
+
+def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Stage]) -> Shown:
+    """The record alone, in one ordinary forward of the model."""
+    modules = [module for stage in stages for module in stage.target_modules]
+    shown: Shown = {module.name: [] for module in modules} | {LOGITS: []}
+
+    def keep(name: str, x: Tensor) -> None:
+        shown[name].append(_rows(x))
+
+    def compute(batch: Batch) -> None:
+        with ExitStack() as hooks:
+            for module in modules:
+                hooks.enter_context(trace(vlm.model, module, input=partial(keep, module.name)))
+            logits = vlm.model(**batch.inputs, use_cache=False).logits
+        columns = batch.answer[0].nonzero()[:, 0].to(logits.device)
+        keep(LOGITS, logits[0, columns - 1])
+
+    run_batches(Batches(vlm, records, [index], BatchSize(1), together=False), compute)
+    return shown
+
+
+def _staged(
+    vlm: VLM, records: Sequence[Record], indices: Sequence[int], stages: Sequence[Stage], needs_outputs: bool
+) -> Shown:
+    """The first of the records, in one batch with the others, as statistics and scores see it."""
+    shown: Shown = {}
+    batches = Batches(vlm, records, indices, BatchSize(len(indices)))
+    collector = Collector(vlm, batches, records)
+    for stage in stages:
+        seen = collector.collect(stage, lambda _: _Inputs(indices[0]), lambda _: None, needs_outputs=needs_outputs)
+        shown |= {module.name: each.rows for module, each in seen.items()}
+    answer: list[Tensor] = []
+
+    def compute(batch: Batch) -> None:
+        owners, logits, _ = answer_logits(vlm, batch, vlm.hidden_states(batch))
+        answer.append(_rows(logits[owners == indices[0]]))
+
+    run_batches(batches, compute)
+    return shown | {LOGITS: answer}
+
+
+class _Inputs:
+    """Statistics that keep what goes into a module for one record."""
+
+    def __init__(self, record: int) -> None:
+        self._record = record
+        self.rows: list[Tensor] = []
+
+    def update(self, tokens: Tokens) -> None:
+        own = tokens.owners.segments[tokens.owners.records == self._record]
+        self.rows.append(_rows(tokens.inputs[torch.isin(tokens.segments, own)]))
+
+    def merge(self, distributed: DistributedContext) -> None:
+        """Each process looks for itself."""
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().flatten(0, -2).float().cpu()
