@@ -133,6 +133,9 @@ class _Terms:
     def __post_init__(self) -> None:
         if self.max_left is not None and not 0 <= self.max_left <= 1:
             raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
+        if self.label is not None and not self.label.isprintable():
+            message = "holds what cannot be shown, such as the end of a line; leave that out"
+            raise InputError(message, argument="label", value=self.label)
 
 
 @dataclass
@@ -200,6 +203,7 @@ class _Run:
         patch = edit_model(
             vlm, self.source, self.method, request, modules, self.size, self.progress, self.distributed, reference
         )
+        before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never, reference, None if general is None else general.note)
 
     def _texts_of_base(self, load: ModelLoader) -> list[Record] | None:

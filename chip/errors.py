@@ -1,6 +1,10 @@
 """The errors that chip raises for its user: each is one line that says what is wrong, where, and what to do."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
+
+_LONGEST_REASON = 200  # characters
 
 
 class ChipError(Exception):
@@ -59,3 +63,41 @@ def one_line(error: BaseException) -> str:
     """What an error says, on one line; of the system's errors, the reason alone."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split())
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of what another library's error says; with the error's kind, where that is all but a word."""
+    words = printable(one_line(error)).partition(". ")[0]
+    if len(words) > _LONGEST_REASON:
+        words = f"{words[:_LONGEST_REASON]} ..."
+    return words if " " in words else f"{type(error).__name__}: {words}".removesuffix(": ")
+
+
+@contextmanager
+def foreign_code(
+    place: object, trouble: str, hint: str, leave: Callable[[Exception], bool] = lambda _: False
+) -> Iterator[None]:
+    """Whatever other libraries raise in the block becomes an `InputError`: `place: trouble (what they say); hint`.
+
+    Only calls of theirs may stand in the block. They take a file's content for what it ought to be, so that a wrong one
+    ends in an exception of any kind, somewhere in their code: a list of kinds would never be whole.
+
+    Args:
+        leave: which errors are the caller's to handle.
+    """
+    try:
+        yield
+    except ChipError:
+        raise
+    except Exception as error:
+        if leave(error):
+            raise
+        raise _refusal(place, trouble, error, hint) from error
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":  # a panic in Rust, as of the tokenizers, is no `Exception`
+            raise
+        raise _refusal(place, trouble, error, hint) from error
+
+
+def _refusal(place: object, trouble: str, error: BaseException, hint: str) -> InputError:
+    return InputError(f"{place}: {trouble} ({reason(error)}); {hint}")

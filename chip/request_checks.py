@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
 def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
     """Raise `InputError` for one that would be copied with the checkpoint."""
     for path in paths:
-        if path.resolve().is_relative_to(source.folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,10 +162,22 @@ def test_a_template_that_loses_one_answer_names_its_record(folder: Path) -> None
         prompts.read(records)
 
 
-def test_what_a_processor_does_not_take_names_the_record(models: dict[str, VLM]) -> None:
-    images = (png(28, 28), png(900, 2), png(28, 28))
+def test_what_a_processor_does_not_take_names_the_record(
+    models: dict[str, VLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = (png(28, 28), png(90, 2), png(28, 28))
     records = [Record("who", "left", ("i",), image, where=f"records.jsonl:{n}") for n, image in enumerate(images)]
     prompts = models["qwen2_5_vl"].prompts
+    process = prompts._process
+
+    def process_none_wide(texts: list[str], images: list[list[Any]], suffixes: None) -> Any:
+        if any(image.width == 90 for (image,) in images):
+            raise ValueError("absolute aspect ratio must be smaller")
+        return process(texts, images, suffixes)
+
+    monkeypatch.setattr(prompts, "_process", process_none_wide)
     for call in (lambda: prompts.inputs(records), lambda: prompts.question(records[1])):
-        with pytest.raises(InputError, match=r"^records\.jsonl:1: the model's processor does not take .*aspect ratio"):
+        with pytest.raises(
+            InputError, match=r"^records\.jsonl:1: the checkpoint's processor does not take .*aspect ratio"
+        ):
             call()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from chip.errors import ChipError, InputError, RunError, printable
+from chip.cli.refusals import line_of
+from chip.errors import ChipError, InputError, RunError, foreign_code, printable
 
 
 def test_an_error_without_an_argument_is_its_message() -> None:
@@ -36,3 +39,49 @@ def test_an_error_survives_the_way_to_another_process(error: ChipError) -> None:
 
 def test_what_a_terminal_would_obey_is_escaped() -> None:
     assert printable("é \x1b[31m\n") == "é \\x1b[31m\\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("no such mode"), KeyError("mode"), MemoryError(), RecursionError("deep")])
+def test_what_another_library_raises_is_one_line(error: Exception) -> None:
+    with pytest.raises(InputError, match=r"^a\.json: cannot be read \(.*\); fetch it again$") as caught, _foreign():
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_a_panic_of_a_library_in_rust_is_one_line() -> None:
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    with pytest.raises(InputError, match=r"\(index out of bounds\)"), _foreign():
+        raise panic("index out of bounds")
+
+
+@pytest.mark.parametrize("error", [RunError("a NaN"), KeyboardInterrupt(), SystemExit(3)])
+def test_what_is_not_a_library_s_stays(error: BaseException) -> None:
+    with pytest.raises(type(error)), _foreign():
+        raise error
+
+
+def test_what_the_caller_handles_is_left_to_it() -> None:
+    leave = foreign_code("a", "b", "c", leave=lambda error: "out of memory" in str(error))
+    with pytest.raises(RuntimeError, match="out of memory"), leave:
+        raise RuntimeError("out of memory")
+
+
+def _foreign() -> AbstractContextManager[None]:
+    return foreign_code("a.json", "cannot be read", "fetch it again")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("give a number", argument="max_left", value="\x1b[2J"), "--max-left \\x1b[2J: give a number"),
+        (InputError("no such node", argument="forget", value="a" * 300), f"--forget {'a' * 200}…: no such node"),
+        (InputError("a line\nand another"), "a line and another"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "b" * 300),
+            f"{'b' * 200}…: File name too long; check the path",
+        ),
+        (MemoryError(), "out of memory; take a smaller --batch-size, smaller images, or a larger machine"),
+    ],
+)
+def test_a_refusal_is_a_line_that_a_terminal_can_show(error: Exception, line: str) -> None:
+    assert line_of(error) == line

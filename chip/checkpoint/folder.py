@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from chip.checkpoint.paths import input_error, resolve_inside
-from chip.errors import InputError, RunError
+from chip.errors import InputError, RunError, one_line
 
 _NOT_COPIED = frozenset({".git", ".hg", ".svn", ".cache"})  # folders with a history of their own
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks until one side writes
@@ -152,7 +152,8 @@ def files_in(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Each regular file under `folder` with its path relative to it, sorted; links count as what they lead to.
 
     Raises:
-        InputError: a link leads nowhere, round in a circle, or out of the folder (the hub cache's blobs excepted).
+        InputError: a link leads nowhere, round in a circle, or out of the folder (the hub cache's blobs excepted); a
+            name is not UTF-8.
     """
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -168,7 +169,14 @@ def files_in(folder: Path) -> Iterator[tuple[Path, Path]]:
                 raise InputError(f"{path}: a link that leads nowhere; fetch the checkpoint again, or remove it")
             if path.is_file():
                 relative = path.relative_to(folder)
+                if not _is_text(str(relative)):
+                    raise InputError(f"{path}: its name is not UTF-8, and no receipt can hold it; rename it")
                 yield resolve_inside(folder, str(relative)), relative
+
+
+def _is_text(name: str) -> bool:
+    """Whether it holds characters, and no bytes that are none."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -200,9 +208,16 @@ def _share_blocks(old: BinaryIO, new: BinaryIO) -> bool:
 
 
 def can_share_blocks(source: Path, folder: Path) -> bool:
-    """Whether a copy of `source` in `folder` takes no space of its own."""
-    with source.open("rb") as old, tempfile.TemporaryFile(dir=folder) as new:
-        return _share_blocks(old, new)
+    """Whether a copy of `source` in `folder` takes no space of its own.
+
+    Raises:
+        InputError: no file can be made there.
+    """
+    try:
+        with source.open("rb") as old, tempfile.TemporaryFile(dir=folder) as new:
+            return _share_blocks(old, new)
+    except OSError as error:  # a file system that takes no files, such as /proc
+        raise InputError(f"{folder}: cannot be written to ({one_line(error)}); choose another folder") from error
 
 
 def _copy_in_kernel(old: BinaryIO, new: BinaryIO) -> bool:

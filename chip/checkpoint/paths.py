@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path, PurePath
 
@@ -47,6 +47,19 @@ def resolve_inside(folder: Path, relative: str) -> Path:
     if not stat.S_ISREG(mode):
         raise input_error(folder, f"{quoted(relative)} is not a regular file", "fetch the checkpoint again")
     return path
+
+
+def check_all_files(folder: Path) -> None:
+    """Refuse what a library would wait for, or never come to the end of, when it opens the files it expects here.
+
+    Raises:
+        InputError: a pipe, a device or a socket lies in the folder, or a link leads to one.
+    """
+    for path in sorted(folder.iterdir()):
+        with suppress(OSError):  # a link that leads nowhere counts as missing
+            mode = path.stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise input_error(folder, f"{quoted(path.name)} is a pipe or a device, and no file", "remove it")
 
 
 @contextmanager

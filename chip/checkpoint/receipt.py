@@ -22,7 +22,7 @@ from chip.checkpoint.read_back import ReadBack, WrittenFile
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
-_LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
+LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 1  # version of the file's format; one with other keys gets another number
 
 
@@ -160,7 +160,7 @@ def read_receipt(folder: Path) -> Receipt:
         check_not_half_replaced(folder)
         raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
     with open_inside(folder, RECEIPT) as file:
-        text = file.read(_LONGEST)
+        text = file.read(LONGEST)
     try:
         content = json.loads(text)
         receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})

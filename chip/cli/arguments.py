@@ -35,11 +35,14 @@ BatchSizes = Annotated[
 ]
 
 
+_DIGITS = 18  # of a number of records: Python refuses to read thousands of them
+
+
 def parse_batch_size(text: str) -> int | None:
     """Records; None for auto."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) == 0:
+    if not text.isdecimal() or len(text) > _DIGITS or int(text) == 0:
         raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
 

@@ -18,4 +18,5 @@ def quiet_libraries() -> None:
     """Keep advice that is meant for developers of transformers off the user's terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="PIL")  # a picture is as it should be, or its record is refused

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from chip.cli import checkpoints, edit, evaluate, records
-from chip.cli.options import CommandsWithMethodSettings, in_terms_of_options
-from chip.errors import ChipError, ChipWarning, printable
+from chip.cli.options import CommandsWithMethodSettings
+from chip.cli.refusals import UsageError, line_of
+from chip.cli.streams import prepare_streams
+from chip.errors import ChipError, ChipWarning, InputError, printable
 
 app = typer.Typer(
     cls=CommandsWithMethodSettings,
@@ -64,16 +66,19 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 def main() -> None:
     """Run the command; a refusal is one line on stderr, and so is a warning."""
+    prepare_streams()
     warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="chip", standalone_mode=False)
+        sys.stdout.flush()
     except _Interrupted as interrupted:
         print("chip: interrupted", file=sys.stderr)
         sys.exit(128 + interrupted.args[0])
-    except ChipError as error:
+    except (ChipError, UsageError, OSError, MemoryError) as error:
         if os.environ.get("CHIP_DEBUG"):
             raise
-        print(f"chip: {printable(in_terms_of_options(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"chip: {line_of(error)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", InputError.exit_code))
+    sys.exit(code)

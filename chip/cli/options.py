@@ -9,8 +9,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from chip.errors import ChipError, InputError
-
 _GIVEN = "chip.settings"
 
 
@@ -29,18 +27,6 @@ def given_settings(context: typer.Context) -> dict[str, float | str]:
     """The settings of methods that stand on the command line."""
     settings: dict[str, float | str] = context.meta.get(_GIVEN, {})
     return settings
-
-
-def in_terms_of_options(error: ChipError) -> str:
-    """The error's line with the option in place of the argument: `--layers 5-9: ...` for `layers='5-9': ...`."""
-    if not isinstance(error, InputError) or error.argument is None:
-        return str(error)
-    option = error.argument if error.argument in _POSITIONAL else f"--{error.argument.replace('_', '-')}"
-    value = "" if error.value is None or error.value is True else f" {error.value}"
-    return f"{option}{value}: {error.message}"
-
-
-_POSITIONAL = ("checkpoint", "edited", "a", "b", "folder")
 
 
 def _method_options() -> list[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip.data.answers import canonical_answer, tokenize_words
+from chip.data.files import check_readable
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -19,6 +20,8 @@ PATH = ("general",)
 """Where general data is filed: it belongs to no node of the hierarchy."""
 PIECE = 1000
 """Characters of a piece of plain text, about; a paragraph is never cut before them."""
+LARGEST = 1 << 28
+"""Bytes of a file, at most: it is read as a whole, and far fewer are enough."""
 LONGEST = 2000
 """Characters of a piece, at most."""
 IMAGE_QUESTION = "What does this image show?"
@@ -43,17 +46,24 @@ def _read(source: Path) -> list[Record]:
     if source.is_dir():
         records = list(_images(source))
     else:
-        try:
-            content = source.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-            hint = "give a file of plain text or JSON lines, or a folder of images"
-            raise InputError(f"{reason}; {hint}", argument="keep", value=source) from error
+        content = _content(source)
         texts = [text_record(text, source.name) for text in cut_prose(content)]
         records = list(_lines(source, content)) if source.suffix == ".jsonl" else texts
     if not records:
         raise InputError("holds no text and no images", argument="keep", value=source)
     return records
+
+
+def _content(file: Path) -> str:
+    try:
+        check_readable(file)
+        if file.stat().st_size > LARGEST:
+            raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument="keep", value=file)
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        hint = "give a file of plain text or JSON lines, or a folder of images"
+        raise InputError(f"{reason}; {hint}", argument="keep", value=file) from error
 
 
 def text_record(text: str, where: str) -> Record:

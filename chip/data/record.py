@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TypeVar
 
 from PIL import ExifTags, Image, ImageOps
 
-from chip.errors import InputError, one_line
+from chip.data.image_bounds import check_bounds, known_formats
+from chip.errors import foreign_code
 
 T = TypeVar("T")
 
@@ -26,18 +26,6 @@ FREE_TEXT = "free text"
 
 VALIDATION = "validation"
 """The split of questions that settings are chosen by, and nothing is reported on."""
-
-# What Pillow's decoders raise on bytes that are broken, cut short or far too large.
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 _PNG_EXIF = (b"eXIf", b"exif", b"xmp")
 """What marks the chunks of a PNG file that can hold an orientation."""
@@ -76,7 +64,7 @@ def open_image(record: Record) -> Image.Image | None:
     record.
 
     Raises:
-        InputError: the image cannot be decoded, is far too large, or has more than 8 bits a channel.
+        InputError: the image cannot be decoded, or is beyond what `check_bounds` lets pass.
     """
     return None if record.image is None else _inspect_image(record, record.image, _upright)
 
@@ -109,13 +97,13 @@ def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
 
 
 def _inspect_image(record: Record, source: Path | bytes, inspect: Callable[[Image.Image], T]) -> T:
-    what = "the image in the row" if isinstance(source, bytes) else f"the image {source}"
-    name = f"{record.where or 'record'}: {what}"
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            # Pillow would clip these to 0..255: a radiograph of 12 or 16 bits turns white.
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"{name} has more than 8 bits a channel; save it with 8, as in training")
-            return inspect(image)
-    except _UNREADABLE as error:
-        raise InputError(f"{name} cannot be read ({one_line(error)}); replace it or drop the record") from error
+    where, what = (
+        record.where or "record",
+        "the image in the row" if isinstance(source, bytes) else f"the image {source}",
+    )
+    with (
+        foreign_code(where, f"{what} cannot be read", "replace it or drop the record"),
+        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
+    ):
+        check_bounds(image, source, f"{where}: {what}")
+        return inspect(image)

@@ -10,9 +10,13 @@ import numpy as np
 
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.errors import InputError
 from chip.evaluation.attacks import Attack, find_attacks
 from chip.evaluation.groups import groups
 from chip.evaluation.judge import Judge
+
+LARGEST_SEED = 2**63 - 1
+"""Of those that both numpy and torch take."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class EvalConfig:
     """What is asked, of every model alike.
 
     Raises:
-        InputError: there is no attack of some name.
+        InputError: there is no attack of some name, or the seed is none.
     """
 
     request: ForgetRequest
@@ -43,6 +47,8 @@ class EvalConfig:
     """Is sent questions and answers of the records for which text is generated."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InputError(f"must lie between 0 and {LARGEST_SEED}", argument="seed", value=self.seed)
         find_attacks(self.attacks)
 
     @cached_property

@@ -12,6 +12,7 @@ from chip.data.record import Record
 from chip.data.request import Partition
 from chip.evaluation.answer_tokens import AnswerTokens
 from chip.evaluation.outputs import EvalOutputs
+from chip.evaluation.rows import NO_ATTACK
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.scoring import score_records
@@ -77,7 +78,10 @@ class EvalContext:
             questions: index of the record -> what is asked.
             what: what progress calls it; by default the attack.
         """
-        scores = score_records(self.vlm, list(questions.values()), self.batch_size, self.progress, what or attack)
+        asked = list(questions.values())
+        scores = score_records(self.vlm, asked, self.batch_size, self.progress, what or attack)
+        if attack == NO_ATTACK:
+            scores.check_numbers(asked)
         for name in ("exact_match", "answer_probability"):
             self.put(attack, name, dict(zip(questions, getattr(scores, name).tolist(), strict=True)))
 

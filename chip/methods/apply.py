@@ -249,7 +249,8 @@ class WeightEditor:
         processes.
 
         Raises:
-            RunError: there is no trustworthy one.
+            InputError: the weight is NaN or infinite.
+            RunError: there is no trustworthy solution.
         """
         measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
         try:
@@ -261,6 +262,8 @@ class WeightEditor:
 
     def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
         weight = module.oriented(self.vlm.parameter(module.weight_name))
+        if not weight.isfinite().all():
+            raise InputError(f"{module.name}: its weight is NaN or infinite in places; fetch the checkpoint again")
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
         return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
 

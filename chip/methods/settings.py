@@ -5,6 +5,7 @@ The command line makes its options from them and `Method` checks them; nothing e
 
 from __future__ import annotations
 
+import math
 from dataclasses import Field, dataclass, field, fields
 from math import inf
 from typing import Any
@@ -32,6 +33,8 @@ class Setting:
         if isinstance(value, str):
             expected = " or ".join(("a number", *self.words))
             raise InputError(f"give {expected}", argument=name, value=value)
+        if math.isinf(value):
+            raise InputError("give a finite number", argument=name, value=value)
         if not self.minimum <= value <= self.maximum:
             raise InputError(f"must lie between {self.minimum:g} and {self.maximum:g}", argument=name, value=value)
 

@@ -80,7 +80,7 @@ class Shielded(Method):
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     retain_weight: float | Literal["auto"] = setting(
-        AUTO, "β: higher keeps more and forgets less; auto: found by a few trials.", words=(AUTO,)
+        AUTO, "β: higher keeps more and forgets less; auto: found by a few trials.", maximum=1e9, words=(AUTO,)
     )
     ridge: float = setting(
         0.1,

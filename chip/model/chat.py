@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from chip.data.record import FREE_TEXT, Record, open_image
-from chip.errors import ChipError, InputError
+from chip.errors import InputError, foreign_code
 from chip.model.chat_template import render, usable_chat_template
-from chip.model.quiet import reason
+
+T = TypeVar("T")
 
 DECODED_IMAGES = 128  # kept for the next question about them
 
@@ -79,7 +80,7 @@ class Prompts:
         for free, tokenize in ((False, self._tokenize), (True, self._tokenize_free)):
             some = {key: record for key, record in new.items() if (record.task == FREE_TEXT) == free}
             if some:
-                self._known.update(zip(some, tokenize(list(some.values())), strict=True))
+                self._known.update(zip(some, _naming(list(some.values()), tokenize), strict=True))
         return [self._known[key] for key in keys]
 
     def inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
@@ -239,23 +240,20 @@ class Prompts:
         ]
 
 
-def _naming(records: Sequence[Record], process: Callable[[Sequence[Record]], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `process` makes of the records. Whatever a processor raises becomes an `InputError` that names the record.
-
-    It takes images and texts for what they ought to be: a list of the kinds of its errors would never be whole.
-    """
+def _naming(records: Sequence[Record], process: Callable[[Sequence[Record]], T]) -> T:
+    """What `process` makes of the records. What a processor raises becomes an `InputError` that names the record."""
     try:
-        return process(records)
-    except (ChipError, MemoryError):
-        raise
-    except Exception as error:
+        with foreign_code(
+            records[0].where or "the text to begin with",
+            "the checkpoint's processor does not take it",
+            "look at its image and text, and at the checkpoint's files of the processor and tokenizer",
+        ):
+            return process(records)
+    except InputError:
         if len(records) > 1:
             for record in records:
                 _naming([record], process)
-        raise InputError(
-            f"{records[0].where}: the model's processor does not take this record ({reason(error)}); "
-            "look at its image, or drop it"
-        ) from error
+        raise
 
 
 def common_start(a: Sequence[object], b: Sequence[object]) -> int:

@@ -232,7 +232,7 @@ def answer_is_suffix(model: Any) -> bool:
 
 def _whole_number(config: Any, name: str) -> int:
     value = getattr(config, name, None)
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value < 2**31:
         raise InputError(f"{config.model_type}: {name!r} is {value!r} in its configuration; give a whole number there")
     return value
 

@@ -17,6 +17,7 @@ from chip.kernels.gram import accumulation_dtype
 from chip.model.batching.batch_size import out_of_memory
 from chip.model.batching.batches import group_by_image_size
 from chip.model.loading import VLM
+from chip.model.running import running
 
 ROWS = 64
 """Questions that are answered at once."""
@@ -166,11 +167,10 @@ def _generate(vlm: VLM, records: Sequence[Record], chances: Chances | None, long
     most = [longest or prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
     inputs = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
     width = inputs["input_ids"].shape[1]
-    tokens = vlm.model.generate(
-        **inputs,
-        generation_config=_config(vlm, records, max(most)),
-        logits_processor=None if chances is None else [Draw(chances.numbers, width, chances.temperature)],
-    )
+    config = _config(vlm, records, max(most))
+    draw = None if chances is None else [Draw(chances.numbers, width, chances.temperature)]
+    with running(vlm.model):
+        tokens = vlm.model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [row[width : width + length] for row, length in zip(tokens.tolist(), most, strict=True)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
-from chip.errors import InputError
+from chip.errors import InputError, foreign_code, reason
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -47,7 +48,8 @@ from chip.model.offload import (
     write_parameter,
 )
 from chip.model.processors import load_processor
-from chip.model.quiet import reason, refusing
+from chip.model.quiet import quiet, refusing
+from chip.model.running import running
 from chip.model.skeleton import build_skeleton
 from chip.model.weight_checks import check_weights
 
@@ -161,8 +163,12 @@ class VLM:
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """(B, T, d): the text model's last, behind its norm; where the batch is."""
-        with torch.no_grad(), block_diagonal_attention(self.layers, batch.attention_mask):
+        """(B, T, d): the text model's last, behind its norm; where the batch is.
+
+        Raises:
+            InputError: the model does not take what the processor makes of a record.
+        """
+        with torch.no_grad(), block_diagonal_attention(self.layers, batch.attention_mask), running(self.model):
             states: Tensor = self.core(**batch.inputs, use_cache=False).last_hidden_state
         return states.to(batch.segments.device)
 
@@ -215,31 +221,27 @@ def load_vlm(
 def _device(name: str | None) -> torch.device:
     """The device of this name, by default the best there is; of several processes, this one's own."""
     try:
-        return torch.device(local_device(name or default_device()))
-    except RuntimeError as error:
-        message = "torch knows no such device; take cpu, cuda, cuda:1 or mps"
+        device = torch.device(local_device(default_device() if name is None else name))
+        torch.zeros(1, device=device).cpu()  # some are known by name, and not there
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        message = "torch finds no such device here; take cpu, cuda, cuda:1 or mps"
         raise InputError(message, argument="device", value=name) from error
+    return device
 
 
 def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
     """The model with its weights: fp32 where it computes on the CPU, else in the dtype they are stored in."""
     _check_generation(folder)
-    try:
-        with refusing(folder, "its weights cannot be loaded", "fetch it again"):
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=torch.float32 if on_cpu else "auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-    except InputError as refused:
-        error, device_map = refused.__cause__, options.get("device_map")
-        if device_map and isinstance(error, ValueError):
-            message = f"{folder} cannot be spread so ({reason(error)}); give another map, or other sizes"
-            raise InputError(message, argument="device_map", value=device_map) from error
-        raise
+    with _loading(folder, options.get("device_map")), quiet():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=torch.float32 if on_cpu else "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+        )
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
             raise InputError(
@@ -248,12 +250,27 @@ def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
     return model
 
 
+@contextmanager
+def _loading(folder: Path, device_map: DeviceMap | None) -> Iterator[None]:
+    """Whatever transformers raises at the weights becomes an `InputError`; see `foreign_code`."""
+    with foreign_code(folder, "its weights cannot be loaded", "fetch it again"):
+        try:
+            yield
+        except ValueError as error:
+            if device_map is None:
+                raise
+            message = f"{folder} cannot be spread so ({reason(error)}); give another map, or other sizes"
+            raise InputError(message, argument="device_map", value=device_map) from error
+
+
 def _check_generation(folder: Path) -> None:
     """Loading reads the defaults for generation as well, and ends in an error of any kind where they are none."""
     path = folder / "generation_config.json"
     if path.exists():
         with refusing(path, "transformers cannot read it", "remove it, or fetch it again"):
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
+            ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+            raise InputError(f"{path}: eos_token_id {ends!r} is no token; remove it, or fetch the file again")
 
 
 def check_family(model: Any) -> None:

@@ -13,13 +13,14 @@ import transformers
 from transformers import AutoProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from chip.errors import InputError
+from chip.errors import InputError, foreign_code, reason
 from chip.model.families import UNNEEDED_PROCESSOR
-from chip.model.quiet import quiet, reason
+from chip.model.quiet import quiet
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Where the class of a processor may be named, in the order in which transformers looks."""
 
+_BROKEN, _HINT = "its processor cannot be loaded", "put the base model's tokenizer and processor files there"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -36,7 +37,7 @@ def load_processor(folder: Path) -> Any:
     with _refusing(folder), quiet():
         processor = _load(folder, class_name)
     if not isinstance(processor, ProcessorMixin):  # transformers then takes the tokenizer, or what it can get
-        raise _broken(folder, f"{class_name or 'none'} is no processor that transformers knows")
+        raise InputError(f"{folder}: {_BROKEN} ({class_name or 'none'} is no processor transformers knows); {_HINT}")
     return processor
 
 
@@ -79,19 +80,12 @@ def _lacking_packages(class_name: str) -> list[str]:
 
 @contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises at the processor's files becomes an `InputError`; see `quiet.refusing`."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(f"{folder}: its processor asks for another package; {reason(error)}") from error
-    except Exception as error:
-        raise _broken(folder, reason(error)) from error
-
-
-def _broken(folder: Path, why: str) -> InputError:
-    return InputError(
-        f"{folder}: its processor cannot be loaded, put the base model's tokenizer and processor files there; {why}"
-    )
+    """Whatever transformers raises at the processor's files becomes an `InputError`; see `foreign_code`."""
+    with foreign_code(folder, _BROKEN, _HINT):
+        try:
+            yield
+        except ImportError as error:
+            raise InputError(f"{folder}: its processor asks for another package; {reason(error)}") from error
 
 
 def _class_name(folder: Path) -> str | None:
@@ -104,7 +98,7 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     """What a file says; nothing where it is missing or no JSON object: transformers then tells of it."""
     try:
         config = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import transformers
 
-from chip.errors import InputError, printable
-
-_LONGEST_REASON = 200
+from chip.errors import foreign_code
 
 
 @contextmanager
@@ -38,22 +36,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def refusing(path: Path, trouble: str, hint: str) -> Iterator[None]:
-    """Whatever transformers raises at the files of a checkpoint becomes an `InputError`.
-
-    Only calls of transformers may stand in the block. It takes the files' values for what they ought to be, so that a
-    wrong one ends in an exception of any kind somewhere in its code, or torch's: a list of kinds would never be whole.
-    """
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said once
-            yield
-    except Exception as error:
-        raise InputError(f"{path}: {trouble} ({reason(error)}); {hint}") from error
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of what an error says, on one line; with the error's kind, where that is all but a word."""
-    words = printable(" ".join(str(error).split())).partition(". ")[0]
-    if len(words) > _LONGEST_REASON:
-        words = f"{words[:_LONGEST_REASON]} ..."
-    return words if " " in words else f"{type(error).__name__}: {words}".removesuffix(": ")
+    """Whatever transformers raises at the files of a checkpoint becomes an `InputError`; see `foreign_code`."""
+    with foreign_code(path, trouble, hint), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong is said once
+        yield

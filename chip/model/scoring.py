@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from chip.data.record import Record
 from chip.distributed import DistributedContext
+from chip.errors import InputError
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -26,6 +28,15 @@ class Scores:
     """(n,) fp64, 1 where greedy decoding gives the answer and then ends the turn."""
     answer_probability: Tensor
     """(n,) fp64, length-normalized: exp of the mean log-probability of the answer's tokens."""
+
+    def check_numbers(self, records: Sequence[Record]) -> None:
+        """Raise `InputError` where a record's answer has no probability: the model computes NaN."""
+        for record, probability in zip(records, self.answer_probability.tolist(), strict=True):
+            if math.isnan(probability):
+                raise InputError(
+                    f"{record.where}: the model's answer is NaN; check the checkpoint's weights, or compute in a wider "
+                    "dtype"
+                )
 
 
 def score(vlm: VLM, batches: Batches, count: int, on_batch: Callable[[int], None]) -> Scores:

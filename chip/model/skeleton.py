@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from chip.checkpoint.layout import CONFIG
+from chip.checkpoint.paths import check_all_files
 from chip.errors import InputError
 from chip.model.quiet import refusing
 
@@ -31,6 +32,7 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
         InputError: transformers' own code has no model for the folder's `config.json`, or cannot follow what it says.
     """
     path = folder / CONFIG
+    check_all_files(folder)
     with refusing(path, _TROUBLE, _HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_architectures(path, config.architectures)
@@ -43,9 +45,11 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
 
 def _check_architectures(path: Path, architectures: object) -> None:
     """AutoModel goes by `model_type` alone, and would load the weights into a class that they do not fit."""
-    names = architectures if isinstance(architectures, list) else []
+    names = [] if architectures is None else architectures
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its architectures {architectures!r} are no list of names; fetch that file again")
     for name in names:
-        if not hasattr(transformers, str(name)):
+        if not hasattr(transformers, name):
             raise InputError(f"{path}: transformers has no {name}; use a checkpoint in its own layout")
 
 

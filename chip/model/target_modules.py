@@ -214,7 +214,7 @@ def parse_layers(text: str, depth: int) -> range:
     """
     if text == "all":
         return range(depth)
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)%-(\d{1,3}(?:\.\d{1,9})?)%", text)
     index = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
     if share:
         span = layer_range((float(share[1]) / 100, float(share[2]) / 100), depth)

@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+from chip.data.files import check_readable
 from chip.data.readers.chat_marks import without_marks
 from chip.data.readers.consistency import warn_of_repeats
 from chip.data.readers.records_file import PARQUET, RecordsFile
@@ -63,6 +64,7 @@ def read_records(file: Path) -> list[Record]:
 
 
 def _read(file: RecordsFile) -> list[Record]:
+    check_readable(file.path)
     reader = find_reader(file)
     if reader is not None:
         return list(reader.read(file))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from chip.data.readers.fields import parse_json, parse_object
 from chip.errors import InputError, one_line
@@ -18,6 +19,8 @@ Row = tuple[dict[str, Any], str]
 JSON_LINES = (".jsonl", ".json")
 PARQUET = ".parquet"
 _ROWS = 64  # of a parquet file, at once
+_LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is read as a whole
+_LONGEST_LINE = 1 << 26  # bytes of a record
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # what pandas leaves beside the columns
 
 
@@ -67,12 +70,14 @@ class RecordsFile:
         with self.path.open("rb") as lines:
             return [
                 (_json_line(line, f"{name}:{number}"), f"{name}:{number}")
-                for number, line in enumerate(lines, start=1)
+                for number, line in enumerate(_bounded(lines, name), start=1)
                 if line.strip()
             ]
 
     def _array(self) -> list[tuple[Any, str]] | None:
         """What a JSON array holds, and where, counted from 0; None: the file does not begin as one."""
+        if self.path.stat().st_size > _LARGEST_ARRAY:
+            raise InputError(f"{self.path}: has more than {_LARGEST_ARRAY:,} bytes; write one record a line, as .jsonl")
         text = _text(self.path.read_bytes(), self.path.name)
         if not text.lstrip().startswith("["):
             return None
@@ -105,6 +110,17 @@ class RecordsFile:
 
     def _not_whole(self, error: Exception) -> InputError:
         return InputError(f"{self.path}: not a whole parquet file ({one_line(error)}); fetch it again")
+
+
+def _bounded(lines: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines, none of which is read beyond what a record can be."""
+    for number in count(1):
+        line = lines.readline(_LONGEST_LINE + 1)
+        if len(line) > _LONGEST_LINE:
+            raise InputError(f"{name}:{number}: has more than {_LONGEST_LINE:,} bytes; write one record a line")
+        if not line:
+            return
+        yield line
 
 
 def _json_line(line: bytes, where: str) -> dict[str, Any]:

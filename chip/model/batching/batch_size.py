@@ -50,7 +50,7 @@ class BatchSize:
             self.records = max(1, self.records // 2)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether a device, or the host, had no memory left; the host's allocator and MPS have no error of their own."""
     message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(

@@ -38,7 +38,8 @@ def sharing_holds(vlm: RunnableModel) -> bool:
     """
     encoded = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(encoded, "PNG")
-    records = [Record(question, "yes", ("i",), encoded.getvalue()) for question in _QUESTIONS]
+    where = f"{vlm.model.name_or_path}, shown a test picture"
+    records = [Record(question, "yes", ("i",), encoded.getvalue(), where=where) for question in _QUESTIONS]
     batches = Batches(vlm, records, range(len(records)), BatchSize(), together=False)
     prompts = dict(enumerate(vlm.prompts.read(records)))
     packed, *single = (batches.make([row]).to(vlm.device) for row in (join([0, 1], prompts), *alone(prompts)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.receipt import RECEIPT
+from chip.checkpoint.receipt import LONGEST, RECEIPT
 
 Pairs = list[tuple[str, str]]
 """Name, value."""
@@ -41,6 +41,8 @@ def receipt_in(folder: Path) -> Mapping[str, Any] | None:
     file = folder / RECEIPT
     if not file.is_file():
         return None
+    if file.stat().st_size > LONGEST:
+        return {}
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):  # a page about the weights need not fail for it

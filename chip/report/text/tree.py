@@ -13,6 +13,8 @@ from chip.data.hierarchy import Hierarchy, Node
 from chip.report.formatting import count
 from chip.report.text.elements import escaped
 
+_ENDLESS = 1 << 20  # columns
+
 
 def print_tree(hierarchy: Hierarchy, depth: int, console: Console) -> None:
     """Each node with the number of its records, down to `depth` levels."""
@@ -25,7 +27,9 @@ def print_tree(hierarchy: Hierarchy, depth: int, console: Console) -> None:
                 add(inner, node)
 
     add(root, None)
-    console.print(root)
+    # Piped, a node is one line, however long its id.
+    endless = console if console.is_terminal else Console(file=console.file, width=_ENDLESS, highlight=False)
+    endless.print(root)
     levels = Counter(node.level for node in hierarchy.nodes)
     console.print(Text(", ".join(count(number, level) for level, number in levels.items()), style="dim"))
 
