@@ -36,7 +36,8 @@ from chip.demo import write_demo
 from chip.errors import ChipError, ChipWarning
 from chip.evaluation.attacks.quantization import quantized
 from chip.methods import Method, make_method
-from chip.methods.apply import Patch, default_modules, edit_model
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.patch import Patch
 from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import restoring

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,27 +19,26 @@ from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import ChipWarning, InputError
+from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
-from chip.general.collect import AUTO, GeneralData, Keep, collect, tokens_to_keep, write_own_texts
-from chip.general.loss import GeneralLoss, GeneralReference
+from chip.general.collect import AUTO, Keep
+from chip.general.loss import GeneralLoss
+from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.methods import Method, Shielded
-from chip.methods.apply import Patch, check_removed, default_modules, edit_model
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.patch import Patch, check_removed
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
-from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import TargetModule
-from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
 from chip.request_checks import (
-    GivenKeep,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
@@ -79,23 +77,18 @@ def edit(
         checkpoint: folder in the Hugging Face format, safetensors; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
         records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
-        keep: what no record holds and the model is to go on knowing: files, folders of images, or `auto`, which the
-            model makes itself; see `Keep`.
+        keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
-        target_modules: kinds of module to edit; by default the method's.
-        layers: which layers of the text model, `22-27`, `50%-100%` or `all`; by default the method's share.
-        device_map: `auto`, or as in transformers: spreads a model over devices, then the host, then the disk.
-        max_memory: what a device map may take of each device and of the host; by default what is free.
-        batch_size: records per forward pass; changes the time, and the result by rounding alone. With a number, an edit
-            repeats bit for bit on one machine.
+        target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
+        device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
+        batch_size: records per forward pass; changes the result by rounding alone, and not at all where it is given.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
-        accept: write it also where those who stay lose more than the `max_retain_drop` of a search.
-        force: go on where the model does not know the target.
+        accept, force: write it where those who stay lose too much; go on where the model does not know the target.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
@@ -106,8 +99,6 @@ def edit(
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress)
-    for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
-        warnings.warn(note, ChipWarning, stacklevel=2)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
         if dry_run:
@@ -148,10 +139,7 @@ class _Edited:
     """What the unedited model answers."""
     never_trained: float
     """Exact match of the target's questions, had the model never been trained on it."""
-    reference: GeneralReference | None
-    """What the unedited model makes of general data."""
-    note: str | None
-    """What general data there is."""
+    general: General
 
 
 @dataclass(frozen=True)
@@ -187,45 +175,20 @@ class _Run:
         Raises:
             InputError: it does not know the target.
         """
-        texts = self._texts_of_base(load)
+        modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
+        texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
         vlm = load(self.source.folder)
-        modules = default_modules(vlm, self.method, self.kinds, self.layers)
+        modules = modules_of(vlm)
         before = self.score(vlm, "asking before")
         never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
             Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
-        general = self._general(vlm, modules, texts)
-        request, reference = self.request, None
-        if general is not None and self.method.needs.general:
-            request = replace(request, general=general.protected)
-        if general is not None and general.held_out:
-            reference = GeneralReference(vlm, general.held_out, general.questions, self.size, self.distributed)
-        patch = edit_model(
-            vlm, self.source, self.method, request, modules, self.size, self.progress, self.distributed, reference
-        )
+        shared = self.size, self.progress, self.distributed
+        general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
+        request = replace(self.request, general=general.protected if self.method.needs.general else ())
+        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, reference, None if general is None else general.note)
-
-    def _texts_of_base(self, load: ModelLoader) -> list[Record] | None:
-        """What the model before fine-tuning writes; None where it is not at hand."""
-        if self.keep.model is None or not self.distributed.is_main_process:
-            return None
-        base = load(self.keep.model)
-        modules = default_modules(base, self.method, self.kinds, self.layers)
-        with self.progress("writing general text", 1) as advance:
-            texts = write_own_texts(base, tokens_to_keep(base, self.keep.keep, modules))
-            advance(1)
-        return texts
-
-    def _general(self, vlm: VLM, modules: Sequence[TargetModule], texts: Sequence[Record] | None) -> GeneralData | None:
-        """General data, which the main process makes for all."""
-        general = None
-        if self.distributed.is_main_process:
-            tokens = tokens_to_keep(vlm, self.keep.keep, modules)
-            with self.progress("collecting general data", 1) as advance:
-                general = collect(vlm, self.request, self.keep.keep, self.keep.records, tokens, texts)
-                advance(1)
-        return self.distributed.broadcast_object(general)
+        return _Edited(patch, modules, before, never, general)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -238,7 +201,7 @@ class _Run:
 
     def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
         scores = self.score(vlm, "asking after")
-        return _Evaluated(scores, None if edited.reference is None else edited.reference.compare(vlm))
+        return _Evaluated(scores, None if edited.general.reference is None else edited.general.reference.compare(vlm))
 
     def write(self, edited: _Edited, folder: Path, link_unchanged: bool) -> dict[str, float]:
         """The edited checkpoint into the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor. Frees the edited weights."""
@@ -273,7 +236,7 @@ class _Run:
             remaining=remaining or {},
             groups=groups,
             general=general,
-            general_note=edited.note,
+            general_note=edited.general.note,
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
@@ -19,11 +18,13 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
 from chip.data.overlap import count_overlap
 from chip.data.readers import find_records, read_records
-from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError, RunError
 from chip.general.collect import AUTO, NONE, Keep
+from chip.general.prepare import GivenKeep
 from chip.methods import Method
+from chip.model.skeleton import build_skeleton
+from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
 
 
@@ -64,22 +65,12 @@ def resolve_request(
     _check_outside(source, (file, *sorted(images)))
     _check_not_named(source, request, label)
     _check_trained(request)
+    for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
+        warnings.warn(note, ChipWarning, stacklevel=3)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
     return request
-
-
-@dataclass(frozen=True)
-class GivenKeep:
-    """What is to be kept, as far as it was given: the user's own records of it, read."""
-
-    keep: Keep
-    records: tuple[Record, ...]
-
-    @property
-    def model(self) -> Path | None:
-        return self.keep.model
 
 
 def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: Method) -> GivenKeep:

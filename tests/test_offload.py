@@ -22,7 +22,8 @@ from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import Shielded
 from chip.methods import source as statistics_source
-from chip.methods.apply import Patch, default_modules, edit_model
+from chip.methods.apply import default_modules, edit_model
+from chip.methods.patch import Patch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.families import find_language
 from chip.model.forward.collector import Collector

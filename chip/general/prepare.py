@@ -1,0 +1,85 @@
+"""General data, collected by one process for all, and what the unedited model makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chip.data.record import Record
+from chip.data.request import ForgetRequest
+from chip.distributed import DistributedContext
+from chip.general.collect import Keep, collect, tokens_to_keep, write_own_texts
+from chip.general.loss import GeneralReference
+from chip.model.batching.batch_size import BatchSize
+from chip.model.loading import VLM
+from chip.model.target_modules import TargetModule
+from chip.progress import ProgressCallback
+
+
+@dataclass(frozen=True)
+class GivenKeep:
+    """What is to be kept, as far as it was given: the user's own records of it, read."""
+
+    keep: Keep
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class General:
+    """What an edit protects beside the records, and what it is watched by."""
+
+    protected: tuple[Record, ...] = ()
+    reference: GeneralReference | None = None
+    """None where nothing could be held out."""
+    note: str | None = None
+    """What there is, in words; None where nothing was asked for."""
+
+
+def base_texts(
+    given: GivenKeep,
+    load: Callable[[Path], VLM],
+    modules_of: Callable[[VLM], Sequence[TargetModule]],
+    progress: ProgressCallback,
+    distributed: DistributedContext,
+) -> list[Record] | None:
+    """What the model before fine-tuning writes, which is let go again; None where it is not at hand.
+
+    Args:
+        modules_of: the modules that are edited, as they are in that model.
+    """
+    if given.keep.model is None or not distributed.is_main_process:
+        return None
+    base = load(given.keep.model)
+    with progress("writing general text", 1) as advance:
+        texts = write_own_texts(base, tokens_to_keep(base, given.keep, modules_of(base)))
+        advance(1)
+    return texts
+
+
+def prepare_general(
+    vlm: VLM,
+    request: ForgetRequest,
+    given: GivenKeep,
+    modules: Sequence[TargetModule],
+    texts: Sequence[Record] | None,
+    size: BatchSize,
+    progress: ProgressCallback,
+    distributed: DistributedContext,
+) -> General:
+    """What `collect` finds, the same in all processes.
+
+    Args:
+        texts: what `base_texts` has written.
+    """
+    data = None
+    if distributed.is_main_process:
+        with progress("collecting general data", 1) as advance:
+            data = collect(vlm, request, given.keep, given.records, tokens_to_keep(vlm, given.keep, modules), texts)
+            advance(1)
+    data = distributed.broadcast_object(data)
+    if data is None:
+        return General()
+    held_out = data.held_out
+    reference = GeneralReference(vlm, held_out, data.questions, size, distributed) if held_out else None
+    return General(data.protected, reference, data.note)
