@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,6 @@ def test_what_a_processor_does_not_take_names_the_record(models: dict[str, VLM])
     images = (png(28, 28), png(900, 2), png(28, 28))
     records = [Record("who", "left", ("i",), image, where=f"records.jsonl:{n}") for n, image in enumerate(images)]
     prompts = models["qwen2_5_vl"].prompts
-    for call in (lambda: prompts.inputs(records), lambda: prompts.question(records[1])):
+    for call in (partial(prompts.inputs, records), partial(prompts.question, records[1])):
         with pytest.raises(InputError, match=r"^records\.jsonl:1: the model's processor does not take .*aspect ratio"):
             call()
