@@ -16,7 +16,7 @@ from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.general import corpus
 from chip.general.loss import GeneralReference
-from chip.general.own_words import LENGTH, with_own_answers, write_texts
+from chip.general.own_words import LENGTH, TO_COME, with_own_answers, write_texts
 from chip.general.pictures import draw_pictures
 from chip.model.loading import VLM
 from chip.model.target_modules import TargetModule
@@ -217,4 +217,5 @@ def _data(vlm: VLM, protected: Sequence[Record], held_out: Sequence[Record], not
     if not held_out:
         message = "too little general data to hold any of it out: what the edit costs there is not measured"
         warnings.warn(message, ChipWarning, stacklevel=3)
-    return GeneralData(tuple(protected), tuple(held_out), tuple(_questions(0)[:QUESTIONS]) if held_out else (), note)
+    questions = [replace(question, answer=TO_COME) for question in _questions(0)[:QUESTIONS]] if held_out else []
+    return GeneralData(tuple(protected), tuple(held_out), tuple(questions), note)

@@ -17,6 +17,8 @@ LENGTH = 96
 """Tokens of a text, at most, behind its opener."""
 ANSWER = 48
 """Tokens of an answer, at most."""
+TO_COME = "."
+"""Stands where an answer is to come: a question ends before it."""
 MIN_WORDS = 16
 VARIED = 0.8
 """Of a text's runs of three words, the part that must not repeat; a model that goes round in circles shows none of
@@ -45,7 +47,7 @@ def is_varied(text: str) -> bool:
 
 def with_own_answers(vlm: VLM, records: Sequence[Record]) -> list[Record]:
     """The records, where they lack an answer, with the model's own; without those to which it says nothing."""
-    open_ones = [record for record in records if not record.answer]
+    open_ones = [replace(record, answer=TO_COME) for record in records if not record.answer]
     answers = iter(answer_greedily(vlm, open_ones, longest=ANSWER))
     answered = [record if record.answer else replace(record, answer=next(answers)) for record in records]
     return [record for record in answered if record.answer]

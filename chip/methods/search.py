@@ -18,17 +18,21 @@ from chip.methods.base import Method, Search
 from chip.methods.validation import Answers, ValidationSet
 from chip.model.scoring import Scores
 
+LOSS_WEIGHT = 3.0
+"""What is lost by those who stay counts so many times what is left of the target: they are many more."""
 MAX_ENDED_DROP = 0.02
 """What may be lost of the part of general answers that end by themselves."""
 TIGHTENINGS = 4
 """Tries to find a hold on general data that is tight enough."""
 
 
-Limit = Literal["max_retain_drop", "max_general_kl", "general_ends", "never_trained", "strongest", "weakest"]
+Limit = Literal[
+    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "strongest", "weakest"
+]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
 on general data, or not ended its general answers, the target would have become less probable than if it had never been
-trained on, or the grid ended, at the strongest forgetting or, where even that made the target too improbable, at the
-weakest."""
+trained on, those who stay would have lost more than the target, or the grid ended, at the strongest forgetting or,
+where even that made the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Trial:
     """Standard error of that, as an estimate for all questions of the group."""
     general: GeneralLoss | None = None
     """What general data has lost; None where there is none."""
+
+    @property
+    def cost(self) -> float:
+        """What is left of the target, and what those who stay lose."""
+        lost = (max(drop, self.exact_drop[group], 0.0) for group, drop in self.retain_drop.items())
+        return self.forget_probability + LOSS_WEIGHT * sum(lost)
 
     def exceeded(self, search: Search) -> Limit | None:
         """The first limit that it goes beyond; None where it keeps all."""
@@ -112,7 +122,9 @@ def run_search(
     """The strongest forgetting at which siblings and others lose no more than `max_retain_drop` each, general data no
     more than `max_general_kl`, and at which the target is not made less probable than if it had never been trained on.
 
-    All grow weaker along the grid, so that a search by halves finds it; and one more trial, half a step further.
+    All grow weaker along the grid, so that a search by halves finds it; and one more trial, half a step further. Of the
+    trials that keep to all that, the one with the least `cost` is taken: the last step often takes more from those who
+    stay than from the target.
 
     Args:
         score: asks the model as it is.
@@ -145,10 +157,10 @@ def run_search(
         low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
     best = trial(search.grid[min(low, len(search.grid) - 1)])
     _check_within(search, best)
-    stronger = trials.get(search.grid[low - 1]) if 0 < low < len(search.grid) else None
-    if stronger is not None:
-        between = sqrt(best.value * stronger.value)
-        best, stronger = (trial(between), stronger) if acceptable(between) else (best, trial(between))
+    if 0 < low < len(search.grid):
+        trial(sqrt(best.value * search.grid[low - 1]))
+    best = min([each for each in trials.values() if acceptable(each.value)], key=lambda each: each.cost, default=best)
+    stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, float(never.mean()))
     means = {group: float(answers.probability.mean()) for group, answers in before.items()}
     made = tuple(trials.values())
@@ -222,7 +234,13 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
         lost = _drops(stronger) if exceeded == "max_retain_drop" else _general(stronger)
         return exceeded, f"{effect}; with {stronger.value:g} {lost}"
     further = f"with {stronger.value:g} to {stronger.forget_probability:.2f}"
+    if stronger.forget_excess >= 0:
+        return "small_gain", f"{effect}; {further}, but {_drops(stronger)}"
     return "never_trained", f"{effect}; {further}, and never trained on they would have {never:.2f}"
+
+
+def _value(trial: Trial) -> float:
+    return trial.value
 
 
 def _general(trial: Trial) -> str:

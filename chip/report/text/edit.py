@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these bring torch
 LIMITS = {
     "max_retain_drop": "a stronger edit would have cost those who stay more than --max-retain-drop allows",
     "max_general_kl": "a stronger edit would have moved general text by more than --max-general-kl",
+    "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
     "strongest": "nothing stronger was tried",
