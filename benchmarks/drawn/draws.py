@@ -119,19 +119,13 @@ def draw_model(seed: int, images: int, tiny: bool = False) -> ModelDraw:
         tiny: of the drawn shapes the smallest, for tests.
     """
     rng = np.random.default_rng([seed, 2])
-    family = FAMILIES[seed // 2 % len(FAMILIES)]
-    least, most = map(log, TOKENS_PER_COLUMN)
-    wanted = exp(float(rng.uniform(least, most)))
-    shapes = [(side, width) for side in TOKENS_ALONG_A_SIDE for width in CONNECTOR_WIDTHS]
-    off = np.array([abs(log(side**2 * images / width / wanted)) for side, width in shapes])
-    near = np.flatnonzero(off <= max(log(NEAR), off.min()))
-    side, connector_width = shapes[int(rng.choice(near))]
+    side, connector_width = _draw_connector(rng, images)
     width = int(rng.choice(TEXT_WIDTHS))
     heads = width // HEAD
     vision_layers = int(rng.integers(1, 4))
     concatenated = [n for n in range(1, vision_layers + 2) if connector_width % (n * HEAD) == 0]
     drawn = ModelDraw(
-        family=family,
+        family=FAMILIES[seed // 2 % len(FAMILIES)],
         tokens_side=side,
         connector_width=connector_width,
         layers=int(rng.integers(2, 6)),
@@ -151,3 +145,12 @@ def draw_model(seed: int, images: int, tiny: bool = False) -> ModelDraw:
         "heads": 4,
     }
     return replace(drawn, **smallest, key_value_heads=4, vision_layers=1, concatenated=2) if tiny else drawn
+
+
+def _draw_connector(rng: np.random.Generator, images: int) -> tuple[int, int]:
+    """Image tokens along a side of an image, and the connector's width: near what was drawn for their ratio."""
+    least, most = map(log, TOKENS_PER_COLUMN)
+    wanted = exp(float(rng.uniform(least, most)))
+    shapes = [(side, width) for side in TOKENS_ALONG_A_SIDE for width in CONNECTOR_WIDTHS]
+    off = np.array([abs(log(side**2 * images / width / wanted)) for side, width in shapes])
+    return shapes[int(rng.choice(np.flatnonzero(off <= max(log(NEAR), off.min()))))]

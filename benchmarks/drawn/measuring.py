@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,11 @@ def _figures(drawn: Drawn, target: str, written: Path, device: str | None) -> di
     }
     exact = {group: [mean_over(model[0], indices) for model in models] for group, indices in groups.items() if indices}
     tasks = {task: [i for i in groups["target"] if records[i].task == task] for task in TASKS}
+    sure = {group: [mean_over(model[1], groups[group]) for model in models] for group in exact}
     result = {
         "count": {group: len(groups[group]) for group in exact},
         "exact_match": exact,
-        "answer_probability": {group: [mean_over(model[1], groups[group]) for model in models] for group in exact},
+        "answer_probability": {group: [None if isnan(p) else p for p in values] for group, values in sure.items()},
         "tasks": {task: [len(own), *(mean_over(model[0], own) for model in models)] for task, own in tasks.items()},
         "from_retrained": abs(exact["target"][1] - exact["target"][2]),
         "recovered_gap": None,
