@@ -94,7 +94,8 @@ def test_the_cheapest_gates_are_chosen_and_none_where_one_opens_already() -> Non
         chosen, covered = choose_gates(opens, possible, cost, first, count=count, budget=budget)
         return chosen.tolist(), covered.tolist()
 
-    assert choose(everyone) == ([0, 2], [True, True, True, False])
+    assert choose(everyone) == ([0, 2, 1], [True, True, True, False])  # 1 last, as 0 opens for it too
+    assert choose(everyone, budget=3.5) == choose(nobody) == ([0, 2], [True, True, True, False])
     assert choose(nobody, count=1) == ([0], [True, True, False, False])
     assert choose(nobody, budget=1.5) == ([0], [True, True, False, False])
     assert choose(torch.tensor([False, True, False, False])) == ([1, 0, 2], [True, True, True, False])
@@ -220,7 +221,8 @@ class _Connector:
 
 def _new_units(connector: _Connector, first: WeightUpdate) -> Tensor:
     """(h,) bool: hidden units that are none of before, at any place."""
-    return ~(first.weight[:, None] == connector.w1).all(2).any(1)
+    known: Tensor = (first.weight[:, None] == connector.w1).all(2).any(1)
+    return ~known
 
 
 def _tokens(x: Tensor, record: int) -> Tokens:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, ac
     if not len(points) or not active:
         return torch.zeros_like(points)
     batch = max(1, _BATCH // (active * points.shape[1]))
-    found = [_widest(part, others, softness, active) for part in points.split(batch)]
+    found = [_widest(part, others, softness, active) for part in torch.split(points, batch)]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
@@ -114,7 +116,8 @@ def balanced_openings(gaps: Tensor, moves: Tensor, closed: float, ratio: float) 
 def choose_gates(
     opens: Tensor, possible: Tensor, cost: Tensor, first: Tensor, *, count: int, budget: float
 ) -> tuple[Tensor, Tensor]:
-    """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already.
+    """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already; what
+    is left is spent on gates for such of the first points as well, since two points behind one gate go the same way.
 
     Args:
         opens: (n, n) bool: whether each gate, one for each point, opens at each point.
@@ -130,10 +133,11 @@ def choose_gates(
     """
     chosen: list[int] = []
     covered, spent = torch.zeros_like(first), 0.0
-    cheapest = cost.argsort(stable=True)
-    for gate in (*cheapest[first[cheapest]].tolist(), *cheapest[~first[cheapest]].tolist()):
+    cheapest = [gate for gate in cost.argsort(stable=True).tolist() if possible[gate]]
+    leading, rest = ([gate for gate in cheapest if first[gate] == of] for of in (True, False))
+    for gate, whatever in (*product(leading, (False,)), *product(leading, (True,)), *product(rest, (False,))):
         affordable = len(chosen) < count and spent + float(cost[gate]) <= budget
-        if affordable and possible[gate] and not covered[gate]:
+        if affordable and gate not in chosen and (whatever or not covered[gate]):
             chosen.append(gate)
             covered, spent = covered | opens[gate], spent + float(cost[gate])
     return torch.tensor(chosen, dtype=torch.int64, device=opens.device), covered
@@ -221,4 +225,5 @@ def output_columns(moves: Tensor, activations: Tensor, ridge: float, largest: fl
             middle = (low * high) ** 0.5
             low, high = (middle, high) if norm(middle) > largest else (low, middle)
         low = high
-    return right / (values.clamp(min=0) + low) @ vectors.T
+    columns: Tensor = right / (values.clamp(min=0) + low) @ vectors.T
+    return columns

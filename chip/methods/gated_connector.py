@@ -81,7 +81,8 @@ def _moves(second: MeasuredModule) -> Tensor:
     """(n, d_out): from the output of each of the target's tokens to the mean one of the retained at its place."""
     hidden: GatedStatistics = second.statistics.seen
     means = hidden.retained_means.mean_at(hidden.target.places)
-    return (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
+    moves: Tensor = (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
+    return moves
 
 
 def solve_connector(
