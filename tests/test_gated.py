@@ -294,7 +294,8 @@ class _Twin(DistributedContext):
             tensor.copy_(first + second)
 
     def union(self, keys: Tensor) -> Tensor:
-        return torch.unique(torch.cat(self._exchange(keys)))
+        together: Tensor = torch.unique(torch.cat(self._exchange(keys)))
+        return together
 
     def _exchange(self, value: Tensor) -> tuple[Tensor, Tensor]:
         self._values[self.rank] = value

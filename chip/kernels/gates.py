@@ -116,8 +116,9 @@ def balanced_openings(gaps: Tensor, moves: Tensor, closed: float, ratio: float) 
 def choose_gates(
     opens: Tensor, possible: Tensor, cost: Tensor, first: Tensor, *, count: int, budget: float
 ) -> tuple[Tensor, Tensor]:
-    """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already; what
-    is left is spent on gates for such of the first points as well, since two points behind one gate go the same way.
+    """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already.
+
+    What is then left goes to gates for such of the first points too: two points behind one gate go the same way.
 
     Args:
         opens: (n, n) bool: whether each gate, one for each point, opens at each point.
