@@ -32,7 +32,7 @@ from chip.kernels.gates import (
     separating_directions,
     widest_directions,
 )
-from chip.methods import Gated, ShieldedGated, make_method
+from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import _side_by_side
@@ -366,6 +366,12 @@ def test_held_tokens_are_each_held_once() -> None:
     held.update(x[:3], torch.tensor([3, 3, 5]))
     assert held.keys.tolist() == [1, 3, 5]
     assert held.inputs.tolist() == [[6, 7], [0, 1], [4, 5]]
+
+
+def test_more_tokens_than_can_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gated_statistics, "MOST_TOKENS", EACH - 1)
+    with pytest.raises(InputError, match="more than 11 image tokens of the target; give fewer --views"):
+        _Connector(0).measured()
 
 
 def test_freed_units_come_to_lie_side_by_side() -> None:
