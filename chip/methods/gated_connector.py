@@ -109,7 +109,8 @@ def _idle_units(hidden: GatedStatistics, weight: Tensor) -> Tensor:
     square, columns = hidden.moment.diagonal()[:-1], torch.linalg.norm(weight.to(deviation.dtype), dim=0)
     earlier = (square < SILENT * square.mean()) & (columns > columns.median() / 2)
     order = (deviation * columns).argsort()
-    return order[~earlier[order]]
+    idle: Tensor = order[~earlier[order]]
+    return idle
 
 
 def _replace_units(
