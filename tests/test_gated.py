@@ -32,7 +32,7 @@ from chip.kernels.gates import (
     separating_directions,
     widest_directions,
 )
-from chip.methods import Gated, ShieldedGated, make_method
+from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import _side_by_side
@@ -94,7 +94,8 @@ def test_the_cheapest_gates_are_chosen_and_none_where_one_opens_already() -> Non
         chosen, covered = choose_gates(opens, possible, cost, first, count=count, budget=budget)
         return chosen.tolist(), covered.tolist()
 
-    assert choose(everyone) == ([0, 2], [True, True, True, False])
+    assert choose(everyone) == ([0, 2, 1], [True, True, True, False])  # 1 last, as 0 opens for it too
+    assert choose(everyone, budget=3.5) == choose(nobody) == ([0, 2], [True, True, True, False])
     assert choose(nobody, count=1) == ([0], [True, True, False, False])
     assert choose(nobody, budget=1.5) == ([0], [True, True, False, False])
     assert choose(torch.tensor([False, True, False, False])) == ([1, 0, 2], [True, True, True, False])
@@ -220,7 +221,8 @@ class _Connector:
 
 def _new_units(connector: _Connector, first: WeightUpdate) -> Tensor:
     """(h,) bool: hidden units that are none of before, at any place."""
-    return ~(first.weight[:, None] == connector.w1).all(2).any(1)
+    known: Tensor = (first.weight[:, None] == connector.w1).all(2).any(1)
+    return ~known
 
 
 def _tokens(x: Tensor, record: int) -> Tokens:
@@ -292,7 +294,8 @@ class _Twin(DistributedContext):
             tensor.copy_(first + second)
 
     def union(self, keys: Tensor) -> Tensor:
-        return torch.unique(torch.cat(self._exchange(keys)))
+        together: Tensor = torch.unique(torch.cat(self._exchange(keys)))
+        return together
 
     def _exchange(self, value: Tensor) -> tuple[Tensor, Tensor]:
         self._values[self.rank] = value
@@ -363,6 +366,12 @@ def test_held_tokens_are_each_held_once() -> None:
     held.update(x[:3], torch.tensor([3, 3, 5]))
     assert held.keys.tolist() == [1, 3, 5]
     assert held.inputs.tolist() == [[6, 7], [0, 1], [4, 5]]
+
+
+def test_more_tokens_than_can_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gated_statistics, "MOST_TOKENS", EACH - 1)
+    with pytest.raises(InputError, match="more than 11 image tokens of the target; give fewer --views"):
+        _Connector(0).measured()
 
 
 def test_freed_units_come_to_lie_side_by_side() -> None:

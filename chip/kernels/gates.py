@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, ac
     if not len(points) or not active:
         return torch.zeros_like(points)
     batch = max(1, _BATCH // (active * points.shape[1]))
-    found = [_widest(part, others, softness, active) for part in points.split(batch)]
+    found = [_widest(part, others, softness, active) for part in torch.split(points, batch)]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
@@ -65,34 +67,48 @@ def _widest(points: Tensor, others: Tensor, softness: float, active: int) -> Ten
     """`widest_directions` of some points, of any length."""
     distances = torch.cdist(points, others)
     scale = distances.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(points.dtype).tiny)
-    x, zeros = points / scale, torch.zeros_like(distances)
-
-    def margins(w: Tensor) -> Tensor:
-        return (x * w).sum(1, keepdim=True) - w @ others.T / scale
-
-    def loss(w: Tensor, margin: Tensor) -> Tensor:
-        return w.square().sum(1) + (1 - margin).clamp(min=0).square().sum(1) / softness
-
-    w, margin = torch.zeros_like(x), zeros
-    order = distances / scale  # at first the nearest others, then those that are least far behind
+    x, order = points / scale, distances  # at first the nearest others, then those that are least far behind
+    w, margin = torch.zeros_like(x), torch.zeros_like(distances)
+    moving = torch.arange(len(points), device=points.device)
     for _ in range(_STEPS):
-        rows = order.topk(active, largest=False).indices  # (n, a)
-        behind = (margin.gather(1, rows) < 1).to(x.dtype)  # 1 where it takes part
-        difference = (x[:, None] - others[rows] / scale[:, :, None]) * behind[:, :, None]  # (n, a, d)
-        system = difference @ difference.mT + softness * torch.eye(active, dtype=x.dtype, device=x.device)
-        multipliers = torch.linalg.solve(system, behind)
-        step = (difference.mT @ multipliers[:, :, None])[:, :, 0] - w
-        step_margin, before, share = margins(step), loss(w, margin), x.new_ones(len(x), 1)
-        for halving in range(_HALVINGS):
-            worse = loss(w + share * step, margin + share * step_margin) > before
-            if not worse.any():
-                break
-            share[worse] *= 0 if halving == _HALVINGS - 1 else 0.5
-        w, margin = w + share * step, margin + share * step_margin
+        rows = order[moving].topk(active, largest=False).indices  # (m, a)
+        step = _newton_step(x[moving], others, scale[moving], margin[moving], rows, softness) - w[moving]
+        step_margin = (x[moving] * step).sum(1, keepdim=True) - step @ others.T / scale[moving]
+        share = _share(w[moving], step, margin[moving], step_margin, softness)
+        w[moving] += share * step
+        margin[moving] += share * step_margin
         order = margin
-        if not bool((share * step.abs()).amax(1).gt(1e-6 * w.abs().amax(1)).any()):
+        moving = moving[(share * step.abs()).amax(1) > 1e-6 * w[moving].abs().amax(1)]
+        if not len(moving):
             break
     return w
+
+
+def _newton_step(x: Tensor, others: Tensor, scale: Tensor, margin: Tensor, rows: Tensor, softness: float) -> Tensor:
+    """(m, d): the best w if those of `rows` (m, a) that are not yet far enough behind stay so, and no others."""
+    behind = (margin.gather(1, rows) < 1).to(x.dtype)  # 1 where it takes part
+    difference = (x[:, None] - others[rows] / scale[:, :, None]) * behind[:, :, None]  # (m, a, d)
+    system = difference @ difference.mT + softness * torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
+    multipliers = torch.linalg.solve(system, behind)
+    best: Tensor = (difference.mT @ multipliers[:, :, None])[:, :, 0]
+    return best
+
+
+def _share(w: Tensor, step: Tensor, margin: Tensor, step_margin: Tensor, softness: float) -> Tensor:
+    """(m, 1): 1, or the first half of a half ... of the step that makes nothing worse; else 0."""
+    share = w.new_ones(len(w), 1)
+
+    def loss(share: Tensor) -> Tensor:
+        behind = (1 - margin - share * step_margin).clamp(min=0)
+        return (w + share * step).square().sum(1) + behind.square().sum(1) / softness
+
+    before = loss(0 * share)
+    for halving in range(_HALVINGS):
+        worse = loss(share) > before
+        if not worse.any():
+            break
+        share[worse] *= 0 if halving == _HALVINGS - 1 else 0.5
+    return share
 
 
 def balanced_openings(gaps: Tensor, moves: Tensor, closed: float, ratio: float) -> Tensor:
@@ -116,6 +132,8 @@ def choose_gates(
 ) -> tuple[Tensor, Tensor]:
     """Which gates to build: greedily, the cheapest first, and none for a point at which a chosen one opens already.
 
+    What is then left goes to gates for such of the first points too: two points behind one gate go the same way.
+
     Args:
         opens: (n, n) bool: whether each gate, one for each point, opens at each point.
         possible: (n,) bool: whether there can be such a gate.
@@ -130,10 +148,11 @@ def choose_gates(
     """
     chosen: list[int] = []
     covered, spent = torch.zeros_like(first), 0.0
-    cheapest = cost.argsort(stable=True)
-    for gate in (*cheapest[first[cheapest]].tolist(), *cheapest[~first[cheapest]].tolist()):
+    cheapest = [gate for gate in cost.argsort(stable=True).tolist() if possible[gate]]
+    leading, rest = ([gate for gate in cheapest if first[gate] == of] for of in (True, False))
+    for gate, whatever in (*product(leading, (False,)), *product(leading, (True,)), *product(rest, (False,))):
         affordable = len(chosen) < count and spent + float(cost[gate]) <= budget
-        if affordable and possible[gate] and not covered[gate]:
+        if affordable and gate not in chosen and (whatever or not covered[gate]):
             chosen.append(gate)
             covered, spent = covered | opens[gate], spent + float(cost[gate])
     return torch.tensor(chosen, dtype=torch.int64, device=opens.device), covered
@@ -221,4 +240,5 @@ def output_columns(moves: Tensor, activations: Tensor, ridge: float, largest: fl
             middle = (low * high) ** 0.5
             low, high = (middle, high) if norm(middle) > largest else (low, middle)
         low = high
-    return right / (values.clamp(min=0) + low) @ vectors.T
+    columns: Tensor = right / (values.clamp(min=0) + low) @ vectors.T
+    return columns

@@ -81,7 +81,8 @@ def _moves(second: MeasuredModule) -> Tensor:
     """(n, d_out): from the output of each of the target's tokens to the mean one of the retained at its place."""
     hidden: GatedStatistics = second.statistics.seen
     means = hidden.retained_means.mean_at(hidden.target.places)
-    return (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
+    moves: Tensor = (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
+    return moves
 
 
 def solve_connector(
@@ -108,7 +109,8 @@ def _idle_units(hidden: GatedStatistics, weight: Tensor) -> Tensor:
     square, columns = hidden.moment.diagonal()[:-1], torch.linalg.norm(weight.to(deviation.dtype), dim=0)
     earlier = (square < SILENT * square.mean()) & (columns > columns.median() / 2)
     order = (deviation * columns).argsort()
-    return order[~earlier[order]]
+    idle: Tensor = order[~earlier[order]]
+    return idle
 
 
 def _replace_units(

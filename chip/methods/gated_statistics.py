@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
+from chip.errors import InputError
 from chip.kernels.gram import accumulation_dtype, symmetrize_
 from chip.methods.shielded_statistics import FORGET, RETAINED, ShieldedWeights
 from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
@@ -18,6 +19,8 @@ from chip.model.tokens import TokenRole, Tokens
 PLACES = 2**32
 """A token's key is its image's number times this, and its place in the image."""
 
+MOST_TOKENS = 2**14
+"""Image tokens that a target may have, in all forms of its images: each is told from each."""
 NEAREST = 16
 """Tokens of what is retained that are held for each direction and look."""
 
@@ -105,6 +108,9 @@ class GatedStatistics:
         image, retained = roles_of(tokens, self.record_weights)
         own = image >= 0
         self.target.update(tokens.inputs[own], image[own] * PLACES + tokens.ids[own])
+        if len(self.target.keys) > MOST_TOKENS:
+            message = f"more than {MOST_TOKENS:,} image tokens of the target; give fewer --views, or forget fewer nodes"
+            raise InputError(message, argument="method", value="gated")
         x, ones = tokens.inputs[retained], torch.ones_like(tokens.ids[retained], dtype=torch.float32)
         self.retained.update(x, ones)
         self._sum.update(x, ones[:, None])

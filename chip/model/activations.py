@@ -28,5 +28,6 @@ def activation_behind(model: Any, module: TargetModule) -> Callable[[Tensor], Te
         if isinstance(other, nn.Linear):
             return None
         if type(other).__module__ in _SOURCES:
-            return other
+            activation: Callable[[Tensor], Tensor] = other
+            return activation
     return None
