@@ -167,7 +167,8 @@ def correlations(rows: Sequence[EditRow]) -> Iterator[tuple[str, ...]]:
 def _within(values: Array, groups: Array) -> Array:
     """Values less the mean of their group."""
     means = {group: values[groups == group].mean() for group in np.unique(groups)}
-    return values - np.array([means[group] for group in groups])
+    result: Array = values - np.array([means[group] for group in groups])
+    return result
 
 
 def draw(rows: Sequence[EditRow], file: Path) -> None:
@@ -213,8 +214,8 @@ def main(
         for row in islice(edits(folder, known), most):
             rows.append(row)
             print(row, flush=True)
-            columns = [field.name for field in fields(EditRow)]
-            write_rows(json_file, columns, map(astuple, rows), budgets=BUDGETS, shares=SHARES)
+            names = [field.name for field in fields(EditRow)]
+            write_rows(json_file, names, map(astuple, rows), budgets=BUDGETS, shares=SHARES)
     draw(rows, picture)
     if len(rows) > len(RETAIN_WEIGHTS):
         columns = ("P_r holds", "steps", "Spearman", "Pearson", "Pearson, same β")
