@@ -59,3 +59,13 @@ def test_errors_name_their_argument(checkpoint: Path) -> None:
         chip.evaluate(checkpoint, ["patient_7"])
     with pytest.raises(InputError, match=r"^max_memory=\{'cpu': '1GB'\}: .* give a device_map"):
         chip.evaluate(checkpoint, [TARGET], max_memory={"cpu": "1GB"})
+
+
+def test_the_model_before_the_edit_is_for_attacks_that_need_it(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"^original=.*: no attack that is run needs it; run one of steering, "):
+        chip.evaluate(checkpoint, [TARGET], original=checkpoint, attacks="membership", device="cpu")
+    result = chip.evaluate(checkpoint, [TARGET], original=checkpoint, attacks="depth,trace", device="cpu")
+    assert result.skipped == {"trace": "needs a model retrained without the target (--reference)"}
+    lost = {row.attack: row.value for row in result.rows if row.measure == "lost_log_probability"}
+    assert len(lost) > 1
+    assert list(lost.values()) == pytest.approx([0] * len(lost), abs=1e-4)

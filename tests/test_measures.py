@@ -231,6 +231,7 @@ def _measured(exact_match: list[float]) -> EvalOutputs:
     measured = EvalOutputs()
     for name in ("exact_match", "answer_probability"):
         measured.put(NO_ATTACK, name, dict(enumerate(exact_match)), len(MAX_QUESTIONS))
+    measured.put(NO_ATTACK, "generation_accuracy", dict(enumerate(exact_match)), len(MAX_QUESTIONS))
     for name in ("classification_accuracy", "cloze_accuracy"):
         measured.put(NO_ATTACK, name, {}, len(MAX_QUESTIONS))
     measured.put(NO_ATTACK, "truth_ratio", {0: 0.5, 1: 2.0, 2: 1.0}, len(MAX_QUESTIONS))
@@ -254,6 +255,16 @@ def test_a_table_by_hand() -> None:
     assert [value(GAP, split, "gap") for split in ("trained", "paraphrased", "worst")] == [0.75, 0, -0.25]
     assert [value(GAP, split, "recovered_gap") for split in ("trained", "paraphrased", "worst")] == [0.75, 0, -0.25]
     assert value("target", "paraphrased", "exact_match_above_retrained") == 1
+    assert value("target", "paraphrased", "distance_to_retrained") == 1
+    assert value("target", "paraphrased", "over_forgetting") == 0
+    other_way = compare(plan, retrained, edited)
+    below = {
+        name: other_way.find("target", "paraphrased", name) for name in ("distance_to_retrained", "over_forgetting")
+    }
+    assert {name: row and row.value for name, row in below.items()} == dict.fromkeys(below, 1.0)
+    gap = other_way.find(GAP, "paraphrased", "gap")
+    assert gap is not None
+    assert gap.value == 1  # the gap takes it for success
     assert value("target", "worst", "truth_ratio") == 1
     assert value("target", "trained", "ks_p") == 1
     assert value(RETAINED, "trained", "forget_retain_harmonic_mean") == pytest.approx(2 * 5 / 6 / (1 + 5 / 6))
@@ -261,6 +272,13 @@ def test_a_table_by_hand() -> None:
     assert siblings is not None
     assert (siblings.low, siblings.high, siblings.count) == (0.5, 1, 4)
     assert result.find("unrelated", "trained", "truth_ratio") is None
+    kind = result.find("unrelated", "trained", "generation_accuracy")
+    assert kind is not None
+    assert (kind.value, kind.count) == (1, 2)
+    assert value("unrelated", "trained", "generation_chance") == value("unrelated", "trained", "chance")
+    assert result.find("unrelated", "trained", "cloze_accuracy") is None
+    assert result.few_questions == {"generation": 3, "classification": 0, "cloze": 0}
+    assert result.groups == ("target", "siblings", "unrelated")
     target = result.find("target", "trained", "exact_match")
     assert target is not None
     assert np.isnan(target.low)  # one patient, and one fact of it

@@ -118,10 +118,10 @@ def best_of(names: Sequence[str], request: Request, results: Results) -> str | N
     first = Model(request.model.world, request.model.family, 0)
     harms: dict[str, list[float]] = {}
     for other, by_method in results.items():
-        references = by_method.get(Untouched.name), by_method.get(Retrained.name)
-        if (other.model, other.level) == (first, request.level) and None not in references:
+        untouched, retrained = by_method.get(Untouched.name), by_method.get(Retrained.name)
+        if (other.model, other.level) == (first, request.level) and untouched and retrained:
             for name in set(names).intersection(by_method):
-                harms.setdefault(name, []).append(_harm(by_method[name], *references))
+                harms.setdefault(name, []).append(_harm(by_method[name], untouched, retrained))
     known = {name: fmean(values) for name, values in harms.items() if not isnan(fmean(values))}
     return min(known, key=lambda name: known[name], default=None)
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.forgetting import models
 from benchmarks.forgetting.methods import BenchmarkMethod
 
-PROTOCOL = 1
+PROTOCOL = 2
 """How methods are judged: the questions asked, the groups, measures and attacks. To be raised when any of that changes,
 or a metric's code does."""
 

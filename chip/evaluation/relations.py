@@ -69,7 +69,7 @@ def _forget_quality(table: Table, reference: Table) -> Iterator[ResultRow]:
 def _depth(table: Table, reference: Table) -> Iterator[ResultRow]:
     """The unlearning depth score by split, over the records that have one."""
     config, values = table.config, table.outputs.values
-    layers = [attack for attack, measure in values if measure == depth.LOST]
+    layers = [attack for attack, name in values if name == depth.LOST and (attack, name) in reference.outputs.values]
     if not layers:
         return
     lost, of_retrained = (
@@ -89,6 +89,7 @@ def _depth(table: Table, reference: Table) -> Iterator[ResultRow]:
 
 
 def _trace(table: Table, reference: EvalOutputs) -> Iterator[ResultRow]:
-    for name, own in table.outputs.features.items():
+    for name in (name for name in table.outputs.features if name in reference.features):
+        own = table.outputs.features[name]
         area, samples = trace.told_apart(own, reference.features[name], table.config.seed)
         yield Mean(area, samples, len(own)).row(RETAINED, "trained", f"trace_auc_{name}", trace.Trace.name)
