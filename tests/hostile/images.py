@@ -146,6 +146,6 @@ CASES: list[Case] = [
         refused(f"{name} in its place", instead(IMAGE, make), WHERE.partition(":")[0], EDIT)
         for name, make in NO_FILES.items()
     ),
-    passes("6000 by 4000", picture(6000, 4000, "L")),
+    passes("3000 by 2000", picture(3000, 2000, "L")),
     refused("9000 by 9000", picture(9000, 9000, "L"), f"{AT}.*{IMAGE}", EVAL),
 ]
