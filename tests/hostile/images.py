@@ -109,18 +109,23 @@ def spoiled(kind: str, number: int) -> bytes:
     return bytes(content)
 
 
+def beginning(kind: str, share: float) -> bytes:
+    content = same(kind)
+    return content[: int(share * len(content))]
+
+
+def doubled(kind: str) -> bytes:
+    return 2 * same(kind)
+
+
 def damaged() -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Pictures with bytes changed, cut short, or doubled."""
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
         for number in range(5):
             yield f"{kind} with other bytes, {number}", partial(spoiled, kind, number)
         for share in (0.1, 0.5, 0.9):
-            yield f"{kind}, its first {share:.0%}", lambda kind=kind, share=share: _beginning(same(kind), share)
-        yield f"{kind} twice", lambda kind=kind: 2 * same(kind)
-
-
-def _beginning(content: bytes, share: float) -> bytes:
-    return content[: int(share * len(content))]
+            yield f"{kind}, its first {share:.0%}", partial(beginning, kind, share)
+        yield f"{kind} twice", partial(doubled, kind)
 
 
 def of_mode(mode: str) -> bytes:
