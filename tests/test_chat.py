@@ -176,8 +176,8 @@ def test_what_a_processor_does_not_take_names_the_record(
         return process(texts, images, suffixes)
 
     monkeypatch.setattr(prompts, "_process", process_none_wide)
-    for call in (lambda: prompts.inputs(records), lambda: prompts.question(records[1])):
-        with pytest.raises(
-            InputError, match=r"^records\.jsonl:1: the checkpoint's processor does not take .*aspect ratio"
-        ):
-            call()
+    refusal = r"^records\.jsonl:1: the checkpoint's processor does not take .*aspect ratio"
+    with pytest.raises(InputError, match=refusal):
+        prompts.inputs(records)
+    with pytest.raises(InputError, match=refusal):
+        prompts.question(records[1])

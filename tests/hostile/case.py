@@ -74,13 +74,13 @@ def nothing(_: Path) -> None:
     """What is hostile is on the command line."""
 
 
-def record(index: int = ROW, **fields: Any) -> Harm:
+def record(**fields: Any) -> Harm:
     """Other values for some keys of a record; `...` takes a key away."""
 
     def harm(folder: Path) -> None:
         lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-        entry = json.loads(lines[index]) | fields
-        lines[index] = json.dumps({key: value for key, value in entry.items() if value is not ...})
+        entry = json.loads(lines[ROW]) | fields
+        lines[ROW] = json.dumps({key: value for key, value in entry.items() if value is not ...})
         (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     return harm
@@ -117,15 +117,16 @@ def put(name: str, keys: str, value: Any) -> Harm:
 
     def harm(folder: Path) -> None:
         file = folder / name
-        content = holder = json.loads(file.read_text(encoding="utf-8"))
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        holder = content
         *above, last = keys.split(".")
         for key in above:
             holder = holder[int(key) if isinstance(holder, list) else key]
-        key = int(last) if isinstance(holder, list) else last
+        place = int(last) if isinstance(holder, list) else last
         if value is ...:
-            holder.pop(key, None)
+            holder.pop(place, None)
         else:
-            holder[key] = value
+            holder[place] = value
         file.write_text(json.dumps(content), encoding="utf-8")
 
     return harm

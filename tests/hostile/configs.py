@@ -13,12 +13,32 @@ AT = "ckpt|records.jsonl:|in its configuration|LlavaFor"
 ODD: tuple[Any, ...] = (None, -1, 0, 1, 7, 0.5, 1e30, 10**12, 2**70, "", "x", "64", True, [], [1, 2], {}, {"a": 1}, ...)
 """In the place of a number or a word; `...`: it is not there."""
 
-TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+TEXT: tuple[str, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 TEXT += ("vocab_size", "max_position_embeddings", "rms_norm_eps", "head_dim", "hidden_act", "model_type")
 TEXT += ("rope_parameters", "rope_parameters.rope_type", "rope_parameters.rope_theta", "tie_word_embeddings")
-VISION = ("hidden_size", "image_size", "patch_size", "num_channels", "num_attention_heads", "num_hidden_layers")
+VISION: tuple[str, ...] = (
+    "hidden_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "num_attention_heads",
+    "num_hidden_layers",
+)
 VISION += ("intermediate_size", "projection_dim", "model_type", "hidden_act", "layer_norm_eps")
-TOP = ("architectures", "model_type", "text_config", "vision_config", "image_token_index", "vision_feature_layer")
+TOP: tuple[str, ...] = (
+    "architectures",
+    "model_type",
+    "text_config",
+    "vision_config",
+    "image_token_index",
+    "vision_feature_layer",
+)
 TOP += ("vision_feature_select_strategy", "image_seq_length", "projector_hidden_act", "multimodal_projector_bias")
 TOP += (
     "dtype",

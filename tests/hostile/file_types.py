@@ -19,7 +19,12 @@ from tests.hostile.case import (
 )
 
 OF_THE_MODEL = ("config.json", "model.safetensors")
-OF_THE_PROCESSOR = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+OF_THE_PROCESSOR: tuple[str, ...] = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 OF_THE_PROCESSOR += ("chat_template.jinja", "generation_config.json")
 
 

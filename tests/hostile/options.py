@@ -9,7 +9,21 @@ SETTINGS = ("ridge", "retain-weight", "neighbor-weight", "max-retain-drop", "max
 SIZES = ("9" * 30, "0", "-1", "x", "", "1.5", "nan", "inf", "1e3", "9" * 5000, "²", "auto ", "None")
 SEEDS = ("-1", "x", "", "1.5", "nan", "9" * 30, str(2**64), str(2**63), "9" * 5000)
 DEVICES = ("cuda", "cuda:99", "mps", "tpu", "meta", "", "x", "cpu:x", "xla", "xpu", "hpu", "cpu:-1", "[red]")
-LAYERS = ("-1", "99", "3-1", "0-99", "x", "", "%", "0%-0%", "200%-300%", "0-999999999999", "9" * 5000, "0,1", "all ")
+LAYERS: tuple[str, ...] = (
+    "-1",
+    "99",
+    "3-1",
+    "0-99",
+    "x",
+    "",
+    "%",
+    "0%-0%",
+    "200%-300%",
+    "0-999999999999",
+    "9" * 5000,
+    "0,1",
+    "all ",
+)
 LAYERS += ("-", "1-", "-1-2", "50%", "1e9%-2e9%", f"{'9' * 400}%-100%", "٣-٤", "0%-1e1%")
 KINDS = ("", ",", "x", "q,", "Q", "q,x", "vision.q", "connector,connector", "q;k", "*", "[red]")
 ATTACKS = ("x", "all,x", "ALL", "[red]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.hostile.case import (
     EVAL,
@@ -25,7 +26,7 @@ from tests.hostile.case import (
 )
 
 AT = f"^chip: {WHERE}"
-ODD = (7, -1, 0.5, 1e300, True, "", " ", "\n", [], {}, ["left"], {"text": "left"}, [[]], None)
+ODD: tuple[Any, ...] = (7, -1, 0.5, 1e300, True, "", " ", "\n", [], {}, ["left"], {"text": "left"}, [[]], None)
 """Values of other types than a text, and texts without a word."""
 ID_LIKE = (7, -1, None)
 FIELDS = ("question", "answer", "institution", "patient", "study", "section", "image", "task", "split")

@@ -35,15 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, command: tuple[str, ...], **streams: Any) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"PYTHONIOENCODING": streams.pop("encoding", "utf-8")}
-    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *command],
-        cwd=folder,
-        env=environment,
-        timeout=60,
-        check=False,
-        **captured,
-    )
+    arguments: list[str] = [sys.executable, str(ROOT / "cli.py"), *command]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60} | streams
+    return subprocess.run(arguments, cwd=folder, env=environment, check=False, **options)
 
 
 def closing(*descriptors: int) -> Callable[[], None]:

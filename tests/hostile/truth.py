@@ -61,8 +61,8 @@ def _check_tree(folder: Path, out: str) -> None:
         path = [row[level] for level in LEVELS if row.get(level) is not None]
         counts.update(tuple(path[: depth + 1]) for depth in range(len(path)))
     lines = [line.lstrip("│├└─ \xa0") for line in out.splitlines()]
-    for path, count in counts.items():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path[-1]))
+    for (*_, name), count in counts.items():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
         assert f"{shown} {count:,}" in lines
 
 

@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -64,6 +65,11 @@ def shape(part: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Harm:
     return tensors(change)
 
 
+def _drop_layer(content: Tensors) -> None:
+    for name in [name for name in content if "layers.2." in name]:
+        del content[name]
+
+
 def rename(old: str, new: str) -> Harm:
     def change(content: Tensors) -> None:
         name = called(old, content)
@@ -72,7 +78,7 @@ def rename(old: str, new: str) -> Harm:
     return tensors(change)
 
 
-def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Harm:
+def header(change: Callable[[dict[str, Any]], object]) -> Harm:
     """Another header before the same bytes."""
 
     def harm(folder: Path) -> None:
@@ -148,9 +154,7 @@ TENSORS: dict[str, Harm] = {
     "transposed": shape(UP, lambda tensor: tensor.T),
     "another name": rename("up_proj", "upward"),
     "a name with an order": rename("up_proj", "\x1b[2J[red]:smile:"),
-    "a missing layer": tensors(
-        lambda content: [content.pop(name) for name in list(content) if "layers.2." in name] and None
-    ),
+    "a missing layer": tensors(_drop_layer),
     "no tensor at all": tensors(dict.clear),
     "whole numbers": shape(UP, lambda tensor: tensor.to(torch.int32)),
     "bytes": shape(UP, lambda tensor: tensor.to(torch.uint8)),
