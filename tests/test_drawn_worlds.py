@@ -200,7 +200,7 @@ def test_the_table_leaves_out_what_failed() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    options = ("--seeds", "0", "--tiny", "--level", "patient", "--device", "cpu", "--train-seconds", "240")
+    options = ("--seeds", "0", "--tiny", "--level", "patient", "--device", "cpu", "--steps", "180")
     command = [sys.executable, "-m", "benchmarks.drawn", *options, "--cache", str(tmp_path / "cache")]
     runs = []
     for _ in range(2):
