@@ -94,7 +94,7 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Stage]) -> Shown:
     """The record alone, in one ordinary forward of the model."""
     modules = [module for stage in stages for module in stage.target_modules]
-    shown: Shown = {module.name: [] for module in modules} | {LOGITS: []}
+    shown: Shown = {name: [] for name in (*(module.name for module in modules), LOGITS)}
 
     def keep(name: str, x: Tensor) -> None:
         shown[name].append(_rows(x))
