@@ -103,8 +103,13 @@ def answer_probability(folder: Path, rows: Sequence[dict[str, Any]]) -> float:
     return sum(_one_probability(model, processor, folder, row) for row in rows) / len(rows)
 
 
+def _picture(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
 def _one_probability(model: Any, processor: Any, folder: Path, row: dict[str, Any]) -> float:
-    images = [] if row.get("image") is None else [Image.open(folder / row["image"]).convert("RGB")]
+    images = [] if row.get("image") is None else [_picture(folder / row["image"])]
     parts = [*({"type": "image"} for _ in images), {"type": "text", "text": row["question"]}]
     asked = {"role": "user", "content": parts}
     answered = {"role": "assistant", "content": [{"type": "text", "text": row["answer"].strip()}]}
