@@ -68,8 +68,8 @@ class Gated(Method):
         0.25, "Share of a connector's hidden units that may become gates; higher covers more tokens.", maximum=0.9
     )
     views: float = setting(
-        float(len(ALTERATIONS)),
-        "In how many altered forms (crop, turns, brightness, JPEG) each of the target's images is removed too.",
+        0.0,
+        "In how many altered forms (crop, turns, brightness, JPEG) each of the target's images gets gates too.",
         maximum=len(ALTERATIONS),
     )
     closed: float = setting(
