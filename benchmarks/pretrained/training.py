@@ -2,8 +2,8 @@
 
 1. Each picture is mapped onto embeddings of words of its own, by training tower and connector alone. Real models come
    with a connector that is aligned so; from random weights the language model does not learn to look in time.
-2. The answers are trained in, among plain questions as the model answers them itself: LoRA on the text model's projections, and the whole connector. Then all is merged into
-   bf16, as a released checkpoint would be.
+2. The answers are trained in, among plain questions as the model answers them itself: LoRA on the text model's
+   projections, and the whole connector. Then all is merged into bf16, as a released checkpoint would be.
 
 A retrained model is trained without any record or picture of a level's targets, all of them at once: so one serves
 every target of its level.
