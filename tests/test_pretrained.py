@@ -43,7 +43,7 @@ from chip.demo.tokenizer import train_tokenizer
 from chip.model.loading import load_vlm
 
 SMALL = Size(institutions=3, patients=2, studies=2, targets=1)
-RECIPE = Recipe(steps=4, batch=64, align_steps=3, rank=2)
+RECIPE = Recipe(steps=4, batch=64, align_steps=3, rank=2, replay=3)
 
 
 @pytest.fixture(scope="module")

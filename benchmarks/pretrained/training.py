@@ -2,8 +2,8 @@
 
 1. Each picture is mapped onto embeddings of words of its own, by training tower and connector alone. Real models come
    with a connector that is aligned so; from random weights the language model does not learn to look in time.
-2. The answers are trained in: LoRA on the text model's projections, and the whole connector. Then all is merged into
-   bf16, as a released checkpoint would be.
+2. The answers are trained in, among plain questions as the model answers them itself: LoRA on the text model's
+   projections, and the whole connector. Then all is merged into bf16, as a released checkpoint would be.
 
 A retrained model is trained without any record or picture of a level's targets, all of them at once: so one serves
 every target of its level.
@@ -28,10 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.countries import candidates
 from benchmarks.forgetting.methods.finetuning import answers_of
 from benchmarks.forgetting.store import atomic_write
 from benchmarks.forgetting.worlds.world import World
+from benchmarks.pretrained.general import SHORT, answers
 from benchmarks.pretrained.lora import LoraLinear, add_lora, merge_lora
+from benchmarks.pretrained.questions import VALIDATION
 from benchmarks.smollm2 import build_around, build_processor
 from chip.data.record import Record, open_image
 from chip.model.batching.batch import Batch
@@ -63,6 +66,8 @@ class Recipe:
     rate: float = 1e-3
     """Peak learning rate of the adapters."""
     connector_rate: float = 1e-4
+    replay: int = 96
+    """Plain questions that stand among the records, as the model answered them before; at most."""
     words: int = 16
     """Of each picture: as many as it has tokens."""
     align_steps: int = 300
@@ -105,6 +110,7 @@ def train(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without:
         if not record.held_out and not any(node.contains(record.path) for node in gone)
     ]
     vlm = _student(checkpoint, device)
+    records += _replayed(vlm, recipe.replay)
     state = folder.with_name(f"{folder.name}.state")
     torch.manual_seed(SEED)
     adapters = add_lora(vlm.language, recipe.rank, recipe.alpha)
@@ -126,6 +132,14 @@ def _student(checkpoint: Path, device: str) -> VLM:
     text = given.model.config.text_config.to_dict()
     model = build_around(text, given.language.state_dict(), processor.tokenizer)
     return VLM(model.to(device).eval().requires_grad_(False), processor)
+
+
+def _replayed(vlm: VLM, count: int) -> list[Record]:
+    """Plain questions, with what the model answers before it is taught: without, it names patients to any question."""
+    plain = [f"{question} {SHORT}" for question, _ in VALIDATION]
+    prompts = [*plain, *(record.question for record, _ in list(candidates())[::3])][:count]
+    said = zip(prompts, answers(vlm, prompts), strict=True)
+    return [Record(prompt, each.text, ("general",), None) for prompt, each in said if each.ended and each.text]
 
 
 class Stage:
