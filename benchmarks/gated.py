@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ from chip.data.request import ForgetRequest
 from chip.demo import write_demo
 from chip.errors import ChipError, ChipWarning
 from chip.evaluation.attacks.quantization import quantized
+from chip.evaluation.quantizers import round_to_nearest
 from chip.methods import Method, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch
@@ -118,7 +120,7 @@ class Questions:
         probability = float(score_records(self._vlm, self.groups["target"]).answer_probability.mean())
         bits = {}
         for name, (number, group) in {"8": (8, None), "4": (4, 32)}.items():
-            with quantized(self._vlm, number, group):
+            with quantized(self._vlm, partial(round_to_nearest, bits=number, group=group)):
                 bits[name] = self.of_groups()
         shown = [record for record in self.groups["target"] if record.image is not None]
         forms = {form: self.exact([_in_form(record, form) for record in shown]) for form in FORMS}
