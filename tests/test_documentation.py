@@ -66,7 +66,7 @@ def test_options_in_the_documents_exist() -> None:
 def test_the_readme_is_short_and_warns_first() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= README_LINES
-    assert any("Do not use chip on a pretrained model yet without `--keep`" in line for line in lines[:12])
+    assert any("On a pretrained model, try it out and do not rely on it yet" in line for line in lines[:12])
 
 
 def examples() -> dict[str, str]:
