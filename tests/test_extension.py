@@ -157,7 +157,7 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
     unknown = run(*request, "--attacks", "insisting", path=outside, modules="toy_reader")
     assert unknown.returncode == 2
     assert "insisting" in unknown.stderr
-    assert "there are reconstruction, cross-modal, quantization, relearning, membership" in unknown.stderr
+    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in unknown.stderr
 
 
 def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
