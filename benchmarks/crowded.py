@@ -19,9 +19,10 @@ import transformers
 from benchmarks.qwen import MERGE, Shape, VisionShape, write_processor
 from chip.checkpoint.folder import atomic_directory
 from chip.data.readers import read_records
+from chip.demo.corpus import Recipe
 from chip.demo.images import SIZE, draw
 from chip.demo.kinds import HELD_OUT, INSTITUTION_KINDS, PATIENT_KINDS, STUDY_KINDS
-from chip.demo.training import Recipe, train
+from chip.demo.training import train
 from chip.demo.world import Place, hospital_tree, levels_of, places_of
 from chip.model.loading import VLM
 from chip.model.processors import load_processor

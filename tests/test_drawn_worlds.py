@@ -23,7 +23,8 @@ from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.files import write
 from benchmarks.reporting import read_rows
 from chip.data.record import LEVELS, TASKS
-from chip.demo.training import Corpus, adamw, loss_of, take_step
+from chip.demo.corpus import Corpus
+from chip.demo.training import adamw, loss_of, take_step
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
 from chip.model.loading import VLM

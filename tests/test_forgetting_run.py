@@ -38,7 +38,7 @@ from benchmarks.forgetting.worlds.files import write
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
-from chip.demo.training import Recipe
+from chip.demo.corpus import Recipe
 from chip.errors import RunError
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.outputs import EvalOutputs
@@ -580,8 +580,10 @@ def committed() -> list[ResultRow]:
 
 
 def test_every_committed_row_is_found_again() -> None:
-    """A method of today has its settings, of the same names, in the same order, and its version or a later one: rows stay
-    in the tables, which say so, until they are measured again."""
+    """A method of today has its settings, of the same names, in the same order, and its version or a later one.
+
+    Rows of an earlier version stay in the tables, which say so, until they are measured again.
+    """
     found = {
         (name, json.dumps(method.settings)): method.version
         for name, kind in METHODS.items()

@@ -22,7 +22,8 @@ from chip.data.chance import chance_accuracy
 from chip.data.record import LEVELS, TASKS, Record
 from chip.data.request import Partition
 from chip.demo import training
-from chip.demo.training import Batch, Corpus, Recipe, Trainer, loss_of
+from chip.demo.corpus import Batch, Corpus, Recipe
+from chip.demo.training import Trainer, loss_of
 from chip.demo.world import hospital_tree, places
 from chip.evaluation.groups import GROUPS
 from chip.model.loading import VLM, load_vlm

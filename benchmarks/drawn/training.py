@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from chip.data.record import Record
-from chip.demo.training import Corpus, Recipe, Trainer, adamw
+from chip.demo.corpus import Corpus, Recipe
+from chip.demo.training import Trainer, adamw
 from chip.model.loading import VLM
 
 EPOCHS = 24

@@ -17,7 +17,8 @@ import torch
 from benchmarks.forgetting.families import FAMILIES, Family
 from benchmarks.forgetting.worlds import World
 from chip.data.record import Record
-from chip.demo.training import Recipe, train
+from chip.demo.corpus import Recipe
+from chip.demo.training import train
 from chip.model.loading import VLM, default_device
 from chip.model.processors import load_processor
 

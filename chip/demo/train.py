@@ -16,8 +16,9 @@ import typer
 
 from chip.data.readers import read_records
 from chip.demo import WEIGHTS, write_records
+from chip.demo.corpus import Recipe
 from chip.demo.model import build_model, build_processor
-from chip.demo.training import Recipe, train
+from chip.demo.training import train
 from chip.demo.world import SEED, rows
 from chip.model.loading import VLM
 
