@@ -19,10 +19,11 @@ would fit into few machines for so many records: it is what its hooks keep for f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -45,8 +46,10 @@ from chip.data.readers import read_records
 from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import default_modules, edit_model
+from chip.methods.patch import Solution, WeightEditor
 from chip.methods.shielded_statistics import ShieldedStatistics
-from chip.model.target_modules import Component
+from chip.model.target_modules import TargetModule
+from chip.model.tokens import Statistics
 
 SHAPE = Shape(8, 512, 1408, 8, 8, 4096, VisionShape(4, 256, 704, 4))
 TINY_SHAPE = Shape(4, 64, 96, 2, 2, 2048, VisionShape(4, 64, 128, 2))
@@ -56,23 +59,16 @@ SAME = 1e-4  # relative, Frobenius
 METHODS: dict[str, Method] = {"chip": Chip(), "shielded": Shielded(retain_weight=8.0)}
 
 
-class Observer:
-    """A method that edits nothing, and shows the statistics that it is given to somebody else."""
-
-    def __init__(self, method: Method, observe: Callable[[Any], None]) -> None:
-        self._method, self._observe = method, observe
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
-
-    def solve(self, weight: Tensor, bias: Tensor | None, statistics: Any, component: Component) -> None:
-        self._observe(statistics)
-
-
 def run_ours(subject: Subject, method: Method, observe: Callable[[Any], None] = lambda _: None) -> None:
-    """Everything up to the method's solutions."""
-    observer = cast(Method, Observer(method, observe))
-    edit_model(subject.vlm, subject.source, observer, subject.request, default_modules(subject.vlm, method))
+    """Everything up to the method's solutions; statistics are shown to somebody else instead."""
+
+    def show(_: WeightEditor, __: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
+        for each in statistics.values():
+            observe(each)
+        return []
+
+    with patch.object(WeightEditor, "solve", show):
+        edit_model(subject.vlm, subject.source, method, subject.request, default_modules(subject.vlm, method))
 
 
 def our_moments(subject: Subject, method: Method) -> Moments:

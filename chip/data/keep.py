@@ -43,10 +43,10 @@ def read_keep(sources: Sequence[Path]) -> list[Record]:
 
 
 def _read(source: Path) -> list[Record]:
-    if source.is_dir():
+    content = _content(source)
+    if content is None:
         records = list(_images(source))
     else:
-        content = _content(source)
         texts = [text_record(text, source.name) for text in cut_prose(content)]
         records = list(_lines(source, content)) if source.suffix == ".jsonl" else texts
     if not records:
@@ -54,8 +54,11 @@ def _read(source: Path) -> list[Record]:
     return records
 
 
-def _content(file: Path) -> str:
+def _content(file: Path) -> str | None:
+    """A file's text; None for a folder."""
     try:
+        if file.is_dir():
+            return None
         check_readable(file)
         if file.stat().st_size > LARGEST:
             raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument="keep", value=file)

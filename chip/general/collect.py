@@ -52,6 +52,8 @@ class Keep:
     def of(cls, keep: Keep | Sequence[Path | str]) -> Keep:
         """Raises `InputError` where `none` does not stand alone, or a number or a model has nothing to say for."""
         keep = keep if isinstance(keep, Keep) else cls(tuple(keep) or (NONE,))
+        if any(not str(source).strip() for source in keep.sources):
+            raise InputError("names nothing; give auto, none, a file or a folder", argument="keep", value="''")
         if NONE in keep.sources and len(keep.sources) > 1:
             raise InputError("stands alone; drop it, or the others", argument="keep", value=NONE)
         if keep.tokens is not None and keep.tokens < 1:
@@ -169,9 +171,9 @@ def _make(
 def fitting(vlm: VLM, records: Sequence[Record]) -> list[Record]:
     """The records, texts among them that are too long for the model's context in halves, between two words."""
     result: list[Record] = []
-    for record, prompt in zip(records, vlm.prompts.read(records), strict=True):
+    for record in records:
         words = record.question.split()
-        if record.task != FREE_TEXT or len(prompt.tokens) <= vlm.max_tokens or len(words) < 2:
+        if record.task != FREE_TEXT or len(words) < 2 or len(vlm.prompts.read([record])[0].tokens) <= vlm.max_tokens:
             result.append(record)
         else:
             halves = (words[: len(words) // 2], words[len(words) // 2 :])

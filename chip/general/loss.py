@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -77,10 +78,9 @@ class GeneralReference:
     @property
     def nats(self) -> float:
         """−log p of the held-out data, nats a token, in the unedited model."""
-        total, tokens = self._summed(
-            [torch.tensor([float(loss.sum()), len(loss)]) for loss in self._losses.values()], 2
-        )
-        return float(total / tokens)
+        rows = [torch.tensor([float(loss.sum()), len(loss)]) for loss in self._losses.values()]
+        total, tokens = self._summed(rows, 2).tolist()
+        return total / tokens if tokens else inf
 
     def compare(self, vlm: VLM) -> GeneralLoss:
         """What `vlm`, an edit of the model, has lost."""
@@ -109,9 +109,9 @@ class GeneralReference:
     def _remember(self, vlm: VLM, batch: Batch) -> None:
         for record, states, ids in _rows(vlm, batch):
             self._states[record] = states.cpu()
-            starts = range(0, len(ids), TOGETHER)
-            parts = [slice(start, start + TOGETHER) for start in starts]
-            self._losses[record] = torch.cat([_nats(head_logits(vlm, states[part]), ids[part]) for part in parts])
+            parts = [slice(start, start + TOGETHER) for start in range(0, len(ids), TOGETHER)]
+            losses = [_nats(head_logits(vlm, states[part]), ids[part]) for part in parts]
+            self._losses[record] = torch.cat(losses) if losses else torch.zeros(0)
 
     @torch.no_grad()
     def _compared(self, vlm: VLM, batch: Batch) -> list[Tensor]:

@@ -96,7 +96,7 @@ class Search:
     grid: tuple[float, ...]
     """Values to try, from the strongest forgetting to the weakest."""
     max_retain_drop: float
-    """What the answers of siblings may lose of their mean probability."""
+    """What siblings and others may lose each, of their mean answer probability and of their exact match."""
     max_general_kl: float = inf
     """KL to the unedited model on general data that is allowed, nats a token."""
 

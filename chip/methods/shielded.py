@@ -92,7 +92,9 @@ class Shielded(Method):
         0.3, "γ: the siblings' own share of what is retained, and as much for matched records.", maximum=0.5
     )
     max_retain_drop: float | None = setting(
-        None, f"For auto: what siblings' answers may lose of their mean probability; {MAX_RETAIN_DROP:g}.", maximum=1
+        None,
+        f"For auto: what siblings and others may lose each, of probability and of exact answers; {MAX_RETAIN_DROP:g}.",
+        maximum=1,
     )
 
     max_general_change: float | None = setting(

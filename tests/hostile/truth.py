@@ -125,6 +125,8 @@ def _one_probability(model: Any, processor: Any, folder: Path, row: dict[str, An
     prompt, ids = (processor.tokenizer(text)["input_ids"] for text in (texts[0], whole))
     common = next(n for n, (a, b) in enumerate(zip([*prompt, -1], ids, strict=False)) if a != b)
     length = len(ids) - common
-    inputs = processor(text=[whole], images=images or None, padding=True, return_tensors="pt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`max_length` is ignored")  # of a truncation that the case has planted
+        inputs = processor(text=[whole], images=images or None, padding=True, return_tensors="pt")
     logits = model(**inputs).logits[0, -length - 1 : -1].float().log_softmax(-1)
     return float(logits.gather(1, inputs["input_ids"][0, -length:, None]).mean().exp())
