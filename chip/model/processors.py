@@ -20,6 +20,10 @@ from chip.model.quiet import quiet
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Where the class of a processor may be named, in the order in which transformers looks."""
 
+_SIZES, _SIDES = ("size", "crop_size", "pad_size"), ("shortest_edge", "longest_edge", "height", "width")
+LONGEST_SIDE = 1 << 14
+"""Pixels of a side that a picture is made to, at most: of far more, the picture alone takes all memory."""
+
 _BROKEN, _HINT = "its processor cannot be loaded", "put the base model's tokenizer and processor files there"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 
@@ -38,7 +42,29 @@ def load_processor(folder: Path) -> Any:
         processor = _load(folder, class_name)
     if not isinstance(processor, ProcessorMixin):  # transformers then takes the tokenizer, or what it can get
         raise InputError(f"{folder}: {_BROKEN} ({class_name or 'none'} is no processor transformers knows); {_HINT}")
+    _check_sizes(folder, getattr(processor, "image_processor", None))
     return processor
+
+
+def _check_sizes(folder: Path, image_processor: Any) -> None:
+    """Raise `InputError` where pictures would be scaled to what nobody has memory for.
+
+    Qwen's edges are numbers of pixels of the whole picture, which it keeps to its context by itself.
+    """
+    counts_pixels = hasattr(image_processor, "merge_size") or hasattr(image_processor, "min_pixels")
+    for name in _SIZES:
+        size = getattr(image_processor, name, None)
+        sides = {} if size is None or counts_pixels else {side: _side(size, side) for side in _SIDES}
+        for side, pixels in sides.items():
+            if pixels > LONGEST_SIDE:
+                message = f"its processor makes pictures of {pixels:,.0f} pixels ({name}, {side})"
+                raise InputError(f"{folder}: {message}, more than {LONGEST_SIDE:,}; {_HINT}")
+
+
+def _side(size: Any, side: str) -> float:
+    """A side's pixels; 0 where the size, a mapping or an object of transformers', does not say them."""
+    value = size.get(side) if isinstance(size, dict) else getattr(size, side, None)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _load(folder: Path, class_name: str | None) -> Any:
