@@ -158,7 +158,7 @@ def run_search(
     best = trial(search.grid[min(low, len(search.grid) - 1)])
     _check_within(search, best)
     if 0 < low < len(search.grid):
-        trial(sqrt(best.value * search.grid[low - 1]))
+        trial(float(f"{sqrt(best.value * search.grid[low - 1]):.3g}"))  # so that a person can give it again
     best = min([each for each in trials.values() if acceptable(each.value)], key=lambda each: each.cost, default=best)
     stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, float(never.mean()))
