@@ -6,24 +6,23 @@ all, against 384 columns of the connector. A linear edit has no direction of the
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
-from benchmarks.qwen import MERGE, Shape, VisionShape, write_processor
+from benchmarks.forgetting.families import build_qwen, write_qwen_processor
+from benchmarks.qwen import Shape, VisionShape
 from chip.checkpoint.folder import atomic_directory
 from chip.data.readers import read_records
 from chip.demo.corpus import Recipe
 from chip.demo.images import SIZE, draw
-from chip.demo.kinds import HELD_OUT, INSTITUTION_KINDS, PATIENT_KINDS, STUDY_KINDS
+from chip.demo.kinds import INSTITUTION_KINDS, PATIENT_KINDS, STUDY_KINDS
 from chip.demo.training import train
-from chip.demo.world import Place, hospital_tree, levels_of, places_of
+from chip.demo.world import Place, hospital_tree, places_of, rows_of
 from chip.model.loading import VLM
 from chip.model.processors import load_processor
 
@@ -52,27 +51,13 @@ def _places(seed: int) -> list[Place]:
     return [place for paths, own in zip(levels, kinds, strict=True) for place in places_of(paths, own, rng)]
 
 
-def _rows(places: Iterable[Place]) -> Iterator[dict[str, str]]:
-    for place, (kind, value) in itertools.chain.from_iterable(((p, fact) for fact in p.facts) for p in places):
-        wordings = kind.wordings()
-        for number, (task, question) in enumerate(wordings):
-            yield {
-                "image": place.image,
-                "question": question,
-                "answer": kind.answer(task, value),
-                **levels_of(place.path),
-                "task": task,
-                "split": "paraphrased" if number >= len(wordings) - HELD_OUT else "train",
-            }
-
-
 def _write_records(folder: Path, seed: int) -> None:
     places = _places(seed)
     with atomic_directory(folder, overwrite=True) as written:
         (written / "images").mkdir(parents=True)
         for place in places:
             draw(place.path, seed).save(written / place.image)
-        lines = (json.dumps(row) + "\n" for row in _rows(places))
+        lines = (json.dumps(row) + "\n" for row in rows_of(places, sections=False))
         (written / "records.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -92,21 +77,10 @@ def _train(folder: Path, records_file: Path, seed: int) -> None:
 
 
 def _write_processor(folder: Path, texts: Iterable[str]) -> None:
-    pixels = {"size": {"shortest_edge": SIZE**2, "longest_edge": SIZE**2}}
-    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    write_processor(folder, (f"user\n{text} assistant\n" for text in texts), pixels | normal, MAX_TOKENS, PATCH)
+    write_qwen_processor(folder, texts, SIZE, PATCH, MAX_TOKENS)
 
 
 def _model(processor: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
     heads = 4
     shape = Shape(3, 128, 512, heads, heads, len(processor.tokenizer), VisionShape(2, 96, 192, heads))
-    rope = shape.rope_parameters | {"rope_theta": 1e4}
-    text = {"initializer_range": 0.08, "max_position_embeddings": MAX_TOKENS, "rope_parameters": rope}
-    vision = {
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
-        "window_size": SIZE,
-        "fullatt_block_indexes": [0, 1],
-    }
-    return transformers.Qwen2_5_VLForConditionalGeneration(shape.config(text, vision))
+    return build_qwen(shape, seed, PATCH, MAX_TOKENS)

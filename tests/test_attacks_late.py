@@ -27,10 +27,12 @@ from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
 from chip.evaluation.facts import fact
-from chip.evaluation.measure import measure
+from chip.evaluation.measure import context_of, measure
 from chip.evaluation.metrics.leak_estimator import leak_of
+from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.trace import change_output
 from chip.model.loading import VLM, load_vlm
+from chip.progress import silent
 
 CHOICE = "Which? A) one B) two C) three"
 
@@ -55,17 +57,7 @@ def _config(records: Sequence[Record], *targets: str, attacks: Sequence[object] 
 
 
 def _context(vlm: VLM, config: EvalConfig, original: VLM | None = None) -> EvalContext:
-    return EvalContext(
-        vlm=vlm,
-        records=config.records,
-        attacked=config.attacked,
-        members=config.members,
-        retained=config.retained,
-        partition=config.request.partition,
-        siblings=[i for i in config.groups["siblings"] if not config.records[i].held_out],
-        groups=config.groups,
-        original=original,
-    )
+    return context_of(vlm, config, BatchSize(), silent, original)
 
 
 @pytest.fixture

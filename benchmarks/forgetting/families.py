@@ -36,7 +36,9 @@ def _write_llava_processor(folder: Path, texts: Iterable[str]) -> None:
     demo.build_processor(texts).save_pretrained(folder)
 
 
-def write_qwen_processor(folder: Path, texts: Iterable[str], side: int = SIZE, patch: int = PATCH) -> None:
+def write_qwen_processor(
+    folder: Path, texts: Iterable[str], side: int = SIZE, patch: int = PATCH, max_tokens: int = MAX_TOKENS
+) -> None:
     """
     Args:
         side, patch: pixels along a side of an image, and of a patch.
@@ -46,17 +48,22 @@ def write_qwen_processor(folder: Path, texts: Iterable[str], side: int = SIZE, p
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    write_processor(folder, (f"user\n{text} assistant\n" for text in texts), images, MAX_TOKENS, patch)
+    write_processor(folder, (f"user\n{text} assistant\n" for text in texts), images, max_tokens, patch)
 
 
 def _qwen(processor: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
     hidden, heads = 128, 4
     shape = Shape(4, hidden, 1024, heads, heads, len(processor.tokenizer), VisionShape(2, 128, 256, 4))
+    return build_qwen(shape, seed)
+
+
+def build_qwen(shape: Shape, seed: int, patch: int = PATCH, max_tokens: int = MAX_TOKENS) -> Any:
+    """An untrained Qwen2.5-VL of this shape, for pictures of the demo's size, each seen as a whole."""
+    torch.manual_seed(seed)
     rope = shape.rope_parameters | {"rope_theta": 1e4}
-    text = {"initializer_range": 0.08, "max_position_embeddings": MAX_TOKENS, "rope_parameters": rope}
+    text = {"initializer_range": 0.08, "max_position_embeddings": max_tokens, "rope_parameters": rope}
     vision = {
-        "patch_size": PATCH,
+        "patch_size": patch,
         "spatial_merge_size": MERGE,
         "window_size": SIZE,
         "fullatt_block_indexes": [0, 1],

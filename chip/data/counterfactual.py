@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -39,6 +41,23 @@ class Counterfactuals:
         images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
         drawn = self._generator.permutation(len(images))[:OTHERS].tolist()
         return [replace(record, image=images[i]) for i in drawn]
+
+    def estimate(
+        self, indices: Sequence[int], measure: Callable[[Sequence[Record]], Sequence[float]], chance: Sequence[float]
+    ) -> list[float]:
+        """Of each of the records at `indices` the mean over the others it is asked about; chance where there are none.
+
+        Args:
+            measure: a figure for each question, of all of them at once.
+            chance: by index.
+        """
+        about_others = [self.of(index) for index in indices]
+        questions = [record for others in about_others for record in others]
+        values = iter(measure(questions) if questions else ())
+        return [
+            fmean(islice(values, len(others))) if others else chance[index]
+            for index, others in zip(indices, about_others, strict=True)
+        ]
 
     def _questions_like(self, record: Record) -> list[str]:
         """The questions in text only that ask of others what the record asks, the most alike first."""

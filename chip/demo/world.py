@@ -6,7 +6,7 @@ held out from training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,12 @@ def places_of(paths: Sequence[Path], kinds: Sequence[Kind], seed: int | np.rando
 
 def rows(seed: int = SEED) -> Iterator[dict[str, str]]:
     """The records, as written to `records.jsonl`."""
-    for place in places(seed):
+    return rows_of(places(seed))
+
+
+def rows_of(places: Iterable[Place], sections: bool = True) -> Iterator[dict[str, str]]:
+    """All questions about the places. `sections`: whether a fact is filed under the section that states it."""
+    for place in places:
         for kind, value in place.facts:
             wordings = kind.wordings()
             for number, (task, question) in enumerate(wordings):
@@ -84,7 +89,7 @@ def rows(seed: int = SEED) -> Iterator[dict[str, str]]:
                     "question": question,
                     "answer": kind.answer(task, value),
                     **levels_of(place.path),
-                    **({"section": kind.section} if kind.section else {}),
+                    **({"section": kind.section} if kind.section and sections else {}),
                     "task": task,
                     "split": "paraphrased" if number >= len(wordings) - HELD_OUT else "train",
                 }

@@ -34,7 +34,7 @@ def measure(
         InputError: an image cannot be read, or an attack cannot be run on this model.
         RunError: a single record, or relearning, does not fit into memory; the judge does not answer.
     """
-    context = _context(vlm, config, batch_size or BatchSize(), progress, original)
+    context = context_of(vlm, config, batch_size or BatchSize(), progress, original)
     # 1. How probable are the answers, and which are the most probable ones? What follows builds on it.
     context.score(NO_ATTACK, dict(enumerate(config.records)), "asking")
     # 2. Which option does it choose, and what do wrong answers cost it?
@@ -53,9 +53,10 @@ def measure(
     return context.outputs
 
 
-def _context(
+def context_of(
     vlm: VLM, config: EvalConfig, batch_size: BatchSize, progress: ProgressCallback, original: VLM | None
 ) -> EvalContext:
+    """What attacks on this model are given."""
     return EvalContext(
         vlm=vlm,
         records=config.records,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from statistics import fmean
 
 import numpy as np
@@ -16,9 +15,7 @@ from chip.model.scoring import Scores
 
 
 def never_trained_accuracy(request: ForgetRequest, score: Callable[[Sequence[Record]], Scores], seed: int = 0) -> float:
-    """Exact match of the target's trained questions, estimated: they are asked about images of other nodes.
-
-    Where there is no image to put in another's place, a question counts as chance has it.
+    """Exact match of the target's trained questions, estimated: they are asked about others (`Counterfactuals`).
 
     Args:
         score: asks the unedited model.
@@ -26,9 +23,6 @@ def never_trained_accuracy(request: ForgetRequest, score: Callable[[Sequence[Rec
     records, generator = request.hierarchy.records, np.random.default_rng(seed)
     trained = [i for i in request.partition.forget if not records[i].held_out]
     sample = sorted(generator.permutation(trained)[:MAX_QUESTIONS].tolist())
-    others = Counterfactuals(request, generator)
-    about_others = {index: others.of(index) for index in sample}
-    questions = [record for group in about_others.values() for record in group]
-    hits = iter(score(questions).exact_match.tolist() if questions else ())
     chance = chance_accuracy(request.hierarchy, request.partition).tolist()
-    return fmean(fmean(islice(hits, len(group))) if group else chance[index] for index, group in about_others.items())
+    others = Counterfactuals(request, generator)
+    return fmean(others.estimate(sample, lambda questions: score(questions).exact_match.tolist(), chance))

@@ -117,7 +117,7 @@ def collect(
             f"the model knows its records only: plain prose costs it {known:.1f} nats a token, its words' frequencies "
             f"alone {by_frequency:.1f}; there is no general ability to keep"
         )
-        return GeneralData(tuple(own), (), (), message) if own else GeneralData((), (), (), message)
+        return GeneralData(tuple(own), (), (), message)
     texts = write_own_texts(vlm, tokens, seed) if texts is None else texts
     made, held_out, left_out = _make(vlm, request, tokens, texts, seed)
     note = f"{tokens:,} tokens of its own text, plain prose and images" + (f", and {len(own)} given" if own else "")
@@ -160,11 +160,11 @@ def _make(
     answered = with_own_answers(vlm, [asked[i] for i in generator.permutation(len(asked))])
     known = {normalized(record.answer) for record in request.hierarchy.records}
     answered = [record for record in answered if normalized(record.answer) not in known]  # else it is the records'
-    everything, tells = [*texts, *answered], tells_of_target(request)
+    tells = tells_of_target(request)
     clean_texts, clean_answers = ([r for r in part if not tells(r)] for part in (texts, answered))
     held_out = _first(vlm, clean_texts, HELD_OUT_TOKENS)
     few = len(clean_answers) // 8
-    left_out = len(everything) - len(clean_texts) - len(clean_answers)
+    left_out = len(texts) + len(answered) - len(clean_texts) - len(clean_answers)
     return [*clean_texts[len(held_out) :], *clean_answers[few:]], [*held_out, *clean_answers[:few]], left_out
 
 

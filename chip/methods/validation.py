@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +61,8 @@ class ValidationSet:
         self._request, self._generator = request, np.random.default_rng(seed)
         groups = request.partition.groups
         self.groups = {group: self._sample(groups[group]) for group in ("target", *STAYING) if groups[group]}
-        others, records = Counterfactuals(request, self._generator), request.hierarchy.records
+        self._others, records = Counterfactuals(request, self._generator), request.hierarchy.records
         target = self.groups["target"]
-        self._others = {index: others.of(index) for index in target}
         self._kinds = [
             places
             for with_image in (True, False)
@@ -91,11 +89,13 @@ class ValidationSet:
 
     def never_trained(self, score: Callable[[Sequence[Record]], Scores]) -> NDArray[np.float64]:
         """Answer probability of each question of the target, had the model never been trained on it."""
-        asked = [record for others in self._others.values() for record in others]
-        answers = iter(score(asked).answer_probability.tolist() if asked else ())
         chance = chance_accuracy(self._request.hierarchy, self._request.partition).tolist()
-        values = [fmean(islice(answers, len(others))) if others else chance[i] for i, others in self._others.items()]
-        return np.array(values)
+
+        def measure(questions: Sequence[Record]) -> list[float]:
+            values: list[float] = score(questions).answer_probability.tolist()
+            return values
+
+        return np.array(self._others.estimate(self.groups["target"], measure, chance))
 
     def excess(self, probability: NDArray[np.float64], never: NDArray[np.float64]) -> float:
         """By how much the target's questions (n,) are above never trained on, of the kind where that is more."""
