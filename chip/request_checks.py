@@ -23,6 +23,7 @@ from chip.errors import ChipWarning, InputError, RunError
 from chip.general.collect import AUTO, NONE, Keep
 from chip.general.prepare import GivenKeep
 from chip.methods import Method
+from chip.methods.source import check_general
 from chip.model.skeleton import build_skeleton
 from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
@@ -77,8 +78,7 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
     """What is to be kept; refused where the method has no use for it, or the output would hold it."""
     resolved = Keep.of(keep)
     files = [Path(each) for each in resolved.sources if each not in (AUTO, NONE)]
-    if files and not method.needs.general:
-        raise InputError(f"method {method.name} has no use for general data; drop it", argument="keep")
+    check_general(method, files)
     _check_outside(source, files)
     return GivenKeep(resolved, tuple(resolved.given()))
 

@@ -61,7 +61,7 @@ def edit_model(
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     context = _Context(vlm, checkpoint, size or BatchSize(), progress, distributed or DistributedContext(), general)
-    check_general(method, request)
+    check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
     for step in method.steps:
         modules = [module for module in target_modules if step.can_edit(module)]

@@ -122,10 +122,10 @@ def _stages(method: Method, target_modules: Sequence[TargetModule]) -> list[Stag
     return at_once(target_modules) if method.needs.outputs else in_data_order(target_modules)
 
 
-def check_general(method: Method, request: ForgetRequest) -> None:
-    """Raise `InputError` where there is general text, and the method has no use for it."""
-    if request.general and not method.needs.general:
-        raise InputError(f"method {method.name} has no use for general text; drop it", argument="keep")
+def check_general(method: Method, given: Sequence[object]) -> None:
+    """Raise `InputError` where general data is given, and the method has no use for it."""
+    if given and not method.needs.general:
+        raise InputError(f"method {method.name} has no use for general data; drop it", argument="keep")
 
 
 def can_keep(vlm: VLM, method: Method, target_modules: Sequence[TargetModule], distributed: DistributedContext) -> bool:
