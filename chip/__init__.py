@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
     from chip.inspection import inspect
+    from chip.ledger import Ledger, LedgerKey
 
 
 __all__ = [
     "ChipError",
     "InputError",
     "Keep",
+    "Ledger",
+    "LedgerKey",
     "RunError",
     "__version__",
     "diff",
@@ -31,6 +34,8 @@ __all__ = [
 
 _HOMES = {
     "Keep": "chip.general.collect",
+    "Ledger": "chip.ledger",
+    "LedgerKey": "chip.ledger",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

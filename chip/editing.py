@@ -25,6 +25,7 @@ from chip.evaluation.summary import summarize
 from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
+from chip.ledger import Ledger
 from chip.methods import Method, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, check_removed
@@ -35,6 +36,7 @@ from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
+from chip.recording.runs import EditRecord
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.report.signing import sign_output
@@ -69,6 +71,7 @@ def edit(
     max_left: float | None = None,
     accept: bool = False,
     force: bool = False,
+    ledger: Ledger | None = None,
     progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
@@ -89,6 +92,7 @@ def edit(
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept, force: write it where those who stay lose too much; go on where the model does not know the target.
+        ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
@@ -99,7 +103,12 @@ def edit(
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress)
-    with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
+    record = EditRecord(ledger, request.hierarchy, forget, output)
+    with (
+        distributed_context() as distributed,
+        record.only_if(distributed.is_main_process and not dry_run),
+        model_loader(distributed, device, device_map, max_memory) as load,
+    ):
         run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
@@ -107,7 +116,9 @@ def edit(
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
             after = run.evaluate(load(folder), edited)  # 4. Evaluate what was written.
-            return run.finish(run.report(edited, after, remaining, output), folder)
+            report = run.finish(run.report(edited, after, remaining, output), folder)
+        record.edited(report, output)
+        return report
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chip.errors import InputError
+
+if TYPE_CHECKING:
+    from chip.ledger import Ledger
 
 CheckpointFolder = Annotated[
     Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
@@ -34,6 +37,14 @@ BatchSizes = Annotated[
     ),
 ]
 
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option("--ledger", help="Ledger that gets an entry of this run.", metavar="FILE"),
+]
+LedgerKeyFile = Annotated[
+    Path | None, typer.Option(help="File with the ledger's key; by default CHIP_LEDGER_KEY holds it.", metavar="FILE")
+]
+
 
 _DIGITS = 18  # of a number of records: Python refuses to read thousands of them
 
@@ -45,6 +56,17 @@ def parse_batch_size(text: str) -> int | None:
     if not text.isdecimal() or len(text) > _DIGITS or int(text) == 0:
         raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
+
+
+def open_ledger(file: Path | None, key: Path | None, by: str | None = None) -> Ledger | None:
+    """The ledger in a file; None where none is given. Raises `InputError` for a key alone, or one that is none."""
+    from chip.ledger import Ledger, LedgerKey
+
+    if file is None:
+        if key is not None:
+            raise InputError("goes with --ledger", argument="ledger_key", value=key)
+        return None
+    return Ledger(file, LedgerKey.read(key), by=by)
 
 
 def print_json(value: dict[str, Any]) -> None:

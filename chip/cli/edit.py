@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,17 @@ from chip.cli.arguments import (
     Device,
     DeviceMap,
     Json,
+    LedgerFile,
+    LedgerKeyFile,
     RecordsFile,
+    open_ledger,
     parse_batch_size,
     print_json,
 )
+from chip.errors import InputError
+
+if TYPE_CHECKING:
+    from chip.ledger import Ledger
 from chip.cli.options import given_settings
 
 KeepSources = Annotated[
@@ -65,7 +72,9 @@ STILL_THERE = 3
 def edit(
     context: typer.Context,
     checkpoint: CheckpointFolder,
-    forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
+    forget: Annotated[
+        list[str] | None, typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")
+    ] = None,
     records: RecordsFile = None,
     keep: KeepSources = None,
     keep_tokens: KeepTokens = None,
@@ -83,6 +92,11 @@ def edit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder of a former edit.")] = False,
     max_left: MaxLeft = None,
     accept: Accept = False,
+    ledger: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Forget all nodes whose requests are open in --ledger, in place of --forget.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -100,9 +114,10 @@ def edit(
     from chip.methods import make_method
     from chip.report.text.edit import print_edit
 
+    requests = open_ledger(ledger, ledger_key)
     report = run(
         checkpoint,
-        forget,
+        _targets(forget, requests, open_, checkpoint, records),
         records=records,
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
@@ -119,9 +134,26 @@ def edit(
         max_left=max_left,
         accept=accept,
         force=force,
+        ledger=requests,
         progress=progress_bar,
     )
     if is_main_process():
         print_json(report.to_json()) if as_json else print_edit(report, console.out)
     if report.outcome.forgotten is False:
         raise typer.Exit(STILL_THERE)
+
+
+def _targets(
+    forget: list[str] | None, ledger: Ledger | None, all_open: bool, checkpoint: Path, records: Path | None
+) -> list[str]:
+    """What is to be forgotten: what was named, or what is open."""
+    if all_open == bool(forget):
+        raise InputError("Missing option '--forget': name a node, or take --ledger FILE --open; not both")
+    if not all_open:
+        return list(forget or ())
+    if ledger is None:
+        raise InputError("goes with --ledger", argument="open")
+    from chip.cli.progress import progress_bar
+    from chip.recording.runs import open_targets
+
+    return open_targets(ledger, checkpoint, records, progress=progress_bar)

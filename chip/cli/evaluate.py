@@ -16,7 +16,10 @@ from chip.cli.arguments import (
     DeviceMap,
     Html,
     Json,
+    LedgerFile,
+    LedgerKeyFile,
     RecordsFile,
+    open_ledger,
     parse_batch_size,
     print_json,
 )
@@ -63,17 +66,20 @@ def evaluate(
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
+    ledger: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
+    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
     from chip.cli import console
 
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
+    from chip.recording.runs import EvalRecord
     from chip.report.html.eval import eval_page
     from chip.report.html.page import check_page, write_page
     from chip.report.html.receipt import receipt_in
@@ -83,20 +89,22 @@ def evaluate(
         check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    evaluation = run(
-        checkpoint,
-        forget,
-        records=records,
-        reference=reference,
-        original=original,
-        attacks=attacks,
-        judge=_judge(judge, judge_model),
-        device=device,
-        device_map=device_map,
-        batch_size=parse_batch_size(batch_size),
-        seed=seed,
-        progress=progress_bar,
-    )
+    with EvalRecord(open_ledger(ledger, ledger_key), checkpoint, forget, records, reference, progress_bar) as record:
+        evaluation = run(
+            checkpoint,
+            forget,
+            records=records,
+            reference=reference,
+            original=original,
+            attacks=attacks,
+            judge=_judge(judge, judge_model),
+            device=device,
+            device_map=device_map,
+            batch_size=parse_batch_size(batch_size),
+            seed=seed,
+            progress=progress_bar,
+        )
+        record.evaluated(evaluation)
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)

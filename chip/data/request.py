@@ -112,10 +112,11 @@ class ForgetRequest:
         Raises:
             InputError: as `Hierarchy.find` and `Partition.of` do.
         """
-        return cls(hierarchy, Partition.of(hierarchy, [_find(hierarchy, name) for name in forget]))
+        return cls(hierarchy, Partition.of(hierarchy, [find_node(hierarchy, name) for name in forget]))
 
 
-def _find(hierarchy: Hierarchy, name: str) -> Node:
+def find_node(hierarchy: Hierarchy, name: str) -> Node:
+    """As `Hierarchy.find`; an error names the argument `forget`."""
     try:
         return hierarchy.find(name)
     except InputError as error:

@@ -183,6 +183,10 @@ class Entry:
         """As stored, without the end of the line."""
         return _json(asdict(self))
 
+    def to_json(self) -> dict[str, Any]:
+        """As stored."""
+        return asdict(self)
+
     def _without(self, *names: str) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in names}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from chip._version import __version__
 from chip.errors import ChipWarning, InputError
@@ -32,6 +33,18 @@ class Contents:
     history: History
     faults: tuple[str, ...]
     """Of the chain, and what in it could not happen."""
+
+    def to_json(self, request: Request | None = None) -> dict[str, Any]:
+        """All of it, or of one request only its entries."""
+        entries = (entry for entry in self.chain.entries if request is None or request.pseudonym in entry.requests)
+        requests = self.history.requests.values() if request is None else [request]
+        return {
+            "requests": [one.to_json() for one in requests],
+            "entries": [entry.to_json() for entry in entries],
+            "head": self.chain.head,
+            "faults": list(self.faults),
+            "notes": list(self.chain.notes),
+        }
 
     def find(self, prefix: str) -> Request:
         """The request whose pseudonym begins like this.

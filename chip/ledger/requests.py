@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from enum import StrEnum
+from typing import Any
 
 from chip.ledger.entry import (
     Destroyed,
@@ -86,6 +87,23 @@ class Request:
         if self.state is State.RELEASED:
             return f"destroy the {' and the '.join(what for what in Destroyed if what not in self.destroyed)}"
         return _NEXT.get(self.state)
+
+    def to_json(self, today: date | None = None) -> dict[str, Any]:
+        """With the days that are left, where it is given what day it is."""
+        return {
+            "request": self.pseudonym,
+            "label": self.label,
+            "basis": self.basis,
+            "received": self.received.isoformat(),
+            "deadline": None if self.deadline is None else self.deadline.isoformat(),
+            "state": self.state,
+            "next": self.next_step,
+            "source": self.source,
+            "result": self.result,
+            "destroyed": sorted(self.destroyed),
+            "entries": list(self.entries),
+            **({} if today is None else {"days_left": self.days_left(today)}),
+        }
 
     def days_left(self, today: date) -> int | None:
         """Until the deadline, which itself still counts; below 0 once it is over. None without one."""
