@@ -132,8 +132,8 @@ def _head_faults(entries: Sequence[Entry], head: bytes | None, key: LedgerKey | 
     except (ValueError, TypeError, LookupError, RecursionError):
         yield "the .head file beside it is damaged"
         return
-    expected = key and key.mac(json.dumps({"number": number, "digest": digest}).encode())
-    if expected is not None and not hmac.compare_digest(expected.encode(), mac.encode()):
+    expected = mac if key is None else key.mac(json.dumps({"number": number, "digest": digest}).encode())
+    if not hmac.compare_digest(expected.encode(), mac.encode()):
         yield "the .head file beside it was not written by who holds the key"
     last = entries[-1].number if entries else 0
     if last < number:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from enum import StrEnum
-from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
@@ -210,7 +209,7 @@ class Entry:
 
 def _check_types(part: Entry | Details) -> None:
     """Raise `TypeError` where a field is not of the type it is declared with."""
-    for name, kind in _types(type(part)).items():
+    for name, kind in _TYPES[type(part)].items():
         value = getattr(part, name)
         kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
         if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
@@ -219,9 +218,10 @@ def _check_types(part: Entry | Details) -> None:
             raise TypeError(name)
 
 
-@cache
-def _types(part: type) -> Mapping[str, Any]:
-    return {name: kind for name, kind in get_type_hints(part).items() if get_origin(kind) is not ClassVar}
+_TYPES: Mapping[type[Any], Mapping[str, Any]] = {
+    part: {name: kind for name, kind in get_type_hints(part).items() if get_origin(kind) is not ClassVar}
+    for part in (Entry, *get_args(Details))
+}
 
 
 def _check_dates(entry: Entry) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from chip.errors import InputError
 from chip.evaluation.rows import Evaluation, ResultRow
+from chip.report.html.request import Measured, Reached
 
 if TYPE_CHECKING:  # brings torch
     from chip.report.edit_report import EditReport
 
+_WORDINGS = {"trained": "as trained", "paraphrased": "worded otherwise"}
 _DIGITS = 6  # that count: intervals are wider by far
 
 
@@ -52,11 +54,33 @@ def evaluation_of(figures: Mapping[str, Any]) -> Evaluation:
         raise InputError("the ledger's figures of an evaluation are not as this version of chip writes them") from error
 
 
+def measured_of(figures: Mapping[str, Any] | None) -> tuple[tuple[Measured, ...], Reached | None]:
+    """What an edit measured, of its figures. Raises `InputError` where they are of another form."""
+    if figures is None:
+        return (), None
+    try:
+        rows = tuple(
+            _measured(group, split, result)
+            for group, splits in figures["groups"].items()
+            for split, result in splits.items()
+        )
+        outcome = figures["outcome"]
+        return rows, Reached(*(float(outcome[name]) for name in ("left", "never_trained", "max_left")))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InputError("the ledger's figures of an edit are not as this version of chip writes them") from error
+
+
+def _measured(group: str, split: str, result: Mapping[str, Any]) -> Measured:
+    match = result["exact_match"]
+    before, after, chance = (float(value) for value in (match["before"], match["after"], result["chance"]))
+    return Measured(group, _WORDINGS.get(split, split), int(result["count"]), before, after, chance)
+
+
 def _row(content: Sequence[Any]) -> ResultRow:
     *names, value, low, high, count = content
     group, split, measure, attack = map(str, names)
-    numbers = (math.nan if number is None else float(number) for number in (value, low, high))
-    return ResultRow(group, split, measure, attack, *numbers, count=int(count))
+    value, low, high = (math.nan if number is None else float(number) for number in (value, low, high))
+    return ResultRow(group, split, measure, attack, value, low, high, int(count))
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,27 @@ from chip.report.html.eval import figures_shown
 from chip.report.html.page import render
 from chip.report.html.receipt import ShownReceipt, flat_pairs, shown_receipt
 
-_WORDINGS = {"trained": "as trained", "paraphrased": "worded otherwise"}
+
+@dataclass(frozen=True)
+class Measured:
+    """What `chip edit` has measured of one group of records, before and after: exact match."""
+
+    group: str
+    wording: str
+    count: int
+    before: float
+    after: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What is left of the target's answers, against what was to count as forgotten."""
+
+    left: float
+    never_trained: float
+    """What a model that was never trained on it would answer, as estimated."""
+    most: float
 
 
 @dataclass(frozen=True)
@@ -24,8 +44,13 @@ class Dossier:
     request: Request
     entries: tuple[Entry, ...]
     """Its own, in their order."""
-    edit: Entry | None
+    edit: Edited | None
     """The last one."""
+    edited_with: int
+    """Other requests in that edit."""
+    measured: tuple[Measured, ...]
+    """By that edit; empty where the ledger has no figures, as of one that was added by hand."""
+    outcome: Reached | None
     evaluation: Evaluation | None
     """The last one of the model that this edit wrote."""
     evaluated: Entry | None
@@ -39,31 +64,17 @@ class Dossier:
     made: date
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What `chip edit` has measured of one group of records, before and after."""
-
-    group: str
-    wording: str
-    count: int
-    before: float
-    after: float | None
-    chance: float
-
-
 def request_page(dossier: Dossier) -> str:
     """A whole HTML page, which names nobody, asks for nothing from elsewhere and runs no script."""
-    evaluation = dossier.evaluation
-    edit = None if dossier.edit is None else dossier.edit.details
-    assert edit is None or isinstance(edit, Edited)
+    evaluation, edit = dossier.evaluation, dossier.edit
     return render(
         "request",
         dossier=dossier,
         request=dossier.request,
         edit=edit,
-        others=0 if dossier.edit is None else len(dossier.edit.requests) - 1,
+        others=dossier.edited_with,
         settings=[] if edit is None else list(flat_pairs(edit.settings)),
-        measured=[] if edit is None else _measured(edit),
+        measured=dossier.measured,
         receipt=_receipt(dossier.receipt),
         reference=_reference(evaluation),
         **({"evaluation": None} if evaluation is None else figures_shown(evaluation)),
@@ -76,20 +87,3 @@ def _reference(evaluation: Evaluation | None) -> str | None:
 
 def _receipt(receipt: Mapping[str, Any] | None) -> ShownReceipt | None:
     return None if receipt is None else shown_receipt(receipt, set())
-
-
-def _measured(edit: Edited) -> list[Measured]:
-    """Exact match by group and wording; empty where the ledger has none, as of an edit that was added by hand."""
-    groups = (edit.figures or {}).get("groups", {})
-    return [
-        Measured(
-            group,
-            _WORDINGS.get(split, split),
-            result["count"],
-            result["exact_match"]["before"],
-            result["exact_match"]["after"],
-            result["chance"],
-        )
-        for group, splits in groups.items()
-        for split, result in splits.items()
-    ]
