@@ -101,10 +101,10 @@ def _line_faults(read: Sequence[Entry | str]) -> Iterator[str]:
 def _out_of_order(found: int, expected: int, present: Collection[int], seen: Collection[int]) -> str:
     if found in seen:
         return f"entry {found} is there again"
-    missing = [number for number in range(expected, found) if number not in present]
-    if not missing:
+    if found < expected or expected in present:
         return f"entry {found} stands where entry {expected} belongs"
-    return f"entry {found} follows entry {expected - 1}: {_are(missing[0], missing[-1])} missing"
+    next_present = min(number for number in present if number > expected)
+    return f"entry {found} follows entry {expected - 1}: {_are(expected, next_present - 1)} missing"
 
 
 def _are(first: int, last: int) -> str:

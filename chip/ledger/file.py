@@ -70,8 +70,11 @@ class LedgerFile:
         """Keeps other writers out, and gives what the file holds. The lock goes with the process, however that ends.
 
         Raises:
-            RunError: there is no folder for it, it cannot be made, or others keep it for a minute.
+            InputError: there is no folder for it.
+            RunError: it cannot be made, or others keep it for a minute.
         """
+        if not self.path.parent.is_dir():
+            raise InputError(f"{self.path}: there is no folder {self.path.parent}; make it, or choose another")
         lock = FileLock(self._beside("lock"), timeout=_PATIENCE)
         try:
             lock.acquire()
@@ -139,10 +142,10 @@ class LedgerFile:
 
     def _read(self) -> Stored:
         try:
-            head = self._head.read_bytes() if self._head.exists() else None  # first: it never runs ahead of the ledger
+            head = self._head.read_bytes() if self._head.is_file() else None  # first: it never runs ahead of the ledger
             torn = self.path.parent.glob(f"{escape(self.path.name)}.torn-{_TORN}")
-            if self.path.exists() and self.path.stat().st_size > _LONGEST:
-                raise InputError(f"{self.path}: no ledger, it has more than {_LONGEST:,} bytes; check the path")
+            if self.path.exists() and not (self.path.is_file() and self.path.stat().st_size <= _LONGEST):
+                raise InputError(f"{self.path}: no ledger, but a folder, a device or a huge file; check the path")
             content = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({one_line(error)}); check the path") from error
