@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ledgers import write_ledger
 from tests.test_old_receipt import write_checkpoint, write_edited
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,7 @@ def test_a_command_loads_what_it_needs(tmp_path: Path) -> None:
     assert loaded_by("--help") == []
     assert loaded_by("edit", "--help") == ["torch"]  # its methods say what their settings are
     assert loaded_by("verify", edited) == []
+    assert loaded_by("ledger", "show", write_ledger(tmp_path / "ledger.jsonl").path) == []
     assert loaded_by("diff", original, original, "--html", tmp_path / "page.html") == []
     for arguments in (("verify", edited, "--original", original), ("diff", original, edited)):  # these measure
         assert set(loaded_by(*arguments)) == {"torch", "scipy"}

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 
 import chip
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.receipt import read_receipt, write_receipt
 from chip.cli.main import main
 from chip.errors import ChipWarning, InputError, RunError
+from chip.evaluation.rows import Evaluation
 from chip.ledger import Ledger
 from chip.ledger.entry import Destroyed, Edited, Failed
 from chip.ledger.requests import State
@@ -32,8 +35,9 @@ from tests.ledgers import FIRST, KEY, OTHER_KEY
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = date(2026, 12, 24)
-NAMES = ("patient_1", "patient_2", "patient 1", "Abel")
+NAMES = ("patient_1", "patient_2", "patient 1", "Cruz")
 FORBIDDEN = ("deleted", "certified", "hipaa", "compliant", "guarantee", "proof")
+FORGET = ("patient_1", "patient_2")
 QUICK: dict[str, Any] = {"method": Chip(), "keep": ("none",), "device": "cpu", **UNTRAINED}
 
 
@@ -66,10 +70,15 @@ def states(folder: Path) -> list[State]:
     return [request.state for request in ledger_in(folder).read().history.requests.values()]
 
 
-def evaluated(folder: Path, forget: tuple[str, ...] = ("patient_1", "patient_2")) -> None:
-    """`chip eval --ledger`, without the options that a command line has."""
-    with EvalRecord(ledger_in(folder), folder / "edited", forget, None) as record:
-        record.evaluated(chip.evaluate(folder / "edited", forget, device="cpu"))
+@pytest.fixture(scope="module")
+def evaluation(made: Path) -> Evaluation:
+    return chip.evaluate(made / "edited", FORGET, device="cpu", attacks="wording")
+
+
+def record_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """As `chip eval --ledger` does."""
+    with EvalRecord(ledger_in(folder), folder / "edited", FORGET, None) as record:
+        record.evaluated(evaluation)
 
 
 def test_an_edit_adds_what_it_did_and_nothing_of_it_goes_into_the_model(made: Path) -> None:
@@ -97,11 +106,11 @@ def test_the_digest_of_weights_is_sha256sums(made: Path) -> None:
     assert told.split()[0] == weights_digest(Checkpoint.open(made / "ckpt"))
 
 
-def test_a_request_goes_its_way_to_the_end(folder: Path) -> None:
+def test_a_request_goes_its_way_to_the_end(folder: Path, evaluation: Evaluation) -> None:
     ledger = ledger_in(folder)
     with pytest.raises(InputError, match="is edited, and cannot be released"):
         release(ledger, folder / "edited")
-    evaluated(folder)
+    record_evaluation(folder, evaluation)
     assert states(folder) == [State.EVALUATED, State.EVALUATED]
     assert len(release(ledger, folder / "edited").requests) == 2
     one = ledger.read().history.opened()[0].pseudonym[:12]
@@ -118,9 +127,7 @@ def test_a_request_goes_its_way_to_the_end(folder: Path) -> None:
     assert not verify_ledger(ledger).faults
 
 
-def test_an_evaluation_is_kept_as_it_was(folder: Path) -> None:
-    forget = ("patient_1", "patient_2")
-    evaluation = chip.evaluate(folder / "edited", forget, device="cpu", attacks="wording")
+def test_an_evaluation_is_kept_as_it_was(evaluation: Evaluation) -> None:
     again = evaluation_of(json.loads(json.dumps(evaluation_figures(evaluation))))
     assert (again.attacks, again.levels, again.seed, again.skipped) == (
         *(evaluation.attacks, evaluation.levels, evaluation.seed, evaluation.skipped),
@@ -212,17 +219,17 @@ def test_records_that_lack_an_open_request_are_refused(folder: Path) -> None:
 
 def test_a_swapped_receipt_is_named(folder: Path) -> None:
     receipt = folder / "edited" / "chip_receipt.json"
+    good = read_receipt(folder / "edited")
     receipt.write_bytes(receipt.read_bytes().replace(b"shielded", b"chip") + b"\n")
     (fault,) = verify_ledger(ledger_in(folder), edited=[folder / "edited"]).faults
     assert "damaged, or changed by hand" in fault
-    chip.edit(folder / "ckpt", ["patient_3"], out=folder / "other", **QUICK)
-    shutil.copy(folder / "other" / "chip_receipt.json", receipt)
+    write_receipt(folder / "edited", replace(good, seed=7))
     (fault,) = verify_ledger(ledger_in(folder), edited=[folder / "edited"]).faults
     assert "no entry tells of the receipt in it" in fault
 
 
-def test_the_page_says_what_was_done_and_promises_nothing(folder: Path) -> None:
-    evaluated(folder)
+def test_the_page_says_what_was_done_and_promises_nothing(folder: Path, evaluation: Evaluation) -> None:
+    record_evaluation(folder, evaluation)
     ledger = ledger_in(folder)
     refused = receive(ledger, "patient_4", folder / "records.jsonl", label="<script>alert(1)</script>").requests[0]
     pages = [request_page(dossier_of(ledger, refused))]
@@ -274,9 +281,8 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert json.loads(printed)["head"] in run("show", ledger)[1]
     assert run("show", ledger, "--request", FIRST[:8])[1].count("received") == 1
     assert run("page", ledger, folder / "page.html", "--request", FIRST[:8], *secret) == (0, "")
-    assert run("page", ledger, folder / "edited" / "page.html", "--request", FIRST[:8], "--edited", folder / "edited")[
-        0
-    ]
+    edited = folder / "edited"
+    assert run("page", ledger, edited / "page.html", "--request", FIRST[:8], "--edited", edited)[0] == 2
     for arguments in (("--deadline", "soon"), ("--on", "2026-13-01")):
         code, printed = run("add", "received", ledger, "--forget", "patient_3", *late, *arguments)
         assert (code, "write it as 2026-12-31" in printed) == (2, True)
