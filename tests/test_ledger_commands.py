@@ -164,6 +164,16 @@ def test_an_edit_that_fails_is_an_entry_that_names_nobody(folder: Path) -> None:
     assert states(folder) == [State.EDITED, State.EDITED]
 
 
+def test_a_model_that_the_ledger_could_not_be_told_of_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_to_add(*_: object) -> None:
+        raise RunError("no space")
+
+    monkeypatch.setattr(Ledger, "add", refuse_to_add)
+    with pytest.raises(RunError, match=r"again is written, and the ledger has no entry of it \(no space\)"):
+        chip.edit(folder / "ckpt", FORGET, out=folder / "again", ledger=ledger_in(folder), **QUICK)
+    assert not chip.verify(folder / "again").faults
+
+
 def test_what_is_refused_before_it_begins_is_no_entry(folder: Path) -> None:
     before = (folder / "ledger.jsonl").read_bytes()
     inside = Ledger(folder / "again" / "ledger.jsonl", KEY)

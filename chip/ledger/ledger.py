@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip._version import __version__
-from chip.errors import ChipWarning, InputError
+from chip.errors import ChipWarning, InputError, RunError
 from chip.ledger.chain import Chain, head_text
 from chip.ledger.entry import FORMAT, Details, Entry
 from chip.ledger.file import LedgerFile, Stored
@@ -146,7 +146,10 @@ class Ledger:
             self._mend_tail(contents.chain, stored.tail)
             entry = self._entry(contents.chain, pseudonyms, details, on).signed(key)
             self._file.append(entry.line)
-            self._file.write_head(head_text(entry, key))
+            try:
+                self._file.write_head(head_text(entry, key))
+            except RunError as error:  # the next writer does
+                warnings.warn(f"the entry is added, and its head is not: {error}", ChipWarning, stacklevel=2)
         return entry
 
     def _contents(self, stored: Stored) -> Contents:

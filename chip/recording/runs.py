@@ -15,7 +15,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.readers import find_records, read_records
 from chip.data.request import find_node
-from chip.errors import ChipError, ChipWarning, InputError
+from chip.errors import ChipError, ChipWarning, InputError, RunError
 from chip.evaluation.rows import Evaluation
 from chip.ledger import Ledger
 from chip.ledger.entry import Action, Details, Edited, Evaluated, Failed
@@ -36,6 +36,8 @@ class _RunRecord:
     """A run fails within the `with`, or an entry says what it has done."""
 
     action: Action
+    unrecorded: tuple[type[Exception], ...] = ()
+    """Errors that are no entry."""
 
     def __init__(self, ledger: Ledger | None, nodes: Iterable[Node] = ()) -> None:
         self._ledger = ledger
@@ -48,7 +50,7 @@ class _RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Record that the run failed; of the error only its class, as its text may name somebody."""
-        if kind is None:
+        if kind is None or issubclass(kind, self.unrecorded):
             return
         try:
             self._add(Failed(self.action, kind.__name__.lstrip("_")))
@@ -92,10 +94,15 @@ class EditRecord(_RunRecord):
         """The edited checkpoint is in its place, and stays there.
 
         Raises:
-            ChipError: the ledger cannot be added to.
+            RunError: the ledger cannot be added to.
         """
-        if self._ledger is not None:
+        if self._ledger is None:
+            return
+        try:
             self._add(edited_as_receipt_says(output, edit_figures(report)))
+        except ChipError as error:
+            hint = "`chip ledger add edited` adds it"
+            raise RunError(f"{output} is written, and the ledger has no entry of it ({error}); {hint}") from error
 
 
 class EvalRecord(_RunRecord):
@@ -106,6 +113,7 @@ class EvalRecord(_RunRecord):
     """
 
     action = Action.EVAL
+    unrecorded = (InputError,)  # it changes nothing: an attack that there is not need not be remembered
 
     def __init__(
         self,
