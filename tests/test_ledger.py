@@ -71,7 +71,7 @@ def test_a_pseudonym_is_the_keys_and_the_whole_paths() -> None:
 # Forgeries: each is found, and named.
 
 
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)], ids=["a few", "all"])
+@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)], ids=["a few", "all"])
 def test_a_flipped_bit_is_found(path: Path, step: int) -> None:
     good = path.read_bytes()
     for place in range(0, len(good), step):
@@ -225,7 +225,17 @@ def test_a_full_disk_leaves_no_half_of_a_line(path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"{}\n", b"null\n", b"[" * 100_000 + b"\n", b'{"event":' + b"9" * 5000 + b"}\n", b"\xff\n"]
+    "content",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"null\n",
+        b"[" * 100_000 + b"\n",
+        b'{"event":' + b"9" * 5000 + b"}\n",
+        b"\xff\n",
+        b'{"number":1,"digest":"","mac":"\\ud800"}',
+    ],
 )
 def test_what_is_no_ledger_is_no_traceback(path: Path, content: bytes) -> None:
     path.write_bytes(content)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chip.errors import one_line, printable
+from chip.errors import printable
 from chip.ledger.entry import START, Entry
 from chip.ledger.file import Stored
 from chip.ledger.key import LedgerKey
@@ -45,7 +45,7 @@ class Chain:
                 f"{len(stored.tail):,} bytes aside"
             )
         read = [_read(line) for line in lines]
-        entries = tuple(entry for entry in read if isinstance(entry, Entry))
+        entries = tuple(entry for entry in read if entry is not None)
         faults = [*_line_faults(read), *_key_faults(entries, key), *_head_faults(entries, stored.head, key)]
         notes += [f"{name} holds a line whose writer died in the middle of it" for name in stored.torn]
         notes += _time_notes(entries)
@@ -63,26 +63,25 @@ def head_text(entry: Entry, key: LedgerKey) -> bytes:
 
 def _is_whole(line: bytes) -> bool:
     entry = _read(line)
-    return isinstance(entry, Entry) and entry.digest == entry.own_digest
+    return entry is not None and entry.digest == entry.own_digest
 
 
-def _read(line: bytes) -> Entry | str:
-    """The entry, or why there is none."""
+def _read(line: bytes) -> Entry | None:
     try:
         return Entry.parse(line)
-    except ValueError as error:
-        return printable(one_line(error))
+    except ValueError:
+        return None
 
 
-def _line_faults(read: Sequence[Entry | str]) -> Iterator[str]:
+def _line_faults(read: Sequence[Entry | None]) -> Iterator[str]:
     """What each line shows by itself, and beside the one above it."""
-    present = {entry.number for entry in read if isinstance(entry, Entry)}
+    present = {entry.number for entry in read if entry is not None}
     above: Entry | None = None
     seen: set[int] = set()
     number, known = 0, True  # of the line above, and whether it is what the next one was written after
     for line, entry in enumerate(read, 1):
         number += 1
-        if not isinstance(entry, Entry):
+        if entry is None:
             yield f"line {line}: no entry as chip writes it, damaged or changed by hand"
             known = False
             continue
@@ -128,12 +127,12 @@ def _head_faults(entries: Sequence[Entry], head: bytes | None, key: LedgerKey | 
         return
     try:
         content = json.loads(head)
-        number, digest, mac = int(content["number"]), str(content["digest"]), str(content["mac"])
+        number, digest, mac = int(content["number"]), str(content["digest"]), str(content["mac"]).encode()
     except (ValueError, TypeError, LookupError, RecursionError):
         yield "the .head file beside it is damaged"
         return
-    expected = mac if key is None else key.mac(json.dumps({"number": number, "digest": digest}).encode())
-    if not hmac.compare_digest(expected.encode(), mac.encode()):
+    text = json.dumps({"number": number, "digest": digest}).encode()
+    if key is not None and not hmac.compare_digest(key.mac(text).encode(), mac):
         yield "the .head file beside it was not written by who holds the key"
     last = entries[-1].number if entries else 0
     if last < number:

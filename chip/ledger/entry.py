@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import StrEnum
 from types import UnionType
@@ -180,14 +180,14 @@ class Entry:
     @property
     def line(self) -> bytes:
         """As stored, without the end of the line."""
-        return _json(asdict(self))
+        return _json(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """As stored."""
-        return asdict(self)
+        return {**vars(self), "details": vars(self.details)}
 
     def _without(self, *names: str) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in names}
+        return {name: value for name, value in self.to_json().items() if name not in names}
 
     @classmethod
     def parse(cls, line: bytes) -> Entry:
