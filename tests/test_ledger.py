@@ -117,7 +117,7 @@ def test_a_cut_off_end_is_named(path: Path) -> None:
     path.write_bytes(b"".join(lines[:4]))
     forge_head(path)
     assert not faults(path, None)
-    assert faults(path) == ("the .head file beside it was not written by who holds the key",)
+    assert faults(path) == ("the .head file beside it was not written by whoever holds the key",)
     head_file(path).unlink()
     assert not faults(path)
     (note,) = Ledger(path).read().chain.notes
@@ -133,7 +133,7 @@ def test_whoever_writes_it_anew_needs_the_key(path: Path) -> None:
     assert not faults(path, None)  # no chain shows this by itself; `verify` says that the key was not given
     assert not verify_ledger(Ledger(path)).with_key
     found = faults(path)
-    assert sum("was not written by who holds the key: its HMAC is another" in fault for fault in found) == len(STEPS)
+    assert sum("was not written by whoever holds the key: its HMAC is another" in fault for fault in found) == len(STEPS)
 
     chained(path, OTHER_KEY, lambda entry: replace(entry, key=OTHER_KEY.id))
     forge_head(path)

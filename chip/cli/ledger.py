@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 OVERDUE = 1
 """Exit code of `due` where a deadline is over, and of `verify` and `show` where something is wrong."""
 
-app = typer.Typer(help="Requests over time: who asked, what was done, what is due. The file names nobody.")
-add = typer.Typer(help="Add what happened. An edit and an evaluation add their own entries: --ledger there.")
+app = typer.Typer(
+    help="Requests over time: what was asked, done and measured, what is due. The file names nobody.",
+    no_args_is_help=True,
+)
+add = typer.Typer(
+    help="Add what happened. An edit and an evaluation add their own entries: --ledger there.", no_args_is_help=True
+)
 app.add_typer(add, name="add")
 
 LedgerPath = Annotated[Path, typer.Argument(help="Its file, outside of every model's folder.", metavar="LEDGER")]

@@ -118,7 +118,7 @@ def _key_faults(entries: Sequence[Entry], key: LedgerKey | None) -> Iterator[str
         if entry.key != first:
             yield f"entry {entry.number} was written with another key ({printable(entry.key)}) {whose} ({first})"
         elif key is not None and not hmac.compare_digest(key.mac(entry.content).encode(), entry.mac.encode()):
-            yield f"entry {entry.number} was not written by who holds the key: its HMAC is another"
+            yield f"entry {entry.number} was not written by whoever holds the key: its HMAC is another"
 
 
 def _head_faults(entries: Sequence[Entry], head: bytes | None, key: LedgerKey | None) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _head_faults(entries: Sequence[Entry], head: bytes | None, key: LedgerKey | 
         return
     text = json.dumps({"number": number, "digest": digest}).encode()
     if key is not None and not hmac.compare_digest(key.mac(text).encode(), mac):
-        yield "the .head file beside it was not written by who holds the key"
+        yield "the .head file beside it was not written by whoever holds the key"
     last = entries[-1].number if entries else 0
     if last < number:
         yield f"it ends with entry {last}, and a writer knew entry {number}: {_are(last + 1, number)} cut off"

@@ -1,4 +1,4 @@
-"""The key of a ledger: it makes pseudonyms of nodes, and shows which entries were written by who holds it."""
+"""The key of a ledger: it makes pseudonyms of nodes, and shows which entries were written by whoever holds it."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def print_ledger_verification(verification: LedgerVerification, console: Console
     entries = f"{verification.entries:,} {'entry' if verification.entries == 1 else 'entries'}"
     console.print(Text.assemble(("✓", "green"), f" {entries}, each follows the one before"))
     if verification.with_key:
-        console.print(Text.assemble(("✓", "green"), " written by who holds the key"))
+        console.print(Text.assemble(("✓", "green"), " written by whoever holds the key"))
     else:
         console.print(Text("– who wrote it was not checked: give the key with --key", "dim"))
     if verification.anchored:
