@@ -133,7 +133,9 @@ def test_whoever_writes_it_anew_needs_the_key(path: Path) -> None:
     assert not faults(path, None)  # no chain shows this by itself; `verify` says that the key was not given
     assert not verify_ledger(Ledger(path)).with_key
     found = faults(path)
-    assert sum("was not written by whoever holds the key: its HMAC is another" in fault for fault in found) == len(STEPS)
+    assert sum("was not written by whoever holds the key: its HMAC is another" in fault for fault in found) == len(
+        STEPS
+    )
 
     chained(path, OTHER_KEY, lambda entry: replace(entry, key=OTHER_KEY.id))
     forge_head(path)

@@ -26,7 +26,8 @@ from chip.methods import Chip
 from chip.recording.by_hand import destroy, receive, record_edit, refuse, release
 from chip.recording.dossier import dossier_of
 from chip.recording.figures import evaluation_figures, evaluation_of
-from chip.recording.runs import EvalRecord, open_targets
+from chip.recording.runs import EvalRecord
+from chip.recording.targets import edited_targets, open_targets
 from chip.recording.verification import verify_ledger
 from chip.recording.weights import weights_digest
 from chip.report.html.request import request_page
@@ -110,6 +111,9 @@ def test_a_request_goes_its_way_to_the_end(folder: Path, evaluation: Evaluation)
     ledger = ledger_in(folder)
     with pytest.raises(InputError, match="is edited, and cannot be released"):
         release(ledger, folder / "edited")
+    assert edited_targets(ledger, folder / "edited") == [f"institution_1/{patient}" for patient in FORGET]
+    with pytest.raises(InputError, match="no request that waits for a release was edited into this model"):
+        edited_targets(ledger, folder / "ckpt")
     record_evaluation(folder, evaluation)
     assert states(folder) == [State.EVALUATED, State.EVALUATED]
     assert len(release(ledger, folder / "edited").requests) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,23 @@ def parse_batch_size(text: str) -> int | None:
     if not text.isdecimal() or len(text) > _DIGITS or int(text) == 0:
         raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
+
+
+def chosen_targets(
+    forget: list[str] | None, ledger: Ledger | None, all_open: bool, find: Callable[[Ledger], list[str]]
+) -> list[str]:
+    """The nodes that were named, or those that `find` gives for `--open`.
+
+    Raises:
+        InputError: neither or both were asked for, or there is no ledger; and as `find` does.
+    """
+    if all_open == bool(forget):
+        raise InputError("Missing option '--forget': name a node, or take --ledger FILE --open; not both")
+    if not all_open:
+        return list(forget or ())
+    if ledger is None:
+        raise InputError("goes with --ledger", argument="open")
+    return find(ledger)
 
 
 def open_ledger(file: Path | None, key: Path | None, by: str | None = None) -> Ledger | None:

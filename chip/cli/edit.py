@@ -16,15 +16,15 @@ from chip.cli.arguments import (
     LedgerFile,
     LedgerKeyFile,
     RecordsFile,
+    chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
 )
-from chip.errors import InputError
+from chip.cli.options import given_settings
 
 if TYPE_CHECKING:
     from chip.ledger import Ledger
-from chip.cli.options import given_settings
 
 KeepSources = Annotated[
     list[str] | None,
@@ -112,12 +112,17 @@ def edit(
     from chip.editing import edit as run
     from chip.general.collect import AUTO, Keep
     from chip.methods import make_method
+    from chip.recording.targets import open_targets
     from chip.report.text.edit import print_edit
 
     requests = open_ledger(ledger, ledger_key)
+
+    def find(requests: Ledger) -> list[str]:
+        return open_targets(requests, checkpoint, records, progress=progress_bar)
+
     report = run(
         checkpoint,
-        _targets(forget, requests, open_, checkpoint, records),
+        chosen_targets(forget, requests, open_, find),
         records=records,
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
@@ -141,19 +146,3 @@ def edit(
         print_json(report.to_json()) if as_json else print_edit(report, console.out)
     if report.outcome.forgotten is False:
         raise typer.Exit(STILL_THERE)
-
-
-def _targets(
-    forget: list[str] | None, ledger: Ledger | None, all_open: bool, checkpoint: Path, records: Path | None
-) -> list[str]:
-    """What is to be forgotten: what was named, or what is open."""
-    if all_open == bool(forget):
-        raise InputError("Missing option '--forget': name a node, or take --ledger FILE --open; not both")
-    if not all_open:
-        return list(forget or ())
-    if ledger is None:
-        raise InputError("goes with --ledger", argument="open")
-    from chip.cli.progress import progress_bar
-    from chip.recording.runs import open_targets
-
-    return open_targets(ledger, checkpoint, records, progress=progress_bar)

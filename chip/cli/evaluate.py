@@ -19,6 +19,7 @@ from chip.cli.arguments import (
     LedgerFile,
     LedgerKeyFile,
     RecordsFile,
+    chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
@@ -27,6 +28,7 @@ from chip.errors import InputError
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
+    from chip.ledger import Ledger
 
 Attacks = Annotated[
     str,
@@ -49,7 +51,9 @@ JudgeAddress = Annotated[
 
 def evaluate(
     checkpoint: CheckpointFolder,
-    forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
+    forget: Annotated[
+        list[str] | None, typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")
+    ] = None,
     records: RecordsFile = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
@@ -68,6 +72,9 @@ def evaluate(
     html: Html = None,
     ledger: LedgerFile = None,
     ledger_key: LedgerKeyFile = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="All nodes that were edited into it by --ledger, in place of --forget.")
+    ] = False,
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
@@ -80,6 +87,7 @@ def evaluate(
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
     from chip.recording.runs import EvalRecord
+    from chip.recording.targets import edited_targets
     from chip.report.html.eval import eval_page
     from chip.report.html.page import check_page, write_page
     from chip.report.html.receipt import receipt_in
@@ -89,10 +97,16 @@ def evaluate(
         check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    with EvalRecord(open_ledger(ledger, ledger_key), checkpoint, forget, records, reference, progress_bar) as record:
+    requests = open_ledger(ledger, ledger_key)
+
+    def find(requests: Ledger) -> list[str]:
+        return edited_targets(requests, checkpoint, records, progress=progress_bar)
+
+    nodes = chosen_targets(forget, requests, open_, find)
+    with EvalRecord(requests, checkpoint, nodes, records, reference, progress_bar) as record:
         evaluation = run(
             checkpoint,
-            forget,
+            nodes,
             records=records,
             reference=reference,
             original=original,
@@ -109,7 +123,7 @@ def evaluate(
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
         name = checkpoint.resolve().name
-        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
+        page = eval_page(evaluation, name, other, forget=nodes, show_names=show_names, receipt=receipt)
         write_page(html, page)
     print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
 

@@ -20,7 +20,7 @@ from chip.evaluation.rows import Evaluation
 from chip.ledger import Ledger
 from chip.ledger.entry import Action, Details, Edited, Evaluated, Failed
 from chip.ledger.place import check_outside_models
-from chip.ledger.requests import IN_WINDOW, Request, short
+from chip.ledger.requests import IN_WINDOW
 from chip.progress import ProgressCallback, silent
 from chip.recording.figures import edit_figures, evaluation_figures
 from chip.recording.weights import edited_as_receipt_says, weights_digest
@@ -143,43 +143,3 @@ def pseudonyms_of(ledger: Ledger, nodes: Iterable[Node]) -> list[str]:
     """Pseudonyms of nodes, each once. Raises `InputError` where the ledger has no key."""
     key = ledger.require_key()
     return list(dict.fromkeys(key.pseudonym(node.path) for node in nodes))
-
-
-def open_targets(
-    ledger: Ledger,
-    checkpoint: Path | str,
-    records: Path | str | None = None,
-    *,
-    progress: ProgressCallback = silent,
-) -> list[str]:
-    """Paths of all nodes whose requests are open in the collection window, for `edit`: one edit forgets them together.
-
-    Args:
-        checkpoint: the window's source, all of whose weights are hashed where an edit or a release has set it.
-        records: as `edit` has them.
-
-    Raises:
-        InputError: nothing is open; the records hold no node of an open request; the checkpoint is another than the
-            one that this window's edits were made from, or than the one released since.
-    """
-    key, history = ledger.require_key(), ledger.read_sound().history
-    opened = history.opened(*IN_WINDOW)
-    if not opened:
-        raise InputError("no request waits for an edit; `chip ledger due` shows what is open", argument="open")
-    source = Checkpoint.open(Path(checkpoint))
-    file = find_records(source.folder, None if records is None else Path(records))
-    nodes = {key.pseudonym(node.path): str(node) for node in Hierarchy(read_records(file)).nodes}
-    _check_known(opened, nodes.keys(), file)
-    if history.window_source is not None and weights_digest(source, progress) != history.window_source:
-        what = f"whose weights have the digest {short(history.window_source)}..."
-        message = f"is not the model that the open requests are to be edited from, {what}; give that one"
-        raise InputError(message, argument="checkpoint", value=checkpoint)
-    return [nodes[request.pseudonym] for request in opened]
-
-
-def _check_known(opened: Sequence[Request], pseudonyms: Iterable[str], file: Path) -> None:
-    known = set(pseudonyms)
-    lacking = [short(request.pseudonym) for request in opened if request.pseudonym not in known]
-    if lacking:
-        hint = "give the records that do, or refuse the request in the ledger"
-        raise InputError(f"{file}: holds no node of request {', '.join(lacking)}; {hint}")
