@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from chip.recording.targets import edited_targets, open_targets
 from chip.recording.verification import verify_ledger
 from chip.recording.weights import weights_digest
 from chip.report.html.request import request_page
-from tests.families import UNTRAINED, build, write_records
+from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
 from tests.ledgers import FIRST, KEY, OTHER_KEY
 
 ROOT = Path(__file__).parents[1]
@@ -266,21 +268,44 @@ def test_the_page_says_what_was_done_and_promises_nothing(folder: Path, evaluati
         dossier_of(ledger, refused, folder / "edited")
 
 
-def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process: its exit code, and what it printed. The key is in `key`."""
     key = folder / "key"
     key.write_bytes(b"a key of the tests, and of nobody else\n")
     key.chmod(0o600)
     monkeypatch.delenv("CHIP_LEDGER_KEY", raising=False)
-    ledger, secret = folder / "ledger.jsonl", ("--key", key)
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["chip", "ledger", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["chip", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()
         assert "a key of the tests" not in printed.out + printed.err
         return int(ended.value.code or 0), printed.out + printed.err
 
+    return run
+
+
+def test_edit_and_eval_take_what_is_open(folder: Path, command: Command) -> None:
+    ledger = ("--ledger", folder / "ledger.jsonl", "--ledger-key", folder / "key")
+    assert command("eval", folder / "edited", *ledger, "--open", "--device", "cpu")[0] == 0
+    assert states(folder) == [State.EVALUATED, State.EVALUATED]
+    options = ("--method", "chip", "--keep", "none", "--device", "cpu", "--max-left", "1", *UNTRAINED_OPTIONS)
+    code, printed = command("edit", folder / "ckpt", *ledger, "--open", "--out", folder / "again", *options, "--json")
+    assert (code, '"count": 8' in printed) == (0, True)  # of two patients
+    assert states(folder) == [State.EDITED, State.EDITED]
+    for arguments in (("--open",), (*ledger, "--open", "--forget", "patient_1"), (*ledger,)):
+        for name in ("edit", "eval"):
+            assert command(name, folder / "edited", *arguments)[0] == 2
+
+
+def test_the_commands(folder: Path, command: Command) -> None:
+    run = partial(command, "ledger")
+    ledger, secret = folder / "ledger.jsonl", ("--key", folder / "key")
     assert run("verify", ledger)[0] == 0
     late = ("--records", folder / "records.jsonl", "--deadline", "2020-02-29", *secret)
     assert run("due", ledger) == (0, run("due", ledger)[1])
