@@ -48,7 +48,8 @@ class LedgerFile:
         self._head = self._beside("head")
 
     def exists(self) -> bool:
-        return self.path.exists()
+        """Whether there is one, or was."""
+        return self.path.exists() or self._head.exists()
 
     def read(self) -> Stored:
         """All of it.

@@ -114,7 +114,7 @@ class Ledger:
         contents = self._contents(stored)
         if contents.faults:
             more = f" (and {len(contents.faults) - 1} more)" if len(contents.faults) > 1 else ""
-            hint = "`chip ledger verify` tells all; put the last good copy back"
+            hint = "`chip ledger verify` tells all; give its own key, or put the last good copy back"
             raise InputError(f"{self.path}: {contents.faults[0]}{more}; {hint}")
         return contents
 

@@ -1,8 +1,8 @@
 """What became of each request: which event may follow which, and what is still to be done by when.
 
-    received -> edited -> evaluated -> released -> destroyed, the original and the records
-                                                            \\-> done
-    refused ends a request that is not released yet; failed changes nothing.
+    received -> edited -> evaluated -> released -> done, once the original and the records are destroyed
+
+Refused ends a request that is not released yet; failed changes nothing.
 
 The collection window ends with a release: until then, all open requests are edited together from the same source.
 After it they are edited from the model that was released, as its original is to be destroyed.
@@ -116,8 +116,8 @@ class History:
 
     requests: dict[str, Request] = field(default_factory=dict)
     """By pseudonym; of those that came twice, the later one."""
-    results: dict[str, int] = field(default_factory=dict)
-    """Weights that an edit wrote -> number of the entry."""
+    results: set[str] = field(default_factory=set)
+    """Digests of the weights that edits wrote."""
     window_source: str | None = None
     """Digest of the weights that open requests are edited from; None: of any model, as nothing was edited yet."""
     _window_edited: bool = False
@@ -153,7 +153,7 @@ class History:
             if request is not None:
                 self.requests[pseudonym] = replace(request, entries=(*request.entries, entry.number))
         if isinstance(details, Edited):
-            self.results[details.result] = entry.number
+            self.results.add(details.result)
             if not self._window_edited:
                 self.window_source, self._window_edited = details.source, True
         elif isinstance(details, Released):
@@ -166,11 +166,11 @@ def short(pseudonym: str) -> str:
 
 
 def _objection(request: Request | None, details: Details) -> str | None:
-    if isinstance(details, Received):
-        return "is open already" if request is not None and request.is_open else None
     if request is None:
-        return "was never received"
+        return None if isinstance(details, Received) else "was never received"
     if request.state not in ALLOWED[details.event]:
+        if isinstance(details, Received):
+            return "is open already"
         return f"is {request.state}, and cannot be {details.event}: {_hint(details.event)}"
     match details:
         case Edited() if Destroyed.RECORDS in request.destroyed:
