@@ -170,6 +170,7 @@ def test_an_edit_that_fails_is_an_entry_that_names_nobody(folder: Path) -> None:
     assert states(folder) == [State.EDITED, State.EDITED]
 
 
+@pytest.mark.slow
 def test_a_model_that_the_ledger_could_not_be_told_of_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse_to_add(*_: object) -> None:
         raise RunError("no space")
