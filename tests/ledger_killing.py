@@ -23,7 +23,7 @@ from chip.errors import ChipWarning
 from chip.ledger import Ledger
 from tests.ledgers import EDITED, FIRST, KEY, STEPS, write_ledger
 
-LONGEST_LIFE = 0.12  # seconds between two kills
+LONGEST_LIFE = 0.3  # seconds between two kills
 _FEW = 200  # bytes at a time
 
 
@@ -61,6 +61,8 @@ def kill_writers(path: Path, kills: int, writers: int, seed: int) -> None:
     """Let writers run and kill them one by one; for each one another starts."""
     draw = random.Random(seed)
     running = [start(path, number) for number in range(writers)]
+    while not told_digests(path.parent):  # on a machine that is slow today
+        time.sleep(0.01)
     for kill in range(kills):
         time.sleep(draw.uniform(0, LONGEST_LIFE))
         place = draw.randrange(writers)
