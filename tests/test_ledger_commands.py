@@ -218,7 +218,8 @@ def test_an_edit_without_the_ledger_is_added_from_its_receipt(folder: Path) -> N
 
 
 def test_a_label_that_names_the_node_is_refused(folder: Path) -> None:
-    for given in ({"label": "Patient 3"}, {"basis": "the letter of patient-3"}):
+    cases: tuple[dict[str, Any], ...] = ({"label": "Patient 3"}, {"basis": "the letter of patient-3"})
+    for given in cases:
         with pytest.raises(InputError, match="names patient_3, which is to be forgotten"):
             receive(ledger_in(folder), "patient_3", folder / "records.jsonl", **given)
     with pytest.raises(InputError, match="is open already"):
@@ -327,6 +328,6 @@ def test_the_commands(folder: Path, command: Command) -> None:
         code, printed = run("add", "received", ledger, "--forget", "patient_3", *late, *arguments)
         assert (code, "write it as 2026-12-31" in printed) == (2, True)
     ledger.write_bytes(ledger.read_bytes().replace(b"case 1", b"case 2"))
-    for command in ("show", "due", "verify"):
-        code, printed = run(command, ledger)
+    for name in ("show", "due", "verify"):
+        code, printed = run(name, ledger)
         assert (code, "line 1: entry 1 has been changed" in printed) == (1, True)
