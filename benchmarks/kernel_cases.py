@@ -80,7 +80,7 @@ def rows_case(
         weight, rows = random_weight(height, width, device), random_rows(height, count, device)
         basis = random_basis(count, rank, device)
         projector = dense_projector(basis).to(dtype)
-        return lambda: project_rows_([weight], rows[None], [basis]), lambda: dense(weight, rows, projector)
+        return lambda: project_rows_(weight, rows, basis), lambda: dense(weight, rows, projector)
 
     against = "" if dtype == torch.bfloat16 else ", P W in fp32"
     values = count * width
@@ -97,37 +97,33 @@ def rows_case(
     )
 
 
-def all_modules_case(device: str, one_by_one: bool) -> KernelCase:
-    """gate, up and down of the edited layers of a 7B model in two calls; against P W_S, or ours, module by module."""
+def all_modules_case(device: str) -> KernelCase:
+    """gate, up and down of the edited layers of a 7B model, against P W_S."""
     hidden, inside = MODELS["7B"]
     shapes = ((2 * EDITED_LAYERS, inside, hidden), (EDITED_LAYERS, hidden, inside))
     counts = [round(SHARE_OF_ROWS * height) for _, height, _ in shapes]
 
     def make() -> tuple[Run, Run]:
-        groups = []
-        for (modules, height, width), count in zip(shapes, counts, strict=True):
-            weights = [random_weight(height, width, device) for _ in range(modules)]
+        modules = []
+        for (number, height, width), count in zip(shapes, counts, strict=True):
             rows, basis = random_rows(height, count, device), random_basis(count, 16, device)
-            groups.append((weights, rows.repeat(modules, 1), [basis] * modules, dense_projector(basis).bfloat16()))
+            projector = dense_projector(basis).bfloat16()
+            modules += [(random_weight(height, width, device), rows, basis, projector) for _ in range(number)]
 
         def ours() -> None:
-            for weights, rows, bases, _ in groups:
-                project_rows_(weights, rows, bases)
+            for weight, rows, basis, _ in modules:
+                project_rows_(weight, rows, basis)
 
         def plain() -> None:
-            for weights, rows, bases, projector in groups:
-                for weight, of_module, basis in zip(weights, rows, bases, strict=True):
-                    if one_by_one:
-                        project_rows_([weight], of_module[None], [basis])
-                    else:
-                        dense(weight, of_module, projector)
+            for weight, rows, _, projector in modules:
+                dense(weight, rows, projector)
 
         return ours, plain
 
     values = [modules * count * width for (modules, _, width), count in zip(shapes, counts, strict=True)]
     return KernelCase(
         "rows",
-        f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16" + (", a call a site" if one_by_one else ""),
+        f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16",
         flops=4.0 * 16 * sum(values),
         size=4.0 * sum(values),
         dtype=torch.float32,
@@ -251,5 +247,4 @@ def rows_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[Kern
         hidden, inside = models["7B"]
         yield rows_case("7B down", hidden, inside, hidden, 16, device)
         yield rows_case("7B gate", inside, hidden, inside, 16, device)
-        yield all_modules_case(device, one_by_one=False)
-        yield all_modules_case(device, one_by_one=True)
+        yield all_modules_case(device)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,10 +42,17 @@ def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Medians of what the variants return, which take turns: what disturbs one disturbs all."""
+def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int, most: float = inf) -> dict[str, float]:
+    """Medians of what the variants return, which take turns: what disturbs one disturbs all.
+
+    Args:
+        most: seconds after which no further round begins.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    start = time.monotonic()
+    for number in range(rounds):
+        if number and time.monotonic() - start > most:
+            break
         for name, measure in variants.items():
             times[name].append(measure())
     return {name: median(seconds) for name, seconds in times.items()}

@@ -94,7 +94,7 @@ def _accuracy_of_rows(device: str, hidden: int, inside: int) -> Timing:
     wide = weight[rows].cpu().double()
     exact = (wide - basis.cpu().double() @ (basis.cpu().double().T @ wide)).bfloat16()
     by_dense = (dense_projector(basis).bfloat16() @ weight[rows]).cpu()
-    project_rows_([weight], rows[None], [basis])
+    project_rows_(weight, rows, basis)
     ours, plain = (float((result != exact).double().mean()) * 100 for result in (weight[rows].cpu(), by_dense))
     return Timing("values unlike rounded fp64, 7B gate, rank 16, against P W in bf16", ours, plain, "%")
 
