@@ -33,13 +33,13 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
+def seconds_of(run: Callable[[], object], device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that one run takes, from an idle device to an idle device."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int, most: float = inf) -> dict[str, float]:
@@ -58,10 +58,12 @@ def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int, mos
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def matmul_rate(device: str, dtype: torch.dtype, side: int, runs: int) -> float:
+def matmul_rate(
+    device: str, dtype: torch.dtype, side: int, runs: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """FLOP/s of a large product of two (side, side) matrices; the best of some runs."""
     matrix = torch.randn(side, side, device=device).to(dtype)
-    return 2 * side**3 / min(seconds_of(lambda: matrix @ matrix, device) for _ in range(runs))
+    return 2 * side**3 / min(seconds_of(lambda: matrix @ matrix, device, clock) for _ in range(runs))
 
 
 def peak_memory() -> float:
