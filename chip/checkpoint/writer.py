@@ -110,10 +110,12 @@ def round_once(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if tensor.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16) or not tensor.numel():
         return tensor.to(dtype)
+    if not tensor.dim():
+        return _to_odd(tensor).to(dtype)
     result = torch.empty_like(tensor, dtype=dtype)
     block = torch.get_num_threads() * _CACHED if tensor.device.type == "cpu" else _VALUES
-    rows = max(1, block * max(1, len(torch.atleast_1d(tensor))) // tensor.numel())
-    for rounded, exact in zip(*(torch.atleast_1d(each).split(rows) for each in (result, tensor)), strict=True):
+    rows = max(1, block * len(tensor) // tensor.numel())
+    for rounded, exact in zip(torch.split(result, rows), torch.split(tensor, rows), strict=True):
         rounded.copy_(_to_odd(exact))
     return result
 

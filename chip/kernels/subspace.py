@@ -113,9 +113,9 @@ def _project_(matrix: Tensor, rows: Tensor, basis: Tensor, height: int, width: i
     total = x.new_empty(basis.shape[1], width)  # Qᵀ W_S
     blocks = [
         _Block(indices, q, stored[: len(q)], stored[: len(q)].view(words.dtype), x[: len(q)])
-        for indices, q in zip(rows.split(height), basis.split(height), strict=True)
+        for indices, q in zip(torch.split(rows, height), torch.split(basis, height), strict=True)
     ]
-    for panel in words.split(width * words.shape[1] // matrix.shape[1], 1):
+    for panel in torch.split(words, width * words.shape[1] // matrix.shape[1], 1):
         for number, block in enumerate(blocks):
             block.load(panel)
             total.addmm_(block.basis.T, block.x, beta=min(number, 1))

@@ -64,8 +64,7 @@ class Patch:
 def _relative_change(new: Tensor, old: Tensor) -> float:
     """‖W′ − W‖ / ‖W‖; some rows at a time, so that no wide copy of the whole is made."""
     change, size = torch.zeros(2, dtype=accumulation_dtype(new.device), device=new.device)
-    rows = (torch.atleast_1d(each).split(_ROWS) for each in (new, old))
-    for after, before in zip(*rows, strict=True):
+    for after, before in zip(torch.split(new, _ROWS), torch.split(old, _ROWS), strict=True):
         before = before.to(change)
         change += (after.to(change) - before).square().sum()
         size += before.square().sum()
