@@ -243,12 +243,14 @@ def test_a_bias_is_a_matrix_of_one_column() -> None:
 
 @pytest.mark.parametrize("offset", [0, 1, 8])
 def test_projection_of_a_weight_that_begins_anywhere(offset: int) -> None:
-    """As a tensor of a mapped file may: where its rows are not made of whole words, they are moved by value."""
+    """As a tensor of a mapped file may, or a transposed one: where its rows are not made of whole words, they are moved
+    by value."""
     rows, basis = _draw(0, 12, 2)
-    weight = _random(1, offset + 24 * 32).bfloat16()[offset:].view(24, 32)
-    before = weight.clone()
-    project_rows_(weight, rows, basis)
-    _check_projected(weight, before, rows, basis)
+    values = _random(1, offset + 24 * 32).bfloat16()[offset:]
+    for weight in (values.clone().view(24, 32), values.view(24, 32), values.clone().view(32, 24).T):
+        before = weight.clone()
+        project_rows_(weight, rows, basis)
+        _check_projected(weight, before, rows, basis)
 
 
 class TestProjectionInBlocks(Small):

@@ -89,7 +89,7 @@ def project_rows_(weight: Tensor, rows: Tensor, basis: Tensor) -> None:
     twice, for Qᵀ W_S and then to take it out; few enough to be one block, once.
 
     Args:
-        weight: W (d_out, d_in), or a vector (d_out,); contiguous.
+        weight: W (d_out, d_in), or a vector (d_out,); of any strides.
         rows: S (r,) int64, none twice.
         basis: Q (r, k), orthonormal columns, of any float dtype.
 
@@ -165,6 +165,6 @@ def _as_words(matrix: Tensor, width: int) -> Tensor:
     element."""
     values = 16 // matrix.itemsize
     places = (matrix.data_ptr() // matrix.itemsize, matrix.storage_offset(), matrix.stride(0), width)
-    if matrix.device.type != "cpu" or any(place % values for place in places):
+    if matrix.device.type != "cpu" or matrix.stride(1) != 1 or any(place % values for place in places):
         return matrix
     return matrix.view(torch.complex128)
