@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -38,8 +39,8 @@ class KernelCase:
     plain_flops: float
     memory: float
     """Bytes that both forms take together."""
-    make: Callable[[], tuple[Run, Run]]
-    """Ours and the plain form, on the same data."""
+    make: Callable[[], tuple[Run, Run | None]]
+    """Ours and the plain form, on the same data; None where it was measured in another case."""
     label: str = ""
     """In the picture; cases near each other share one."""
 
@@ -72,17 +73,18 @@ def dense_projector(basis: Tensor) -> Tensor:
 
 
 def rows_case(
-    name: str, height: int, width: int, count: int, rank: int, device: str, dtype: torch.dtype = torch.bfloat16
+    name: str, height: int, width: int, count: int, rank: int, device: str, dtype: torch.dtype | None = torch.bfloat16
 ) -> KernelCase:
-    """Against P W_S in `dtype`."""
+    """Against P W_S in `dtype`, which takes as long at any rank; None: against nothing."""
 
-    def make() -> tuple[Run, Run]:
+    def make() -> tuple[Run, Run | None]:
         weight, rows = random_weight(height, width, device), random_rows(height, count, device)
         basis = random_basis(count, rank, device)
-        projector = dense_projector(basis).to(dtype)
-        return lambda: project_rows_(weight, rows, basis), lambda: dense(weight, rows, projector)
+        projector = None if dtype is None else dense_projector(basis).to(dtype)
+        plain = None if projector is None else partial(dense, weight, rows, projector)
+        return lambda: project_rows_(weight, rows, basis), plain
 
-    against = "" if dtype == torch.bfloat16 else ", P W in fp32"
+    against = ", P W in fp32" if dtype == torch.float32 else ""
     values = count * width
     return KernelCase(
         "rows",
@@ -90,7 +92,7 @@ def rows_case(
         flops=4.0 * rank * values,
         size=4.0 * values,
         dtype=torch.float32,
-        plain_flops=2.0 * count * values,
+        plain_flops=0.0 if dtype is None else 2.0 * count * values,
         memory=2.0 * height * width + 12.0 * values + 8 * count**2,
         make=make,
         label=f"rank {rank}",
@@ -240,9 +242,8 @@ def rows_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[Kern
         for module, height, width in (("gate", inside, hidden), ("down", hidden, inside)):
             count = round(SHARE_OF_ROWS * height)
             if rank <= count:
-                yield rows_case(f"{name} {module}", height, width, count, rank, device)
-                if rank == 16:
-                    yield rows_case(f"{name} {module}", height, width, count, rank, device, torch.float32)
+                for dtype in (torch.bfloat16, torch.float32) if rank == 16 else (None,):
+                    yield rows_case(f"{name} {module}", height, width, count, rank, device, dtype)
     if "7B" in models:
         hidden, inside = models["7B"]
         yield rows_case("7B down", hidden, inside, hidden, 16, device)
