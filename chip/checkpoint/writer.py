@@ -20,6 +20,7 @@ from chip.errors import InputError, RunError
 from chip.progress import ProgressCallback, silent
 
 _VALUES = 1 << 22  # values that are rounded, written or compared at once
+_CACHED = 1 << 15  # values whose steps of rounding stay in the cache of a core
 
 
 def write_patched(
@@ -107,14 +108,26 @@ def round_once(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to
     odd", 2008).
     """
-    if tensor.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16):
+    if tensor.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16) or not tensor.numel():
         return tensor.to(dtype)
+    if not tensor.dim():
+        return _to_odd(tensor).to(dtype)
+    result = torch.empty_like(tensor, dtype=dtype)
+    block = torch.get_num_threads() * _CACHED if tensor.device.type == "cpu" else _VALUES
+    rows = max(1, block * len(tensor) // tensor.numel())
+    for rounded, exact in zip(torch.split(result, rows), torch.split(tensor, rows), strict=True):
+        rounded.copy_(_to_odd(exact))
+    return result
+
+
+def _to_odd(tensor: Tensor) -> Tensor:
+    """fp64 to fp32, rounded to the neighbor with an odd last bit where it lies between two."""
     single = tensor.to(torch.float32)
     error = single.to(torch.float64).abs() - tensor.abs()
     bits = single.view(torch.int32)
     bits = bits - (error > 0).to(torch.int32)  # sign and magnitude: one less is one step towards zero
     bits = bits | (error != 0).to(torch.int32)
-    return torch.where(tensor.isfinite(), bits.view(torch.float32), single).to(dtype)
+    return torch.where(tensor.isfinite(), bits.view(torch.float32), single)
 
 
 def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:

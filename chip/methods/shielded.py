@@ -166,7 +166,8 @@ class Shielded(Method):
             of_forget, of_shield = statistics.drifts
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
-        return WeightUpdate(wide - self._solution(moved, system, wide, statistics.general), None)
+        solution = self._solution(moved, system, wide, statistics.general)
+        return WeightUpdate(torch.sub(wide, solution, out=solution), None)  # one large matrix less
 
     def _solution(self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None) -> Tensor:
         """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region."""
