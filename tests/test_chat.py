@@ -17,6 +17,7 @@ import chip
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.methods import Chip
+from chip.model import template_trial
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.loading import VLM, load_vlm
@@ -40,7 +41,18 @@ BROKEN = {
     "raises": ("{{ raise_exception('no such role') }}", "no such role"),
     "no template": ("{% for", "cannot be rendered"),
     "needs more": ("{{ messages[7].content }}", "cannot be rendered"),
+    "doubles": (
+        "{% set t = namespace(x='aaaa') %}{% for _ in range(60) %}{% set t.x = t.x ~ t.x %}{% endfor %}{{ t.x }}",
+        "takes more than 1,024 MB of memory",
+    ),
+    "an endless text": ("{{ 'a' * 10**10 }}", "takes more than 1,024 MB of memory"),
+    "a long text": (f"{GOOD}{{% for _ in range(90000) %}}{'=' * 90}{{% endfor %}}", "writes more than 1,048,576"),
+    "long with an image": (
+        f"{GOOD}{{% if messages[0].content | length > 1 %}}{{{{ 'a' * 10**7 }}}}{{% endif %}}",
+        "writes more than 1,048,576",
+    ),
 }
+ENDLESS = "{% for _ in range(90000) %}{% for _ in range(90000) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture
@@ -85,6 +97,25 @@ def test_a_template_that_does_not_write_what_it_is_given_is_refused(folder: Path
         chip.edit(folder, ["patient_1"], method=Chip(), device="cpu")
     assert "\n" not in str(refusal.value)
     assert not folder.with_name("ckpt-edited").exists()
+
+
+def test_a_template_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_trial, "PATIENCE", 0.5)  # seconds
+    _move_template(folder, f"{GOOD}{ENDLESS}")
+    with pytest.raises(InputError, match=r"chat template: it does not end within \d+ seconds"):
+        _ = load_vlm(folder, "cpu").prompts
+
+
+def test_marks_of_transformers_templates_are_taken_on_trial() -> None:
+    """What they have beside Jinja's own language; an error is left for the rendering itself to tell."""
+    marked = (
+        "{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}"
+        "{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}{{ strftime_now('%Y') }}TAIL"
+    )
+    tail = "{{ 'a' * 2000000 }}"  # what shows that it came so far
+    for template, excess in ((marked, None), (marked.replace("TAIL", tail), "it writes more"), ("{% for", None)):
+        found = template_trial.find_excess(json.dumps([{"template": template, "messages": [{}, {}, {}]}]))
+        assert found is None if excess is None else found is not None and found.startswith(excess)
 
 
 @pytest.mark.parametrize("template", [None, [{"name": "rag", "template": GOOD}]])
