@@ -114,12 +114,41 @@ def outside(tmp_path: Path) -> Path:
     return folder
 
 
+IN_ONE_PROCESS = """
+import contextlib, io, json, sys
+from chip.cli.main import main
+ended = []
+for arguments in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["chip", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit:
+            ended.append((exit.code or 0, out.getvalue(), err.getvalue()))
+print(json.dumps(ended), file=sys.__stdout__)
+"""
+"""Several commands, each with its code, its stdout and its stderr: to start Python with torch takes seconds."""
+
+
 def run(*arguments: object, path: Path, modules: str) -> subprocess.CompletedProcess[str]:
     """`python -m chip`, with the folder `path` among those where modules are found, and these modules as plugins."""
-    paths = os.pathsep.join(filter(None, (str(path), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
     command = [sys.executable, "-m", "chip", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=_environment(path, modules), capture_output=True, text=True, check=False)
+
+
+def run_all(*commands: tuple[object, ...], path: Path, modules: str) -> list[tuple[int, str, str]]:
+    """The same of several commands, in one process."""
+    given = json.dumps([list(map(str, arguments)) for arguments in commands])
+    command = [sys.executable, "-c", IN_ONE_PROCESS]
+    environment = _environment(path, modules)
+    ended = subprocess.run(command, env=environment, input=given, stdout=subprocess.PIPE, text=True, check=True)
+    return [(code, out, err) for code, out, err in json.loads(ended.stdout)]
+
+
+def _environment(path: Path, modules: str) -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, (str(path), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
 
 
 def write_csv(records: Path) -> Path:
@@ -139,41 +168,53 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path:
     modules = "toy_reader,toy_attack"
 
     assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads CSV by default
-    tree = run("tree", records, path=outside, modules="toy_reader")
-    assert (tree.returncode, tree.stderr) == (0, "")
-    assert "patient_4" in tree.stdout
-
     request = ("eval", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
     page = tmp_path / "page.html"
-    evaluation = run(*request, "--attacks", "insisting", "--html", page, path=outside, modules=modules)
-    assert evaluation.returncode == 0, evaluation.stderr
-    report = json.loads(evaluation.stdout)
+    evaluate = (*request, "--attacks", "insisting", "--html", page)
+    unknown = (*request, "--attacks", "nonesuch")
+    tree, evaluation, refused = run_all(("tree", records), evaluate, unknown, path=outside, modules=modules)
+    assert tree[::2] == (0, "")
+    assert "patient_4" in tree[1]
+    code, out, err = evaluation
+    assert code == 0, err
+    report = json.loads(out)
     assert report["attacks"] == ["insisting"]
     assert "The question is asked in capitals, and twice." in page.read_text(encoding="utf-8")
     assert {row["attack"] for row in report["rows"]} == {"none", "insisting: capitals", "insisting: twice"}
     attacked = {(row["group"], row["measure"]) for row in report["rows"] if row["attack"] == "insisting: twice"}
     assert attacked >= {("target", "exact_match"), ("siblings", "answer_probability")}
 
-    unknown = run(*request, "--attacks", "insisting", path=outside, modules="toy_reader")
-    assert unknown.returncode == 2
-    assert "insisting" in unknown.stderr
-    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in unknown.stderr
+    assert refused[0] == 2
+    assert "nonesuch" in refused[2]
+    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in refused[2]
+    assert "insisting" in refused[2]
 
 
 def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
     checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
-    assert "--share" in run("edit", "--help", path=outside, modules="toy_method").stdout
-
-    request = ("edit", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    edit = run(*request, "--method", "mean-removal", "--share", "0.5", "--force", path=outside, modules="toy_method")
-    assert edit.returncode == 0, edit.stderr
-    report = json.loads(edit.stdout)
+    request = (
+        "edit",
+        checkpoint,
+        "--forget",
+        "patient_1",
+        "--records",
+        records,
+        "--device",
+        "cpu",
+        "--json",
+        "--force",
+    )
+    edit, refuse = (*request, "--method", "mean-removal", "--share", "0.5"), (*request, "--share", "0.5")
+    help, edited, refused = run_all(("edit", "--help"), edit, refuse, path=outside, modules="toy_method")
+    assert "--share" in help[1]
+    code, out, err = edited
+    assert code == 0, err
+    report = json.loads(out)
     assert report["settings"]["share"] == 0.5
     assert report["changed_tensors"]
     assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
 
-    refused = run(*request, "--share", "0.5", "--force", path=outside, modules="toy_method")
-    assert (refused.returncode, refused.stderr) == (2, "chip: --share 0.5: not a setting of method shielded; drop it\n")
+    assert refused == (2, "", "chip: --share 0.5: not a setting of method shielded; drop it\n")
 
 
 @pytest.mark.parametrize(
