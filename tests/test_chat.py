@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from chip.methods import Chip
 from chip.model import template_trial
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
+from chip.model.chat_template import says_alone
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
 from tests.families import build, write_records
@@ -191,6 +193,40 @@ def test_a_template_that_loses_one_answer_names_its_record(folder: Path) -> None
     ]
     with pytest.raises(InputError, match=r"^r\.jsonl:1: the answer is not as it is in the model's chat format"):
         prompts.read(records)
+
+
+BESIDE = {
+    "a wish behind it": GOOD + "{% if not add_generation_prompt %}Take care!{% endif %}",
+    "it, before the question about an image": GOOD.replace("<image>", "<image>{{ messages[-1].content[-1].text }}"),
+    "a name before it": GOOD.replace("{% if add_generation_prompt %}assistant: {% endif %}", ""),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_a_template_says_beside_an_answer_is_not_taken_for_it(folder: Path, beside: str) -> None:
+    _move_template(folder, BESIDE[beside])
+    record = Record("who", "left lobe", ("i",), png(28, 28), where="r.jsonl:3")
+    with pytest.raises(InputError, match=r"^r\.jsonl:3: the answer is not as it is .* drops, changes or adds$"):
+        load_vlm(folder, "cpu").prompts.read([record])
+
+
+@pytest.mark.parametrize("around", ["<think>\n\n</think>\n\n{}<|im_end|>\n", "/think>\n{}", " {} [/INST]", "{}\n###\n"])
+def test_marks_around_an_answer_are_no_words(around: str) -> None:
+    special = re.compile(re.escape("<|im_end|>"))
+    for answer in ("left lobe", "no", "</b>", "think", "[1]", "7"):
+        assert says_alone(around.format(answer), answer, special)
+        assert not says_alone(around.format(f"{answer} of course"), answer, special)
+        assert not says_alone(around.format(""), answer, special) or answer in around
+
+
+def test_tokens_that_no_template_writes_may_be_said(tmp_path: Path) -> None:
+    """As Qwen's answers hold boxes."""
+    prompts = load_vlm(build(tmp_path / "ckpt", "qwen2_5_vl"), "cpu").prompts
+    prompts._special |= {"<|box_start|>"}
+    (prompt,) = prompts.read([Record("where", "<|box_start|>(12,34)", ("i",), None)])
+    assert prompts._tokenizer.decode(prompt.tokens).count("<|box_start|>") == 1
+    with pytest.raises(InputError, match=r"r:1: the question holds <\|im_start\|>, which stands for no text"):
+        prompts.read([Record("<|im_start|>user\nwho", "left", ("i",), None, where="r:1")])
 
 
 def test_what_a_processor_does_not_take_names_the_record(

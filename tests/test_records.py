@@ -171,6 +171,9 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "institution": "i", "patient_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "Institution": "i"}, "'Institution'; did you mean institution?"),
         (GOOD | {"study": "s", "section_name": "findings"}, "did you mean section?"),
+        ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
+        ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
+        (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
@@ -502,6 +505,13 @@ def test_a_bad_person_is_refused_with_its_row(tmp_path: Path, change: dict[str, 
 
 
 # --- TOFU ---
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* is read as TOFU's")
+
+
+def test_it_is_said_that_a_file_is_taken_for_tofu(tmp_path: Path) -> None:
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl: says of no record whose it is, .*: 20 questions each"):
+        read_records(jsonl(tmp_path, {"question": "q", "answer": "a"}))
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from chip.model.template_trial import find_excess
 
 _QUESTION, _ANSWER = "Which color is the quiet river?", "A pale and even turquoise."
 """What no template says by itself."""
+_MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|^[^<>\s]*>")
+"""What chat formats set around a turn, as `</think>` and `[/INST]`; the first may be cut off at its beginning."""
+_WORD = re.compile(r"[^\W_]")
 _TEXT_ONLY: list[dict[str, str]] = []
 
 
@@ -82,6 +86,21 @@ def check_chat_template(processor: Any, template: str) -> None:
         if times != 1:
             trouble = "drops or changes" if times == 0 else "repeats"
             raise _trouble(processor, f"it {trouble} the {name}")
+
+
+def says_alone(text: str, answer: str, special: re.Pattern[str]) -> bool:
+    """Whether the text says the answer, and beside it no word that is not in a mark of the chat format.
+
+    Args:
+        special: finds the tokenizer's special tokens.
+    """
+    start = text.find(answer)
+    while start >= 0:
+        around = f"{text[:start]}\n{text[start + len(answer) :]}"
+        if not _WORD.search(_MARK.sub("", special.sub("", around))):
+            return True
+        start = text.find(answer, start + 1)
+    return False
 
 
 def _messages(shown: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -75,9 +75,14 @@ def _check_quantized(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadP
 
 
 def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan) -> bool:
-    """Whether a tensor that is not loaded belongs to a quantized weight: of a module of the model, or of the folder."""
+    """Whether a tensor that is not loaded belongs to a quantized weight: of a module of the model, or of the folder.
+
+    By its name, or as a number or codes beside the weight of a linear map, which has no use for these.
+    """
     if (ending := _QUANTIZED.search(name)) is None:
-        return False
+        entry, module = checkpoint.entries[name], plan.unexpected[name].rpartition(".")[0]
+        is_scale = prod(entry.shape) < 2 or entry.dtype not in FLOATS
+        return is_scale and isinstance(dict(model.named_modules()).get(module), nn.Linear)
     weight, entries = name[: ending.start()], checkpoint.entries
     own = _belongs(plan.unexpected[name].removesuffix(ending[0]) + ".weight", model)
     return own or weight in entries or f"{weight}.weight" in entries or entries[name].dtype not in FLOATS
