@@ -219,7 +219,12 @@ def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outs
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "No module named 'broken'"), ("import nonesuch", "No module named 'nonesuch'"), ("def", "invalid syntax")],
+    [
+        (None, "No module named 'broken'"),
+        ("import nonesuch", "No module named 'nonesuch'"),
+        ("def", "invalid syntax"),
+        ("{}['key']", "KeyError: 'key'"),
+    ],
 )
 def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(
     tmp_path: Path, outside: Path, text: str | None, says: str
