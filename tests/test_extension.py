@@ -103,11 +103,10 @@ class MeanRemoval(Method):
 '''
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of plugins, which is no part of the package."""
-    folder = tmp_path / "outside"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("outside")
     for name, text in (("toy_reader", READER), ("toy_attack", ATTACK), ("toy_method", METHOD)):
         assert len(text.splitlines()) <= 30
         (folder / f"{name}.py").write_text(text)
@@ -162,59 +161,62 @@ def write_csv(records: Path) -> Path:
     return records.with_suffix(".csv")
 
 
-def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path: Path, outside: Path) -> None:
-    checkpoint = build(tmp_path / "ckpt", "llava")
-    records = write_csv(write_records(tmp_path))
-    modules = "toy_reader,toy_attack"
+Ended = tuple[int, str, str]
 
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, outside: Path) -> dict[str, Ended]:
+    """How commands end that go by all three plugins."""
+    folder = tmp_path_factory.mktemp("command")
+    checkpoint, records = build(folder / "ckpt", "llava"), write_csv(write_records(folder))
+    request = (checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
+    commands: dict[str, tuple[object, ...]] = {
+        "tree": ("tree", records),
+        "eval": ("eval", *request, "--attacks", "insisting", "--html", folder / "page.html"),
+        "eval otherwise": ("eval", *request, "--attacks", "nonesuch"),
+        "help": ("edit", "--help"),
+        "edit": ("edit", *request, "--force", "--method", "mean-removal", "--share", "0.5"),
+        "edit otherwise": ("edit", *request, "--force", "--share", "0.5"),
+    }
+    results = run_all(*commands.values(), path=outside, modules="toy_reader,toy_attack,toy_method")
+    (page,) = folder.glob("*.html")
+    return dict(zip(commands, results, strict=True)) | {"page": (0, page.read_text(encoding="utf-8"), "")}
+
+
+def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(
+    tmp_path: Path, outside: Path, ended: dict[str, Ended]
+) -> None:
+    records = write_csv(write_records(tmp_path))
     assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads CSV by default
-    request = ("eval", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    page = tmp_path / "page.html"
-    evaluate = (*request, "--attacks", "insisting", "--html", page)
-    unknown = (*request, "--attacks", "nonesuch")
-    tree, evaluation, refused = run_all(("tree", records), evaluate, unknown, path=outside, modules=modules)
-    assert tree[::2] == (0, "")
-    assert "patient_4" in tree[1]
-    code, out, err = evaluation
+    code, out, err = ended["tree"]
+    assert (code, err) == (0, "")
+    assert "patient_4" in out
+
+    code, out, err = ended["eval"]
     assert code == 0, err
     report = json.loads(out)
     assert report["attacks"] == ["insisting"]
-    assert "The question is asked in capitals, and twice." in page.read_text(encoding="utf-8")
+    assert "The question is asked in capitals, and twice." in ended["page"][1]
     assert {row["attack"] for row in report["rows"]} == {"none", "insisting: capitals", "insisting: twice"}
     attacked = {(row["group"], row["measure"]) for row in report["rows"] if row["attack"] == "insisting: twice"}
     assert attacked >= {("target", "exact_match"), ("siblings", "answer_probability")}
 
-    assert refused[0] == 2
-    assert "nonesuch" in refused[2]
-    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in refused[2]
-    assert "insisting" in refused[2]
+    code, _, err = ended["eval otherwise"]
+    assert code == 2
+    assert "nonesuch" in err
+    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in err
+    assert "insisting" in err
 
 
-def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
-    checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
-    request = (
-        "edit",
-        checkpoint,
-        "--forget",
-        "patient_1",
-        "--records",
-        records,
-        "--device",
-        "cpu",
-        "--json",
-        "--force",
-    )
-    edit, refuse = (*request, "--method", "mean-removal", "--share", "0.5"), (*request, "--share", "0.5")
-    help, edited, refused = run_all(("edit", "--help"), edit, refuse, path=outside, modules="toy_method")
-    assert "--share" in help[1]
-    code, out, err = edited
+def test_a_method_from_outside_brings_its_options_and_edits(ended: dict[str, Ended]) -> None:
+    assert "--share" in ended["help"][1]
+    code, out, err = ended["edit"]
     assert code == 0, err
     report = json.loads(out)
     assert report["settings"]["share"] == 0.5
     assert report["changed_tensors"]
     assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
-
-    assert refused == (2, "", "chip: --share 0.5: not a setting of method shielded; drop it\n")
+    assert ended["edit otherwise"] == (2, "", "chip: --share 0.5: not a setting of method shielded; drop it\n")
 
 
 @pytest.mark.parametrize(
@@ -226,12 +228,11 @@ def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outs
         ("{}['key']", "KeyError: 'key'"),
     ],
 )
-def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(
-    tmp_path: Path, outside: Path, text: str | None, says: str
-) -> None:
+def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
-        (outside / "broken.py").write_text(text)
-    result = run("tree", write_records(tmp_path), path=outside, modules=" toy_reader, broken")
+        (tmp_path / "broken.py").write_text(text)
+    (tmp_path / "toy_reader.py").write_text(READER)
+    result = run("tree", write_records(tmp_path), path=tmp_path, modules=" toy_reader, broken")
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("chip: CHIP_PLUGINS: the module broken cannot be imported (")
