@@ -164,8 +164,8 @@ class Batches:
         for index in row.records:
             tokens, record = len(self._prompts[index].tokens) + image, self._records[index]
             if tokens > self._model.max_tokens:
+                what = "tokens" if record.image is None else "tokens with its image"
                 hint = "shorten the question or answer, or scale the image down"
-                raise InputError(
-                    f"{record.where}: {tokens} tokens{'' if record.image is None else ' with its image'}, the model takes "
-                    f"{self._model.max_tokens}; {'break the text up' if record.task == FREE_TEXT else hint}"
-                )
+                hint = "break the text up" if record.task == FREE_TEXT else hint
+                message = f"{record.where}: {tokens} {what}, the model takes {self._model.max_tokens}; {hint}"
+                raise InputError(message)
