@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from chip.errors import InputError, RunError, foreign_code
 
@@ -125,7 +126,7 @@ def distributed_context() -> Iterator[DistributedContext]:
         yield DistributedContext()
         return
     with foreign_code("the other processes of this run", "cannot be reached", _START):
-        store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=ARRIVAL))
+        store, rank, world_size = next(rendezvous("env://", rank, world_size, timeout=ARRIVAL))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
