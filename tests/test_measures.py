@@ -208,11 +208,11 @@ def test_greedy_answers_are_right_where_they_score_so(vlm: VLM, asked: list[Reco
 def test_a_checkpoints_settings_for_chats_change_no_answer(vlm: VLM, asked: list[Record]) -> None:
     few = asked[::6]
     expected = answer_greedily(vlm, few)
-    spoken = sorted({token for prompt in vlm.prompts.read(few) for token in prompt.tokens[-prompt.answer :]})
+    forced, *spoken = sorted({token for prompt in vlm.prompts.read(few) for token in prompt.tokens[-prompt.answer :]})
     vlm.model.generation_config = transformers.GenerationConfig(
         suppress_tokens=spoken,
         bad_words_ids=[[token] for token in spoken],
-        forced_bos_token_id=spoken[0],
+        forced_bos_token_id=forced,
         min_new_tokens=4,
         repetition_penalty=9.0,
         stop_strings=["a"],
