@@ -588,10 +588,13 @@ def test_the_records_are_given_or_beside_the_checkpoint_or_in_the_environment(
         find_records(checkpoint, None)
     monkeypatch.setenv("CHIP_RECORDS", "elsewhere.jsonl")
     assert find_records(checkpoint, None) == Path("elsewhere.jsonl")
-    for name in ("records.parquet", "records.jsonl"):  # the later one here goes before the earlier one
-        (tmp_path / name).touch()
-        assert find_records(checkpoint, None) == tmp_path / name
+    (tmp_path / "records.parquet").touch()
+    assert find_records(checkpoint, None) == tmp_path / "records.parquet"
+    (tmp_path / "records.jsonl").touch()
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl is read, and not records\.parquet beside it"):
+        assert find_records(checkpoint, None) == tmp_path / "records.jsonl"
     assert find_records(checkpoint, Path("mine.jsonl")) == Path("mine.jsonl")
+    (tmp_path / "records.parquet").unlink()
     monkeypatch.chdir(checkpoint)
     assert find_records(Path(), None) == tmp_path / "records.jsonl"
 
