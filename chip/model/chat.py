@@ -136,11 +136,12 @@ class Prompts:
     def _written_tokens(self) -> set[str]:
         """The special tokens that begin and end a text, and those that the chat format itself writes. Others may belong
         to what is asked and said, as Qwen's around a box."""
-        own = {str(getattr(self._tokenizer, f"{name}_token") or "") for name in ("bos", "eos", "pad")} - {""}
+        own = {str(getattr(self._tokenizer, f"{name}_token")) for name in ("bos", "eos", "pad")}
+        own = {token for token in own & self._special if len(token) > 1}  # some pad with a plain sign
         if self._has_suffix:
             return own
         probe = self._render(Record("question", "", (), b"a picture"), answer="answer")
-        return own | {token for token in self._special if token in probe}
+        return own | {token for token in self._special if len(token) > 1 and token in probe}
 
     def _end_of_turn(self) -> str:
         """The special token that the chat format puts behind an answer; else end of text; empty where there is none."""

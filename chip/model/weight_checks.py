@@ -82,10 +82,17 @@ def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan
     if (ending := _QUANTIZED.search(name)) is None:
         entry, module = checkpoint.entries[name], plan.unexpected[name].rpartition(".")[0]
         is_scale = prod(entry.shape) < 2 or entry.dtype not in FLOATS
-        return is_scale and isinstance(dict(model.named_modules()).get(module), nn.Linear)
+        return is_scale and _is_linear(module, model)
     weight, entries = name[: ending.start()], checkpoint.entries
     own = _belongs(plan.unexpected[name].removesuffix(ending[0]) + ".weight", model)
     return own or weight in entries or f"{weight}.weight" in entries or entries[name].dtype not in FLOATS
+
+
+def _is_linear(path: str, model: PreTrainedModel) -> bool:
+    try:
+        return isinstance(model.get_submodule(path), nn.Linear)
+    except AttributeError:
+        return False
 
 
 def _check_merged(checkpoint: Checkpoint, plan: LoadPlan) -> None:
