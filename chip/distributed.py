@@ -127,6 +127,7 @@ def distributed_context() -> Iterator[DistributedContext]:
         return
     with foreign_code("the other processes of this run", "cannot be reached", _START):
         store, rank, world_size = next(rendezvous("env://", rank, world_size, timeout=ARRIVAL))
+        store.set_timeout(TIMEOUT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:

@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 3
 """Of the processor; templates take thousandths."""
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds of the clock: the machine may have other things to do."""
 MEMORY = 1 << 30
 """Bytes, Python's own among them."""
