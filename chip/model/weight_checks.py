@@ -79,13 +79,14 @@ def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan
 
     By its name, or as a number or codes beside the weight of a linear map, which has no use for these.
     """
-    if (ending := _QUANTIZED.search(name)) is None:
-        entry, module = checkpoint.entries[name], plan.unexpected[name].rpartition(".")[0]
-        is_scale = prod(entry.shape) < 2 or entry.dtype not in FLOATS
-        return is_scale and _is_linear(module, model)
-    weight, entries = name[: ending.start()], checkpoint.entries
-    own = _belongs(plan.unexpected[name].removesuffix(ending[0]) + ".weight", model)
-    return own or weight in entries or f"{weight}.weight" in entries or entries[name].dtype not in FLOATS
+    entry, renamed, entries = checkpoint.entries[name], plan.unexpected[name], checkpoint.entries
+    if ending := _QUANTIZED.search(name):
+        weight = name[: ending.start()]
+        own = _belongs(renamed.removesuffix(ending[0]) + ".weight", model)
+        if own or weight in entries or f"{weight}.weight" in entries or entry.dtype not in FLOATS:
+            return True
+    is_scale = prod(entry.shape) < 2 or entry.dtype not in FLOATS
+    return is_scale and _is_linear(renamed.rpartition(".")[0], model)
 
 
 def _is_linear(path: str, model: PreTrainedModel) -> bool:
