@@ -16,9 +16,7 @@ from benchmarks.large import work
 from benchmarks.measuring import median_seconds
 from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Timing, read_rows, write_rows
-from chip.checkpoint.layout import Checkpoint
 from chip.methods import Chip, Method, Shielded
-from tests.test_receipt import edit_folder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -167,19 +165,3 @@ def test_work_of_an_edit_by_hand() -> None:
     assert needed.passing == 2 * (first + second) + 2 * (tower + connector)
     assert needed.grams == 2 * 4 * 16**2 + 2 * (8 + 7) * 6**2
     assert needed.solving == pytest.approx(2 * 16**3 / 3 + 4 * (16 + 8) * 16**2 + 2 * (6**3 / 3 + 4 * 8 * 6**2))
-
-
-def test_commands_on_files_start_without_transformers(source: Checkpoint, tmp_path: Path) -> None:
-    edited = tmp_path / "edited"
-    edit_folder(source, edited)
-    code = (
-        "import sys\n"
-        "from chip.cli.main import main\n"
-        "_, original, edited = sys.argv\n"
-        "for command, end in (('verify', edited), 0), (('diff', original, edited), 1):\n"
-        "    sys.argv[1:] = command\n"
-        "    try: main()\n"
-        "    except SystemExit as exit: assert exit.code == end\n"
-        "assert 'transformers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, source.folder, edited], cwd=ROOT, check=True, capture_output=True)

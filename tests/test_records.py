@@ -171,6 +171,9 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "institution": "i", "patient_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "Institution": "i"}, "'Institution'; did you mean institution?"),
         (GOOD | {"study": "s", "section_name": "findings"}, "did you mean section?"),
+        ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
+        ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
+        (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
@@ -503,6 +506,13 @@ def test_a_bad_person_is_refused_with_its_row(tmp_path: Path, change: dict[str, 
 
 # --- TOFU ---
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is read as TOFU's")
+
+
+def test_it_is_said_that_a_file_is_taken_for_tofu(tmp_path: Path) -> None:
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl: says of no record whose it is, .*: 20 questions each"):
+        read_records(jsonl(tmp_path, {"question": "q", "answer": "a"}))
+
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
 def test_an_author_is_twenty_questions_of_a_file(tmp_path: Path, kind: str) -> None:
@@ -578,10 +588,13 @@ def test_the_records_are_given_or_beside_the_checkpoint_or_in_the_environment(
         find_records(checkpoint, None)
     monkeypatch.setenv("CHIP_RECORDS", "elsewhere.jsonl")
     assert find_records(checkpoint, None) == Path("elsewhere.jsonl")
-    for name in ("records.parquet", "records.jsonl"):  # the later one here goes before the earlier one
-        (tmp_path / name).touch()
-        assert find_records(checkpoint, None) == tmp_path / name
+    (tmp_path / "records.parquet").touch()
+    assert find_records(checkpoint, None) == tmp_path / "records.parquet"
+    (tmp_path / "records.jsonl").touch()
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl is read, and not records\.parquet beside it"):
+        assert find_records(checkpoint, None) == tmp_path / "records.jsonl"
     assert find_records(checkpoint, Path("mine.jsonl")) == Path("mine.jsonl")
+    (tmp_path / "records.parquet").unlink()
     monkeypatch.chdir(checkpoint)
     assert find_records(Path(), None) == tmp_path / "records.jsonl"
 

@@ -32,6 +32,7 @@ BROKEN: dict[str, dict[str, Any] | list[Any]] = {
     "a model of text": {"model_type": "llama", "architectures": None},
     "architecture unknown": {"architectures": ["LlavaLlamaForCausalLM"]},
     "dtype": {"dtype": "float17"},
+    "a dtype of codes": {"dtype": "float8_e4m3fn"},
     "labels": {"id2label": 7},
     "activation": {"projector_hidden_act": "nonsense"},
     "feature layer": {"vision_feature_layer": {}},

@@ -112,9 +112,28 @@ def test_parts_are_replaced_for_a_while_also_where_one_has_a_forward_of_its_own(
     assert torch.equal(model(X), expected)
 
 
-def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential) -> None:
-    """Not even until the garbage collector runs."""
+class Holding(nn.Linear):
+    """Keeps what its forward has raised, with its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.raised: list[BaseException] = []
+
+    def __call__(self, x: Tensor) -> Any:
+        try:
+            return super().__call__(x)
+        except BaseException as error:
+            self.raised.append(error)
+            raise
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential, held: bool) -> None:
+    """Not even until the garbage collector runs, or while somebody holds the error."""
     inputs: list[weakref.ref[Tensor]] = []
+    holding = Holding()
+    if held:
+        model[1] = holding
     gc.disable()
     try:
         with trace(model[1], input=lambda x: inputs.append(weakref.ref(x)), stop=True):
@@ -125,6 +144,7 @@ def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential) -> No
         with trace(model[0], output=lambda _, y: inputs.append(weakref.ref(y))), stop_after(model[1]):
             model(X)
         assert [reference() for reference in inputs] == [None, None]
+        assert len(holding.raised) == (2 if held else 0)
     finally:
         gc.enable()
 

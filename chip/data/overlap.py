@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def count_overlap(request: ForgetRequest) -> int:
     same = cache(_same_image)
     targets = [records[index] for index in request.partition.forget]
     return sum(any(same(record.image, other.image) for other in retained[_words(record)]) for record in targets)
+
+
+def shown_among(images: Collection[Path | bytes]) -> Callable[[Path | bytes | None], bool]:
+    """Whether an image is one of these, wherever its file lies: the same where the bytes are."""
+    by_size: dict[int | None, list[Path | bytes]] = defaultdict(list)
+    for image in images:
+        by_size[_size(image)].append(image)
+
+    def shown(image: Path | bytes | None) -> bool:
+        return image is not None and any(_same_image(image, other) for other in by_size.get(_size(image), ()))
+
+    return shown
 
 
 def _words(record: Record) -> tuple[str, str]:

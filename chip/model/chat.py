@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from chip.data.record import FREE_TEXT, Record, open_image
 from chip.errors import InputError, foreign_code
-from chip.model.chat_template import render, usable_chat_template
+from chip.model.chat_template import render, says_alone, usable_chat_template
 
 T = TypeVar("T")
 
@@ -51,10 +52,14 @@ class Prompts:
         self._tokenizer = processor.tokenizer
         self._template = usable_chat_template(processor, answer_is_suffix)
         self._has_suffix = self._template is None
+        holders = (processor, self._tokenizer)
+        self._special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._not_text = {str(getattr(each, name, None) or "") for each in holders for name in _MODALITY_TOKENS} - {""}
+        self._not_text |= self._written_tokens()
         self._end = self._end_of_turn()
         self._ends = {self._end, self._tokenizer.eos_token or ""} - {""}
-        holders = (processor, self._tokenizer)
-        self._not_text = {str(getattr(each, name, None) or "") for each in holders for name in _MODALITY_TOKENS} - {""}
         self._begin = self._beginning()
         self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
         self._known: dict[tuple[str, str, bool, bool], Prompt] = {}
@@ -128,14 +133,22 @@ class Prompts:
         assert self._template is not None
         return render(self._processor, self._template, messages, prompt=answer is None)
 
+    def _written_tokens(self) -> set[str]:
+        """The special tokens that begin and end a text, and those that the chat format itself writes. Others may belong
+        to what is asked and said, as Qwen's around a box."""
+        own = {str(getattr(self._tokenizer, f"{name}_token")) for name in ("bos", "eos", "pad")}
+        own = {token for token in own & self._special if len(token) > 1}  # some pad with a plain sign
+        if self._has_suffix:
+            return own
+        probe = self._render(Record("question", "", (), b"a picture"), answer="answer")
+        return own | {token for token in self._special if len(token) > 1 and token in probe}
+
     def _end_of_turn(self) -> str:
         """The special token that the chat format puts behind an answer; else end of text; empty where there is none."""
         if not self._has_suffix:
             probe = self._render(Record("question", "", (), None), answer="answer")
             tail = probe[probe.rindex("answer") + len("answer") :].strip()
-            known = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-            special = [token for token in known if tail.startswith(token)]
-            if special:
+            if special := [token for token in self._special if tail.startswith(token)]:
                 return str(max(special, key=len))
         return str(self._tokenizer.eos_token or "")
 
@@ -167,16 +180,21 @@ class Prompts:
         return f"{self._render(record, self._answer(record)).rstrip().removesuffix(self._end)}{self._end}"
 
     def _check(self, record: Record, prompt: str, whole: str) -> None:
-        """Raise `InputError` unless the question is in the prompt, and the answer in what follows it in the whole."""
-        for text, what in ((record.question, "question"), (record.answer, "answer")):
+        """Raise `InputError` unless the question is in the prompt, and what follows it in the whole says the answer and
+        nothing else."""
+        answer = self._answer(record)
+        for text, what in ((record.question, "question"), (answer, "answer")):
             if token := next((token for token in self._not_text if token in text), None):
                 raise InputError(f"{record.where}: the {what} holds {token}, which stands for no text; take it out")
         rest = whole[common_start(prompt, whole) :]
-        for text, place, what in ((record.question, prompt, "question"), (self._answer(record), rest, "answer")):
-            if text.strip() not in place:
+        for what, as_it_is in (
+            ("question", record.question.strip() in prompt),
+            ("answer", says_alone(rest, answer, self._special_text)),
+        ):
+            if not as_it_is:
                 raise InputError(
                     f"{record.where}: the {what} is not as it is in the model's chat format; "
-                    "look for what the chat template drops or changes in it"
+                    "look for what the chat template drops, changes or adds"
                 )
 
     def _process(

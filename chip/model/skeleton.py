@@ -17,6 +17,7 @@ from chip.model.quiet import refusing
 _TROUBLE = "transformers cannot build a vision-language model from it"
 _DEPTHS = ("num_hidden_layers", "num_layers", "depth", "encoder_layers", "decoder_layers")
 """Settings that say how many layers a model or a part of it has."""
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _HINT = "fetch that file again, or use a checkpoint of a family it knows"
 
 
@@ -40,7 +41,10 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
         _check_depth(path, config, tensors)
     with refusing(path, _TROUBLE, _HINT), torch.device("meta"):
         # Parameters are the same under every attention, and this one asks for no other package.
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, attn_implementation="eager")
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False, attn_implementation="eager")
+    if model.dtype not in _COMPUTED:
+        raise InputError(f"{path}: its dtype is {model.dtype}, which no model computes in; give the weights' own")
+    return model
 
 
 def _check_architectures(path: Path, architectures: object) -> None:

@@ -30,9 +30,11 @@ def find_records(checkpoint: Path, given: Path | None) -> Path:
         return given
     # Not resolve(): the records lie beside the folder that was named, even where that is a link.
     folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100
-    for name in _BESIDE:
-        if (folder / name).is_file():
-            return folder / name
+    found = [name for name in _BESIDE if (folder / name).is_file()]
+    if len(found) > 1:
+        warnings.warn(f"{found[0]} is read, and not {found[1]} beside it; name the file", ChipWarning, stacklevel=2)
+    if found:
+        return folder / found[0]
     if named := os.environ.get("CHIP_RECORDS"):
         return Path(named)
     raise InputError(

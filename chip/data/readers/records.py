@@ -32,6 +32,14 @@ DATA_KEYS = {
 }
 """Keys of other formats -> what to do. What they hold would change a record, and must not be passed over."""
 
+_SYNONYMS = {
+    "hospital": "institution",
+    **dict.fromkeys(("subject", "mrn", "pid", "patient_uid"), "patient"),
+    **dict.fromkeys(("exam", "accession", "study_uid"), "study"),
+    **dict.fromkeys(("subset", "fold", "partition"), "split"),
+}
+"""How others call keys: where a record lacks the key, it would be somebody else's, or taken for trained."""
+
 _SPLITS = {"train": ("train", "training", "trained"), VALIDATION: ("validation", "valid", "val")}
 """Splits that mean something -> how others call them."""
 
@@ -123,9 +131,9 @@ def _holds_image(value: object, names_count: bool) -> bool:
 
 @cache
 def meant_keys(key: str) -> Collection[str]:
-    """The keys of a record that this one may be a misspelling of."""
+    """The keys of a record that this one may be a misspelling of, or another word for."""
     name = key.strip().casefold()
-    for end in _OTHER_ENDS:
-        if name.removesuffix(end) in LEVELS:
-            return (name.removesuffix(end),)
+    for end in ("", *_OTHER_ENDS):
+        if (level := name.removesuffix(end)) in LEVELS or level in _SYNONYMS:
+            return (_SYNONYMS.get(level, level),)
     return difflib.get_close_matches(name, KEYS, n=len(KEYS), cutoff=_CLOSE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 from chip.data.readers.fields import parse_object, parse_text
 from chip.data.readers.records_file import RecordsFile
 from chip.data.record import Record
+from chip.errors import ChipWarning
 
 COLUMNS = {
     *("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"),
@@ -28,6 +30,10 @@ class Tofu:
         return {"question", "answer"} <= file.columns <= COLUMNS
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
+        message = (
+            f"{file.path.name}: says of no record whose it is, and is read as TOFU's: {_QUESTIONS} questions each of"
+        )
+        warnings.warn(f"{message} an author", ChipWarning, stacklevel=2)
         for number, (row, where) in enumerate(file.rows()):
             entry = parse_object(row, where)
             path = (file.path.stem, f"author_{number // _QUESTIONS + 1}")

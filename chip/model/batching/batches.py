@@ -161,10 +161,11 @@ class Batches:
     def _check_length(self, row: PackedSequence, length: int) -> None:
         """`length`: of the row's first record, with its image."""
         image = length - len(self._prompts[row.records[0]].tokens)
-        for record in row.records:
-            tokens = len(self._prompts[record].tokens) + image
+        for index in row.records:
+            tokens, record = len(self._prompts[index].tokens) + image, self._records[index]
             if tokens > self._model.max_tokens:
-                raise InputError(
-                    f"{self._records[record].where}: {tokens} tokens with its image, the model takes "
-                    f"{self._model.max_tokens}; shorten the question or answer, or scale the image down"
-                )
+                what = "tokens" if record.image is None else "tokens with its image"
+                hint = "shorten the question or answer, or scale the image down"
+                hint = "break the text up" if record.task == FREE_TEXT else hint
+                message = f"{record.where}: {tokens} {what}, the model takes {self._model.max_tokens}; {hint}"
+                raise InputError(message)

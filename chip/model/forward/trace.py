@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,8 @@ from chip.model.target_modules import TargetModule
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass; whoever raises it catches it.
 
-    Raised anew each time: one that is held would hold, by its traceback, all that the pass had in memory.
+    Raised anew each time, and emptied where it is caught: one that is held would hold, by its traceback, all that the
+    pass had in memory.
     """
 
     def __init__(self, sender: object) -> None:
@@ -234,6 +236,10 @@ def _stopped_by(sender: object) -> Iterator[None]:
     except StopForward as signal:
         if signal.sender is not sender:
             raise
+        # Who still has the traceback, as some versions of Python do until the next error, is not to have what the pass
+        # had in memory: its frames are left, and hold their tensors.
+        traceback.clear_frames(signal.__traceback__)
+        signal.__traceback__ = None
 
 
 @contextmanager
