@@ -34,12 +34,12 @@ from chip.model.families import (
     find_language,
     find_tower,
     find_tower_layers,
-    linear_maps,
     other_parts,
     sliding_window,
 )
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
+from chip.model.structure import linear_maps
 from chip.model.target_modules import Component, available_modules
 from tests.families import (
     FAMILIES,

@@ -17,9 +17,9 @@ from chip.model.families import (
     find_connectors,
     find_language,
     find_tower_layers,
-    linear_maps,
     text_modules,
 )
+from chip.model.structure import linear_maps
 
 
 class Component(StrEnum):
@@ -138,9 +138,9 @@ def _rank(vision_kind: str) -> int:
 def _text_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
     for index, layer in enumerate(find_language(model).layers):
         inside = dict(layer.named_modules())
-        for kind, path in text_modules(model).items():
-            module = inside.get(path)
-            if isinstance(module, nn.Linear):
+        for kind, paths in text_modules(model).items():
+            linear = {path: module for path in paths if isinstance(module := inside.get(path), nn.Linear)}
+            for path, module in list(linear.items())[:1]:
                 yield TargetModule(f"{name_of[layer]}.{path}", kind, Component.TEXT, index, module.bias is not None)
 
 
@@ -171,11 +171,12 @@ def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[Targ
 
 def _what_is_there(model: Any, kind: str, index: int) -> str:
     """Says that a layer of the text model has no plain linear layer of this kind, and what it has."""
-    path = text_modules(model)[kind]
+    paths = text_modules(model)
+    path, known = paths[kind][0], {path for each in paths.values() for path in each}
     inside = dict(find_language(model).layers[index].named_modules())
     part = path.partition(".")[0]
     linear = [name for name, module in inside.items() if isinstance(module, nn.Linear)]
-    others = [name for name in linear if name not in text_modules(model).values()]
+    others = [name for name in linear if name not in known]
     near = [name for name in others if name.startswith(f"{part}.")] or others
     if path in inside:
         there = f"a {type(inside[path]).__name__}, and no linear layer"

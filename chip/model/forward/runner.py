@@ -60,7 +60,7 @@ class ForwardRunner:
         """What keeps from computing all that comes before the start."""
         if isinstance(start, ConnectorInputs):
             yield from (bypass(layer) for layer in self._vlm.tower_layers)
-            yield from (replace_input(call) for call in start.calls)
+            yield replace_input(*start.calls)
         elif isinstance(start, TextEmbeddings):
             layers, done = self._vlm.layers, start.layers_done
             yield from (replace_output(layer, start.states) for layer in layers[:done])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import run_batches
 from chip.model.forward.collector import Collector
-from chip.model.forward.trace import trace
+from chip.model.forward.observer import StageObserver
 from chip.model.loading import VLM
 from chip.model.scoring import answer_logits
 from chip.model.target_modules import Stage
@@ -93,22 +92,20 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Stage]) -> Shown:
     """The record alone, in one ordinary forward of the model."""
-    modules = [module for stage in stages for module in stage.target_modules]
-    shown: Shown = {name: [] for name in (*(module.name for module in modules), LOGITS)}
-
-    def keep(name: str, x: Tensor) -> None:
-        shown[name].append(_rows(x))
+    whole = Stage(tuple(module for stage in stages for module in stage.target_modules))
+    observer = StageObserver(vlm, records, whole, lambda _: _Inputs(index), needs_outputs=True)
+    answer: list[Tensor] = []
 
     def compute(batch: Batch) -> None:
         with ExitStack() as hooks:
-            for module in modules:
-                hooks.enter_context(trace(vlm.model, module, input=partial(keep, module.name)))
+            for hook in observer.hooks(batch):
+                hooks.enter_context(hook)
             logits = vlm.model(**batch.inputs, use_cache=False).logits
         columns = batch.answer[0].nonzero()[:, 0].to(logits.device)
-        keep(LOGITS, logits[0, columns - 1])
+        answer.append(_rows(logits[0, columns - 1]))
 
     run_batches(Batches(vlm, records, [index], BatchSize(1), together=False), compute)
-    return shown
+    return {**{module.name: seen.rows for module, seen in observer.statistics.items()}, LOGITS: answer}
 
 
 def _staged(
