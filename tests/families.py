@@ -138,6 +138,8 @@ class Family:
     see: Callable[[Sequence[Image.Image]], tuple[dict[str, torch.Tensor], list[int]]] | None = None
     """Where the processor asks for a package that tests do without: what the model takes of pictures, and how many
     tokens each is. Else None."""
+    token_types: bool = False
+    """With `see`: whether the model is told which tokens stand for pictures."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -559,7 +561,10 @@ class HandmadeProcessor:
         inputs, counts = self.family.see([image for row in images for image in row])
         (token,) = (self.family.token_ids[name] for name in ("image_token_id", "image_token_index") if name in self.family.token_ids)
         texts = [line.replace(token, count * token) for line, count in zip(text, counts, strict=True)]
-        return {**self.tokenizer(texts, **options), **inputs}
+        inputs |= self.tokenizer(texts, **options)
+        if self.family.token_types:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.family.id_of(token)).long()
+        return inputs
 
 
 def load_processor_of(family: Family, folder: Path) -> Any:

@@ -41,7 +41,7 @@ LLAMA = TEXT | {"model_type": "llama"}
 QWEN2 = TEXT | {"model_type": "qwen2"}
 
 
-def _pixels(images: Sequence[Image.Image], width: int = TILE, height: int = TILE) -> torch.Tensor:
+def pixels_of(images: Sequence[Image.Image], width: int = TILE, height: int = TILE) -> torch.Tensor:
     """(N, 3, height, width) between -1 and 1."""
     arrays = [np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
@@ -51,7 +51,7 @@ def _tiles(tokens: int, side: int = TILE, tiled: bool = False) -> Any:
     """Every picture as one square of so many tokens; `tiled`: with a dimension for tiles."""
 
     def see(images: Sequence[Image.Image]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        pixels = _pixels(images, side, side)
+        pixels = pixels_of(images, side, side)
         return {"pixel_values": pixels[:, None] if tiled else pixels}, [tokens] * len(images)
 
     return see
@@ -64,7 +64,7 @@ def _sized(merge: int) -> Any:
         heights = [TILE if image.width != image.height else 2 * TILE for image in images]
         pixels = torch.zeros(len(images), 3, 2 * TILE, 2 * TILE)
         for number, (image, height) in enumerate(zip(images, heights, strict=True)):
-            pixels[number, :, :height] = _pixels([image], 2 * TILE, height)[0]
+            pixels[number, :, :height] = pixels_of([image], 2 * TILE, height)[0]
         sizes = torch.tensor([[height, 2 * TILE] for height in heights])
         return {"pixel_values": pixels, "image_sizes": sizes}, (sizes // (14 * merge)).prod(1).tolist()
 
@@ -78,7 +78,7 @@ def _patches(images: Sequence[Image.Image]) -> tuple[dict[str, torch.Tensor], li
     shapes = []
     for number, image in enumerate(images):
         width = TILE if image.width == image.height else 2 * TILE
-        squares = _pixels([image], width, TILE)[0].unfold(1, 7, 7).unfold(2, 7, 7)  # (3, rows, columns, 7, 7)
+        squares = pixels_of([image], width, TILE)[0].unfold(1, 7, 7).unfold(2, 7, 7)  # (3, rows, columns, 7, 7)
         patches = squares.permute(1, 2, 3, 4, 0).flatten(2).flatten(0, 1)
         pixels[number, : len(patches)], mask[number, : len(patches)] = patches, 1
         shapes.append((TILE // 7, width // 7))

@@ -94,7 +94,7 @@ def test_what_stands_in_the_place_of_a_module_is_said(vlm: VLM) -> None:
         select_modules(vlm.model, ["down"], range(4))
     with pytest.raises(InputError, match=r"mlp\.up_proj \(a Identity, and no linear layer\)"):
         select_modules(vlm.model, ["up"], range(4))
-    mlp.experts = torch.nn.ModuleList([mlp.fc1])
+    mlp.experts = torch.nn.ModuleList([mlp.c_fc])
     with pytest.raises(InputError, match=r"mlp\.down_proj \(experts instead, which an edit does not reach\)"):
         select_modules(vlm.model, ["down"], range(4))
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from chip.errors import InputError
-from chip.model.structure import attends, contains, ends_in, is_tower, linear_maps, parts_of
+from chip.model.structure import attends, contains, ends_in, is_tower, linear_maps, parts_behind
 
 TEXT_MODULES = {
     "q": "self_attn.q_proj",
@@ -97,6 +97,14 @@ FAMILIES: dict[str, Family] = {
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
 
+ORIGINAL_LAYOUTS = {
+    "InternVLChatModel": ("internvl", "InternVL"),
+    "LlavaMistralForCausalLM": ("llava", "LLaVA-Med and LLaVA 1.6"),
+    "LlavaLlamaForCausalLM": ("llava", "LLaVA"),
+    "LlavaQwenForCausalLM": ("llava_onevision", "LLaVA-OneVision"),
+}
+"""Class that a checkpoint in its authors' own layout names -> transformers' name of the family, and its own name."""
+
 _CROSS_ATTENTION = re.compile(r"(cross|encoder)_?attn|(cross|encoder)_?attention")
 """Parts of a decoder's layers that look at something beside the sequence."""
 _OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_res|action)")
@@ -163,8 +171,8 @@ def find_connectors(model: Any) -> list[Any]:
         return [_at(model, "vision-language connector", path) for path in paths]
     connectors = [part for name, part in _beside(model).items() if not _has_other_purpose(model, name, part)]
     if not connectors:
-        width = model.config.get_text_config().hidden_size
-        connectors = [part for part in parts_of(tower) if ends_in(part, width)]
+        width, layers = model.config.get_text_config().hidden_size, find_tower_layers(model)
+        connectors = [part for part in parts_behind(tower, layers) if ends_in(part, width)]
     if not connectors:
         raise _unknown(model, "vision-language connector")
     return connectors

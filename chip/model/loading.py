@@ -160,7 +160,8 @@ class VLM:
         names = position_inputs(self.model) if "image_grid_thw" in inputs else ()
         if names:
             given = {name: inputs[name] for name in names if name in inputs}
-            positions: Tensor = self.core.get_rope_index(**given)[0]
+            with running(self.model):
+                positions: Tensor = self.core.get_rope_index(**given)[0]
             return positions
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 

@@ -40,9 +40,11 @@ def is_tower(part: nn.Module) -> bool:
     return convolves and attends(part)
 
 
-def parts_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The children, those of a list one by one."""
-    for child in module.children():
+def parts_behind(module: nn.Module, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The children that stand behind the one that holds the layers, those of a list one by one."""
+    children = list(module.children())
+    last = max((number for number, child in enumerate(children) if contains(child, layers)), default=len(children))
+    for child in children[last + 1 :]:
         yield from child if isinstance(child, nn.ModuleList) else (child,)
 
 
