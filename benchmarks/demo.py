@@ -41,7 +41,6 @@ from chip.evaluation.rows import SPLITS
 from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import default_modules, edit_model
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
@@ -110,7 +109,7 @@ def measure(task: Task) -> DemoRow:
     before = demo.before  # asked while the model is as it was
     start = time.monotonic()
     target_modules = default_modules(demo.vlm, task.method, layers=task.layers)
-    parameters = [name for module in target_modules for name in parameter_names(module)]
+    parameters = [name for module in target_modules for name in module.parameter_names]
     with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
         with restoring(demo.vlm, parameters):

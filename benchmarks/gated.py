@@ -40,7 +40,6 @@ from chip.evaluation.quantizers import round_to_nearest
 from chip.methods import Method, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import restoring
 from chip.model.scoring import score_records
@@ -181,7 +180,7 @@ class Bench:
             return {"first": once, "first behind the second": left, **Questions(self.vlm, request).of_groups()}
 
     def _parameters(self, method: Method) -> list[str]:
-        return [name for module in default_modules(self.vlm, method) for name in parameter_names(module)]
+        return [name for module in default_modules(self.vlm, method) for name in module.parameter_names]
 
 
 def _written(name: str, folder: Path) -> tuple[Path, Path]:

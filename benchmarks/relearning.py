@@ -45,7 +45,6 @@ from chip.methods import Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import WeightUpdate
 from chip.methods.shielded_statistics import ShieldedStatistics
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import restoring
 from chip.model.scoring import score_records
@@ -143,7 +142,7 @@ def measure(vlm: VLM, source: Checkpoint, request: ForgetRequest, target: str, r
     modules = default_modules(vlm, method)
     before = probability()
     Observed.ratios.clear()
-    with restoring(vlm, [name for module in modules for name in parameter_names(module)]):
+    with restoring(vlm, [name for module in modules for name in module.parameter_names]):
         edit_model(vlm, source, method, request, modules)
         ratios = tuple(np.mean(Observed.ratios, axis=0).tolist())
         edited = probability()

@@ -105,6 +105,9 @@ ORIGINAL_LAYOUTS = {
 }
 """Class that a checkpoint in its authors' own layout names -> transformers' name of the family, and its own name."""
 
+EXPERT_OUTPUTS = ("down_proj", "fc2", "w2")
+"""How the last map of an expert is called, whether a parameter of all experts or a linear layer of a shared one."""
+
 _CROSS_ATTENTION = re.compile(r"(cross|encoder)_?attn|(cross|encoder)_?attention")
 """Parts of a decoder's layers that look at something beside the sequence."""
 _OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_res|action)")
@@ -142,6 +145,12 @@ def find_language(model: Any) -> Any:
         what = "its text model takes images by cross-attention, and not as tokens"
         raise InputError(f"{type(model).__name__}: {what}; chip does not know such families yet")
     return text
+
+
+def find_causal(model: Any) -> Any:
+    """What gives logits: the model itself; where its text model has the head, as in Llama 4, that."""
+    decoder = model.get_decoder()
+    return decoder if decoder is not base_model(decoder) and decoder.get_output_embeddings() is not None else model
 
 
 def find_tower(model: Any) -> Any:

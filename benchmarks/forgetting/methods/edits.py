@@ -16,7 +16,6 @@ from chip.methods import Chip, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import Method
 from chip.methods.settings import settings_of
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
@@ -42,7 +41,7 @@ class Edit(Method, BenchmarkMethod):
     ) -> dict[str, Tensor]:
         """What tensors become when these kinds of module are edited in these layers; None: the method's own."""
         target_modules = default_modules(vlm, self, kinds, span)
-        parameters = [name for module in target_modules for name in parameter_names(module)]
+        parameters = [name for module in target_modules for name in module.parameter_names]
         with restoring(vlm, parameters):
             patch = edit_model(vlm, source, self, request, target_modules)
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}

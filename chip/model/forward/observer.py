@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from chip.data.record import Record
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.batching.batch import Batch
+from chip.model.experts import block_output
 from chip.model.families import padded_images
 from chip.model.forward.runner import Hook
 from chip.model.forward.trace import trace
@@ -62,6 +63,14 @@ class StageObserver(Generic[S]):
     def _hook(self, module: TargetModule, see: See, batch: Batch) -> Hook:
         if module.component is Component.CONNECTOR:
             return self._whole(module, see, batch)
+        if module.output_maps:
+            shape = (*batch.roles.shape, -1)
+
+            def see_output(_: object, output: Any) -> None:
+                y = block_output(output).view(shape)
+                see(y, y if self._needs_outputs else None)
+
+            return trace(self._vlm.model, module, output=see_output, stop=not self._needs_outputs)
         if self._needs_outputs:
             return trace(self._vlm.model, module, output=see)
         return trace(self._vlm.model, module, input=see, stop=True)

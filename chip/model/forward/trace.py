@@ -126,9 +126,9 @@ class _ProductTrace(TorchFunctionMode):
 
 
 @contextmanager
-def record_calls(modules: Sequence[nn.Module], until: nn.Module) -> Iterator[list[Call]]:
+def record_calls(modules: Sequence[nn.Module], until: nn.Module | None = None) -> Iterator[list[Call]]:
     """The list gets what each of `modules` is called with, as often as it is; the block ends before `until`, which may
-    be among them, would compute."""
+    be among them, would compute. None: when it ends by itself."""
     calls: list[Call] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def record_calls(modules: Sequence[nn.Module], until: nn.Module) -> Iterator[lis
         if module is until:
             raise StopForward(calls)
 
-    watched = dict.fromkeys((*modules, until))
+    watched = dict.fromkeys(modules if until is None else (*modules, until))
     with (
         _stopped_by(calls),
         _removing([module.register_forward_pre_hook(record, with_kwargs=True) for module in watched]),
@@ -164,9 +164,14 @@ def replace_output(module: nn.Module, output: Any) -> Iterator[None]:
 
 
 @contextmanager
-def bypass(module: nn.Module) -> Iterator[None]:
-    """The module returns its first argument."""
-    with _replace_forward(module, lambda *args, **kwargs: next(iter((*args, *kwargs.values())))):
+def bypass(module: nn.Module, in_tuple: bool = False) -> Iterator[None]:
+    """The module returns its first argument; `in_tuple`: as the one thing in a tuple."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        first = next(iter((*args, *kwargs.values())))
+        return (first,) if in_tuple else first
+
+    with _replace_forward(module, forward):
         yield
 
 
