@@ -41,8 +41,25 @@ RIGHT, UNTRIED = "right", "not tried"
 NEEDS = dict.fromkeys(("gemma3n", "perception_lm", "fast_vlm"), "timm")
 NO_SMALL_MODEL = frozenset(
     (
-        *("apertus1p5", "chameleon", "cohere_compass", "deepseek_ocr2", "diffusion_gemma", "dots3_note", "emu3", "evolla"),
-        *("ernie4_5_vl_moe", "gemma4_unified", "granite4_vision", "hunyuan_vl", "hy_v4_vl", "inkling2", "inkling2_loop"),
+        *(
+            "apertus1p5",
+            "chameleon",
+            "cohere_compass",
+            "deepseek_ocr2",
+            "diffusion_gemma",
+            "dots3_note",
+            "emu3",
+            "evolla",
+        ),
+        *(
+            "ernie4_5_vl_moe",
+            "gemma4_unified",
+            "granite4_vision",
+            "hunyuan_vl",
+            "hy_v4_vl",
+            "inkling2",
+            "inkling2_loop",
+        ),
         *("mistral_large4", "molmo2", "muse_spark", "qwen4_exp", "florence2", "fast_vlm", "inkling_mm_model"),
         *("muse_glimmer", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "granite_docling", "qwen2_5_omni_thinker"),
         *("shieldgemma2", "udop"),
@@ -63,7 +80,9 @@ def outcome(name: str, folder: Path) -> str:
         with mock.patch("chip.model.loading.load_processor", lambda path: load_processor_of(family, path)):
             chip.inspect(source)
             records, out = folder / "records.jsonl", folder / f"{name}-out"
-            report = chip.edit(source, ["patient_1"], records=records, out=out, method=method, device="cpu", **UNTRAINED)
+            report = chip.edit(
+                source, ["patient_1"], records=records, out=out, method=method, device="cpu", **UNTRAINED
+            )
     except ChipError as error:
         return str(error).replace(f"{folder}/", "")
     assert report.relative_change

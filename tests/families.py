@@ -559,7 +559,11 @@ class HandmadeProcessor:
             return dict(self.tokenizer(text, **options))
         assert self.family.see is not None
         inputs, counts = self.family.see([image for row in images for image in row])
-        (token,) = (self.family.token_ids[name] for name in ("image_token_id", "image_token_index") if name in self.family.token_ids)
+        (token,) = (
+            self.family.token_ids[name]
+            for name in ("image_token_id", "image_token_index")
+            if name in self.family.token_ids
+        )
         texts = [line.replace(token, count * token) for line, count in zip(text, counts, strict=True)]
         inputs |= self.tokenizer(texts, **options)
         if self.family.token_types:

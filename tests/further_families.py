@@ -368,7 +368,13 @@ FURTHER: dict[str, Family] = {
         config={
             "text_config": QWEN2,
             "vision_config": VISION
-            | {"image_size": TILE, "patch_size": 7, "hidden_stride": 2, "vocab_size": 48, "num_visual_indicator_tokens": 5},
+            | {
+                "image_size": TILE,
+                "patch_size": 7,
+                "hidden_stride": 2,
+                "vocab_size": 48,
+                "num_visual_indicator_tokens": 5,
+            },
             "hidden_size": TEXT["hidden_size"],
             "vocab_size": VOCABULARY,
             "visual_indicator_token_ids": [5, 6, 7, 8, 9],

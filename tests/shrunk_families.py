@@ -21,7 +21,9 @@ from tests.further_families import pixels_of
 
 WIDTH, LAYERS, EXPERTS, SIDE, PATCH = 32, 2, 4, 28, 7
 _SMALL: dict[str, int] = (
-    dict.fromkeys(("hidden_size", "d_model", "embed_dim", "out_hidden_size", "projection_dim", "output_channels"), WIDTH)
+    dict.fromkeys(
+        ("hidden_size", "d_model", "embed_dim", "out_hidden_size", "projection_dim", "output_channels"), WIDTH
+    )
     | dict.fromkeys(("text_hidden_size", "projector_hidden_size", "mlp_hidden_size"), WIDTH)
     | dict.fromkeys(("intermediate_size", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "mlp_dim"), 48)
     | dict.fromkeys(("num_hidden_layers", "num_layers", "depth", "layers", "encoder_layers", "decoder_layers"), LAYERS)
@@ -124,8 +126,12 @@ def _see(model: PreTrainedModel) -> Callable[[Sequence[Image.Image]], tuple[dict
     def see(images: Sequence[Image.Image]) -> tuple[dict[str, torch.Tensor], list[int]]:
         each = [makes(model, image) for image in images]
         inputs = {name: torch.cat([one[name] for one in each]) for name in each[0]}
-        features = [getattr(model, "model", model).get_image_features(**one, return_dict=True).pooler_output for one in each]
-        counts = [sum(part.flatten(0, -2).shape[0] for part in (f if isinstance(f, list | tuple) else [f])) for f in features]
+        features = [
+            getattr(model, "model", model).get_image_features(**one, return_dict=True).pooler_output for one in each
+        ]
+        counts = [
+            sum(part.flatten(0, -2).shape[0] for part in (f if isinstance(f, list | tuple) else [f])) for f in features
+        ]
         return inputs, counts
 
     return see
@@ -134,7 +140,10 @@ def _see(model: PreTrainedModel) -> Callable[[Sequence[Image.Image]], tuple[dict
 def _square(model: PreTrainedModel, image: Image.Image) -> dict[str, torch.Tensor]:
     size = getattr(model.config.vision_config, "image_size", SIDE)
     side = size if isinstance(size, int) else size[0]
-    pixels, asked = pixels_of([image], side, side), inspect.signature(getattr(model, "model", model).get_image_features).parameters
+    pixels, asked = (
+        pixels_of([image], side, side),
+        inspect.signature(getattr(model, "model", model).get_image_features).parameters,
+    )
     if model.config.model_type == "granite_docling":
         return {"pixel_values": pixels[:, None], "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)}
     sizes = {"image_sizes": torch.tensor([[side, side]])} if "image_sizes" in asked else {}
@@ -149,7 +158,9 @@ def _grid(model: PreTrainedModel, image: Image.Image) -> dict[str, torch.Tensor]
     rows, columns = 4, 4 if image.width == image.height else 8
     squares = pixels_of([image], columns * patch, rows * patch)[0].unfold(1, patch, patch).unfold(2, patch, patch)
     flat = squares[:, :, :, None].expand(-1, -1, -1, times, -1, -1)  # (3, rows, columns, times, patch, patch)
-    patches = flat.permute(1, 2, 0, 3, 4, 5).reshape(rows * columns, -1 if is_flat else 3, *[patch, patch][is_flat * 2 :])
+    patches = flat.permute(1, 2, 0, 3, 4, 5).reshape(
+        rows * columns, -1 if is_flat else 3, *[patch, patch][is_flat * 2 :]
+    )
     return {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}
 
 

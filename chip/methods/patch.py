@@ -175,9 +175,7 @@ class WeightEditor:
         return lambda stored: stored.movedim(axis - disk.per_expert, 0).flatten(min(1, stored.dim() - 1))
 
 
-def check_removed(
-    source: Checkpoint, folder: Path, removed: Mapping[str, tuple[Orient, Removed]]
-) -> dict[str, float]:
+def check_removed(source: Checkpoint, folder: Path, removed: Mapping[str, tuple[Orient, Removed]]) -> dict[str, float]:
     """Look in the written tensors for the directions that a method has taken out: ‖QᵀW′‖ / ‖QᵀW‖ by name on disk.
 
     Raises:

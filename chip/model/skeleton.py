@@ -54,7 +54,9 @@ def _check_layout(path: Path) -> None:
             family, authors = ORIGINAL_LAYOUTS[name]
             script = f"models/{family}/convert_{family}_weights_to_hf.py"
             what = f"{name} is the original layout of {authors}, and chip edits that of transformers"
-            raise InputError(f"{path}: {what}; convert it by {script} of transformers' source, or take its -hf checkpoint")
+            raise InputError(
+                f"{path}: {what}; convert it by {script} of transformers' source, or take its -hf checkpoint"
+            )
 
 
 def _check_architectures(path: Path, architectures: object) -> None:

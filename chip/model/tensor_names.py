@@ -67,7 +67,9 @@ class StoredTensors:
         return zip(self.names, turned if self.per_expert else (turned,), strict=True)
 
 
-def stored_tensors(checkpoint: Checkpoint, linear: Iterable[str], fused: Mapping[str, Tensor]) -> dict[str, StoredTensors]:
+def stored_tensors(
+    checkpoint: Checkpoint, linear: Iterable[str], fused: Mapping[str, Tensor]
+) -> dict[str, StoredTensors]:
     """Where parameters lie on disk, each in tensors of its own.
 
     Args:
