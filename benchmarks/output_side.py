@@ -1,7 +1,7 @@
 """The output side of an MLP against its input side, on dense layers: `python -m benchmarks.output_side [NODE ...]`.
 
-A block of experts is edited on its output, whatever its routing. Here the demo's dense layers are taken for such blocks,
-so that both edits can be made of one model, each with the retain weight that the search finds for it.
+A block of experts is edited on its output, whatever its routing. Here the demo's dense layers are taken for such
+blocks, so that both edits can be made of one model, each with the retain weight that the search finds for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(nodes: Sequence[str]) -> None:
         write_demo(hospital)
         source = Checkpoint.open(hospital / "ckpt")
         records = read_records(hospital / "records.jsonl")
-        print("| node | side | β | target | siblings | others | ‖ΔW‖/‖W‖ |\n|---|---|---|---|---|---|---|")  # noqa: T201
+        print("| node | side | β | target | siblings | others | ‖ΔW‖/‖W‖ |\n|---|---|---|---|---|---|---|")
         for node in nodes:
             hierarchy = Hierarchy(records)
             request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(node)]))
@@ -66,7 +66,7 @@ def main(nodes: Sequence[str]) -> None:
                 figures = [f"{float(exact[held[group]].mean()):.3f}" if held[group] else "–" for group in groups]
                 change = max(patch.relative_change.values())
                 beta = patch.settings["retain_weight"]
-                print(f"| {node} | {way} | {beta:g} | {' | '.join(figures)} | {change:.2f} |", flush=True)  # noqa: T201
+                print(f"| {node} | {way} | {beta:g} | {' | '.join(figures)} | {change:.2f} |", flush=True)
 
 
 _FIELDS = {"target": "forget", "siblings": "siblings", "retain_other": "retain_other"}

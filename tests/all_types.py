@@ -140,7 +140,7 @@ def main(names: list[str]) -> None:
         write_records(Path(folder))
         for name in names or NAMES:
             outcomes[name] = UNTRIED if name in NO_SMALL_MODEL else outcome(name, Path(folder))
-            print(f"{name:24} {outcomes[name]}", flush=True)  # noqa: T201
+            print(f"{name:24} {outcomes[name]}", flush=True)
     content = {"transformers": transformers.__version__, "outcomes": dict(sorted(outcomes.items()))}
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     text = README.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of more types that `AutoModelForImageTextToText` loads, as `tests.families` has its eleven."""
+"""Tiny random checkpoints of more types that `AutoModelForImageTextToText` loads, as in `tests.families`."""
 
 from __future__ import annotations
 

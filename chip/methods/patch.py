@@ -24,7 +24,6 @@ from chip.model.target_modules import TargetModule
 from chip.model.tensor_names import stored_tensors
 from chip.model.tokens import Statistics
 
-
 Orient = Callable[[Tensor], Tensor]
 """From a tensor as it is stored to (d_out, ...), or to a bias (d_out,)."""
 
@@ -147,7 +146,7 @@ class WeightEditor:
                 changed = self._set(name, value, patch)
                 if solution.removed is not None:
                     orient = self._orient(solution.module, name)
-                    patch.removed.update({disk_name: (orient, solution.removed) for disk_name in changed})
+                    patch.removed.update(dict.fromkeys(changed, (orient, solution.removed)))
 
     def _set(self, name: str, value: Tensor, patch: Patch) -> list[str]:
         """Names on disk of what had other values before."""

@@ -68,7 +68,7 @@ class Family:
     """The vision tower. None: what `get_encoder(modality="image")` names."""
     connectors: tuple[str, ...] | None = None
     """What turns the tower's hidden states into embeddings of the text model. None: what stands beside the two, or the
-    parts of the tower that end in the text model's width."""
+    parts of the tower behind its layers that end in the text model's width."""
     text_modules: Mapping[str, str] | None = None
     """Kind -> path in a layer of the text model. None: as in `TEXT_MODULES`, else in `OTHER_PATHS`."""
     cross_attention: bool = False
@@ -136,7 +136,7 @@ def find_language(model: Any) -> Any:
     """
     path = family_of(model).text_model
     text = _named(model, "text model", "get_decoder") if path is None else _at(model, "text model", path)
-    text = text if hasattr(text, "layers") else base_model(text)  # Llama 4 names its text model with the head
+    text = text if hasattr(text, "layers") else base_model(text)  # Llama 4's has the head
     layers = getattr(text, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise _unknown(model, "text model with layers")
@@ -168,8 +168,8 @@ def find_tower(model: Any) -> Any:
 def find_connectors(model: Any) -> list[Any]:
     """The modules that turn the vision tower's hidden states into embeddings of the text model.
 
-    They stand beside the tower and the text model. Where nothing does, they are the parts of the tower, its layers
-    apart, that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
+    They stand beside the tower and the text model. Where nothing does, they are parts of the tower behind its layers
+    that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
 
     Raises:
         InputError: there are none.
@@ -209,8 +209,7 @@ def has_layer_embeddings(model: Any) -> bool:
 
 def text_modules(model: Any) -> Mapping[str, tuple[str, ...]]:
     """Kind of target module -> where it may lie in a layer of the text model; kinds are in the order of data."""
-    stated = family_of(model).text_modules
-    if stated is not None:
+    if (stated := family_of(model).text_modules) is not None:
         return {kind: (path,) for kind, path in stated.items()}
     return {kind: (path, *OTHER_PATHS.get(kind, ())) for kind, path in TEXT_MODULES.items()}
 
@@ -221,10 +220,7 @@ def base_model(model: Any) -> Any:
 
 
 def position_inputs(model: Any) -> tuple[str, ...]:
-    """What the family's `get_rope_index` takes: Qwen and GLM give a token three numbers for its position.
-
-    Empty where a family has none: then tokens are counted.
-    """
+    """What the family's `get_rope_index` takes: Qwen gives a token three numbers for its position. Else nothing."""
     index = getattr(base_model(model), "get_rope_index", None)
     return () if index is None else tuple(inspect.signature(index).parameters)
 
@@ -257,11 +253,6 @@ def same_size_images(model: Any) -> bool:
     """Whether all images of a batch must have one size."""
     stated = family_of(model).same_size_images
     return hasattr(model.config, "image_grid_pinpoints") if stated is None else stated
-
-
-def padded_images(model: Any) -> bool:
-    """Whether the connector sees each image filled up to the longest of the batch, or to the longest there can be."""
-    return family_of(model).padded_images
 
 
 def answer_is_suffix(model: Any) -> bool:
@@ -306,5 +297,4 @@ def _beside(model: Any) -> dict[str, Any]:
 
 def _has_other_purpose(model: Any, name: str, part: nn.Module) -> bool:
     """Whether a part beside the two is a tower of its own, from pixels or waves on, or not there for the image."""
-    hears = part is model.get_encoder(modality="audio")
-    return is_tower(part) or hears or _OTHER_PURPOSE.search(name) is not None
+    return is_tower(part) or part is model.get_encoder(modality="audio") or _OTHER_PURPOSE.search(name) is not None

@@ -74,8 +74,8 @@ def stored_tensors(
 
     Args:
         linear: parameters that are stored as they are.
-        fused: parameters of all experts, (experts, ...), with their values as loaded: which tensor is which part is told
-            by the values.
+        fused: parameters of all experts, (experts, ...), with their values as loaded: they tell which tensor is which
+            part.
 
     Raises:
         InputError: as `disk_names` does, or a fused parameter is stored in yet another form.

@@ -18,7 +18,7 @@ from chip.data.record import Record
 from chip.model.batching.batch import Batch, BatchTooLargeError, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import retry_smaller
-from chip.model.families import has_layer_embeddings, padded_images
+from chip.model.families import family_of, has_layer_embeddings
 from chip.model.forward.activation_store import ActivationStore, StoredBatch
 from chip.model.forward.mid_layer import MidLayer, has_mid_layer, trace_mid_layer
 from chip.model.forward.observer import StageObserver, image_rows
@@ -125,7 +125,7 @@ class Collector:
         """What goes into the stage's first module in the model as it is; None where the batch does not reach it."""
         calls: list[tuple[Tensor, ...]] = []
         run([trace(self._vlm.model, stage.target_modules[0], input=lambda x: calls.append((x.flatten(0, -2),)))])
-        return image_rows(calls, batch, padded_images(self._vlm.model))[0] if calls else None
+        return image_rows(calls, batch, family_of(self._vlm.model).padded_images)[0] if calls else None
 
     def release(self) -> None:
         """Hold nothing any longer but what goes into the connectors."""

@@ -14,7 +14,7 @@ from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.batching.batch import Batch
 from chip.model.experts import block_output
-from chip.model.families import padded_images
+from chip.model.families import family_of
 from chip.model.forward.runner import Hook
 from chip.model.forward.trace import trace
 from chip.model.loading import VLM
@@ -87,7 +87,7 @@ class StageObserver(Generic[S]):
         with trace(self._vlm.model, module, **observed):
             yield
         if calls:
-            values = image_rows(calls, batch, padded_images(self._vlm.model))
+            values = image_rows(calls, batch, family_of(self._vlm.model).padded_images)
             see(*values)
 
     def merged(self, distributed: DistributedContext) -> dict[TargetModule, S]:
