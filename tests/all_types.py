@@ -62,7 +62,7 @@ NO_SMALL_MODEL = frozenset(
         ),
         *("mistral_large4", "molmo2", "muse_spark", "qwen4_exp", "florence2", "fast_vlm", "inkling_mm_model"),
         *("muse_glimmer", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "granite_docling", "qwen2_5_omni_thinker"),
-        *("shieldgemma2", "udop"),
+        *("shieldgemma2", "udop", "glm5_next", "kimi_k25", "step3p7", "unlimited_ocr", "qwen3_omni_moe_thinker"),
     )
 )
 """Types whose defaults make no small model, or no inputs are made for here."""

@@ -39,6 +39,12 @@ _SMALL: dict[str, int] = (
 )
 """Setting -> what it is made at most, wherever it stands."""
 SECTIONS = [4, 2, 2]  # of a head's frequencies
+_GIVEN: dict[str, Any] = {
+    "mrope_section": SECTIONS,
+    "deepstack_visual_indexes": [0],
+    "projector_patch_to_query_dict": {(SIDE // PATCH) ** 2: 4},
+}
+"""Setting -> what it is made, whatever it was."""
 _LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_layers")
 """Settings with one entry a layer, of which the first and the last stay."""
 
@@ -71,16 +77,14 @@ def shrink(config: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _shrunk(name: Any, value: Any) -> Any:
+    if name in _GIVEN:
+        return _GIVEN[name]
     if isinstance(value, dict):
         return shrink(value)
     if name in _SMALL and isinstance(value, int) and not isinstance(value, bool):
         return min(_SMALL[name], value)
     if name in _LISTS and isinstance(value, list | tuple):
         return [*value[:1], *value[-1:]]
-    if name == "mrope_section":
-        return SECTIONS
-    if name == "deepstack_visual_indexes":
-        return [0]
     if name in TOKENS:
         return BASE.id_of(TOKENS[name])
     if str(name).endswith(("_token_id", "_token_index")) and isinstance(value, int):
@@ -154,7 +158,7 @@ def _grid(model: PreTrainedModel, image: Image.Image) -> dict[str, torch.Tensor]
     """Patches, 4 by 4 or 4 by 8, those that become one token together."""
     vision = model.config.vision_config
     times = getattr(vision, "temporal_patch_size", None) or getattr(vision, "patch_temporal", None) or 1
-    patch, is_flat = vision.patch_size, model.config.model_type != "paddleocr_vl"
+    patch, is_flat = vision.patch_size, model.config.model_type not in ("paddleocr_vl", "kimi_k25")
     rows, columns = 4, 4 if image.width == image.height else 8
     squares = pixels_of([image], columns * patch, rows * patch)[0].unfold(1, patch, patch).unfold(2, patch, patch)
     flat = squares[:, :, :, None].expand(-1, -1, -1, times, -1, -1)  # (3, rows, columns, times, patch, patch)

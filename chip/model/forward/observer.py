@@ -198,25 +198,27 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch, origi
     vision = batch.vision
     if len(x) == int(vision.sum()):
         ids, segments = batch.ids[vision], batch.segments[vision]
-    else:  # pooled or cut behind this module: images of one length have equal shares
-        first = _first_tokens(name, len(x), batch)
-        share = len(x) // len(first)
-        ids = torch.arange(share, device=x.device).repeat(len(first))
-        segments = batch.segments[vision][first].repeat_interleave(share)
+    else:  # pooled or cut behind this module
+        shares = _shares(name, len(x), batch)
+        ids = torch.cat([torch.arange(share, device=x.device) for share in shares.tolist()])
+        lengths = batch.image_lengths()
+        segments = batch.segments[vision][lengths.cumsum(0) - lengths].repeat_interleave(shares)
     roles = torch.full((len(x),), TokenRole.IMAGE, device=x.device)
     starts = torch.zeros_like(ids, dtype=torch.bool)
     return Tokens(x, y, ids, roles, segments, batch.owners, starts, original)
 
 
-def _first_tokens(name: str, count: int, batch: Batch) -> Tensor:
-    """(images,) int64: where each image starts among the batch's image tokens, if `count` tokens are split evenly.
+def _shares(name: str, count: int, batch: Batch) -> Tensor:
+    """(images,) int64: how many of `count` tokens are of each image: in proportion to those that it becomes; else images
+    of one length have as many.
 
     Raises:
-        InputError: they cannot be, or the images have unlike lengths.
+        InputError: it is neither.
     """
     lengths = batch.image_lengths()
-    number = len(lengths)
+    number, total = len(lengths), int(lengths.sum())
+    if number and count % total == 0:
+        return lengths * (count // total)
     if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
         raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
-    starts: Tensor = lengths.cumsum(0) - lengths
-    return starts
+    return torch.full_like(lengths, count // number)
