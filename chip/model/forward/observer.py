@@ -209,8 +209,8 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch, origi
 
 
 def _shares(name: str, count: int, batch: Batch) -> Tensor:
-    """(images,) int64: how many of `count` tokens are of each image: in proportion to those that it becomes; else images
-    of one length have as many.
+    """(images,) int64: how many of `count` tokens are of each image: in proportion to those that it becomes; else as many
+    of each, where all have one length.
 
     Raises:
         InputError: it is neither.
