@@ -143,8 +143,9 @@ def main(names: list[str]) -> None:
             print(f"{name:24} {outcomes[name]}", flush=True)
     content = {"transformers": transformers.__version__, "outcomes": dict(sorted(outcomes.items()))}
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    README.write_text(text.replace(section(text), table(outcomes)), encoding="utf-8")
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(f"{before}{BEGIN}\n{table(outcomes)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -217,7 +217,8 @@ class Collector:
 def _with_embeddings(call: Call) -> Call:
     """The text model's call as one with embeddings: where images are looked at from the side it is given tokens."""
     if call.kwargs.get("inputs_embeds") is None:
-        call.kwargs["inputs_embeds"] = call.module.get_input_embeddings()(call.kwargs.pop("input_ids"))
+        text: Any = call.module
+        call.kwargs["inputs_embeds"] = text.get_input_embeddings()(call.kwargs.pop("input_ids"))
     return call
 
 

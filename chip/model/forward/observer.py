@@ -83,8 +83,8 @@ class StageObserver(Generic[S]):
         def keep(*values: Tensor) -> None:
             calls.append(tuple(value.flatten(0, -2) for value in values))
 
-        observed = {"output" if self._needs_outputs else "input": keep}
-        with trace(self._vlm.model, module, **observed):
+        seen = (None, keep) if self._needs_outputs else (keep, None)
+        with trace(self._vlm.model, module, input=seen[0], output=seen[1]):
             yield
         if calls:
             values = image_rows(calls, batch, family_of(self._vlm.model).padded_images)
@@ -209,7 +209,7 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch, origi
 
 
 def _shares(name: str, count: int, batch: Batch) -> Tensor:
-    """(images,) int64: how many of `count` tokens are of each image: in proportion to those that it becomes; else as many
+    """(images,) int64: how many of `count` tokens are of each image: in proportion to those it becomes; else as many
     of each, where all have one length.
 
     Raises:
