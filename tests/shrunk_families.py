@@ -98,6 +98,8 @@ def small_model(model_type: str) -> PreTrainedModel:
     config = type(default).from_dict(shrink(default.to_dict()))
     for part in (config, config.get_text_config()):
         part.bos_token_id, part.eos_token_id, part.pad_token_id = 1, BASE.id_of(BASE.end), 0
+    if not hasattr(config, "vision_start_token_id"):  # Omni's part says it in its checkpoints, and not by default
+        config.vision_start_token_id = BASE.id_of(START)
     rope = getattr(config.get_text_config(), "rope_parameters", None)
     if rope is not None and "image_grid_thw" in _forward_of(config):
         rope["mrope_section"] = SECTIONS
