@@ -43,9 +43,14 @@ NAMES = tuple(dict.fromkeys((*OWN, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 RIGHT, UNTRIED = "right", "not tried"
 NEEDS = dict.fromkeys(("gemma3n", "perception_lm", "fast_vlm"), "timm")
 NO_SMALL_MODEL = frozenset(
-    "chameleon cohere_compass deepseek_ocr2 diffusion_gemma dots3_note emu3 ernie4_5_vl_moe evolla fast_vlm glm5_next "
-    "granite4_vision hunyuan_vl hy_v4_vl inkling2 inkling2_loop inkling_mm_model kimi_k25 minicpm_ocr minicpmv4_6 "
-    "minicpmv4_7 mistral_large4 molmo2 muse_glimmer muse_spark qwen4_exp shieldgemma2 step3p7 unlimited_ocr".split()
+    (
+        *("chameleon", "cohere_compass", "deepseek_ocr2", "diffusion_gemma", "dots3_note"),
+        *("emu3", "ernie4_5_vl_moe", "evolla", "fast_vlm", "glm5_next"),
+        *("granite4_vision", "hunyuan_vl", "hy_v4_vl", "inkling2", "inkling2_loop"),
+        *("inkling_mm_model", "kimi_k25", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
+        *("mistral_large4", "molmo2", "muse_glimmer", "muse_spark", "qwen4_exp"),
+        *("shieldgemma2", "step3p7", "unlimited_ocr"),
+    )
 )
 """Types whose defaults make no small model, or no inputs are made for here."""
 WITHOUT_WEIGHTS = frozenset(("apertus1p5", "florence2", "gemma4_unified", "udop"))
