@@ -86,9 +86,10 @@ class WeightEditor:
     ) -> None:
         self.vlm, self.distributed = vlm, distributed
         self.parameters = [name for module in target_modules for name in module.parameter_names]
-        blocks = [each.name for module in target_modules for each in module.output_maps]
-        fused = {name: vlm.parameter(name) for name in blocks if ".experts." in name}
-        self._disk = stored_tensors(checkpoint, [name for name in self.parameters if name not in fused], fused)
+        in_blocks = [each.name for module in target_modules for each in module.output_maps]
+        fused = [name for name in in_blocks if ".experts." in name]
+        linear = [name for name in self.parameters if name not in fused]
+        self._disk = stored_tensors(checkpoint, linear, fused, vlm.parameter)
         self._dtypes = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
 
     def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:

@@ -1,7 +1,7 @@
 """Which tensor on disk is which parameter of the module: transformers renames most of them while loading."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,30 +63,31 @@ class StoredTensors:
 
     def parts(self, value: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Names on disk, and what each holds of a value of the parameter."""
-        turned = value.mT if self.transposed else value
+        turned = value.mT.contiguous() if self.transposed else value
         return zip(self.names, turned if self.per_expert else (turned,), strict=True)
 
 
 def stored_tensors(
-    checkpoint: Checkpoint, linear: Iterable[str], fused: Mapping[str, Tensor]
+    checkpoint: Checkpoint, linear: Iterable[str], fused: Iterable[str], read: Callable[[str], Tensor]
 ) -> dict[str, StoredTensors]:
     """Where parameters lie on disk, each in tensors of its own.
 
     Args:
         linear: parameters that are stored as they are.
-        fused: parameters of all experts, (experts, ...), with their values as loaded: they tell which tensor is which
-            part.
+        fused: parameters of all experts, (experts, ...).
+        read: such a parameter's values as loaded, which tell which tensor is which part of it.
 
     Raises:
         InputError: as `disk_names` does, or a fused parameter is stored in yet another form.
     """
     single = {name: StoredTensors((disk,)) for name, disk in disk_names(checkpoint, linear).items()}
-    if not fused:
+    blocks = list(fused)
+    if not blocks:
         return single
     sources: defaultdict[str, list[str]] = defaultdict(list)
     for disk, target in plan_loading(checkpoint, build_skeleton(checkpoint.folder)).taken.items():
         sources[target].append(disk)  # in the order in which they are fused
-    return single | {name: _stored(checkpoint, name, tuple(sources[name]), value) for name, value in fused.items()}
+    return single | {name: _stored(checkpoint, name, tuple(sources[name]), read(name)) for name in blocks}
 
 
 def _stored(checkpoint: Checkpoint, name: str, sources: tuple[str, ...], value: Tensor) -> StoredTensors:

@@ -22,6 +22,7 @@ from chip.model.forward.collector import Collector
 from chip.model.forward.observer import StageObserver
 from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
+from chip.model.running import running
 from chip.model.scoring import answer_logits
 from chip.model.target_modules import Stage, TargetModule
 from chip.model.tokens import Tokens
@@ -106,7 +107,7 @@ def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Sta
         answer.append(_rows(given.logits[0, columns - 1]))
 
     def compute(batch: Batch) -> None:
-        with ExitStack() as hooks:
+        with running(vlm.model), ExitStack() as hooks:
             for hook in observer.hooks(batch):
                 hooks.enter_context(hook)
             calls = hooks.enter_context(record_calls(list(blocks)))
