@@ -533,7 +533,7 @@ def _recipe(family: str | Family) -> Family:
     return family if isinstance(family, Family) else (RECIPES | BEYOND_HIDDEN_STATES)[family]
 
 
-def _known(family: str) -> bool:
+def known(family: str | Family) -> bool:
     """Whether this transformers has it, and its text model."""
     recipe = _recipe(family)
     text = recipe.config["text_config"].get("model_type")
@@ -580,7 +580,7 @@ def load_processor_of(family: Family, folder: Path) -> Any:
 
 def lacking(family: str) -> str | None:
     """The package without which this transformers does not load the family's processor; None: it does."""
-    if not _known(family):
+    if not known(family):
         return "a newer transformers"
     without_torchvision = f"{_recipe(family).image_processor['image_processor_type']}Pil"
     if getattr(getattr(transformers, without_torchvision), "is_dummy", False):  # Idefics3 and SmolVLM in early releases
