@@ -10,7 +10,6 @@ from chip.data.request import ForgetRequest
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import Method
 from chip.methods.patch import Patch
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
@@ -30,5 +29,5 @@ def edited(
         kinds, layers: as `--target-modules` and `--layers` have them; by default the method's own.
     """
     target_modules = default_modules(vlm, method, kinds, layers)
-    with restoring(vlm, [name for module in target_modules for name in parameter_names(module)]):
+    with restoring(vlm, [name for module in target_modules for name in module.parameter_names]):
         yield edit_model(vlm, source, method, request, target_modules)

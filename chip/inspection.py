@@ -95,13 +95,13 @@ def _largest_tokens(folder: Path, records: Path, device: str | None) -> list[Lar
 
 def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModuleRow:
     layers = [module.layer for module in modules if module.layer is not None]
-    shapes = dict.fromkeys(tuple(module.weight(model).shape) for module in modules)
+    shapes = dict.fromkeys(module.shape(model) for module in modules)
     return TargetModuleRow(
         kind=kind,
         component=modules[0].component,
         layers=f"{min(layers)}-{max(layers)}" if layers else "–",
         count=len(modules),
-        shapes=tuple((d_out, d_in) for d_out, d_in in shapes),
+        shapes=tuple(shapes),
         edited_by=tuple(_edited_by(kind, modules[0].component, len(find_language(model).layers))),
     )
 

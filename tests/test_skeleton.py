@@ -30,7 +30,7 @@ BROKEN: dict[str, dict[str, Any] | list[Any]] = {
     "model_type a list": {"model_type": ["llava"]},
     "model_type missing": {"model_type": None},
     "a model of text": {"model_type": "llama", "architectures": None},
-    "architecture unknown": {"architectures": ["LlavaLlamaForCausalLM"]},
+    "architecture unknown": {"architectures": ["LlavaMptForCausalLM"]},
     "dtype": {"dtype": "float17"},
     "a dtype of codes": {"dtype": "float8_e4m3fn"},
     "labels": {"id2label": 7},

@@ -84,7 +84,7 @@ def test_a_pass_ends_where_it_should(model: nn.Sequential) -> None:
         with stop_after(model[2]):
             model(X)
         assert ran == [0, 1]
-        with record_calls([model[0], model[3]]) as calls:
+        with record_calls([model[0], model[3]], model[3]) as calls:
             model(X)
         assert ran == [0, 1, 1, 3]
     assert torch.equal(calls[1].args[0], model[:3](X))
@@ -138,7 +138,7 @@ def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential, held:
     try:
         with trace(model[1], input=lambda x: inputs.append(weakref.ref(x)), stop=True):
             model(X)
-        with record_calls([model[2]]) as calls:
+        with record_calls([model[2]], model[2]) as calls:
             model(X)
         calls.clear()
         with trace(model[0], output=lambda _, y: inputs.append(weakref.ref(y))), stop_after(model[1]):
@@ -157,7 +157,7 @@ def test_nothing_is_left_after_an_error(model: nn.Sequential) -> None:
         pytest.raises(ValueError, match="in the middle"),
         bypass(model[0]),
         replace_input(Call(model[1], (X,), {})),
-        record_calls([model[3]]),
+        record_calls([model[3]], model[3]),
         trace(model[2], input=fail),
     ):
         model(X)

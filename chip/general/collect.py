@@ -128,7 +128,7 @@ def collect(
 
 def tokens_to_keep(vlm: VLM, keep: Keep, modules: Sequence[TargetModule]) -> int:
     """How much text `auto` makes for an edit of these modules."""
-    widest = max((module.weight(vlm.model).shape[1] for module in modules), default=0)
+    widest = max((module.shape(vlm.model)[1] for module in modules), default=0)
     return keep.tokens or PER_INPUT.get(vlm.device.type, 2) * widest
 
 

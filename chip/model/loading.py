@@ -25,17 +25,18 @@ from chip.model.batching.sharing import sharing_holds
 from chip.model.chat import Prompts
 from chip.model.families import (
     answer_is_suffix,
-    family_of,
+    base_model,
     find_connectors,
     find_language,
     find_tower_layers,
     image_token_id,
     logit_softcapping,
     max_tokens,
+    position_inputs,
     same_size_images,
     sliding_window,
 )
-from chip.model.forward.trace import block_diagonal_attention
+from chip.model.forward.trace import block_diagonal_attention, trace
 from chip.model.offload import (
     DeviceMap,
     MaxMemory,
@@ -73,7 +74,7 @@ class VLM:
     @property
     def core(self) -> Any:
         """The model without its head: hidden states out."""
-        return self.model.model
+        return base_model(self.model)
 
     @property
     def language(self) -> Any:
@@ -156,21 +157,31 @@ class VLM:
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(..., B, T) int64: where each token stands, as the model itself would say; Qwen has three numbers for it."""
-        if "image_grid_thw" in inputs:
-            names = family_of(self.model).position_inputs
-            positions: Tensor = self.core.get_rope_index(**{name: inputs[name] for name in names})[0]
+        names = position_inputs(self.model) if "image_grid_thw" in inputs else ()
+        if names:
+            given = {name: inputs[name] for name in names if name in inputs}
+            with running(self.model):
+                positions: Tensor = self.core.get_rope_index(**given)[0]
             return positions
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
+    def hidden_states(self, batch: Batch, gradients: bool = False) -> Tensor:
         """(B, T, d): the text model's last, behind its norm; where the batch is.
+
+        Args:
+            gradients: whether they can be derived by parameters that ask for it.
 
         Raises:
             InputError: the model does not take what the processor makes of a record.
         """
-        with torch.no_grad(), block_diagonal_attention(self.layers, batch.attention_mask), running(self.model):
-            states: Tensor = self.core(**batch.inputs, use_cache=False).last_hidden_state
-        return states.to(batch.segments.device)
+        shown: list[Tensor] = []
+        hooks = (
+            block_diagonal_attention(self.layers, batch.attention_mask),
+            trace(self.language, output=lambda _, output: shown.append(output.last_hidden_state), stop=True),
+        )
+        with torch.set_grad_enabled(gradients), running(self.model), hooks[0], hooks[1]:
+            self.core(**batch.inputs, use_cache=False)
+        return shown[0].to(batch.segments.device)
 
 
 def default_device() -> str:

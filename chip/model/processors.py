@@ -70,7 +70,7 @@ def _side(size: Any, side: str) -> float:
 def _load(folder: Path, class_name: str | None) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder, **_SAFE)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, ValueError, RecursionError):  # the last where a video processor is looked for first
         if class_name is None:
             raise
         processor_class: Any = getattr(transformers, class_name)

@@ -9,9 +9,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from chip.checkpoint.json_file import read_json
 from chip.checkpoint.layout import CONFIG
 from chip.checkpoint.paths import check_all_files
 from chip.errors import InputError
+from chip.model.families import ORIGINAL_LAYOUTS
 from chip.model.quiet import refusing
 
 _TROUBLE = "transformers cannot build a vision-language model from it"
@@ -34,6 +36,7 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
     """
     path = folder / CONFIG
     check_all_files(folder)
+    _check_layout(path)
     with refusing(path, _TROUBLE, _HINT):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_architectures(path, config.architectures)
@@ -45,6 +48,19 @@ def build_skeleton(folder: Path, tensors: int | None = None) -> Any:
     if model.dtype not in _COMPUTED:
         raise InputError(f"{path}: its dtype is {model.dtype}, which no model computes in; give the weights' own")
     return model
+
+
+def _check_layout(path: Path) -> None:
+    """Raise `InputError` where weights are in the layout of a family's authors, and say how to convert them."""
+    named = read_json(path.parent, path.name)[0].get("architectures")
+    for name in named if isinstance(named, list) else ():
+        if isinstance(name, str) and name in ORIGINAL_LAYOUTS:
+            family, authors = ORIGINAL_LAYOUTS[name]
+            script = f"models/{family}/convert_{family}_weights_to_hf.py"
+            what = f"{name} is the original layout of {authors}, and chip edits that of transformers"
+            raise InputError(
+                f"{path}: {what}; convert it by {script} of transformers' source, or take its -hf checkpoint"
+            )
 
 
 def _check_architectures(path: Path, architectures: object) -> None:

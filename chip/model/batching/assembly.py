@@ -12,6 +12,7 @@ from chip.model.batching.batch import Batch
 from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import PackedSequence
 from chip.model.chat import Prompt
+from chip.model.families import TOKEN_INPUTS
 from chip.model.tokens import SegmentRecords, TokenRole
 
 
@@ -134,7 +135,7 @@ def _inputs(
     row = torch.arange(len(lines))[:, None]
     inputs = dict(heads)
     for name, values in heads.items():
-        if values.shape == heads["input_ids"].shape:  # of each token: its id, mask, kind (0 for text)
+        if name in TOKEN_INPUTS:  # of each token: its id, mask, kind (0 for text)
             inputs[name] = torch.where(later, own if name == "input_ids" else 0, values[row, columns])
     inputs["input_ids"].masked_fill_(~real, model.prompts.pad)
     inputs["attention_mask"] = real.to(heads["attention_mask"].dtype)
