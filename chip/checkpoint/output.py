@@ -35,7 +35,8 @@ def check_output(
     origin = source.folder.resolve()
     try:
         target = out.resolve()
-        _check_place(origin, target, out)
+        for folder in {origin, source.place.resolve()}:
+            _check_place(folder, target, out)
         _check_content(target, out, overwrite, progress)
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none, a folder not to read
         raise InputError(f"cannot be used ({one_line(error)}); choose another", argument="out", value=out) from error

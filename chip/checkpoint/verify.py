@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.adapter import ADAPTER_WEIGHTS, CHAT_TEMPLATES
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
@@ -47,11 +48,17 @@ def verify(
     says of the source, each byte outside of the changed tensors, and the norms of the change. `.gitattributes` is not
     compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
+    Where an adapter was merged, the original is its base, and the changes that are checked are those of both. An edit
+    that was written as an adapter is checked by its files, and the original by being the one that it belongs to.
+
     Raises:
         InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
     """
     receipt = read_receipt(Path(edited))
     source = None if original is None else Checkpoint.open(Path(original))
+    if receipt.base is not None:
+        faults = list(_adapter_faults(receipt, Path(edited), source, progress))
+        return Verification(receipt, source is not None, tuple(faults))
     try:
         written = Checkpoint.open(Path(edited))
         faults = list(_header_faults(receipt, written))
@@ -99,6 +106,26 @@ def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) ->
             yield path, relative
 
 
+def _adapter_faults(
+    receipt: Receipt, folder: Path, base: Checkpoint | None, progress: ProgressCallback
+) -> Iterator[str]:
+    """Of an edit that was written as an adapter: files that are not the receipt's, or a base that it was not made to."""
+    files = {
+        str(relative): path for path, relative in files_in(folder) if str(relative) not in {RECEIPT, GITATTRIBUTES}
+    }
+    of_base = {} if base is None else {name: base.folder / name for name in receipt.base or {}}
+    present = {name: path for name, path in of_base.items() if path.is_file()}
+    with progress(f"hashing {folder.name}", len(files) + len(present)) as advance:
+        digests = digest_all([(path, ()) for path in (*files.values(), *present.values())], advance)
+    yield from _file_faults(receipt, dict(zip(files, digests, strict=False)))
+    if ADAPTER_WEIGHTS not in receipt.files:
+        yield f"the receipt lists no {ADAPTER_WEIGHTS}: it vouches for nothing"
+    wholes = dict(zip(present, (each.whole for each in digests[len(files) :]), strict=True))
+    for name in of_base:
+        if wholes.get(name) != (receipt.base or {})[name]:
+            yield f"{name}: the original's is not the one that the adapter was made to"
+
+
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
     for name, recorded in receipt.tensors.items():
         entry = checkpoint.entries.get(name)
@@ -115,7 +142,7 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
     for kind, listed in (("file", receipt.files), ("changed tensor", receipt.tensors)):
         if not listed:
             yield f"the receipt lists no {kind}: it vouches for nothing"
-    yield from _file_faults(receipt, copy)
+    yield from _file_faults(receipt, copy.files)
     for name, recorded in receipt.tensors.items():
         if recorded.after != copy.tensors[name]:
             yield f"tensor {name!r}: has another hash than the receipt's"
@@ -126,9 +153,9 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
         yield "the receipt's counts are not those of the files and tensors it lists"
 
 
-def _file_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
-    for name in sorted((receipt.files.keys() | copy.files.keys()) - {GITATTRIBUTES}):
-        recorded, actual = receipt.files.get(name), copy.files.get(name)
+def _file_faults(receipt: Receipt, files: Mapping[str, Digest]) -> Iterator[str]:
+    for name in sorted((receipt.files.keys() | files.keys()) - {GITATTRIBUTES}):
+        recorded, actual = receipt.files.get(name), files.get(name)
         if recorded is None:
             yield f"{name}: not in the receipt"
         elif actual is None:
@@ -150,11 +177,12 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    for name in sorted((receipt.files.keys() | original.files.keys()) - {GITATTRIBUTES}):
+    own = {GITATTRIBUTES} if receipt.adapter is None else {GITATTRIBUTES, *receipt.adapter, *CHAT_TEMPLATES}
+    for name in sorted((receipt.files.keys() | original.files.keys()) - own):
         recorded, before = receipt.files.get(name), original.files.get(name)
         if (recorded and recorded.source_sha256) != (before and before.whole):
             yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"
-    for name in sorted(copy.files.keys() & original.files.keys() - {CARD}):
+    for name in sorted((copy.files.keys() & original.files.keys()) - own - {CARD}):
         after, before = copy.files[name], original.files[name]
         if (after.bytes, after.outside) != (before.bytes, before.outside):
             yield f"{name}: differs from the original where nothing was to change"
