@@ -40,7 +40,7 @@ class FolderContents:
     """The files of a checkpoint's folder."""
 
     copied: tuple[tuple[Path, Path], ...]
-    """Path, and path relative to the folder, of what a copy takes over; in the order of `files_in`, an adapter's last."""
+    """Path, and path relative to the folder, of what a copy takes over: as `files_in` has it, then an adapter's."""
     left_out: tuple[str, ...]
     """What stays behind, relative to the folder."""
 

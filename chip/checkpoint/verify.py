@@ -109,7 +109,7 @@ def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) ->
 def _adapter_faults(
     receipt: Receipt, folder: Path, base: Checkpoint | None, progress: ProgressCallback
 ) -> Iterator[str]:
-    """Of an edit that was written as an adapter: files that are not the receipt's, or a base that it was not made to."""
+    """Of an edit that was written as an adapter: files that are not the receipt's, or a base that is not its own."""
     files = {
         str(relative): path for path, relative in files_in(folder) if str(relative) not in {RECEIPT, GITATTRIBUTES}
     }
