@@ -28,9 +28,12 @@ from chip.model.adapters import open_checkpoint
 from chip.model.loading import load_vlm
 from chip.model.tensor_names import key_map
 from tests.adapters import KINDS, make_adapter, peft_of, rewrite_config, rewrite_weights
+from tests.families import FAMILIES, build, lacking
 from tests.folders import write_part
 
 PLAIN = "lora"
+COMBINED = ("rslora", "patterns", "regex", "convolution", "some layers")
+"""Kinds that wait for the long run: `everything` has most of what they are."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def merged_by_peft(model: Any, folder: Path) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in merged.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in COMBINED else ()) for k in KINDS])
 def test_a_merged_tensor_is_the_one_that_peft_merges(kind: str, base: Path, model: Any, tmp_path: Path) -> None:
     folder = make_adapter(model, tmp_path / kind, KINDS[kind])
     expected, before = merged_by_peft(model, folder), dict(model.named_parameters())
@@ -265,6 +268,26 @@ def test_a_changed_adapter_is_seen(base: Path, adapter: Path) -> None:
     rewrite_config(adapter, r=9)
     with pytest.raises(chip.RunError, match="changed while it was read"):
         source.check_unchanged()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_merged_as_by_peft(family: str, tmp_path: Path) -> None:
+    """All linear layers, the vision tower's and the connector's too."""
+    if package := lacking(family):
+        pytest.skip(f"its processor needs {package}")
+    folder = build(tmp_path / "base", family)
+    settings = {"r": 4, "use_dora": True, "target_modules": "all-linear"}
+    model = load_vlm(folder, "cpu").model
+    adapter = make_adapter(model, tmp_path / "adapter", settings)
+    expected, source = merged_by_peft(model, adapter), open_checkpoint(folder, adapter)
+    assert len(source.merged) > 20
+    for parameter, name in key_map(source).items():
+        if name in source.merged:
+            assert torch.equal(source.read(name), expected[parameter].to(source.entries[name].torch_dtype)), name
+    loaded = dict(load_vlm(source, "cpu").model.named_parameters())
+    for parameter, value in expected.items():
+        torch.testing.assert_close(loaded[parameter], value, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.slow
