@@ -46,7 +46,7 @@ def base(hospital: Path) -> VLM:
 
 def logits_of(model: Any, vlm: VLM, hierarchy: Hierarchy) -> Tensor:
     """What the model answers to a few records."""
-    batch = next(iter(vlm.batches(hierarchy.records[:6])))
+    batch = next(vlm.batches(hierarchy.records[:6]).made())
     with torch.no_grad():
         logits: Tensor = model(**batch.inputs).logits
     return logits

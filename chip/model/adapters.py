@@ -143,10 +143,9 @@ def lora_config(adapter: Adapter) -> Any:
     known = {field.name for field in fields(LoraConfig)}
     for name, value in given.items():
         default = getattr(plain, name) if name in known else None
-        if name not in _MERGED | _WITHOUT_EFFECT and value != default and (value or name in known):
+        if name not in _MERGED | _WITHOUT_EFFECT and value != default and (value or default):
             raise input_error(path, f"{quoted(name)} is set ({quoted(str(value))}), which chip does not merge", _HINT)
-    start = given.get("init_lora_weights", True)
-    if not any(start is plain_start or start == plain_start for plain_start in _PLAIN_STARTS):
+    if (start := given.get("init_lora_weights", True)) not in _PLAIN_STARTS:
         what = f"'init_lora_weights' is {quoted(str(start))}, which changes the base's own weights first"
         raise input_error(path, what, "save it with peft as plain LoRA (path_initial_model_for_weight_conversion)")
     settings = {name: value for name, value in given.items() if name in _MERGED}
@@ -164,12 +163,13 @@ def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
 
     config, skeleton = lora_config(adapter), build_skeleton(base.folder, len(base.entries))
     _fill(skeleton)
+    of_base = {id(value) for value in skeleton.parameters()}
     with refusing(adapter.folder, "peft cannot add it to this base", _OTHER_BASE):
         model = get_peft_model(skeleton, config, _NAME).eval()
-    if of_base := sorted(adapter.entries.keys() & model.state_dict().keys()):
-        what = f"holds {counted(of_base, 'weight')} of the base itself ({listed(of_base)})"
+    if plain := sorted(adapter.entries.keys() & model.state_dict().keys()):
+        what = f"holds {counted(plain, 'weight')} of the base itself ({listed(plain)})"
         raise input_error(adapter.folder, what, _OTHER_BASE)
-    added = {name: value for name, value in model.named_parameters() if value.stride() != (0,) * value.dim()}
+    added = {name: value for name, value in model.named_parameters() if id(value) not in of_base}
     for value in added.values():
         value.data.fill_(torch.nan)  # to see what no tensor of the adapter fills
     with refusing(adapter.folder, "peft cannot load it into this base", _OTHER_BASE):

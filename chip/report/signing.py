@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,14 +46,17 @@ def sign_adapter(source: Checkpoint, folder: Path, report: EditReport, progress:
 
 
 def _changes(source: Checkpoint, folder: Path, report: EditReport) -> Mapping[str, float]:
-    """Name on disk -> ‖W′ − W‖ / ‖W‖ with W as the source's folder has it, for what is written otherwise."""
+    """Name on disk -> ‖W′ − W‖ / ‖W‖ with W as the source's folder has it, for what is written otherwise.
+
+    Where W is zero, as a bias may be that an adapter brings, it is the largest number: JSON has no infinity.
+    """
     if source.adapter is None:
         return report.relative_change
     written = Checkpoint.open(folder)
     pairs = {name: (source.stored(name), written.stored(name)) for name in {*report.relative_change, *source.merged}}
-    return {
-        name: measure(*pair, spectrum=False).relative_change for name, pair in pairs.items() if not same_bytes(*pair)
-    }
+    changed = {name: pair for name, pair in sorted(pairs.items()) if not same_bytes(*pair)}
+    changes = {name: measure(*pair, spectrum=False).relative_change for name, pair in changed.items()}
+    return {name: min(change, sys.float_info.max) for name, change in changes.items()}
 
 
 def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
