@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import check_written, copy_patched
+from chip.cli.main import main
 from chip.errors import InputError
 from chip.inspection import inspect
 from chip.methods import Shielded
@@ -268,6 +270,35 @@ def test_a_changed_adapter_is_seen(base: Path, adapter: Path) -> None:
     rewrite_config(adapter, r=9)
     with pytest.raises(chip.RunError, match="changed while it was read"):
         source.check_unchanged()
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and what the command prints."""
+    monkeypatch.setattr(sys, "argv", ["chip", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), " ".join(f"{printed.out}{printed.err}".split())
+
+
+def test_the_commands_take_an_adapter(
+    base: Path, trained: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = said(monkeypatch, capsys, "inspect", trained, "--base", base, "--json")
+    assert code == 0
+    assert "an adapter is merged into the base: 10 tensors changed" in printed
+    pickled(adapter)
+    target = ("--forget", "patient_17", "--dry-run")
+    for command, line in (
+        (("edit", base, "--adapter", adapter, *target), f"chip: {adapter}: its weights are a pickle;"),
+        (("eval", base, "--adapter", adapter, *target[:2]), f"chip: {adapter}: its weights are a pickle;"),
+        (("edit", base, "--base", base, *target), f"chip: --base {base}: goes with an adapter"),
+        (("edit", base, "--save", "lora", *target), "chip: --save lora: not known, there is merged and adapter"),
+        (("edit", base, "--rank", 0, *target), "chip: --rank 0: give 1 or more"),
+    ):
+        code, printed = said(monkeypatch, capsys, *command)
+        assert code == 2
+        assert printed.startswith(line)
 
 
 @pytest.mark.slow

@@ -129,6 +129,10 @@ class Receipt:
             _check_types(part)
         return receipt
 
+    def to_json(self) -> dict[str, Any]:
+        """As stored, and as the next receipt keeps it: that of a plain edit is as it was before there were adapters."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _OPTIONAL}
+
 
 def _check_types(part: Receipt | ChangedTensor | WrittenFile) -> None:
     """Raise `TypeError` where a field is not of the type it is declared with: what JSON holds may be anything."""
@@ -153,7 +157,7 @@ def has_receipt(folder: Path) -> bool:
 
 def stored_receipt(folder: Path) -> dict[str, Any] | None:
     """The receipt in a folder as the next one keeps it; None where there is none. Raises as `read_receipt` does."""
-    return _content(read_receipt(folder)) if has_receipt(folder) else None
+    return read_receipt(folder).to_json() if has_receipt(folder) else None
 
 
 def read_receipt(folder: Path) -> Receipt:
@@ -183,14 +187,9 @@ def read_receipt(folder: Path) -> Receipt:
 
 def _text(receipt: Receipt) -> bytes:
     """As stored. The digest at the end finds what happens by accident, not what somebody has made to fit."""
-    content = _content(receipt)
+    content = receipt.to_json()
     digest = hashlib.sha256(_json(content)).hexdigest()
     return _json({**content, "digest": digest}) + b"\n"
-
-
-def _content(receipt: Receipt) -> dict[str, Any]:
-    """Without what is left out: a receipt of a plain edit is as it was before there were adapters."""
-    return {name: value for name, value in asdict(receipt).items() if value is not None or name not in _OPTIONAL}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -217,9 +217,10 @@ def load_vlm(
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
+    vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint))
     for name in checkpoint.merged:  # one at a time
-        write_parameter(model, plan.taken[name], checkpoint.read(name))
-    return VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint))
+        vlm.set_parameter(plan.taken[name], checkpoint.read(name))
+    return vlm
 
 
 def _device(name: str | None) -> torch.device:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import digest_all
 from chip.checkpoint.layout import CONFIG, Checkpoint
-from chip.checkpoint.measure import measure
 from chip.checkpoint.model_card import CARD, UNTOUCHED, Figure, write_card
 from chip.checkpoint.read_back import ReadBack, WrittenFile, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.checkpoint.stored_tensor import same_bytes
+from chip.checkpoint.written_changes import written_changes
 from chip.progress import ProgressCallback
 from chip.report.edit_report import EditReport
 
@@ -23,7 +20,7 @@ _AS_ADAPTER = "by this adapter to it. It can be taken off again: it is for revie
 
 def sign_output(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
     """Say in the written folder how it was made, read all of it back, and leave the receipt."""
-    changes = _changes(source, folder, report)
+    changes = written_changes(source, folder, report.relative_change)
     _write_card(folder, report, len(changes), UNTOUCHED if source.adapter is None else _MERGED)
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
     files = read_back(source, folder, changes.keys(), own={CARD, RECEIPT}, progress=progress)
@@ -43,20 +40,6 @@ def sign_adapter(source: Checkpoint, folder: Path, report: EditReport, progress:
     of_base = dict(zip(base, (each.whole for each in digests[len(written) :]), strict=True))
     what = Edit(report.method, report.settings, None, {}, {}, report.label)
     write_receipt(folder, Receipt.of(source, what, ReadBack(files, {}, 0), of_base))
-
-
-def _changes(source: Checkpoint, folder: Path, report: EditReport) -> Mapping[str, float]:
-    """Name on disk -> ‖W′ − W‖ / ‖W‖ with W as the source's folder has it, for what is written otherwise.
-
-    Where W is zero, as a bias may be that an adapter brings, it is the largest number: JSON has no infinity.
-    """
-    if source.adapter is None:
-        return report.relative_change
-    written = Checkpoint.open(folder)
-    pairs = {name: (source.stored(name), written.stored(name)) for name in {*report.relative_change, *source.merged}}
-    changed = {name: pair for name, pair in sorted(pairs.items()) if not same_bytes(*pair)}
-    changes = {name: measure(*pair, spectrum=False).relative_change for name, pair in changed.items()}
-    return {name: min(change, sys.float_info.max) for name, change in changes.items()}
 
 
 def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
