@@ -105,10 +105,10 @@ def edit(
     """
     terms = _Terms(label, max_left, accept, force, BatchSize(batch_size), check_rank(rank))
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
-    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.rounded)  # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
-    output = resolve_output(source, out, overwrite, link_unchanged, progress)
+    output = resolve_output(source, out, overwrite, link_unchanged, progress, copies=saving.merged)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
         run = _Run(source, request, general, method, saving, target_modules, layers, distributed, progress, terms)
         if dry_run:
@@ -198,7 +198,7 @@ class _Run:
         shared = self.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
-        precision = Precision(self.terms.rank, self.saving.rounded)
+        precision = Precision(self.terms.rank, self.saving.merged)
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never, general)

@@ -35,11 +35,14 @@ def resolve_output(
     overwrite: bool,
     link_unchanged: bool,
     progress: ProgressCallback = silent,
+    *,
+    copies: bool = True,
 ) -> Path:
-    """Where to write; refused where that is no place for a copy of the checkpoint."""
+    """Where to write; refused where that is no place for a copy of the checkpoint, or for what is written without."""
     output = _default_output(source.place) if out is None else Path(out)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
-    if left_out := folder_contents(source).left_out:
+    options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
+    check_output(source, output, progress=progress, **options)
+    if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
 

@@ -23,8 +23,8 @@ from chip.report.signing import sign_adapter, sign_output
 class Saving(Protocol):
     """One way to write an edit."""
 
-    rounded: bool
-    """Whether new values have the dtypes they are stored in; else they stay in fp32."""
+    merged: bool
+    """Whether the output is a copy of the checkpoint, new values rounded as it stores them; else they stay in fp32."""
 
     def write(
         self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
@@ -41,7 +41,7 @@ class Saving(Protocol):
 class SaveMerged:
     """A copy of the checkpoint with new values in some tensors."""
 
-    rounded = True
+    merged = True
 
     def write(
         self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
@@ -60,7 +60,7 @@ class SaveMerged:
 class SaveAdapter:
     """A LoRA adapter to the checkpoint in its folder; where one was merged into that, the new one takes its place."""
 
-    rounded = False
+    merged = False
 
     def write(
         self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback

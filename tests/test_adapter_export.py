@@ -64,7 +64,7 @@ def test_plain_peft_loads_the_edit_at_its_rank(base: VLM, hospital: Path, hierar
     values[bias] = base.parameter(bias) + 0.1
     on_disk = {ON_DISK.format(layer): values[DOWN.format(layer)] for layer in range(2)}
     on_disk["multi_modal_projector.linear_2.bias"] = values[bias]
-    with pytest.warns(ChipWarning, match="1 module of which more than a weight changes: in the adapter as a whole"):
+    with pytest.warns(ChipWarning, match="more than a linear layer's weight changes in 1 module"):
         export_adapter(Checkpoint.open(hospital / "ckpt"), tmp_path / "out", on_disk)
     config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
     assert (config["r"], config["rank_pattern"]) == (3, {DOWN.format(0).removesuffix(".weight"): 2})
@@ -212,10 +212,6 @@ def test_an_edit_is_saved_as_an_adapter(
     assert config["r"] == (rank or 128)
     source = open_checkpoint(hospital / "ckpt", tmp_path / "adapter", rounded=False)
     assert set(source.merged) == set(merged.relative_change)
-    asked = chip.evaluate(
-        hospital / "ckpt", ["patient_17"], records=options["records"], adapter=tmp_path / "adapter", device="cpu"
-    )
-    assert asked.rows
 
 
 @pytest.mark.slow

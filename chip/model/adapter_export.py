@@ -62,8 +62,8 @@ def export_adapter(
                 weights |= _whole(path, skeleton.get_submodule(path), source, disk, tensors)
             advance(1)
     if whole:
-        message = f"{counted(whole, 'module')} of which more than a weight changes: in the adapter as a whole"
-        warnings.warn(f"{message} ({listed(whole)})", ChipWarning, stacklevel=2)
+        message = f"more than a linear layer's weight changes in {counted(whole, 'module')} ({listed(whole)})"
+        warnings.warn(f"{message}: in the adapter as a whole", ChipWarning, stacklevel=2)
     prefixed = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     write_adapter(folder, _config(source, ranks, whole), prefixed)
 
