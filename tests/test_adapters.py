@@ -264,6 +264,18 @@ def test_a_look_at_it_says_what_is_merged(base: Path, trained: Path) -> None:
     assert notes[0].startswith(f"an adapter is merged into the base: {tensors} tensors changed, no processor files")
 
 
+def test_what_is_evaluated_is_the_merged_model(hospital: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(vlm: VLM, *_: object, **__: object) -> None:
+        source = open_checkpoint(hospital / "ckpt", trained)
+        names = {name: parameter for parameter, name in key_map(source).items()}
+        assert all(torch.equal(vlm.parameter(names[name]), source.read(name).float()) for name in source.merged)
+        raise StopIteration
+
+    monkeypatch.setattr("chip.evaluation.evaluate.measure", measure)
+    with pytest.raises(StopIteration):  # the records lie beside the base
+        chip.evaluate(hospital / "ckpt", ["patient_17"], adapter=trained, device="cpu")
+
+
 def test_a_changed_adapter_is_seen(base: Path, adapter: Path) -> None:
     source = open_checkpoint(base, adapter)
     source.check_unchanged()

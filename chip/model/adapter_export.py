@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -42,18 +42,13 @@ def export_adapter(
     """
     base, skeleton = replace(source, adapter=None, merged={}), build_skeleton(source.folder)
     disk = key_map(source)
-    changed: defaultdict[str, set[str]] = defaultdict(set)  # module -> names of its parameters
-    for parameter, name in disk.items():
-        if name in tensors or name in source.merged:
-            module, _, own = parameter.rpartition(".")
-            changed[module].add(own)
+    changed = _changed_modules(disk, {*tensors, *source.merged})
     ranks, whole, weights = {}, [], {}
     with progress("factoring", len(changed)) as advance:
         for path, own in changed.items():
             if own == {"weight"} and isinstance(skeleton.get_submodule(path), nn.Linear):
                 name = disk[f"{path}.weight"]
-                new = tensors[name] if name in tensors else source.read(name)
-                down, up = _factors(base.read(name), new)
+                down, up = _factors(base.read(name), tensors[name] if name in tensors else source.read(name))
                 if len(down):
                     ranks[path] = len(down)
                     weights |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
@@ -66,6 +61,16 @@ def export_adapter(
         warnings.warn(f"{message}: in the adapter as a whole", ChipWarning, stacklevel=2)
     prefixed = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     write_adapter(folder, _config(source, ranks, whole), prefixed)
+
+
+def _changed_modules(disk: Mapping[str, str], names: Collection[str]) -> Mapping[str, set[str]]:
+    """Module -> names, below it, of its parameters whose names on disk are among `names`."""
+    changed: defaultdict[str, set[str]] = defaultdict(set)
+    for parameter, name in disk.items():
+        if name in names:
+            module, _, own = parameter.rpartition(".")
+            changed[module].add(own)
+    return changed
 
 
 def _factors(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
