@@ -27,7 +27,7 @@ from chip.inspection import inspect
 from chip.methods import Shielded
 from chip.model import adapters
 from chip.model.adapters import open_checkpoint
-from chip.model.loading import load_vlm
+from chip.model.loading import VLM, load_vlm
 from chip.model.tensor_names import key_map
 from tests.adapters import KINDS, make_adapter, peft_of, rewrite_config, rewrite_weights
 from tests.families import FAMILIES, build, lacking
