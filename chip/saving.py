@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chip.checkpoint.adapter import Adapter
+from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import copy_file, flush
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import check_written, copy_patched
@@ -66,9 +67,10 @@ class SaveAdapter:
         self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
     ) -> dict[str, float]:
         export_adapter(source, folder, patch.tensors, progress)
-        if source.adapter is not None:
-            for name, path in source.adapter.processor_files.items():
-                copy_file(path, folder / name)
+        own = set() if source.adapter is None else {Path(name) for name in source.adapter.processor_files}
+        for path, relative in folder_contents(source).copied:
+            if relative in own:
+                copy_file(path, folder / relative)
         flush(folder)
         source.check_unchanged()
         return {}

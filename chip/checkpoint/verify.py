@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.adapter import ADAPTER_WEIGHTS, CHAT_TEMPLATES
+from chip.checkpoint.adapter import ADAPTER_WEIGHTS, CHAT_TEMPLATES, PROCESSOR_FILES
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
@@ -57,20 +57,26 @@ def verify(
     """
     receipt = read_receipt(Path(edited))
     source = None if original is None else Checkpoint.open(Path(original))
-    if receipt.base is not None:
-        faults = list(_adapter_faults(receipt, Path(edited), source, progress))
-        return Verification(receipt, source is not None, tuple(faults))
+    find = _checkpoint_faults if receipt.base is None else _adapter_faults
     try:
-        written = Checkpoint.open(Path(edited))
-        faults = list(_header_faults(receipt, written))
-        if not faults:
-            copy = _Digests(written, receipt, progress)
-            faults += _folder_faults(receipt, copy)
-            if source is not None:
-                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
+        faults = list(find(receipt, Path(edited), source, progress))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     return Verification(receipt, source is not None, tuple(faults))
+
+
+def _checkpoint_faults(
+    receipt: Receipt, folder: Path, source: Checkpoint | None, progress: ProgressCallback
+) -> Iterator[str]:
+    """Of an edit that was written into the weights."""
+    written = Checkpoint.open(folder)
+    if faults := list(_header_faults(receipt, written)):
+        yield from faults
+        return
+    copy = _Digests(written, receipt, progress)
+    yield from _folder_faults(receipt, copy)
+    if source is not None:
+        yield from _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
 
 
 class _Digests:
@@ -111,20 +117,17 @@ def _adapter_faults(
     receipt: Receipt, folder: Path, base: Checkpoint | None, progress: ProgressCallback
 ) -> Iterator[str]:
     """Of an edit that was written as an adapter: files that are not the receipt's, or a base that is not its own."""
-    files = {
-        str(relative): path for path, relative in files_in(folder) if str(relative) not in {RECEIPT, GITATTRIBUTES}
-    }
-    of_base = {} if base is None else {name: base.folder / name for name in receipt.base or {}}
-    present = {name: path for name, path in of_base.items() if path.is_file()}
-    with progress(f"hashing {folder.name}", len(files) + len(present)) as advance:
-        digests = digest_all([(path, ()) for path in (*files.values(), *present.values())], advance)
+    files = {str(name): path for path, name in files_in(folder) if str(name) not in {RECEIPT, GITATTRIBUTES}}
+    of_base = {} if base is None else {name: base.folder / name for name in (CONFIG, *base.shards)}
+    with progress(f"hashing {folder.name}", len(files) + len(of_base)) as advance:
+        digests = digest_all([(path, ()) for path in (*files.values(), *of_base.values())], advance)
     yield from _file_faults(receipt, dict(zip(files, digests, strict=False)))
     if ADAPTER_WEIGHTS not in receipt.files:
         yield f"the receipt lists no {ADAPTER_WEIGHTS}: it vouches for nothing"
-    wholes = dict(zip(present, (each.whole for each in digests[len(files) :]), strict=True))
-    for name in of_base:
-        if wholes.get(name) != (receipt.base or {})[name]:
-            yield f"{name}: the original's is not the one that the adapter was made to"
+    wholes = dict(zip(of_base, (each.whole for each in digests[len(files) :]), strict=True))
+    if base is not None and wholes != receipt.base:
+        name = min(name for name, _ in wholes.items() ^ (receipt.base or {}).items())
+        yield f"{name}: the original's is not the one that the adapter was made to"
 
 
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
@@ -178,7 +181,9 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    own = {GITATTRIBUTES} if receipt.adapter is None else {GITATTRIBUTES, *receipt.adapter, *CHAT_TEMPLATES}
+    own = {GITATTRIBUTES}
+    if receipt.adapter is not None:  # it has taken the places of these
+        own |= CHAT_TEMPLATES | (PROCESSOR_FILES & receipt.adapter.keys())
     for name in sorted((receipt.files.keys() | original.files.keys()) - own):
         recorded, before = receipt.files.get(name), original.files.get(name)
         if (recorded and recorded.source_sha256) != (before and before.whole):
