@@ -22,7 +22,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.cli.main import main
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.inspection import inspect
 from chip.methods import Shielded
 from chip.model import adapters
@@ -126,15 +126,19 @@ def test_an_adapter_alone_finds_its_base(
         open_checkpoint(adapter)
 
 
-def test_a_base_in_the_hubs_cache_is_found(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = tmp_path / "models--org--name" / "snapshots" / "0f1e"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+def test_a_base_in_the_hubs_cache_is_found(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = Path(shutil.copytree(base, tmp_path / "models--org--name" / "snapshots" / "0f1e"))
     (tmp_path / "models--org--name" / "refs").mkdir()
     (tmp_path / "models--org--name" / "refs" / "main").write_text("0f1e")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     rewrite_config(adapter, base_model_name_or_path="org/name")
     assert find_base(Adapter.open(adapter)) == snapshot
+    assert open_checkpoint(adapter).folder == snapshot
+    rewrite_config(adapter, base_model_name_or_path="org/other")
+    with pytest.warns(ChipWarning, match="belongs to 'org/other', and is merged into org/name"):
+        open_checkpoint(adapter, base=snapshot)
 
 
 def test_arguments_that_contradict_each_other_are_refused(base: Path, trained: Path) -> None:

@@ -6,6 +6,7 @@ merged tensors in the places of the stored ones.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
+from chip.checkpoint.adapter import Adapter, find_base, holds_adapter, hub_name
 from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
 from chip.checkpoint.paths import counted, input_error, listed, quoted
 from chip.checkpoint.writer import round_once
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
 from chip.model.tensor_names import disk_names
@@ -85,7 +86,16 @@ def open_checkpoint(
         raise InputError("the model is an adapter itself; give the base of both", argument="adapter", value=adapter)
     else:
         opened = Adapter.open(Path(adapter))
+    _warn_of_other_base(opened, folder)
     return merge_adapter(Checkpoint.open(folder), opened, rounded=rounded)
+
+
+def _warn_of_other_base(adapter: Adapter, folder: Path) -> None:
+    """Where both have a name on the hub, and it is not one: tensors of another base may have the same shapes."""
+    named, given = str(adapter.config.get("base_model_name_or_path")), hub_name(folder)
+    if given is not None and "/" in named and not Path(named).is_absolute() and named.lower() != given.lower():
+        message = f"{adapter.folder}: the adapter says that it belongs to {quoted(named)}, and is merged into {given}"
+        warnings.warn(message, ChipWarning, stacklevel=3)
 
 
 def merge_adapter(base: Checkpoint, adapter: Adapter, *, rounded: bool = True) -> Checkpoint:
