@@ -109,9 +109,9 @@ def test_an_edited_tensor_is_written_and_not_the_merged_one(base: Path, trained:
 def test_an_adapter_alone_finds_its_base(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "base").symlink_to(base)
     for name, place in ((str(base), tmp_path), ("base", tmp_path), ("../base", adapter / "elsewhere")):
         rewrite_config(adapter, base_model_name_or_path=name)
-        (tmp_path / "base").exists() or (tmp_path / "base").symlink_to(base)
         place.mkdir(exist_ok=True)
         monkeypatch.chdir(place)
         assert open_checkpoint(adapter).folder.resolve() == base.resolve()
@@ -142,14 +142,15 @@ def test_a_base_in_the_hubs_cache_is_found(
 
 
 def test_arguments_that_contradict_each_other_are_refused(base: Path, trained: Path) -> None:
-    for arguments, message in (
-        ((base, None, base), "base=.*no adapter"),
-        ((base, trained, base), "base=.*leave this out"),
-        ((trained, trained, None), "adapter=.*give the base of both"),
-        ((base, base, None), "no adapter_config.json"),
-    ):
+    refused: list[tuple[Path, Path | None, Path | None, str]] = [
+        (base, None, base, "base=.*no adapter"),
+        (base, trained, base, "base=.*leave this out"),
+        (trained, trained, None, "adapter=.*give the base of both"),
+        (base, base, None, "no adapter_config.json"),
+    ]
+    for model, adapter, its_base, message in refused:
         with pytest.raises(InputError, match=message):
-            open_checkpoint(*arguments)
+            open_checkpoint(model, adapter, its_base)
 
 
 def pickled(folder: Path) -> None:

@@ -114,18 +114,18 @@ def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) ->
 
 
 def _adapter_faults(
-    receipt: Receipt, folder: Path, base: Checkpoint | None, progress: ProgressCallback
+    receipt: Receipt, folder: Path, source: Checkpoint | None, progress: ProgressCallback
 ) -> Iterator[str]:
     """Of an edit that was written as an adapter: files that are not the receipt's, or a base that is not its own."""
     files = {str(name): path for path, name in files_in(folder) if str(name) not in {RECEIPT, GITATTRIBUTES}}
-    of_base = {} if base is None else {name: base.folder / name for name in (CONFIG, *base.shards)}
+    of_base = {} if source is None else {name: source.folder / name for name in (CONFIG, *source.shards)}
     with progress(f"hashing {folder.name}", len(files) + len(of_base)) as advance:
         digests = digest_all([(path, ()) for path in (*files.values(), *of_base.values())], advance)
     yield from _file_faults(receipt, dict(zip(files, digests, strict=False)))
     if ADAPTER_WEIGHTS not in receipt.files:
         yield f"the receipt lists no {ADAPTER_WEIGHTS}: it vouches for nothing"
     wholes = dict(zip(of_base, (each.whole for each in digests[len(files) :]), strict=True))
-    if base is not None and wholes != receipt.base:
+    if source is not None and wholes != receipt.base:
         name = min(name for name, _ in wholes.items() ^ (receipt.base or {}).items())
         yield f"{name}: the original's is not the one that the adapter was made to"
 

@@ -25,10 +25,16 @@ def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> 
     whole = None if metric is None else metric.triu() + metric.triu(1).T
     if change.shape[0] <= change.shape[1]:
         weighed = change if whole is None else change @ whole
-        return torch.linalg.eigh(weighed @ change.T).eigenvectors[:, -rank:].flip(1)
+        return _leading_vectors(weighed @ change.T, rank)
     root = change if whole is None else change @ torch.linalg.cholesky(whole)
-    right = torch.linalg.eigh(root.T @ root).eigenvectors[:, -rank:].flip(1)
-    return torch.linalg.qr(root @ right).Q
+    outputs: Tensor = torch.linalg.qr(root @ _leading_vectors(root.T @ root, rank)).Q
+    return outputs
+
+
+def _leading_vectors(symmetric: Tensor, count: int) -> Tensor:
+    """Eigenvectors (n, count) of the largest eigenvalues, these first."""
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors[:, -count:].flip(1)
+    return vectors
 
 
 def low_rank_factors(change: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,9 @@ def export_adapter(
     base, skeleton = replace(source, adapter=None, merged={}), build_skeleton(source.folder)
     disk = key_map(source)
     changed = _changed_modules(disk, {*tensors, *source.merged})
-    ranks, whole, weights = {}, [], {}
+    ranks: dict[str, int] = {}
+    whole: list[str] = []
+    weights: dict[str, Tensor] = {}
     with progress("factoring", len(changed)) as advance:
         for path, own in changed.items():
             if own == {"weight"} and isinstance(skeleton.get_submodule(path), nn.Linear):
