@@ -35,13 +35,23 @@ def resolve_output(
     overwrite: bool,
     link_unchanged: bool,
     progress: ProgressCallback = silent,
+    *,
+    copies: bool = True,
 ) -> Path:
-    """Where to write; refused where that is no place for a copy of the checkpoint."""
-    output = _default_output(source.folder) if out is None else Path(out)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
-    if left_out := folder_contents(source).left_out:
+    """Where to write; refused where that is no place for a copy of the checkpoint, or for what is written without."""
+    output = _default_output(source.place) if out is None else Path(out)
+    options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
+    check_output(source, output, progress=progress, **options)
+    if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
+
+
+def check_rank(rank: int | None) -> int | None:
+    """`rank`, refused where it is no number of directions."""
+    if rank is not None and rank < 1:
+        raise InputError("give 1 or more", argument="rank", value=rank)
+    return rank
 
 
 def _default_output(folder: Path) -> Path:
@@ -59,7 +69,7 @@ def resolve_request(
     label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
-    file = find_records(source.folder, None if records is None else Path(records))
+    file = find_records(source.place, None if records is None else Path(records), source.folder)
     hierarchy = Hierarchy(read_records(file))
     request = ForgetRequest.of(hierarchy, forget)
     images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}

@@ -76,7 +76,7 @@ def test_kernels_import_torch_alone(path: Path) -> None:
     assert {module.partition(".")[0] for module in modules} <= {"torch", *sys.stdlib_module_names}
 
 
-HEAVY = ("torch", "transformers", "scipy", "accelerate")
+HEAVY = ("torch", "transformers", "scipy", "accelerate", "peft")
 
 COMMAND = f"""
 import sys

@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ LIES: dict[str, tuple[Callable[[Receipt], Receipt], str, bool]] = {
         "'a': changed by .* of its norm, by the receipt 0.1",
         True,
     ),
-    "an edit before": (lambda r: replace(r, previous=asdict(r)), "the edit before", True),
+    "an edit before": (lambda r: replace(r, previous=r.to_json()), "the edit before", True),
 }
 
 
@@ -246,7 +246,7 @@ WRONG_TYPES: dict[str, Any] = {
 @pytest.mark.parametrize("place", WRONG_TYPES)
 def test_a_forged_receipt_of_wrong_types_is_refused(edited: Path, source: Checkpoint, place: str) -> None:
     """Its digest is right."""
-    content = asdict(read_receipt(edited))
+    content = read_receipt(edited).to_json()
     *parents, last = place.split("/")
     part = content
     for key in parents:
@@ -358,7 +358,7 @@ def test_an_edit_of_an_edited_folder_keeps_the_first_receipt(source: Checkpoint,
     first = edit_folder(source, tmp_path / "first")
     other = {name: new + 1 for name, new in NEW.items()}
     second = edit_folder(Checkpoint.open(tmp_path / "first"), tmp_path / "second", other, label=None)
-    assert second.previous == asdict(first)
+    assert second.previous == first.to_json()
     assert verify(tmp_path / "second", tmp_path / "first").faults == ()
     assert (tmp_path / "second" / CARD).read_text().count("## Edited to forget") == 2
 

@@ -40,7 +40,7 @@ def write_patched(
     with atomic_directory(out, overwrite) as folder:
         copy_patched(source, folder, tensors, link_unchanged=link_unchanged)
         check_written(source, folder, tensors)
-        return read_back(source, folder, tensors.keys())
+        return read_back(source, folder, tensors.keys() | source.merged.keys())
 
 
 def copy_patched(
@@ -52,6 +52,8 @@ def copy_patched(
     progress: ProgressCallback = silent,
 ) -> None:
     """Make `folder`: what `folder_contents` has of `source`, with the values of `tensors`. Flushed, but not read back.
+
+    Where an adapter is merged into `source`, what it changes and `tensors` does not is written merged.
 
     Memory does not grow with the size of the checkpoint: a few blocks beside what `tensors` holds.
 
@@ -67,9 +69,9 @@ def copy_patched(
             source that changed since it was opened.
         OSError: what the file system refuses, which `atomic_directory` puts into one line.
     """
-    for name, tensor in tensors.items():
+    for name, tensor in _all_values(source, tensors):
         _check_tensor(source, name, tensor)
-    changed = {source.entries[name].shard for name in tensors}
+    changed = {source.entries[name].shard for name in (*tensors, *source.merged)}
     linked = set(source.shards) - changed if link_unchanged else set()
     files = [(path, relative, str(relative) in linked) for path, relative in folder_contents(source).copied]
     folder.mkdir()
@@ -78,7 +80,7 @@ def copy_patched(
     with progress("writing", len(jobs)) as advance, in_threads(lambda make, *paths: make(*paths), jobs) as done:
         for _ in done:
             advance(1)
-    for name, tensor in tensors.items():
+    for name, tensor in _all_values(source, tensors):
         _write(folder / source.entries[name].shard, source.entries[name], tensor)
     flush(folder)
     source.check_unchanged()
@@ -90,8 +92,8 @@ def check_written(source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor
     Raises:
         RunError: they are something else, or lie elsewhere.
     """
-    drop_page_cache({folder / source.entries[name].shard for name in tensors})
-    for name, tensor in tensors.items():
+    drop_page_cache({folder / source.entries[name].shard for name in (*tensors, *source.merged)})
+    for name, tensor in _all_values(source, tensors):
         entry = source.entries[name]
         with (folder / entry.shard).open("rb") as file:
             file.seek(entry.begin)
@@ -128,6 +130,12 @@ def _to_odd(tensor: Tensor) -> Tensor:
     bits = bits - (error > 0).to(torch.int32)  # sign and magnitude: one less is one step towards zero
     bits = bits | (error != 0).to(torch.int32)
     return torch.where(tensor.isfinite(), bits.view(torch.float32), single)
+
+
+def _all_values(source: Checkpoint, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """`tensors`, and what an adapter makes of others: one at a time."""
+    yield from tensors.items()
+    yield from ((name, source.read(name)) for name in source.merged if name not in tensors)
 
 
 def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from chip.ledger import Ledger
 
 CheckpointFolder = Annotated[
-    Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
+    Path, typer.Argument(help="Folder in the Hugging Face format, safetensors; or of a LoRA adapter.", metavar="CKPT")
+]
+AdapterFolder = Annotated[
+    Path | None, typer.Option(help="A LoRA adapter to merge into CKPT first; needs peft.", metavar="FOLDER")
+]
+BaseFolder = Annotated[
+    Path | None,
+    typer.Option(help="Where CKPT is an adapter alone: its base, by default the one it names.", metavar="FOLDER"),
 ]
 Html = Annotated[
     Path | None, typer.Option("--html", help="Write it as a web page too: one file, nothing else.", metavar="FILE")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import CheckpointFolder, Device, Html, Json, print_json
+from chip.cli.arguments import AdapterFolder, BaseFolder, CheckpointFolder, Device, Html, Json, print_json
 
 
 def inspect(
@@ -15,6 +15,8 @@ def inspect(
     records: Annotated[
         Path | None, typer.Option(help="Records of which a few pass through the model, to see its attention sinks.")
     ] = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +27,7 @@ def inspect(
     from chip.inspection import inspect as look
     from chip.report.text.inspect import print_inspection
 
-    inspection = look(checkpoint, records, device)
+    inspection = look(checkpoint, records, device, adapter=adapter, base=base)
     print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
     BatchSizes,
     CheckpointFolder,
     Device,
@@ -64,6 +66,16 @@ MaxLeft = Annotated[
 Accept = Annotated[
     bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
 ]
+Save = Annotated[
+    str,
+    typer.Option(
+        help="merged: a copy of CKPT with new weights. adapter: one to CKPT for peft, for review: it can be taken off.",
+        metavar="merged|adapter",
+    ),
+]
+Rank = Annotated[
+    int | None, typer.Option(help="Most directions by which a weight changes; by default what the method wants.")
+]
 
 STILL_THERE = 3
 """Exit code of an edit that was written, and left more of the target than it may."""
@@ -80,6 +92,10 @@ def edit(
     keep_tokens: KeepTokens = None,
     keep_model: KeepModel = None,
     out: Out = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
+    save: Save = "merged",
+    rank: Rank = None,
     label: Label = None,
     method: Annotated[str, typer.Option(help="shielded, gated, shielded+gated, or chip as published.")] = "shielded",
     target_modules: TargetModules = None,
@@ -126,6 +142,10 @@ def edit(
         records=records,
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
+        adapter=adapter,
+        base=base,
+        save=save,
+        rank=rank,
         label=label,
         method=make_method(method, given_settings(context)),
         target_modules=None if target_modules is None else target_modules.split(","),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
     BatchSizes,
     CheckpointFolder,
     Device,
@@ -62,6 +64,8 @@ def evaluate(
         Path | None,
         typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
     ] = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
     attacks: Attacks = "",
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
@@ -110,6 +114,8 @@ def evaluate(
             records=records,
             reference=reference,
             original=original,
+            adapter=adapter,
+            base=base,
             attacks=attacks,
             judge=_judge(judge, judge_model),
             device=device,

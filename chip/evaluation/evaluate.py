@@ -19,6 +19,7 @@ from chip.evaluation.judge import Judge
 from chip.evaluation.measure import measure
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
+from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
@@ -32,6 +33,8 @@ def evaluate(
     records: Path | str | None = None,
     reference: Path | str | None = None,
     original: Path | str | None = None,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
     attacks: str | Collection[str | Attack] = (),
     judge: Judge | None = None,
     device: str | None = None,
@@ -44,12 +47,14 @@ def evaluate(
     """Ask a model about what it was to forget and what it was to keep, and attack it. Nothing is written.
 
     Args:
-        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit.
+        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit; or an adapter alone.
         forget: ids or paths of the nodes that are, or would be, forgotten.
         records: file or folder of records; by default those beside the checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
         original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
             one that is asked.
+        adapter: folder of a LoRA adapter that is merged into the checkpoint.
+        base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
         attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
             text: `all`, or names with commas between them. `standard` stands for those that cost little. One that lacks
             what it needs is skipped, and `Evaluation.skipped` says why.
@@ -66,8 +71,10 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     # 1. Whom the request concerns, and what is asked.
-    folders = [Checkpoint.open(Path(folder)).folder for folder in (checkpoint, reference) if folder is not None]
-    records_file = find_records(folders[0], None if records is None else Path(records))
+    sources = [open_checkpoint(checkpoint, adapter, base)]
+    sources += [] if reference is None else [Checkpoint.open(Path(reference))]
+    given = None if records is None else Path(records)
+    records_file = find_records(sources[0].place, given, sources[0].folder)
     request = ForgetRequest.of(Hierarchy(read_records(records_file)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
     if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
@@ -78,9 +85,9 @@ def evaluate(
     outputs: list[EvalOutputs] = []
     with model_loader(DistributedContext(), device, device_map, max_memory) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
-        for folder in folders:
+        for source in sources:
             size = BatchSize(batch_size)
-            outputs.append(measure(load(folder), config, size, progress, before, compared=reference is not None))
+            outputs.append(measure(load(source), config, size, progress, before, compared=reference is not None))
 
     # 3. What that says of them.
     return compare(config, *outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
 from chip.distributed import DistributedContext
-from chip.errors import InputError, RunError
+from chip.errors import ChipWarning, InputError, RunError
 from chip.kernels.gram import accumulation_dtype
+from chip.kernels.low_rank import leading_outputs
 from chip.methods.base import MeasuredModule, Method, Removed, WeightUpdate
 from chip.methods.search import Choice
 from chip.model.activations import activation_behind
@@ -84,19 +86,35 @@ class Solution:
     removed: Removed | None
 
 
+@dataclass(frozen=True)
+class Precision:
+    """How exactly new weights are kept."""
+
+    rank: int | None = None
+    """The most directions that a module's weight changes by; None: as many as the method wants."""
+    rounded: bool = True
+    """Whether they are rounded to the dtypes that they are stored in; else to fp32."""
+
+
 class WeightEditor:
     """Turns statistics into new weights, in the model and for the disk."""
 
     def __init__(
-        self, vlm: VLM, checkpoint: Checkpoint, target_modules: Sequence[TargetModule], distributed: DistributedContext
+        self,
+        vlm: VLM,
+        checkpoint: Checkpoint,
+        target_modules: Sequence[TargetModule],
+        distributed: DistributedContext,
+        precision: Precision | None = None,
     ) -> None:
-        self.vlm, self.distributed = vlm, distributed
+        self.vlm, self.distributed, self._precision = vlm, distributed, precision or Precision()
         self.parameters = [name for module in target_modules for name in module.parameter_names]
         in_blocks = [each.name for module in target_modules for each in module.output_maps]
         fused = [name for name in in_blocks if ".experts." in name]
         linear = [name for name in self.parameters if name not in fused]
         self._disk = stored_tensors(checkpoint, linear, fused, vlm.parameter)
-        self._dtypes = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
+        stored = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
+        self._dtypes = stored if self._precision.rounded else dict.fromkeys(stored, torch.float32)
 
     def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
         """The method's solutions for the modules of a stage, rounded once to the stored dtypes; the same in all
@@ -108,7 +126,10 @@ class WeightEditor:
         """
         measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
         try:
-            updates = method.solve_stage(measured)
+            updates = {
+                module: self._cut(method, measured[module], update)
+                for module, update in method.solve_stage(measured).items()
+            }
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             names = ", ".join(module.name for module in statistics)
             raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
@@ -124,6 +145,19 @@ class WeightEditor:
         weight = module.oriented(parameter)
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
         return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
+
+    def _cut(self, method: Method, measured: MeasuredModule, update: WeightUpdate) -> WeightUpdate:
+        """The update, cut to as many directions as were asked for: those that matter most to the method."""
+        rank = self._precision.rank
+        if rank is None:
+            return update
+        if update.metric is None:
+            message = f"method {method.name} does not say what a change costs: its rank is cut by size alone"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+        weight = measured.weight.to(update.weight.dtype)
+        change = update.weight - weight
+        outputs = leading_outputs(change, rank, None if update.metric is None else update.metric())
+        return replace(update, weight=weight + outputs @ (outputs.T @ change), removed=None)
 
     def _rounded(self, module: TargetModule, update: WeightUpdate) -> Solution:
         new = {module.weight_name: update.weight, module.bias_name: update.bias}

@@ -48,7 +48,7 @@ from chip.model.offload import (
     read_parameter,
     write_parameter,
 )
-from chip.model.processors import load_processor
+from chip.model.processors import load_checkpoint_processor
 from chip.model.quiet import quiet, refusing
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
@@ -192,7 +192,7 @@ def default_device() -> str:
 
 
 def load_vlm(
-    folder: Path,
+    folder: Path | Checkpoint,
     device: str | None = None,
     *,
     device_map: DeviceMap | None = None,
@@ -202,6 +202,7 @@ def load_vlm(
     """Load a checkpoint for inference: fp32 on the CPU, the dtype it is stored in elsewhere.
 
     Args:
+        folder: the checkpoint's; or the checkpoint itself, which may have an adapter merged into it.
         device: by default the best there is.
         device_map: spreads a model that is larger than a device; needs accelerate.
         max_memory: what such a model may take of each device and of the host; the rest stays on the disk.
@@ -213,9 +214,10 @@ def load_vlm(
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint.open(folder)
+    folder = checkpoint.folder
     skeleton = build_skeleton(folder, len(checkpoint.entries))
-    check_weights(checkpoint, skeleton)
+    plan = check_weights(checkpoint, skeleton)
     check_family(skeleton)
     if device_map is None:
         place = _device(device)
@@ -226,7 +228,10 @@ def load_vlm(
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
-    return VLM(model.eval().requires_grad_(False), load_processor(folder))
+    vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint))
+    for name in checkpoint.merged:  # one at a time
+        vlm.set_parameter(plan.taken[name], checkpoint.read(name))
+    return vlm
 
 
 def _device(name: str | None) -> torch.device:

@@ -24,11 +24,13 @@ def key_map(checkpoint: Checkpoint) -> Mapping[str, str]:
     return _one_to_one(checkpoint, build_skeleton(checkpoint.folder))
 
 
-def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, str]:
+def disk_names(
+    checkpoint: Checkpoint, parameters: Iterable[str], change: str = "edit", hint: str = "choose other layers"
+) -> dict[str, str]:
     """Names on disk of `parameters`, each of which can be edited there without touching another.
 
     Raises `InputError` naming every one that is no parameter of the model, is not stored one to one, or is
-    tied to another.
+    tied to another; `change` and `hint` are what could not be done to it, and what helps.
     """
     model = build_skeleton(checkpoint.folder)
     names = _one_to_one(checkpoint, model)
@@ -47,7 +49,7 @@ def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, s
 
     requested = list(parameters)
     if faults := [message for parameter in requested if (message := fault(parameter))]:
-        raise InputError(f"{checkpoint.folder}: cannot edit {'; '.join(faults)}; choose other layers")
+        raise InputError(f"{checkpoint.folder}: cannot {change} {'; '.join(faults)}; {hint}")
     return {parameter: names[parameter] for parameter in requested}
 
 

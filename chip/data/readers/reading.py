@@ -18,8 +18,8 @@ _TABLES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
 _BESIDE = ("records.jsonl", "records.parquet")  # looked for next to a checkpoint folder, in this order
 
 
-def find_records(checkpoint: Path, given: Path | None) -> Path:
-    """Where the records are: `given`, else beside the checkpoint folder, else `CHIP_RECORDS`.
+def find_records(checkpoint: Path, given: Path | None, base: Path | None = None) -> Path:
+    """Where the records are: `given`, else beside the checkpoint folder, or the one of its base, else `CHIP_RECORDS`.
 
     Whether the file named by `given` or `CHIP_RECORDS` exists is for `read_records` to say.
 
@@ -29,12 +29,15 @@ def find_records(checkpoint: Path, given: Path | None) -> Path:
     if given is not None:
         return given
     # Not resolve(): the records lie beside the folder that was named, even where that is a link.
-    folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100
-    found = [name for name in _BESIDE if (folder / name).is_file()]
-    if len(found) > 1:
-        warnings.warn(f"{found[0]} is read, and not {found[1]} beside it; name the file", ChipWarning, stacklevel=2)
-    if found:
-        return folder / found[0]
+    folder, *more = (Path(os.path.abspath(each)).parent for each in (checkpoint, base or checkpoint))  # noqa: PTH100
+    for place in (folder, *more):
+        beside = [name for name in _BESIDE if (place / name).is_file()]
+        if len(beside) > 1:
+            warnings.warn(
+                f"{beside[0]} is read, and not {beside[1]} beside it; name the file", ChipWarning, stacklevel=2
+            )
+        if beside:
+            return place / beside[0]
     if named := os.environ.get("CHIP_RECORDS"):
         return Path(named)
     raise InputError(
