@@ -146,8 +146,6 @@ class Shielded(Method):
     def solve(
         self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics, component: Component = Component.TEXT
     ) -> WeightUpdate | None:
-        if isinstance(self.retain_weight, str):
-            raise ValueError("the retain weight is still to be found")
         forget, shield = statistics.forget, statistics.shield
         if forget.count == 0 or shield.count == 0:
             return None  # nothing to take out, or nowhere to send it
@@ -169,6 +167,8 @@ class Shielded(Method):
 
     def _scales(self, statistics: ShieldedStatistics, component: Component) -> tuple[Any, float]:
         """What the sums over the target's tokens and over the retained ones count with."""
+        if isinstance(self.retain_weight, str):
+            raise ValueError("the retain weight is still to be found")
         scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
         shield_scale = float(self.retain_weight * scale / statistics.shield.count)
         return sqrt(statistics.target_images) / statistics.forget.count, shield_scale
