@@ -161,6 +161,7 @@ def _first_tokens(name: str, count: int, batch: Batch) -> Tensor:
     images, lengths = torch.unique_consecutive(torch.stack((row, batch.images[vision])), dim=1, return_counts=True)
     number = images.shape[1]
     if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
-        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
+        hint = "scale the images of a record to one size" if bool((images[1] > 0).any()) else "use --batch-size 1"
+        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; {hint}")
     starts: Tensor = lengths.cumsum(0) - lengths
     return starts
