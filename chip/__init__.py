@@ -10,6 +10,7 @@ from chip.errors import ChipError, InputError, RunError
 if TYPE_CHECKING:
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
+    from chip.data.readers import RecordSource
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
@@ -20,6 +21,7 @@ __all__ = [
     "ChipError",
     "InputError",
     "Keep",
+    "RecordSource",
     "RunError",
     "__version__",
     "diff",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Keep": "chip.general.collect",
+    "RecordSource": "chip.data.readers",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

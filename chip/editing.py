@@ -16,6 +16,7 @@ from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.writer import check_written, copy_patched
+from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
@@ -52,7 +53,7 @@ def edit(
     checkpoint: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] = (AUTO,),
     out: Path | str | None = None,
     label: str | None = None,
@@ -76,7 +77,7 @@ def edit(
     Args:
         checkpoint: folder in the Hugging Face format, safetensors; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
-        records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name with `-edited`, beside it.
         label: what the receipt and the model card call the request. It must not name what is forgotten.

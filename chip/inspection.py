@@ -11,7 +11,7 @@ from typing import Any
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.layout import Checkpoint
-from chip.data.readers import read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.methods import find_methods
 from chip.model.families import find_language
 from chip.model.loading import load_vlm
@@ -58,7 +58,9 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(checkpoint: Path | str, records: Path | str | None = None, device: str | None = None) -> Inspection:
+def inspect(
+    checkpoint: Path | str, records: Path | str | RecordSource | None = None, device: str | None = None
+) -> Inspection:
     """Look at a checkpoint folder.
 
     Args:
@@ -85,12 +87,12 @@ def inspect(checkpoint: Path | str, records: Path | str | None = None, device: s
         shards=len(source.shards),
         notes=tuple(notes),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
-        largest_tokens=() if records is None else tuple(_largest_tokens(source.folder, Path(records), device)),
+        largest_tokens=() if records is None else tuple(_largest_tokens(source.folder, records, device)),
     )
 
 
-def _largest_tokens(folder: Path, records: Path, device: str | None) -> list[LargestToken]:
-    return largest_tokens(load_vlm(folder, device), read_records(records))
+def _largest_tokens(folder: Path, records: Path | str | RecordSource, device: str | None) -> list[LargestToken]:
+    return largest_tokens(load_vlm(folder, device), read_records(find_source(folder, records)))
 
 
 def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModuleRow:

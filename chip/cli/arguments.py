@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chip.errors import InputError
+
+if TYPE_CHECKING:
+    from chip.data.readers import RecordSource
 
 CheckpointFolder = Annotated[
     Path, typer.Argument(help="Folder in the Hugging Face format, safetensors.", metavar="CKPT")
@@ -19,7 +22,25 @@ Html = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
 RecordsFile = Annotated[
-    Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+    Path | None, typer.Option(help="Records file or folder; by default records.jsonl or .parquet beside CKPT.")
+]
+OwnerMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Where a row says whose it is: a column (patient=metadata.subject_id), the image's path "
+        "(patient=image:/p(\\d+)/), a name (institution='General'), a table (patient=@t.csv:image_id:patient), "
+        "or dicom:PatientID; repeat. It is kept beside the records.",
+        metavar="LEVEL=SOURCE",
+    ),
+]
+ImageWindow = Annotated[
+    str | None,
+    typer.Option("--window", help="Values that become gray, in images of more than 8 bits.", metavar="CENTER,WIDTH"),
+]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder that paths of images start from; by default the records'.", metavar="DIR"),
 ]
 DeviceMap = Annotated[
     str | None,
@@ -45,6 +66,26 @@ def parse_batch_size(text: str) -> int | None:
     if not text.isdecimal() or len(text) > _DIGITS or int(text) == 0:
         raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
+
+
+def record_source(
+    records: Path | None, owners: list[str] | None, window: str | None, images: Path | None
+) -> RecordSource:
+    """How the options say that records are to be read.
+
+    Raises:
+        InputError: a level is mapped twice, or without saying where to.
+    """
+    from chip.data.readers import RecordSource
+
+    mapped: dict[str, str] = {}
+    for text in owners or ():
+        level, equals, source = text.partition("=")
+        if not equals or level in mapped:
+            message = "is mapped twice; give it once" if equals else "says not where; give LEVEL=SOURCE"
+            raise InputError(message, argument="map", value=text)
+        mapped[level] = source
+    return RecordSource(records, mapped, window, None if images is None else images.absolute())
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -12,10 +12,14 @@ from chip.cli.arguments import (
     CheckpointFolder,
     Device,
     DeviceMap,
+    ImageFolder,
+    ImageWindow,
     Json,
+    OwnerMap,
     RecordsFile,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.cli.options import given_settings
 
@@ -67,6 +71,9 @@ def edit(
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     keep: KeepSources = None,
     keep_tokens: KeepTokens = None,
     keep_model: KeepModel = None,
@@ -103,7 +110,7 @@ def edit(
     report = run(
         checkpoint,
         forget,
-        records=records,
+        records=record_source(records, owners, window, images),
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
         label=label,

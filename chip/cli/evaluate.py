@@ -15,10 +15,14 @@ from chip.cli.arguments import (
     Device,
     DeviceMap,
     Html,
+    ImageFolder,
+    ImageWindow,
     Json,
+    OwnerMap,
     RecordsFile,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.errors import InputError
 
@@ -48,6 +52,9 @@ def evaluate(
     checkpoint: CheckpointFolder,
     forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,
@@ -86,7 +93,7 @@ def evaluate(
     evaluation = run(
         checkpoint,
         forget,
-        records=records,
+        records=record_source(records, owners, window, images),
         reference=reference,
         original=original,
         attacks=attacks,
