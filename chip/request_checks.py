@@ -70,8 +70,8 @@ def resolve_request(
     _check_trained(request)
     for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
         warnings.warn(note, ChipWarning, stacklevel=3)
-    if note := own_system_prompt(request):
-        warnings.warn(note, ChipWarning, stacklevel=3)
+    if named := own_system_prompt(request):
+        warnings.warn(named, ChipWarning, stacklevel=3)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)

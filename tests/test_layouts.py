@@ -405,9 +405,9 @@ def test_what_is_mapped_is_kept_and_used_by_the_next_command_and_said(folder: Pa
     ]
     for content in ("{", "[]", '{"map": {"institution": 3}}', '{"maps": {}}', '{"window": "a"}'):
         (folder / "train.map.json").write_text(content)
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as refusal:
             read_records(file)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(refusal.value)
 
 
 def test_paths_of_images_start_from_the_folder_that_is_named(folder: Path) -> None:

@@ -44,7 +44,7 @@ def linear(values: NDArray[Any], center: float, width: float) -> NDArray[np.uint
         else (x - (center - 0.5)) / (width - 1) + 0.5
         for x in values.ravel().tolist()
     ]
-    return np.rint(np.array(shares) * 255).astype(np.uint8).reshape(values.shape)
+    return np.asarray(np.rint(np.array(shares) * 255).reshape(values.shape), dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
