@@ -139,14 +139,13 @@ def _own_window(values: NDArray[Any], dataset: Any) -> NDArray[np.float64]:
     from pydicom.pixels.processing import apply_voi, apply_windowing
 
     if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.asarray(apply_voi(np.rint(values).astype(np.int64), dataset) / (2**bits - 1), dtype=np.float64).clip(
-            0, 1
-        )
+        white = 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        shown = apply_voi(np.rint(values).astype(np.int64), dataset)
+        return np.asarray(shown / white, dtype=np.float64).clip(0, 1)
     if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         # What it makes of black and of white depends on the bits and the rescaling: ask it for both.
         low, high = apply_windowing(np.array([-1e30, 1e30]), dataset)
-        return np.asarray((apply_windowing(values, dataset) - low) / (high - low), dtype=np.float64)
+        return np.asarray((apply_windowing(values, dataset) - low) / (high - low or 1.0), dtype=np.float64)
     low, high = float(values.min()), float(values.max())
     return np.asarray((values - low) / max(high - low, 1e-30), dtype=np.float64)
 
