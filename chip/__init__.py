@@ -10,6 +10,7 @@ from chip.errors import ChipError, InputError, RunError
 if TYPE_CHECKING:
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
+    from chip.data.readers import RecordSource
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
@@ -23,6 +24,7 @@ __all__ = [
     "Keep",
     "Ledger",
     "LedgerKey",
+    "RecordSource",
     "RunError",
     "__version__",
     "diff",
@@ -36,6 +38,7 @@ _HOMES = {
     "Keep": "chip.general.collect",
     "Ledger": "chip.ledger",
     "LedgerKey": "chip.ledger",
+    "RecordSource": "chip.data.readers",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

@@ -15,6 +15,7 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
+from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
@@ -55,7 +56,7 @@ def edit(
     checkpoint: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] = (AUTO,),
     out: Path | str | None = None,
     adapter: Path | str | None = None,
@@ -84,7 +85,7 @@ def edit(
     Args:
         checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
-        records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it.
         adapter: folder of a LoRA adapter to merge into the checkpoint first; PEFT does that, in fp32.

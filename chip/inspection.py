@@ -12,7 +12,7 @@ from typing import Any
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
-from chip.data.readers import read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.methods import find_methods
 from chip.model.adapters import open_checkpoint
 from chip.model.families import find_language
@@ -62,7 +62,7 @@ class Inspection:
 
 def inspect(
     checkpoint: Path | str,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     device: str | None = None,
     *,
     adapter: Path | str | None = None,
@@ -96,12 +96,12 @@ def inspect(
         shards=len(source.shards),
         notes=tuple(notes),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
-        largest_tokens=() if records is None else tuple(_largest_tokens(source, Path(records), device)),
+        largest_tokens=() if records is None else tuple(_largest_tokens(source, records, device)),
     )
 
 
-def _largest_tokens(source: Checkpoint, records: Path, device: str | None) -> list[LargestToken]:
-    return largest_tokens(load_vlm(source, device), read_records(records))
+def _largest_tokens(source: Checkpoint, records: Path | str | RecordSource, device: str | None) -> list[LargestToken]:
+    return largest_tokens(load_vlm(source, device), read_records(find_source(source.place, records, source.folder)))
 
 
 def _adapter_note(source: Checkpoint) -> Iterator[str]:

@@ -177,7 +177,7 @@ def test_a_token_of_the_format_within_a_text_is_refused_by_name(
     def named(text: str) -> str:
         return text.replace("IMAGE", IMAGE_TOKENS[family]).replace("END", ENDS[family])
 
-    texts = {"question": "who", "answer": "left"} | {name: named(text) for name, text in change.items()}
+    texts: dict[str, Any] = {"question": "who", "answer": "left"} | {name: named(text) for name, text in change.items()}
     records = [Record("who", "left", ("i",), None), Record(**texts, path=("i",), image=None, where="records.jsonl:7")]
     with pytest.raises(InputError) as caught:
         models[family].prompts.read(records)

@@ -18,29 +18,30 @@ from chip.errors import InputError
 from tests.families import build, write_records
 
 READER = '''\
-"""Records in a CSV file: one a row, under the names of the keys."""
+"""Records in a file with semicolons between the fields: one a line."""
 
 import csv
 from collections.abc import Iterator
 
-from chip.data.readers import RecordsFile, image_file, node_path, register_reader
+from chip.data.readers import RecordsFile, image_file, register_reader
 from chip.data.record import LEVELS, Record
 
 
-class Csv:
+class Semicolons:
     def matches(self, file: RecordsFile) -> bool:
-        return file.kind == ".csv"
+        return file.kind == ".txt"
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         with file.path.open(newline="", encoding="utf-8") as lines:
-            for number, row in enumerate(csv.DictReader(lines)):
+            for number, row in enumerate(csv.DictReader(lines, delimiter=";")):
                 where = f"{file.path.name}:row {number}"
-                path = node_path({level: row[level] for level in LEVELS if row[level]}, where)
-                image = image_file(row["image"], file.path.parent, where) if row["image"] else None
-                yield Record(row["question"], row["answer"], path, image, where=where)
+                image = image_file(row["image"], file.images, where) if row["image"] else None
+                record = Record(row["question"], row["answer"], (), image, where=where)
+                ids = {level: row[level] for level in LEVELS if row[level]}
+                yield file.placed(record, ids, row)  # at its place in the hierarchy; --map goes before the ids
 
 
-register_reader("csv", Csv())
+register_reader("semicolons", Semicolons())
 '''
 
 ATTACK = '''\
@@ -150,15 +151,15 @@ def _environment(path: Path, modules: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
 
 
-def write_csv(records: Path) -> Path:
-    """The records of a JSON-lines file as CSV, beside it."""
+def write_semicolons(records: Path) -> Path:
+    """The records of a JSON-lines file with semicolons between the fields, beside it."""
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     names = ("question", "answer", "institution", "patient", "study", "section", "image")
-    with records.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+    with records.with_suffix(".txt").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
-    return records.with_suffix(".csv")
+    return records.with_suffix(".txt")
 
 
 Ended = tuple[int, str, str]
@@ -168,7 +169,7 @@ Ended = tuple[int, str, str]
 def ended(tmp_path_factory: pytest.TempPathFactory, outside: Path) -> dict[str, Ended]:
     """How commands end that go by all three plugins."""
     folder = tmp_path_factory.mktemp("command")
-    checkpoint, records = build(folder / "ckpt", "llava"), write_csv(write_records(folder))
+    checkpoint, records = build(folder / "ckpt", "llava"), write_semicolons(write_records(folder))
     request = (checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
     commands: dict[str, tuple[object, ...]] = {
         "tree": ("tree", records),
@@ -186,8 +187,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, outside: Path) -> dict[str, 
 def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(
     tmp_path: Path, outside: Path, ended: dict[str, Ended]
 ) -> None:
-    records = write_csv(write_records(tmp_path))
-    assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads CSV by default
+    records = write_semicolons(write_records(tmp_path))
+    assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads it by default
     code, out, err = ended["tree"]
     assert (code, err) == (0, "")
     assert "patient_4" in out

@@ -12,6 +12,7 @@ import typer
 from chip.errors import InputError
 
 if TYPE_CHECKING:
+    from chip.data.readers import RecordSource
     from chip.ledger import Ledger
 
 CheckpointFolder = Annotated[
@@ -30,7 +31,25 @@ Html = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")]
 RecordsFile = Annotated[
-    Path | None, typer.Option(help="Records file; by default records.jsonl or .parquet beside CKPT.")
+    Path | None, typer.Option(help="Records file or folder; by default records.jsonl or .parquet beside CKPT.")
+]
+OwnerMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Where a row says whose it is: a column (patient=metadata.subject_id), the image's path "
+        "(patient=image:/p(\\d+)/), a name (institution='General'), a table (patient=@t.csv:image_id:patient), "
+        "or dicom:PatientID; repeat. It is kept beside the records.",
+        metavar="LEVEL=SOURCE",
+    ),
+]
+ImageWindow = Annotated[
+    str | None,
+    typer.Option("--window", help="Values that become gray, in images of more than 8 bits.", metavar="CENTER,WIDTH"),
+]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder that paths of images start from; by default the records'.", metavar="DIR"),
 ]
 DeviceMap = Annotated[
     str | None,
@@ -92,6 +111,26 @@ def open_ledger(file: Path | None, key: Path | None, by: str | None = None) -> L
             raise InputError("goes with --ledger", argument="ledger_key", value=key)
         return None
     return Ledger(file, LedgerKey.read(key), by=by)
+
+
+def record_source(
+    records: Path | None, owners: list[str] | None, window: str | None, images: Path | None
+) -> RecordSource:
+    """How the options say that records are to be read.
+
+    Raises:
+        InputError: a level is mapped twice, or without saying where to.
+    """
+    from chip.data.readers import RecordSource
+
+    mapped: dict[str, str] = {}
+    for text in owners or ():
+        level, equals, source = text.partition("=")
+        if not equals or level in mapped:
+            message = "is mapped twice; give it once" if equals else "says not where; give LEVEL=SOURCE"
+            raise InputError(message, argument="map", value=text)
+        mapped[level] = source
+    return RecordSource(records, mapped, window, None if images is None else images.absolute())
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -14,14 +14,18 @@ from chip.cli.arguments import (
     CheckpointFolder,
     Device,
     DeviceMap,
+    ImageFolder,
+    ImageWindow,
     Json,
     LedgerFile,
     LedgerKeyFile,
+    OwnerMap,
     RecordsFile,
     chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.cli.options import given_settings
 
@@ -88,6 +92,9 @@ def edit(
         list[str] | None, typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")
     ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     keep: KeepSources = None,
     keep_tokens: KeepTokens = None,
     keep_model: KeepModel = None,
@@ -131,15 +138,15 @@ def edit(
     from chip.recording.targets import open_targets
     from chip.report.text.edit import print_edit
 
-    requests = open_ledger(ledger, ledger_key)
+    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
 
     def find(requests: Ledger) -> list[str]:
-        return open_targets(requests, checkpoint, records, progress=progress_bar)
+        return open_targets(requests, checkpoint, source, progress=progress_bar)
 
     report = run(
         checkpoint,
         chosen_targets(forget, requests, open_, find),
-        records=records,
+        records=source,
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
         adapter=adapter,

@@ -17,14 +17,18 @@ from chip.cli.arguments import (
     Device,
     DeviceMap,
     Html,
+    ImageFolder,
+    ImageWindow,
     Json,
     LedgerFile,
     LedgerKeyFile,
+    OwnerMap,
     RecordsFile,
     chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.errors import InputError
 
@@ -57,6 +61,9 @@ def evaluate(
         list[str] | None, typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")
     ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,
@@ -101,17 +108,17 @@ def evaluate(
         check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    requests = open_ledger(ledger, ledger_key)
+    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
 
     def find(requests: Ledger) -> list[str]:
-        return edited_targets(requests, checkpoint, records, progress=progress_bar)
+        return edited_targets(requests, checkpoint, source, progress=progress_bar)
 
     nodes = chosen_targets(forget, requests, open_, find)
-    with EvalRecord(requests, checkpoint, nodes, records, reference, progress_bar) as record:
+    with EvalRecord(requests, checkpoint, nodes, source, reference, progress_bar) as record:
         evaluation = run(
             checkpoint,
             nodes,
-            records=records,
+            records=source,
             reference=reference,
             original=original,
             adapter=adapter,

@@ -173,14 +173,14 @@ def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
     An edit would otherwise protect what it is to remove. Answers that retained records give too tell nothing.
     """
     records, partition = request.hierarchy.records, request.partition
-    shows_target = shown_among({image for i in partition.forget if (image := records[i].image) is not None})
+    shows_target = shown_among({image for i in partition.forget for image in records[i].images})
     answers = {canonical_answer(records[i]) for i in partition.forget}
     answers -= {canonical_answer(records[i]) for i in partition.retained}
     phrases = {_phrase(text) for text in (*answers, *(target.id for target in partition.targets))} - {"  "}
 
     def tells(record: Record) -> bool:
         said = _phrase(f"{record.question} {record.answer}")
-        return shows_target(record.image) or any(phrase in said for phrase in phrases)
+        return any(map(shows_target, record.images)) or any(phrase in said for phrase in phrases)
 
     return tells
 

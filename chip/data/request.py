@@ -129,10 +129,10 @@ def _image_owners(
     """`on_shared_images` and `ancestors` of a partition."""
     above = {target.path[:depth] for target in targets for depth in range(1, len(target.path))}
     retained = [i for i, record in enumerate(records) if i not in forgotten and record.image is not None]
-    others = {records[i].image for i in retained if records[i].path not in above}
-    own = {records[i].image for i in forgotten} - others - {None}
-    shared = (i for i in sorted(forgotten) if records[i].image in others)
-    return tuple(shared), tuple(i for i in retained if records[i].image in own)
+    others = {image for i in retained if records[i].path not in above for image in records[i].images}
+    own = {image for i in forgotten for image in records[i].images} - others
+    shared = (i for i in sorted(forgotten) if not others.isdisjoint(records[i].images))
+    return tuple(shared), tuple(i for i in retained if not own.isdisjoint(records[i].images))
 
 
 def _outermost(targets: Sequence[Node]) -> tuple[Node, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import InputError
@@ -30,7 +30,7 @@ def evaluate(
     checkpoint: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     reference: Path | str | None = None,
     original: Path | str | None = None,
     adapter: Path | str | None = None,
@@ -49,7 +49,8 @@ def evaluate(
     Args:
         checkpoint: folder in the Hugging Face format: an edited model, or one before an edit; or an adapter alone.
         forget: ids or paths of the nodes that are, or would be, forgotten.
-        records: file or folder of records; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: file or folder of records, or a `RecordSource` that says how to read it; by default those beside the
+            checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
         original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
             one that is asked.
@@ -73,9 +74,8 @@ def evaluate(
     # 1. Whom the request concerns, and what is asked.
     sources = [open_checkpoint(checkpoint, adapter, base)]
     sources += [] if reference is None else [Checkpoint.open(Path(reference))]
-    given = None if records is None else Path(records)
-    records_file = find_records(sources[0].place, given, sources[0].folder)
-    request = ForgetRequest.of(Hierarchy(read_records(records_file)), forget)
+    records_source = find_source(sources[0].place, records, sources[0].folder)
+    request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
     if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
         names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy, Node
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import find_node
 from chip.errors import ChipError, ChipWarning, InputError, RunError
 from chip.evaluation.rows import Evaluation
@@ -120,14 +120,14 @@ class EvalRecord(_RunRecord):
         ledger: Ledger | None,
         checkpoint: Path,
         forget: Sequence[str],
-        records: Path | None,
+        records: Path | str | RecordSource | None,
         reference: Path | None = None,
         progress: ProgressCallback = silent,
     ) -> None:
         super().__init__(None)
         if ledger is None:
             return
-        hierarchy = Hierarchy(read_records(find_records(checkpoint, records)))
+        hierarchy = Hierarchy(read_records(find_source(checkpoint, records)))
         super().__init__(ledger, (find_node(hierarchy, name) for name in forget))
         self._result = weights_digest(Checkpoint.open(checkpoint), progress)
         self._reference = None if reference is None else weights_digest(Checkpoint.open(reference), progress)

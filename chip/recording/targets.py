@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.errors import InputError
 from chip.ledger import Ledger
 from chip.ledger.requests import IN_WINDOW, Request, State, short
@@ -18,7 +18,7 @@ from chip.recording.weights import weights_digest
 def open_targets(
     ledger: Ledger,
     checkpoint: Path | str,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     *,
     progress: ProgressCallback = silent,
 ) -> list[str]:
@@ -48,7 +48,7 @@ def open_targets(
 def edited_targets(
     ledger: Ledger,
     checkpoint: Path | str,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     *,
     progress: ProgressCallback = silent,
 ) -> list[str]:
@@ -72,14 +72,14 @@ def edited_targets(
 
 
 def _nodes_of(
-    ledger: Ledger, requests: Sequence[Request], checkpoint: Checkpoint, records: Path | str | None
+    ledger: Ledger, requests: Sequence[Request], checkpoint: Checkpoint, records: Path | str | RecordSource | None
 ) -> list[str]:
     """Paths of the requests' nodes. Raises `InputError` where the records lack one."""
     key = ledger.require_key()
-    file = find_records(checkpoint.folder, None if records is None else Path(records))
-    nodes = {key.pseudonym(node.path): str(node) for node in Hierarchy(read_records(file)).nodes}
+    found = find_source(checkpoint.folder, records)
+    nodes = {key.pseudonym(node.path): str(node) for node in Hierarchy(read_records(found)).nodes}
     lacking = [short(request.pseudonym) for request in requests if request.pseudonym not in nodes]
     if lacking:
         hint = "give the records that do, or refuse the request in the ledger"
-        raise InputError(f"{file}: holds no node of request {', '.join(lacking)}; {hint}")
+        raise InputError(f"{found.path}: holds no node of request {', '.join(lacking)}; {hint}")
     return [nodes[request.pseudonym] for request in requests]

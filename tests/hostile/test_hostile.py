@@ -14,6 +14,7 @@ from tests.hostile import (
     file_types,
     images,
     keeping,
+    layouts,
     names,
     options,
     processors,
@@ -27,7 +28,7 @@ from tests.hostile.judging import check_case
 
 pytestmark = pytest.mark.slow
 
-KINDS = (records, texts, images, configs, processors, weights, options, receipts, file_types, names, keeping)
+KINDS = (records, layouts, texts, images, configs, processors, weights, options, receipts, file_types, names, keeping)
 CASES = [pytest.param(case, id=f"{kind.__name__.rpartition('.')[2]}-{case}") for kind in KINDS for case in kind.CASES]
 
 

@@ -220,5 +220,7 @@ def _shares(name: str, count: int, batch: Batch) -> Tensor:
     if number and count % total == 0:
         return lengths * (count // total)
     if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
-        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
+        several = bool((batch.images[batch.vision] > 0).any())  # images of one record
+        hint = "scale the images of a record to one size" if several else "use --batch-size 1"
+        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; {hint}")
     return torch.full_like(lengths, count // number)

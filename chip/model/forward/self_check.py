@@ -64,8 +64,8 @@ def check_pass(
     if not indices:
         return
     index = next((i for i in indices if records[i].image is not None), indices[0])
-    image = records[index].image
-    other = [i for i in indices if i != index and image is not None and records[i].image == image][:1]
+    images = records[index].images
+    other = [i for i in indices if i != index and images and records[i].images == images][:1]
     stages = stages if needs_outputs else [stage.first_only for stage in stages]
     plain = _plain(vlm, records, index, stages)
     staged = _staged(vlm, records, [index, *other], stages, needs_outputs)
