@@ -187,6 +187,9 @@ class _Run:
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference)
+        if not patch.relative_change:
+            message = "changes nothing of this model for this target, and would write it unedited; take another"
+            raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never, general)
 
