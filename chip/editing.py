@@ -173,7 +173,7 @@ class _Run:
         """The edit, and what the model answered before; the model itself is let go.
 
         Raises:
-            InputError: it does not know the target.
+            InputError: it does not know the target, or nothing would change.
         """
         modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
         texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
