@@ -197,7 +197,7 @@ class _Run:
         """The edit, and what the model answered before; the model itself is let go.
 
         Raises:
-            InputError: it does not know the target.
+            InputError: it does not know the target, or nothing would change.
         """
         modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
         texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
@@ -212,6 +212,9 @@ class _Run:
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
+        if not patch.relative_change:
+            message = "changes nothing of this model for this target, and would write it unedited; take another"
+            raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never, general)
 
