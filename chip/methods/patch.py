@@ -24,7 +24,7 @@ from chip.model.target_modules import TargetModule
 from chip.model.tensor_names import disk_names
 from chip.model.tokens import Statistics
 
-_ROWS = {"cpu": 64}  # of a weight, that are compared at once; elsewhere 4,096
+_ROWS = {"cpu": 16}  # of a weight, that are compared at once; elsewhere 4,096
 
 
 @dataclass(frozen=True)
