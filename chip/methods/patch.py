@@ -26,7 +26,7 @@ from chip.model.target_modules import TargetModule
 from chip.model.tensor_names import stored_tensors
 from chip.model.tokens import Statistics
 
-_ROWS = {"cpu": 64}  # of a weight, that are compared at once; elsewhere 4,096
+_ROWS = {"cpu": 16}  # of a weight, that are compared at once; elsewhere 4,096
 Orient = Callable[[Tensor], Tensor]
 """From a tensor as it is stored to (d_out, ...), or to a bias (d_out,)."""
 
