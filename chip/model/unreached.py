@@ -45,7 +45,7 @@ def _unreached(layer: Any, width: int) -> int:
 
 def _other_parts(model: Any) -> Iterator[str]:
     if parts := other_parts(model):
-        yield f"there for other things than images and text, and not edited: {', '.join(parts)}"
+        yield f"beside the vision tower and the text model, and not edited: {', '.join(parts)}"
 
 
 def _not_loaded(names: list[str]) -> Iterator[str]:
