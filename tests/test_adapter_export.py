@@ -55,7 +55,8 @@ def logits_of(model: Any, vlm: VLM, hierarchy: Hierarchy) -> Tensor:
 def low_rank_change(value: Tensor, rank: int) -> Tensor:
     torch.manual_seed(rank)
     change = torch.randn(value.shape[0], rank) @ torch.randn(rank, value.shape[1])
-    return value + 0.3 * change * value.norm() / change.norm()
+    changed: Tensor = value + 0.3 * change * value.norm() / change.norm()
+    return changed
 
 
 def test_plain_peft_loads_the_edit_at_its_rank(base: VLM, hospital: Path, hierarchy: Hierarchy, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ class Shielded(Method):
     def _scales(self, statistics: ShieldedStatistics, component: Component) -> tuple[Any, float]:
         """What the sums over the target's tokens and over the retained ones count with."""
         scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
-        shield_scale = float(self.retain_weight * scale / statistics.shield.count)
+        shield_scale = float(float(self.retain_weight) * scale / statistics.shield.count)
         return sqrt(statistics.target_images) / statistics.forget.count, shield_scale
 
     def _system(self, statistics: ShieldedStatistics, component: Component, general_weight: float = 0.0) -> Tensor:
