@@ -170,7 +170,7 @@ class Shielded(Method):
         if isinstance(self.retain_weight, str):
             raise ValueError("the retain weight is still to be found")
         scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
-        shield_scale = float(self.retain_weight * scale / statistics.shield.count)
+        shield_scale = float(float(self.retain_weight) * scale / statistics.shield.count)
         return sqrt(statistics.target_images) / statistics.forget.count, shield_scale
 
     def _system(self, statistics: ShieldedStatistics, component: Component, general_weight: float = 0.0) -> Tensor:
