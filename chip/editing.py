@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
+from chip.checkpoint.signing import SigningKey
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
-from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
 from chip.general.collect import AUTO, Keep
@@ -29,20 +29,24 @@ from chip.methods import Method, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, check_removed
 from chip.model.batching.batch_size import BatchSize
+from chip.model.environment import environment_of
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
+from chip.report.documents import write_documents
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
-from chip.report.signing import sign_output
 from chip.request_checks import (
+    Arguments,
+    Terms,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
     resolve_request,
+    resolve_signer,
 )
 
 ModelLoader = Callable[[Path], VLM]
@@ -69,6 +73,7 @@ def edit(
     max_left: float | None = None,
     accept: bool = False,
     force: bool = False,
+    sign: SigningKey | Path | str | None = None,
     progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
@@ -89,18 +94,21 @@ def edit(
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept, force: write it where those who stay lose too much; go on where the model does not know the target.
+        sign: private key that signs what is written, as a PEM file; see `SigningKey`.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms, method = _Terms(label, max_left, accept, force, BatchSize(batch_size)), method or Shielded()
+    method = method or Shielded()
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
+    terms = Terms(label, max_left, accept, force, BatchSize(batch_size), resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
+    arguments = Arguments.of(method, target_modules, layers, general.keep, batch_size)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
-        run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
+        run = _Run(source, request, general, method, arguments, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
@@ -108,25 +116,6 @@ def edit(
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
             after = run.evaluate(load(folder), edited)  # 4. Evaluate what was written.
             return run.finish(run.report(edited, after, remaining, output), folder)
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """What the user takes for success, puts up with, and calls it; as `edit` has them."""
-
-    label: str | None
-    max_left: float | None
-    accept: bool
-    force: bool
-    size: BatchSize
-    start: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.max_left is not None and not 0 <= self.max_left <= 1:
-            raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
-        if self.label is not None and not self.label.isprintable():
-            message = "holds what cannot be shown, such as the end of a line; leave that out"
-            raise InputError(message, argument="label", value=self.label)
 
 
 @dataclass
@@ -140,6 +129,7 @@ class _Edited:
     never_trained: float
     """Exact match of the target's questions, had the model never been trained on it."""
     general: General
+    environment: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -158,11 +148,10 @@ class _Run:
     request: ForgetRequest
     keep: GivenKeep
     method: Method
-    kinds: Sequence[str] | None
-    layers: str | None
+    arguments: Arguments
     distributed: DistributedContext
     on_progress: ProgressCallback
-    terms: _Terms
+    terms: Terms
 
     @property
     def progress(self) -> ProgressCallback:
@@ -175,7 +164,8 @@ class _Run:
         Raises:
             InputError: it does not know the target.
         """
-        modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
+        kinds, layers = self.arguments.target_modules, self.arguments.layers
+        modules_of = partial(default_modules, method=self.method, kinds=kinds, layers=layers)
         texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
         vlm = load(self.source.folder)
         modules = modules_of(vlm)
@@ -188,7 +178,7 @@ class _Run:
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general)
+        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -240,10 +230,13 @@ class _Run:
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
+            version=self.method.version,
+            arguments=asdict(self.arguments),
+            environment=edited.environment,
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
-        """The report, once the folder is fit to be put in place and its receipt is written.
+        """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.
 
         Raises:
             RunError: those who stay lost more than was promised.
@@ -251,8 +244,10 @@ class _Run:
         if not self.terms.accept:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
-            sign_output(self.source, folder, report, self.progress)
+            report = write_documents(self.source, folder, report, self.progress)
             check_written_names_nobody(folder, self.request)
+            if self.terms.signer is not None:
+                self.terms.signer.sign(folder)
         return report
 
 

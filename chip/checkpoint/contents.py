@@ -15,6 +15,7 @@ from pathlib import Path
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
+from chip.checkpoint.signing import SIGNATURE
 
 _LONGEST_TEXT = 1 << 20  # bytes; a model card or a module of code has some ten thousand
 _LONGEST_VOCABULARY = 100_000_000  # bytes; the longest known tokenizer.json has 33 million
@@ -49,6 +50,8 @@ def folder_contents(source: Checkpoint) -> FolderContents:
     """What of the folder of `source` a copy takes over, and what stays behind. Raises as `files_in` does."""
     copied, left_out = [], []
     for path, relative in files_in(source.folder):
+        if str(relative) == SIGNATURE:  # of the source's files: of a copy's it would be a wrong one
+            continue
         if str(relative) in source.signatures or _is_copied(path):
             copied.append((path, relative))
         else:

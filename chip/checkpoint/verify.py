@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
+from chip.checkpoint.signing import SIGNATURE, SignatureCheck, TrustedKeys
 from chip.errors import InputError
 from chip.progress import ProgressCallback, silent
 
@@ -33,13 +34,22 @@ class Verification:
     """Whether the original was there to compare with."""
     faults: tuple[str, ...]
     """One line each; none: the folder is what was written."""
+    signed: bool
+    """Whether a signature is there, whoever made it."""
+    signed_by: str | None
+    """The file of the key, or of the certificate, that the signature was checked with; None where none was given."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"good": not self.faults, **asdict(self)}
+        return {"good": not self.faults, **asdict(self), "receipt": self.receipt.to_json()}
 
 
 def verify(
-    edited: Path | str, original: Path | str | None = None, *, progress: ProgressCallback = silent
+    edited: Path | str,
+    original: Path | str | None = None,
+    *,
+    public_key: Path | str | None = None,
+    trust: Sequence[Path | str] = (),
+    progress: ProgressCallback = silent,
 ) -> Verification:
     """Check a folder that `chip edit` has written against its receipt.
 
@@ -47,9 +57,15 @@ def verify(
     says of the source, each byte outside of the changed tensors, and the norms of the change. `.gitattributes` is not
     compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
+    Args:
+        public_key: PEM file: the folder must be signed with its private key.
+        trust: PEM files of certificates: the folder must be signed with a key that one of them vouches for.
+
     Raises:
-        InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
+        InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint; a key cannot be
+            used.
     """
+    check = _signature_check(public_key, trust)
     receipt = read_receipt(Path(edited))
     source = None if original is None else Checkpoint.open(Path(original))
     try:
@@ -62,11 +78,23 @@ def verify(
                 faults += _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
-    return Verification(receipt, source is not None, tuple(faults))
+    if check is not None:
+        faults += check.faults(Path(edited))
+    signed_by = None if check is None else str(check.keys)
+    return Verification(receipt, source is not None, tuple(faults), (Path(edited) / SIGNATURE).exists(), signed_by)
+
+
+def _signature_check(public_key: Path | str | None, trust: Sequence[Path | str]) -> SignatureCheck | None:
+    if public_key is None and not trust:
+        return None
+    if public_key is not None and trust:
+        raise InputError("a key and certificates; give one of the two", argument="trust", value=trust[0])
+    roots = tuple(Path(root) for root in trust)
+    return SignatureCheck(TrustedKeys(None if public_key is None else Path(public_key), roots))
 
 
 class _Digests:
-    """Hashes of all files of a folder but the receipt and git's, and of the changed tensors in it."""
+    """Hashes of all files of a folder but the receipt, its signature and git's, and of the changed tensors in it."""
 
     def __init__(
         self, checkpoint: Checkpoint, receipt: Receipt, progress: ProgressCallback, original: bool = False
@@ -89,8 +117,8 @@ class _Digests:
 
 
 def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) -> Iterator[tuple[Path, Path]]:
-    """All files but the receipt and git's; of the original without those that were not copied."""
-    skipped = {RECEIPT, GITATTRIBUTES}
+    """All files but the receipt, its signature and git's; of the original without those that were not copied."""
+    skipped = {RECEIPT, SIGNATURE, GITATTRIBUTES}
     if original:
         copied = {name for name, file in receipt.files.items() if file.source_sha256 is not None}
         skipped |= set(folder_contents(checkpoint).left_out) - copied
@@ -116,6 +144,8 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
         if not listed:
             yield f"the receipt lists no {kind}: it vouches for nothing"
     yield from _file_faults(receipt, copy)
+    if not receipt.sequence_follows:
+        yield "the receipt's sequence is not that of the edits it lists"
     for name, recorded in receipt.tensors.items():
         if recorded.after != copy.tensors[name]:
             yield f"tensor {name!r}: has another hash than the receipt's"
@@ -172,9 +202,12 @@ def _tensor_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
         if recorded.before != original.tensors[name]:
             yield f"tensor {name!r}: the original's has another hash than the receipt says"
         before, after = original.checkpoint.stored(name), copy.checkpoint.stored(name)
-        change = measure(before, after, spectrum=False).relative_change
+        measured = measure(before, after, spectrum=False)
+        change, norm = measured.relative_change, None if receipt.sequence is None else receipt.sequence.norms.get(name)
         if not math.isclose(recorded.relative_change, change, rel_tol=_NORM_TOLERANCE):
             yield f"tensor {name!r}: changed by {change:.6g} of its norm, by the receipt {recorded.relative_change:.6g}"
+        if norm is not None and not math.isclose(norm, measured.norm, rel_tol=_NORM_TOLERANCE):
+            yield f"tensor {name!r}: had a norm of {measured.norm:.6g}, by the receipt {norm:.6g}"
 
 
 def _continues(original: Path, edited: Path) -> bool:

@@ -14,8 +14,11 @@ from chip.cli.arguments import (
     DeviceMap,
     Json,
     RecordsFile,
+    SignCertificates,
+    SignKey,
     parse_batch_size,
     print_json,
+    signing_key,
 )
 from chip.cli.options import given_settings
 
@@ -84,6 +87,8 @@ def edit(
     max_left: MaxLeft = None,
     accept: Accept = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
+    sign: SignKey = None,
+    sign_certificate: SignCertificates = None,
     as_json: Json = False,
 ) -> None:
     """Make the model forget nodes, write it as a new checkpoint, and show what is left.
@@ -119,6 +124,7 @@ def edit(
         max_left=max_left,
         accept=accept,
         force=force,
+        sign=signing_key(sign, sign_certificate),
         progress=progress_bar,
     )
     if is_main_process():

@@ -31,8 +31,13 @@ def print_verification(verification: Verification, console: Console) -> None:
     ]
     if verification.with_original:
         checks.append(f"{receipt.untouched_bytes:,} other bytes are the original's")
+    if verification.signed_by is not None:
+        checks.append(f"signed with the key of {escaped(verification.signed_by)}")
     for check in checks:
         console.print(Text.assemble(("✓", "green"), " ", check))
+    if verification.signed and verification.signed_by is None:
+        hint = "– signed, it does not say by whom: give --public-key to check the signature"
+        console.print(Text(hint, style="dim"))
     if not verification.with_original:
         hint = "– what was not to change: give the original with --original to compare with it"
         console.print(Text(hint, style="dim"))
