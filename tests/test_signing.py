@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.receipt import RECEIPT, read_receipt, write_receipt
 from chip.checkpoint.signing import PASSWORD, SIGNATURE, SignatureCheck, Signer, SigningKey, TrustedKeys
+from chip.checkpoint.statement import read_statement
 from chip.checkpoint.verify import verify
 from chip.errors import InputError
+from chip.evaluation.rows import Evaluation, ResultRow
+from chip.report.attestation import PendingStatement
 from tests.folders import SHARDS
 from tests.test_receipt import NEW, edit_folder
 
@@ -91,8 +95,6 @@ def _resign(folder: Path, key: Path) -> None:
 
 def _relabel(folder: Path) -> None:
     """A receipt that is right in itself."""
-    from dataclasses import replace
-
     write_receipt(folder, replace(read_receipt(folder), label="another request"))
 
 
@@ -239,3 +241,31 @@ def test_what_is_no_key_is_refused_in_one_line(tmp_path: Path, content: bytes) -
         assert "\n" not in str(error.value)
         with pytest.raises(InputError, match=f"public_key='{re.escape(str(file))}': cannot be used"):
             SignatureCheck(TrustedKeys(file))
+
+
+def test_an_evaluation_is_of_the_files_that_it_was_made_of(
+    signed: Path, tmp_path: Path, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    row = ResultRow("target", "trained", "exact_match", "none", 0.25, 0.1, float("nan"), 8)
+    evaluation = Evaluation((row,), None, ("wording",), 3, skipped={"trace": "needs an original"}, environment={"a": 1})
+    file, (ours, public) = tmp_path / "evaluation.json", keys["ours"]
+    PendingStatement.of(file, signed, key=SigningKey(str(ours))).write(evaluation)
+    predicate = read_statement(file).predicate
+    assert predicate["figures"] == [{**row.to_json(), "high": None}]
+    assert (predicate["attacks"], predicate["seed"], predicate["environment"]) == (["wording"], 3, {"a": 1})
+    assert verify(signed, evaluation=file, public_key=public).faults == ()
+    with pytest.raises(InputError, match="lies in a checkpoint"):
+        PendingStatement.of(signed / "evaluation.json", signed)
+
+    other = tmp_path / "other"
+    shutil.copytree(signed, other)
+    _relabel(other)
+    (fault,) = verify(other, evaluation=file).faults
+    assert fault == f"{file}: about other files than these, {RECEIPT} among them"
+    file.write_text(file.read_text().replace("0.25", "0.05"))
+    assert any("damaged, or changed by hand" in fault for fault in verify(signed, evaluation=file).faults)
+    PendingStatement.of(file.with_name("forged.json"), signed).write(replace(evaluation, seed=4))
+    (fault,) = verify(signed, evaluation=file.with_name("forged.json"), public_key=public).faults
+    assert fault == "forged.json.sig: missing; this was not signed, or the signature was removed"
+    with pytest.raises(InputError, match="no statement that chip has written"):
+        PendingStatement.of(ours, signed)

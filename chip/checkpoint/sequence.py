@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 MAX_DRIFT = 8.0
-"""`EditSequence.total` above which it is said: in `benchmarks.sequences` others had lost 0.03 of their answers there."""
+"""`EditSequence.total` above which it is said: there, in `benchmarks.sequences`, others had lost 0.03 of them."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from chip.checkpoint.json_file import read_json
+from chip.errors import InputError
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 EDIT = "https://pypi.org/project/chip-unlearning#edit-v1"
@@ -47,6 +52,44 @@ def statement_text(subject: Mapping[str, str], kind: str, predicate: Mapping[str
         )
 
     return text({"digest": hashlib.sha256(text({})).hexdigest()}) + b"\n"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is stated of files."""
+
+    subject: Mapping[str, str]
+    """File, relative to its folder -> SHA-256 in hexadecimal."""
+    kind: str
+    """Type of the predicate."""
+    predicate: Mapping[str, Any]
+
+
+def read_statement(path: Path) -> Statement:
+    """What `statement_text` has put into a file.
+
+    Raises:
+        InputError: there is no such file, or it is not byte for byte as chip writes it.
+    """
+    content, _ = read_json(path.parent, path.name)
+    try:
+        subject = {str(each["name"]): str(each["digest"]["sha256"]) for each in content["subject"]}
+        kind, predicate = content["predicateType"], dict(content["predicate"])
+        del predicate["digest"]
+        whole = statement_text(subject, kind, predicate) == path.read_bytes()
+    except (ValueError, TypeError, LookupError, RecursionError):  # not of this form
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: no statement of chip's, or damaged, or changed by hand; take it again")
+    return Statement(subject, kind, predicate)
+
+
+def is_statement(path: Path, kind: str) -> bool:
+    """Whether the file holds a statement with a predicate of this type."""
+    try:
+        return read_statement(path).kind == kind
+    except InputError:
+        return False
 
 
 def finite(value: Any) -> Any:

@@ -10,13 +10,14 @@ from typing import Any
 
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
-from chip.checkpoint.hashing import Digest, Range, digest_all
+from chip.checkpoint.hashing import Digest, Range, digest, digest_all
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
 from chip.checkpoint.signing import SIGNATURE, SignatureCheck, TrustedKeys
-from chip.errors import InputError
+from chip.checkpoint.statement import EVALUATION, read_statement
+from chip.errors import InputError, printable
 from chip.progress import ProgressCallback, silent
 
 GITATTRIBUTES = ".gitattributes"
@@ -49,6 +50,7 @@ def verify(
     *,
     public_key: Path | str | None = None,
     trust: Sequence[Path | str] = (),
+    evaluation: Path | str | None = None,
     progress: ProgressCallback = silent,
 ) -> Verification:
     """Check a folder that `chip edit` has written against its receipt.
@@ -60,6 +62,7 @@ def verify(
     Args:
         public_key: PEM file: the folder must be signed with its private key.
         trust: PEM files of certificates: the folder must be signed with a key that one of them vouches for.
+        evaluation: statement of `chip eval`: it must be of this folder's files, and signed as the folder is.
 
     Raises:
         InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint; a key cannot be
@@ -80,8 +83,29 @@ def verify(
         faults = [str(error)]
     if check is not None:
         faults += check.faults(Path(edited))
+    if evaluation is not None:
+        faults += _evaluation_faults(Path(evaluation), Path(edited), receipt, check)
     signed_by = None if check is None else str(check.keys)
     return Verification(receipt, source is not None, tuple(faults), (Path(edited) / SIGNATURE).exists(), signed_by)
+
+
+def _evaluation_faults(file: Path, edited: Path, receipt: Receipt, check: SignatureCheck | None) -> Iterator[str]:
+    """Where a statement of `chip eval` is not of the folder that the receipt is of, or not signed."""
+    try:
+        statement = read_statement(file)
+    except InputError as error:
+        yield str(error)
+        return
+    files = {name: each.sha256 for name, each in receipt.files.items() if name != GITATTRIBUTES}
+    files[RECEIPT] = digest(edited / RECEIPT).whole
+    if statement.kind != EVALUATION:
+        yield f"{file}: a statement of another kind, and not of `chip eval`"
+    elif other := sorted(
+        name for name in files.keys() | statement.subject if files.get(name) != statement.subject.get(name)
+    ):
+        yield f"{file}: about other files than these, {printable(other[0])} among them"
+    if check is not None:
+        yield from check.faults(file)
 
 
 def _signature_check(public_key: Path | str | None, trust: Sequence[Path | str]) -> SignatureCheck | None:

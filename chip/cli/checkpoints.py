@@ -66,6 +66,10 @@ def verify(
         list[Path] | None,
         typer.Option(help="PEM file of a root certificate that must vouch for who signed it; repeat.", metavar="FILE"),
     ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Statement of chip eval: it must be of this folder, and signed by the same.", metavar="FILE"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
@@ -74,6 +78,8 @@ def verify(
     from chip.cli.progress import progress_bar
     from chip.report.text.verify import print_verification
 
-    verification = check(edited, original, public_key=public_key, trust=trust or (), progress=progress_bar)
+    verification = check(
+        edited, original, public_key=public_key, trust=trust or (), evaluation=evaluation, progress=progress_bar
+    )
     print_json(verification.to_json()) if as_json else print_verification(verification, console.out)
     raise typer.Exit(1 if verification.faults else 0)

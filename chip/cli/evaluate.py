@@ -17,8 +17,11 @@ from chip.cli.arguments import (
     Html,
     Json,
     RecordsFile,
+    SignCertificates,
+    SignKey,
     parse_batch_size,
     print_json,
+    signing_key,
 )
 from chip.errors import InputError
 
@@ -66,19 +69,31 @@ def evaluate(
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
+    statement: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures as a statement of in-toto about the model's files.", metavar="FILE"),
+    ] = None,
+    sign: SignKey = None,
+    sign_certificate: SignCertificates = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
+    """Show what a model has forgotten and kept, and what attacks bring back. The model is left as it is."""
     from chip.cli import console
 
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
+    from chip.report.attestation import PendingStatement
     from chip.report.html.eval import eval_page
     from chip.report.html.page import check_page, write_page
     from chip.report.html.receipt import receipt_in
     from chip.report.text.eval import print_evaluation
 
+    key, pending = signing_key(sign, sign_certificate), None
+    if statement is not None:
+        pending = PendingStatement.of(statement, checkpoint, reference, key, progress_bar)
+    elif key is not None:
+        raise InputError("--sign: is for the statement; add --statement FILE")
     if html is not None:
         check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
@@ -97,6 +112,8 @@ def evaluate(
         seed=seed,
         progress=progress_bar,
     )
+    if pending is not None:
+        pending.write(evaluation)
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)

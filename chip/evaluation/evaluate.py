@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
@@ -20,6 +22,7 @@ from chip.evaluation.measure import measure
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.model.batching.batch_size import BatchSize
+from chip.model.environment import environment_of
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.progress import ProgressCallback, silent
@@ -76,11 +79,15 @@ def evaluate(
 
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[EvalOutputs] = []
+    environment: dict[str, Any] = {}
     with model_loader(DistributedContext(), device, device_map, max_memory) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
         for folder in folders:
             size = BatchSize(batch_size)
-            outputs.append(measure(load(folder), config, size, progress, before, compared=reference is not None))
+            vlm = load(folder)
+            environment = environment or environment_of(vlm)
+            outputs.append(measure(vlm, config, size, progress, before, compared=reference is not None))
+            del vlm  # before the next is loaded
 
     # 3. What that says of them.
-    return compare(config, *outputs)
+    return replace(compare(config, *outputs), environment=environment)
