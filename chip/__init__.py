@@ -8,12 +8,14 @@ from chip._version import __version__
 from chip.errors import ChipError, InputError, RunError
 
 if TYPE_CHECKING:
+    from chip.checkpoint.bom import bom
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
     from chip.inspection import inspect
+    from chip.reproduction import reproduce
 
 
 __all__ = [
@@ -22,19 +24,23 @@ __all__ = [
     "Keep",
     "RunError",
     "__version__",
+    "bom",
     "diff",
     "edit",
     "evaluate",
     "inspect",
+    "reproduce",
     "verify",
 ]
 
 _HOMES = {
+    "bom": "chip.checkpoint.bom",
     "Keep": "chip.general.collect",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",
     "inspect": "chip.inspection",
+    "reproduce": "chip.reproduction",
     "verify": "chip.checkpoint.verify",
 }
 

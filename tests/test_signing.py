@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from chip.checkpoint.layout import Checkpoint
@@ -30,6 +29,7 @@ from chip.errors import InputError
 from chip.evaluation.rows import Evaluation, ResultRow
 from chip.report.attestation import PendingStatement
 from tests.folders import SHARDS
+from tests.signing_keys import Keys, write_key
 from tests.test_receipt import NEW, edit_folder
 
 
@@ -43,31 +43,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def write_key(path: Path, password: bytes | None = None) -> tuple[Path, Path]:
-    """A new private key, and its public one, as PEM files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
-    public = path.with_suffix(".pub")
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
-    return path, public
-
-
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    folder = tmp_path_factory.mktemp("keys")
-    return {name: write_key(folder / f"{name}.pem") for name in ("ours", "theirs")}
-
-
 @pytest.fixture
-def signed(source: Checkpoint, tmp_path: Path, keys: dict[str, tuple[Path, Path]]) -> Path:
+def signed(source: Checkpoint, tmp_path: Path, keys: Keys) -> Path:
     edit_folder(source, tmp_path / "out")
     Signer(SigningKey(str(keys["ours"][0]))).sign(tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_what_was_signed_verifies_with_the_public_key(signed: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+def test_what_was_signed_verifies_with_the_public_key(signed: Path, keys: Keys) -> None:
     verification = verify(signed, public_key=keys["ours"][1])
     assert verification.faults == ()
     assert (verification.signed, verification.signed_by) == (True, str(keys["ours"][1]))
@@ -98,7 +81,7 @@ def _relabel(folder: Path) -> None:
     write_receipt(folder, replace(read_receipt(folder), label="another request"))
 
 
-def _borrow(folder: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+def _borrow(folder: Path, keys: Keys) -> None:
     """Signed with another key, and ours named as the one that did."""
     ours = json.loads((folder / SIGNATURE).read_text())
     _resign(folder, keys["theirs"][0])
@@ -114,7 +97,7 @@ def _of_another_folder(folder: Path, key: Path) -> None:
     shutil.copy(other / SIGNATURE, folder / SIGNATURE)
 
 
-Forgery = Callable[[Path, dict[str, tuple[Path, Path]]], object]
+Forgery = Callable[[Path, Keys], object]
 FORGERIES: dict[str, tuple[Forgery, str]] = {
     "a flipped bit in the weights": (
         lambda folder, _: _flip(folder / SHARDS[0]),
@@ -140,7 +123,7 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_every_forgery_is_found_and_named(signed: Path, keys: dict[str, tuple[Path, Path]], forgery: str) -> None:
+def test_every_forgery_is_found_and_named(signed: Path, keys: Keys, forgery: str) -> None:
     forge, message = FORGERIES[forgery]
     forge(signed, keys)
     faults = verify(signed, public_key=keys["ours"][1]).faults
@@ -148,7 +131,7 @@ def test_every_forgery_is_found_and_named(signed: Path, keys: dict[str, tuple[Pa
     assert all("\n" not in fault for fault in faults)
 
 
-def test_every_flipped_bit_of_a_signature_is_found(signed: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+def test_every_flipped_bit_of_a_signature_is_found(signed: Path, keys: Keys) -> None:
     check, content = SignatureCheck(TrustedKeys(keys["ours"][1])), (signed / SIGNATURE).read_bytes()
     draw, missed = random.Random(0), []
     for position in draw.sample(range(len(content)), 200):
@@ -160,7 +143,7 @@ def test_every_flipped_bit_of_a_signature_is_found(signed: Path, keys: dict[str,
     assert missed == []
 
 
-def test_another_key_does_not_verify_it(signed: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+def test_another_key_does_not_verify_it(signed: Path, keys: Keys) -> None:
     (fault,) = verify(signed, public_key=keys["theirs"][1]).faults
     assert fault == f"{SIGNATURE}: made with another key than {keys['theirs'][1]}"
 
@@ -243,9 +226,7 @@ def test_what_is_no_key_is_refused_in_one_line(tmp_path: Path, content: bytes) -
             SignatureCheck(TrustedKeys(file))
 
 
-def test_an_evaluation_is_of_the_files_that_it_was_made_of(
-    signed: Path, tmp_path: Path, keys: dict[str, tuple[Path, Path]]
-) -> None:
+def test_an_evaluation_is_of_the_files_that_it_was_made_of(signed: Path, tmp_path: Path, keys: Keys) -> None:
     row = ResultRow("target", "trained", "exact_match", "none", 0.25, 0.1, float("nan"), 8)
     evaluation = Evaluation((row,), None, ("wording",), 3, skipped={"trace": "needs an original"}, environment={"a": 1})
     file, (ours, public) = tmp_path / "evaluation.json", keys["ours"]

@@ -248,29 +248,29 @@ def stored_receipt(folder: Path) -> dict[str, Any] | None:
     return read_receipt(folder).to_json() if has_receipt(folder) else None
 
 
-def read_receipt(folder: Path) -> Receipt:
-    """The receipt in a folder.
+def read_receipt(place: Path) -> Receipt:
+    """The receipt in a folder, or in a file that has been copied out of one.
 
     Raises:
         InputError: there is none, it cannot be read, or it is not byte for byte as chip writes it: damaged, or changed
             by hand.
     """
-    if not has_receipt(folder):
-        check_not_half_replaced(folder)
-        raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
-    with open_inside(folder, RECEIPT) as file:
-        text = file.read(LONGEST)
+    file = place if place.is_file() else place / RECEIPT
+    if not file.exists():
+        check_not_half_replaced(place)
+        raise InputError(f"{place}: no {RECEIPT} here; give a folder that `chip edit` has written")
+    with open_inside(file.parent, file.name) as content:
+        text = content.read(LONGEST)
     try:
         receipt = _parsed(text)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # not JSON, of another format
-        raise _damaged(folder) from error
+        raise _damaged(file) from error
     if receipt.receipt not in (_FIRST, _FORMAT) or _text(receipt) != text:
-        raise _damaged(folder)
+        raise _damaged(file)
     return receipt
 
 
-def _damaged(folder: Path) -> InputError:
-    place = folder / RECEIPT
+def _damaged(place: Path) -> InputError:
     return InputError(f"{place}: damaged, or changed by hand; take the folder again from where it was made")
 
 

@@ -1,0 +1,173 @@
+"""An edit again, by its receipt: does it give the same weights?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from chip.checkpoint.hashing import digest_all
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.measure import measure
+from chip.checkpoint.receipt import Receipt, read_receipt
+from chip.checkpoint.sequence import weights_digest
+from chip.editing import edit
+from chip.errors import ChipWarning, InputError
+from chip.general.collect import AUTO, NONE, Keep
+from chip.methods import Method, make_method
+from chip.progress import ProgressCallback, silent
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of an edit that was made again."""
+
+    same: tuple[str, ...]
+    """Names on disk of the changed tensors that are the same, bit for bit."""
+    differ: Mapping[str, float | None]
+    """Name on disk of those that are not -> ‖W′ − V′‖ / ‖W′ − W‖ (Frobenius), of W′ what was written then and V′ now;
+    None where what was written then is not at hand, or was no change."""
+    relative_change: Mapping[str, tuple[float, float]]
+    """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change."""
+    environment: Mapping[str, tuple[Any, Any]]
+    """What it ran with, where that was something else then -> then and now."""
+    batch_size_given: bool
+    """Without, batches are as large as the machine's speed makes them, and rounding follows."""
+
+    @property
+    def equal(self) -> bool:
+        return not self.differ
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "same": list(self.same),
+            "differ": dict(self.differ),
+            "relative_change": {name: list(pair) for name, pair in self.relative_change.items()},
+            "environment": {name: list(pair) for name, pair in self.environment.items()},
+            "batch_size_given": self.batch_size_given,
+        }
+
+
+def reproduce(
+    receipt: Path | str,
+    source: Path | str,
+    forget: Sequence[str],
+    *,
+    records: Path | str | None = None,
+    keep: Keep | Sequence[Path | str] | None = None,
+    device: str | None = None,
+    scratch: Path | str | None = None,
+    progress: ProgressCallback = silent,
+) -> Reproduction:
+    """Make the edit of a receipt again, with its settings, and compare the weights. What it writes is removed again.
+
+    Args:
+        receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
+            tensors that differ.
+        source: folder that was edited.
+        forget: ids or paths of the nodes, which no receipt holds.
+        records: the records, which it does not hold either; by default those beside the source.
+        keep: where files were to be kept: the same again.
+        device: by default the best there is.
+        scratch: folder for the copy that is made and removed; by default the system's for temporary files.
+
+    Raises:
+        InputError: as `edit` does; the receipt is of chip 0.1.0, or of another source.
+    """
+    then = read_receipt(Path(receipt))
+    if then.arguments is None:
+        raise InputError(
+            "written by chip 0.1.0, which did not record all it was asked for", argument="receipt", value=receipt
+        )
+    original = Checkpoint.open(Path(source))
+    _check_source(original, then, progress)
+    arguments = then.arguments
+    method, kept = _method(then), _keep(then, keep)
+    with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
+        again = Path(folder) / "again"
+        edit(
+            source,
+            forget,
+            records=records,
+            keep=kept,
+            out=again,
+            method=method,
+            target_modules=arguments["target_modules"],
+            layers=arguments["layers"],
+            device=device,
+            batch_size=arguments["batch_size"],
+            accept=True,
+            force=True,
+            progress=progress,
+        )
+        result = Path(receipt) if Path(receipt).is_dir() else None
+        return _compare(then, read_receipt(again), Checkpoint.open(again), result)
+
+
+def _check_source(source: Checkpoint, then: Receipt, progress: ProgressCallback) -> None:
+    with progress(f"hashing {source.folder.name}", len(source.shards)) as advance:
+        digests = digest_all([(source.folder / shard, ()) for shard in source.shards], advance)
+    found = weights_digest({shard: digest.whole for shard, digest in zip(source.shards, digests, strict=True)})
+    if found != then.source_digest:
+        message = "not the weights that were edited; give the folder that the receipt's was made from"
+        raise InputError(message, argument="source", value=source.folder)
+
+
+def _method(then: Receipt) -> Method:
+    assert then.arguments is not None
+    method = make_method(then.method, then.arguments["settings"])
+    if method.version != then.version:
+        message = f"method {method.name} is of version {method.version} here, and was of {then.version}"
+        warnings.warn(f"{message}: the weights will differ", ChipWarning, stacklevel=3)
+    return method
+
+
+def _keep(then: Receipt, given: Keep | Sequence[Path | str] | None) -> Keep:
+    """What is to be kept: as it was, where that needs no files."""
+    assert then.arguments is not None
+    if given is not None:
+        return Keep.of(given)
+    words: list[str] = then.arguments["keep"]
+    if any(word not in (AUTO, NONE) for word in words) or then.arguments["keep_model"]:
+        raise InputError("the edit was given files to keep by; give the same ones", argument="keep")
+    return Keep(tuple(words), then.arguments["keep_tokens"])
+
+
+def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None) -> Reproduction:
+    """
+    Args:
+        again: what was written now.
+        result: the folder that was written then, where it is at hand.
+    """
+    written = None if result is None else Checkpoint.open(result)
+    names = sorted(then.tensors.keys() | now.tensors.keys())
+    same = tuple(name for name in names if _after(then, name) == _after(now, name))
+    differ = [name for name in names if name not in same]
+    norms = {} if then.sequence is None else then.sequence.norms
+    change = {name: tensor.relative_change * norms[name] for name, tensor in then.tensors.items()}
+    environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
+    pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
+    return Reproduction(
+        same,
+        {name: None if written is None else _distance(written, again, name, change.get(name, 0.0)) for name in differ},
+        {name: (_change(then, name), _change(now, name)) for name in differ},
+        {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
+        (then.arguments or {}).get("batch_size") is not None,
+    )
+
+
+def _after(receipt: Receipt, name: str) -> str | None:
+    return receipt.tensors[name].after if name in receipt.tensors else None
+
+
+def _change(receipt: Receipt, name: str) -> float:
+    return receipt.tensors[name].relative_change if name in receipt.tensors else 0.0
+
+
+def _distance(then: Checkpoint, now: Checkpoint, name: str, change: float) -> float | None:
+    """‖W′ − V′‖ / ‖W′ − W‖, with ‖W′ − W‖ given."""
+    return measure(then.stored(name), now.stored(name), spectrum=False).change / change if change else None
