@@ -3,8 +3,8 @@
     python -m benchmarks.sequences [--requests 10] [--method shielded]... [--seconds 120] --cache DIR
 
 Some patients of the demo are forgotten one after the other, in an order drawn from a seed. Each edit is made of the
-folder that the one before has written, with the records of those who are left: the earlier ones are destroyed, as is the
-original. Then everything is asked. The bound is the original, edited once with all of them together.
+folder that the one before has written, with the records of those who are left: the earlier ones are destroyed, as is
+the original. Then everything is asked. The bound is the original, edited once with all of them together.
 
 Rows are written as they come. A run goes on where the last one stopped: the folder written last is in the cache.
 """
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Annotated, Any
 
 import typer
 from matplotlib.figure import Figure
+from PIL import Image
 
 import chip
 from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
@@ -45,9 +47,9 @@ COLUMNS = (
     *("method", "version", "seed", "requests", "kind", "step", "target", "seconds"),
     *("change", "distance", "targets", "before", "siblings", "others"),
 )
-"""`change` and `distance`: ‖W_n − W_{n−1}‖ / ‖W_0‖ and ‖W_n − W_0‖ / ‖W_0‖ over all tensors. `targets`: what is answered
-of each patient of the sequence, in their order; `before`: of the one of this step, right before it; `siblings`: of those
-of this step's who are in no request; `others`: of all who are in none."""
+"""`change` and `distance`: ‖W_n − W_{n−1}‖ / ‖W_0‖ and ‖W_n − W_0‖ / ‖W_0‖ over all tensors. `targets`: what is
+answered of each patient of the sequence, in their order; `before`: of the one of this step, right before it;
+`siblings`: of those of this step's who are in no request; `others`: of all who are in none."""
 Row = dict[str, Any]
 
 
@@ -101,12 +103,10 @@ def answered(world: World, scores: Scores, indices: Sequence[int]) -> list[float
     """Exact match of the trained and of the paraphrased questions, and the mean answer probability of both."""
     if not indices:
         return []
-    records = world.hierarchy.records
-    match = {
-        held_out: [float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out]
-        for held_out in (False, True)
-    }
-    return [mean(match[False]), mean(match[True]), mean(float(scores.answer_probability[i]) for i in indices)]
+    records, exact = world.hierarchy.records, scores.exact_match
+    splits = ([float(exact[i]) for i in indices if records[i].held_out == held_out] for held_out in (False, True))
+    figures = (*map(mean, splits), mean(float(scores.answer_probability[i]) for i in indices))
+    return [round(figure, 4) for figure in figures]
 
 
 def distance(a: Path, b: Path, original: Path) -> float:
@@ -250,35 +250,24 @@ def by_method(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """A panel for each method: the curves over the requests, and where the union lies."""
-    methods = by_method(rows)
-    figure = Figure((4.2 * len(methods), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for axis, (method, own) in zip(axes, methods.items(), strict=True):
+    """For each method what others keep, and what is left of all targets so far, over the requests."""
+    figure = Figure((5, 2.8), layout="constrained")
+    axis = figure.subplots()
+    for number, (method, own) in enumerate(by_method(rows).items()):
         steps = sorted((row for row in own if row["kind"] == SEQUENCE), key=lambda row: row["step"])
-        numbers = [row["step"] for row in steps]
-        so_far = [[values[1] for values in row["targets"][: row["step"]]] for row in steps]
-        curves = {
-            "others": [row["others"][1] for row in steps],
-            "siblings": [row["siblings"][1] if row["siblings"] else float("nan") for row in steps],
-            "worst target so far": list(map(max, so_far)),
-            "mean target so far": list(map(mean, so_far)),
-            "first target": [values[0] for values in so_far],
-        }
-        for name, values in curves.items():
-            axis.plot(numbers, values, marker=".", label=name)
-        for row in own:
-            if row["kind"] == UNION:
-                bound = mean(values[1] for values in row["targets"])
-                axis.axhline(bound, color="gray", linestyle="--", linewidth=1, label="mean target, all at once")
-        axis.set_title(method, fontsize=9)
-        axis.set_xlabel("requests", fontsize=8)
-        axis.set_ylim(-0.03, 1.03)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("exact match, paraphrased", fontsize=8)
-    axes[0].legend(fontsize=6)
-    figure.savefig(file, dpi=90)
+        numbers, color = [row["step"] for row in steps], f"C{number}"
+        left = [mean(values[1] for values in row["targets"][: row["step"]]) for row in steps]
+        axis.plot(numbers, [row["others"][1] for row in steps], color=color, marker=".", label=f"{method}: others")
+        axis.plot(numbers, left, color=color, marker=".", linestyle="--", label=f"{method}: targets so far")
+    axis.set_xlabel("requests", fontsize=8)
+    axis.set_ylabel("exact match, paraphrased", fontsize=8)
+    axis.set_ylim(-0.03, 1.03)
+    axis.tick_params(labelsize=7)
+    figure.legend(loc="outside lower center", ncols=len(by_method(rows)), fontsize=6)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=80)
+    with Image.open(drawn) as image:  # a few colors take a third of the bytes
+        image.convert("RGB").quantize(32).save(file, optimize=True)
 
 
 def main(

@@ -94,7 +94,7 @@ def edit(
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept, force: write it where those who stay lose too much; go on where the model does not know the target.
-        sign: private key that signs what is written, as a PEM file; see `SigningKey`.
+        sign: private key to sign with, as a PEM file; see `SigningKey`.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
@@ -104,11 +104,11 @@ def edit(
     source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
     terms = Terms(label, max_left, accept, force, BatchSize(batch_size), resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
-    arguments = Arguments.of(method, target_modules, layers, general.keep, batch_size)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress)
     with distributed_context() as distributed, model_loader(distributed, device, device_map, max_memory) as load:
-        run = _Run(source, request, general, method, arguments, distributed, progress, terms)
+        asked = Arguments.of(method, target_modules, layers, general.keep, batch_size)
+        run = _Run(source, request, general, method, asked, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:

@@ -71,6 +71,11 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _link_out(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def _resign(folder: Path, key: Path) -> None:
     (folder / SIGNATURE).unlink()
     Signer(SigningKey(str(key))).sign(folder)
@@ -97,6 +102,15 @@ def _of_another_folder(folder: Path, key: Path) -> None:
     shutil.copy(other / SIGNATURE, folder / SIGNATURE)
 
 
+def _of_the_card_alone(folder: Path, key: Path) -> None:
+    """By the right key: of a folder that holds nothing else."""
+    other = folder.with_name("other")
+    other.mkdir()
+    shutil.copy(folder / "README.md", other)
+    shutil.copy(Signer(SigningKey(str(key))).sign(other), folder / SIGNATURE)
+    _relabel(folder)
+
+
 Forgery = Callable[[Path, Keys], object]
 FORGERIES: dict[str, tuple[Forgery, str]] = {
     "a flipped bit in the weights": (
@@ -111,14 +125,15 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
         lambda folder, keys: _of_another_folder(folder, keys["ours"][0]),
         f"^{RECEIPT}: not the file",
     ),
+    "of a part of it": (
+        lambda folder, keys: _of_the_card_alone(folder, keys["ours"][0]),
+        f"of other files, {RECEIPT} is not among them",
+    ),
     "no signature": (lambda folder, _: (folder / SIGNATURE).unlink(), "missing; this was not signed, or"),
     "an empty signature": (lambda folder, _: (folder / SIGNATURE).write_text("{}"), "is no signature"),
     "a file less": (lambda folder, _: (folder / "config.json").unlink(), "is missing; fetch the checkpoint again"),
     "a file more": (lambda folder, _: (folder / "notes.txt").write_text("x"), "notes.txt: not in the receipt"),
-    "a link out": (
-        lambda folder, _: [(folder / "README.md").unlink(), (folder / "README.md").symlink_to("/dev/zero")],
-        "outside",
-    ),
+    "a link out": (lambda folder, _: _link_out(folder / "README.md"), "outside"),
 }
 
 

@@ -106,8 +106,13 @@ class SignatureCheck:
         hashing = _library("hashing", argument).Config().set_allow_symlinks(True)
         self._config = config.set_ignore_unsigned_files(True).set_hashing_config(hashing)
 
-    def faults(self, path: Path) -> Iterator[str]:
-        """A line for each thing that is not as it was signed; none: all of it is, and by one of the keys."""
+    def faults(self, path: Path, listing: str | None = None) -> Iterator[str]:
+        """A line for each thing that is not as it was signed; none: all of it is, and by one of the keys.
+
+        Args:
+            listing: the file of a folder that lists all others with their hashes: a signature of other files alone,
+                by the same key, says nothing of the folder.
+        """
         folder = path if path.is_dir() else path.parent
         name = SIGNATURE if path.is_dir() else f"{path.name}.sig"
         if not (folder / name).exists():
@@ -121,6 +126,8 @@ class SignatureCheck:
                 return
             with foreign_code(folder / name, "does not hold", "take the folder again from who signed it"):
                 self._config.verify(path, folder / name)
+            if listing is not None and listing not in _signed_digests(folder / name):
+                yield f"{name}: of other files, {listing} is not among them"
         except InputError as error:
             yield from _differing(path, folder / name) or [str(error)]
 

@@ -35,9 +35,9 @@ class Verification:
     """Whether the original was there to compare with."""
     faults: tuple[str, ...]
     """One line each; none: the folder is what was written."""
-    signed: bool
+    signed: bool = False
     """Whether a signature is there, whoever made it."""
-    signed_by: str | None
+    signed_by: str | None = None
     """The file of the key, or of the certificate, that the signature was checked with; None where none was given."""
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def verify(
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     if check is not None:
-        faults += check.faults(Path(edited))
+        faults += check.faults(Path(edited), RECEIPT)
     if evaluation is not None:
         faults += _evaluation_faults(Path(evaluation), Path(edited), receipt, check)
     signed_by = None if check is None else str(check.keys)

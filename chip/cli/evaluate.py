@@ -27,6 +27,7 @@ from chip.errors import InputError
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
+    from chip.evaluation.rows import Evaluation
 
 Attacks = Annotated[
     str,
@@ -84,9 +85,7 @@ def evaluate(
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
     from chip.report.attestation import PendingStatement
-    from chip.report.html.eval import eval_page
-    from chip.report.html.page import check_page, write_page
-    from chip.report.html.receipt import receipt_in
+    from chip.report.html.page import check_page
     from chip.report.text.eval import print_evaluation
 
     key, pending = signing_key(sign, sign_certificate), None
@@ -115,12 +114,20 @@ def evaluate(
     if pending is not None:
         pending.write(evaluation)
     if html is not None:
-        other = None if reference is None else reference.resolve().name
-        receipt = receipt_in(checkpoint)
-        name = checkpoint.resolve().name
-        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
-        write_page(html, page)
+        _write_page(html, evaluation, checkpoint, reference, forget, show_names)
     print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
+
+
+def _write_page(
+    file: Path, evaluation: Evaluation, checkpoint: Path, reference: Path | None, forget: list[str], show_names: bool
+) -> None:
+    from chip.report.html.eval import eval_page
+    from chip.report.html.page import write_page
+    from chip.report.html.receipt import receipt_in
+
+    other, receipt = None if reference is None else reference.resolve().name, receipt_in(checkpoint)
+    name = checkpoint.resolve().name
+    write_page(file, eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt))
 
 
 def _judge(address: str | None, model: str | None) -> Judge | None:

@@ -23,6 +23,7 @@ from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.model.batching.batch_size import BatchSize
 from chip.model.environment import environment_of
+from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.progress import ProgressCallback, silent
@@ -78,16 +79,17 @@ def evaluate(
         raise InputError(f"no attack that is run needs it; run one of {names}", argument="original", value=original)
 
     # 2. What each model shows, one of them in memory at a time.
-    outputs: list[EvalOutputs] = []
-    environment: dict[str, Any] = {}
+    outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
     with model_loader(DistributedContext(), device, device_map, max_memory) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
         for folder in folders:
             size = BatchSize(batch_size)
-            vlm = load(folder)
-            environment = environment or environment_of(vlm)
-            outputs.append(measure(vlm, config, size, progress, before, compared=reference is not None))
-            del vlm  # before the next is loaded
+            outputs.append(_measure(load(folder), config, size, progress, before, reference is not None))
 
     # 3. What that says of them.
-    return replace(compare(config, *outputs), environment=environment)
+    return replace(compare(config, *(output for output, _ in outputs)), environment=outputs[0][1])
+
+
+def _measure(vlm: VLM, config: EvalConfig, *more: Any) -> tuple[EvalOutputs, dict[str, Any]]:
+    """What a model shows, and what it ran with; it can be let go then."""
+    return measure(vlm, config, *more), environment_of(vlm)
