@@ -17,8 +17,10 @@ from chip.checkpoint.receipt import RECEIPT, read_receipt
 from chip.checkpoint.signing import SIGNATURE
 from chip.cli.main import main
 from chip.errors import InputError
+from chip.reproduction import reproduce
 from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.signing_keys import Keys
+from tests.test_old_receipt import write_checkpoint, write_edited
 from tests.test_receipt import NEW, edit_folder
 
 OPTIONS = ("--retain-weight", "8", "--layers", "1-1", "--target-modules", "down", "--keep", "none", "--batch-size", "8")
@@ -132,6 +134,16 @@ def test_only_the_weights_that_were_edited_are_edited_again(signed: Path, capsys
     assert run("reproduce", signed / "edited", "--source", signed / "edited", "--forget", "patient_1") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"chip: --source \S+: not the weights that were edited; give the folder .*", line)
+
+
+def test_what_an_older_receipt_does_not_say_is_left_out(tmp_path: Path) -> None:
+    """A bill of materials has no figures then, and the edit cannot be made again."""
+    edited, original = write_edited(tmp_path / "out"), write_checkpoint(tmp_path / "ckpt", (1, 2, 3, 4, 5, 6))
+    made = json.loads(bom(edited))["metadata"]["component"]
+    assert (made["name"], made["modelCard"]["modelParameters"]["architectureFamily"]) == ("model", "any")
+    assert made["modelCard"].keys() == {"modelParameters"}
+    with pytest.raises(InputError, match=r"written by chip 0\.1\.0, which did not record"):
+        reproduce(edited, original, ["patient_1"])
 
 
 @pytest.mark.slow

@@ -229,6 +229,11 @@ def test_certificates(source: Checkpoint, tmp_path: Path) -> None:
     assert "README.md: not the file that was signed" in verify(tmp_path / "out", trust=[roots["root"]]).faults
 
 
+def test_a_key_in_a_token_needs_its_library() -> None:
+    with pytest.raises(InputError, match=r"sign='pkcs11:object=key': cannot be used \(PKCS #11 functionality requires"):
+        Signer(SigningKey("pkcs11:object=key"))
+
+
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n"])
 def test_what_is_no_key_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key.pem"
