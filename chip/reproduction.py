@@ -15,10 +15,11 @@ from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
 from chip.checkpoint.sequence import weights_digest
 from chip.editing import edit
-from chip.errors import ChipWarning, InputError
+from chip.errors import ChipWarning, InputError, reason
 from chip.general.collect import AUTO, NONE, Keep
 from chip.methods import Method, make_method
 from chip.progress import ProgressCallback, silent
+from chip.request_checks import Arguments
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,9 @@ def reproduce(
         InputError: as `edit` does; the receipt is of chip 0.1.0, or of another source.
     """
     then = read_receipt(Path(receipt))
-    if then.arguments is None:
-        raise InputError(
-            "written by chip 0.1.0, which did not record all it was asked for", argument="receipt", value=receipt
-        )
-    original = Checkpoint.open(Path(source))
+    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
     _check_source(original, then, progress)
-    arguments = then.arguments
-    method, kept = _method(then), _keep(then, keep)
+    method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
         again = Path(folder) / "again"
         edit(
@@ -96,10 +92,10 @@ def reproduce(
             keep=kept,
             out=again,
             method=method,
-            target_modules=arguments["target_modules"],
-            layers=arguments["layers"],
+            target_modules=asked.target_modules,
+            layers=asked.layers,
             device=device,
-            batch_size=arguments["batch_size"],
+            batch_size=asked.batch_size,
             accept=True,
             force=True,
             progress=progress,
@@ -117,24 +113,33 @@ def _check_source(source: Checkpoint, then: Receipt, progress: ProgressCallback)
         raise InputError(message, argument="source", value=source.folder)
 
 
-def _method(then: Receipt) -> Method:
-    assert then.arguments is not None
-    method = make_method(then.method, then.arguments["settings"])
+def _arguments(then: Receipt, place: Path | str) -> Arguments:
+    if then.arguments is None:
+        message = "written by chip 0.1.0, which did not record all it was asked for"
+        raise InputError(message, argument="receipt", value=place)
+    try:
+        return Arguments.from_json(then.arguments)
+    except TypeError as error:
+        raise InputError(
+            f"asks for what no edit was asked ({reason(error)})", argument="receipt", value=place
+        ) from error
+
+
+def _method(then: Receipt, asked: Arguments) -> Method:
+    method = make_method(then.method, asked.settings)
     if method.version != then.version:
         message = f"method {method.name} is of version {method.version} here, and was of {then.version}"
         warnings.warn(f"{message}: the weights will differ", ChipWarning, stacklevel=3)
     return method
 
 
-def _keep(then: Receipt, given: Keep | Sequence[Path | str] | None) -> Keep:
+def _keep(asked: Arguments, given: Keep | Sequence[Path | str] | None) -> Keep:
     """What is to be kept: as it was, where that needs no files."""
-    assert then.arguments is not None
     if given is not None:
         return Keep.of(given)
-    words: list[str] = then.arguments["keep"]
-    if any(word not in (AUTO, NONE) for word in words) or then.arguments["keep_model"]:
+    if asked.keep_model or any(word not in (AUTO, NONE) for word in asked.keep):
         raise InputError("the edit was given files to keep by; give the same ones", argument="keep")
-    return Keep(tuple(words), then.arguments["keep_tokens"])
+    return Keep(tuple(asked.keep), asked.keep_tokens)
 
 
 def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None) -> Reproduction:
@@ -148,7 +153,7 @@ def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None
     same = tuple(name for name in names if _after(then, name) == _after(now, name))
     differ = [name for name in names if name not in same]
     norms = {} if then.sequence is None else then.sequence.norms
-    change = {name: tensor.relative_change * norms[name] for name, tensor in then.tensors.items()}
+    change = {name: tensor.relative_change * norms.get(name, 0.0) for name, tensor in then.tensors.items()}
     environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
     pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
     return Reproduction(
@@ -169,5 +174,6 @@ def _change(receipt: Receipt, name: str) -> float:
 
 
 def _distance(then: Checkpoint, now: Checkpoint, name: str, change: float) -> float | None:
-    """‖W′ − V′‖ / ‖W′ − W‖, with ‖W′ − W‖ given."""
-    return measure(then.stored(name), now.stored(name), spectrum=False).change / change if change else None
+    """‖W′ − V′‖ / ‖W′ − W‖, with ‖W′ − W‖ given; None where that is 0, or the folder is not what was written."""
+    there = name in then.entries and then.entries[name].shape == now.entries[name].shape
+    return measure(then.stored(name), now.stored(name), spectrum=False).change / change if there and change else None

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.folder import files_in
@@ -89,6 +89,20 @@ class Arguments:
             keep.model is not None,
             batch_size,
         )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Of a receipt. Raises `TypeError` where they are not what an edit writes."""
+        arguments = cls(**content)
+        numbers = (arguments.keep_tokens, arguments.batch_size)
+        texts = [*(arguments.target_modules or ()), *arguments.keep, arguments.layers or ""]
+        if not all(isinstance(value, int | float | str) for value in dict(arguments.settings).values()):
+            raise TypeError("settings")
+        if not all(number is None or type(number) is int for number in numbers):
+            raise TypeError("numbers")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("texts")
+        return arguments
 
 
 def resolve_signer(source: Checkpoint, sign: SigningKey | Path | str | None) -> Signer | None:

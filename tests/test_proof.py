@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from chip.checkpoint.bom import bom
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.receipt import RECEIPT, read_receipt
+from chip.checkpoint.receipt import RECEIPT, read_receipt, write_receipt
 from chip.checkpoint.signing import SIGNATURE
 from chip.cli.main import main
 from chip.errors import InputError
@@ -117,6 +119,10 @@ def test_a_bill_of_materials_of_a_sequence_has_all_ancestors(source: Checkpoint,
     pedigree = json.loads(bom(tmp_path / "second"))["metadata"]["component"]["pedigree"]
     assert {each["version"] for each in pedigree["ancestors"]} == {first.source_digest[:12], first.result_digest[:12]}
     assert len(pedigree["patches"]) == 2
+    write_receipt(tmp_path / "second", replace(read_receipt(tmp_path / "second"), figures={"groups": [1]}))
+    with pytest.raises(InputError, match="its receipt says what no edit writes"):
+        bom(tmp_path / "second")
+    write_receipt(tmp_path / "second", replace(read_receipt(tmp_path / "second"), figures={}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chip.checkpoint.bom._model_card", lambda *_: {"modelParameters": 3})
         with pytest.raises(InputError, match="does not follow its schema"):
@@ -144,6 +150,27 @@ def test_what_an_older_receipt_does_not_say_is_left_out(tmp_path: Path) -> None:
     assert made["modelCard"].keys() == {"modelParameters"}
     with pytest.raises(InputError, match=r"written by chip 0\.1\.0, which did not record"):
         reproduce(edited, original, ["patient_1"])
+
+
+ODD_ARGUMENTS = (
+    *({"settings": {"retain_weight": [8]}}, {"target_modules": [1]}, {"layers": 3}, {"keep": [None]}),
+    *({"batch_size": "8"}, {"batch_size": True}, {"more": 1}),
+)
+
+
+@pytest.mark.parametrize("odd", ODD_ARGUMENTS, ids=str)
+def test_what_no_edit_is_asked_for_is_not_made_again(signed: Path, tmp_path: Path, odd: dict[str, Any]) -> None:
+    receipt = read_receipt(signed / "edited")
+    write_receipt(tmp_path, replace(receipt, arguments={**(receipt.arguments or {}), **odd}))
+    with pytest.raises(InputError, match="asks for what no edit was asked"):
+        reproduce(tmp_path, signed / "ckpt", ["patient_1"])
+
+
+def test_files_to_keep_by_are_given_again(signed: Path, tmp_path: Path) -> None:
+    receipt = read_receipt(signed / "edited")
+    write_receipt(tmp_path, replace(receipt, arguments={**(receipt.arguments or {}), "keep": ["auto", "file"]}))
+    with pytest.raises(InputError, match="keep=None: the edit was given files to keep by; give the same ones"):
+        reproduce(tmp_path, signed / "ckpt", ["patient_1"])
 
 
 @pytest.mark.slow

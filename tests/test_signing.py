@@ -231,7 +231,7 @@ def test_certificates(source: Checkpoint, tmp_path: Path) -> None:
 
 def test_a_key_in_a_token_needs_its_library() -> None:
     with pytest.raises(InputError, match=r"sign='pkcs11:object=key': cannot be used \(PKCS #11 functionality requires"):
-        Signer(SigningKey("pkcs11:object=key"))
+        Signer(SigningKey("pkcs11:object=key?pin-value=1234"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n"])
@@ -270,3 +270,9 @@ def test_an_evaluation_is_of_the_files_that_it_was_made_of(signed: Path, tmp_pat
     assert fault == "forged.json.sig: missing; this was not signed, or the signature was removed"
     with pytest.raises(InputError, match="no statement that chip has written"):
         PendingStatement.of(ours, signed)
+    PendingStatement.of(file.with_name("again.json"), signed, key=SigningKey(str(ours))).write(evaluation)
+    PendingStatement.of(file.with_name("again.json"), signed).write(evaluation)
+    assert not file.with_name("again.json.sig").exists()  # it was of the other one
+    file.with_name("new.json.sig").write_text("somebody's work")
+    with pytest.raises(InputError, match="no signature that chip has written"):
+        PendingStatement.of(file.with_name("new.json"), signed)

@@ -21,7 +21,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import settings_line
 from chip.checkpoint.receipt import Receipt, read_receipt
 from chip.checkpoint.statement import EDIT
-from chip.errors import ChipWarning, InputError
+from chip.errors import ChipWarning, InputError, reason
 
 try:
     from cyclonedx.exception import MissingOptionalDependencyException
@@ -46,9 +46,13 @@ def bom(edited: Path | str) -> str:
         InputError: there is no receipt, or it has been damaged; a library is missing.
     """
     checkpoint, receipt = Checkpoint.open(Path(edited)), read_receipt(Path(edited))
-    outputter = make_outputter(_bom(receipt, _name(checkpoint)), OutputFormat.JSON, SchemaVersion.V1_6)
-    content = json.loads(outputter.output_as_string())
-    content["metadata"]["component"]["modelCard"] = _model_card(receipt, checkpoint)
+    try:
+        made, card = _bom(receipt, _name(checkpoint)), _model_card(receipt, checkpoint)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        message = f"{edited}: its receipt says what no edit writes ({reason(error)}); take the folder again"
+        raise InputError(message) from error
+    content = json.loads(make_outputter(made, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
+    content["metadata"]["component"]["modelCard"] = card
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     _check(text)
     return text

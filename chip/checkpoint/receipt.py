@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -205,7 +206,7 @@ class Receipt:
         return content
 
 
-_FIRST_FIELDS = tuple(get_type_hints(Receipt))[: tuple(get_type_hints(Receipt)).index("version")]
+_FIRST_FIELDS = tuple(takewhile(lambda name: name != "version", get_type_hints(Receipt)))
 
 
 def _sequence_of(content: Mapping[str, Any]) -> EditSequence:
@@ -263,15 +264,12 @@ def read_receipt(place: Path) -> Receipt:
         text = content.read(LONGEST)
     try:
         receipt = _parsed(text)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # not JSON, of another format
-        raise _damaged(file) from error
-    if receipt.receipt not in (_FIRST, _FORMAT) or _text(receipt) != text:
-        raise _damaged(file)
+        whole = receipt.receipt in (_FIRST, _FORMAT) and _text(receipt) == text
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or of another format
+        whole = False
+    if not whole:
+        raise InputError(f"{file}: damaged, or changed by hand; take the folder again from where it was made")
     return receipt
-
-
-def _damaged(place: Path) -> InputError:
-    return InputError(f"{place}: damaged, or changed by hand; take the folder again from where it was made")
 
 
 def _parsed(text: bytes) -> Receipt:

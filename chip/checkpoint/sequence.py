@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot
 from typing import Any
 
 MAX_DRIFT = 8.0
-"""`EditSequence.total` above which it is said: there, in `benchmarks.sequences`, others had lost 0.03 of them."""
+"""`EditSequence.total` above which there is a warning: in `benchmarks.sequences` others had lost 0.03 by then."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class EditSequence:
         """The bound on ‖W_n − W_0‖ over all changed tensors together, as a share of their ‖W_0‖."""
         if self.drift is None:
             return None
-        bound, norm = (sqrt(sum(size**2 for size in sizes)) for sizes in zip(*self._sizes(self.drift), strict=True))
+        bound = hypot(*(each.bound for each in self.drift.values()))
+        norm = hypot(*(each.norm for each in self.drift.values()))
         return bound / norm if norm else None
 
     @property
@@ -52,10 +53,6 @@ class EditSequence:
     def to_json(self) -> dict[str, Any]:
         """What a program needs to know of it."""
         return {"number": self.number, "chain": self.chain, "total": self.total, "worst": self.worst}
-
-    @staticmethod
-    def _sizes(drift: Mapping[str, Drift]) -> list[tuple[float, float]]:
-        return [(each.bound, each.norm) for each in drift.values()] or [(0.0, 0.0)]
 
 
 def next_drift(

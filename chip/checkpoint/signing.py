@@ -55,6 +55,11 @@ class TrustedKeys:
         return str(self.public_key or self.roots[0])
 
 
+def signature_of(path: Path) -> Path:
+    """Where the signature of a folder lies, or of a file."""
+    return path / SIGNATURE if path.is_dir() else path.with_name(f"{path.name}.sig")
+
+
 class Signer:
     """Signs folders and files with a key, which is read here and now.
 
@@ -68,7 +73,8 @@ class Signer:
         if key.certificates:
             chain = key.certificates[1:] or key.certificates  # the library takes no empty chain
             certificates = {"signing_certificate": key.certificates[0], "certificate_chain": chain}
-        with _refused("sign", key.key, f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"):
+        shown = key.key.partition("?")[0]  # what follows in a URI may be the token's PIN
+        with _refused("sign", shown, f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"):
             if key.key.startswith(_PKCS11):
                 use = config.use_pkcs11_certificate_signer if certificates else config.use_pkcs11_signer
                 use(pkcs11_uri=key.key, **certificates)
@@ -80,8 +86,8 @@ class Signer:
         self._config = config
 
     def sign(self, path: Path) -> Path:
-        """Sign a folder, or a file, as it is now; the signature, which lies in the folder, or beside the file."""
-        signature = path / SIGNATURE if path.is_dir() else path.with_name(f"{path.name}.sig")
+        """Sign a folder, or a file, as it is now; the signature, at `signature_of` it."""
+        signature = signature_of(path)
         with foreign_code(path, "cannot be signed", "try again, or leave the signature out"):
             self._config.sign(path, signature)
         return signature
@@ -113,23 +119,23 @@ class SignatureCheck:
             listing: the file of a folder that lists all others with their hashes: a signature of other files alone,
                 by the same key, says nothing of the folder.
         """
-        folder = path if path.is_dir() else path.parent
-        name = SIGNATURE if path.is_dir() else f"{path.name}.sig"
-        if not (folder / name).exists():
+        signature = signature_of(path)
+        folder, name = signature.parent, signature.name
+        if not signature.exists():
             yield f"{name}: missing; this was not signed, or the signature was removed"
             return
         try:
             bundle, _ = read_json(folder, name)
-            _check_form(folder / name, bundle)
+            _check_form(signature, bundle)
             if (trouble := self._other_key(bundle)) is not None:
                 yield f"{name}: {trouble}"
                 return
-            with foreign_code(folder / name, "does not hold", "take the folder again from who signed it"):
-                self._config.verify(path, folder / name)
-            if listing is not None and listing not in _signed_digests(folder / name):
+            with foreign_code(signature, "does not hold", "take the folder again from who signed it"):
+                self._config.verify(path, signature)
+            if listing is not None and listing not in _signed_digests(signature):
                 yield f"{name}: of other files, {listing} is not among them"
         except InputError as error:
-            yield from _differing(path, folder / name) or [str(error)]
+            yield from _differing(path, signature) or [str(error)]
 
     def _other_key(self, bundle: Mapping[str, Any]) -> str | None:
         """What the signature says of who made it, where that is somebody else. It may lie: then it does not hold."""

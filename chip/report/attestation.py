@@ -11,7 +11,7 @@ from typing import Self
 from chip._version import __version__
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import digest_all
-from chip.checkpoint.signing import SIGNATURE, Signer, SigningKey
+from chip.checkpoint.signing import SIGNATURE, Signer, SigningKey, is_signature, signature_of
 from chip.checkpoint.statement import EVALUATION, LIMITS, finite, is_statement, statement_text
 from chip.checkpoint.verify import GITATTRIBUTES
 from chip.evaluation.rows import Evaluation
@@ -45,6 +45,7 @@ class PendingStatement:
         folders = [checkpoint, *([] if reference is None else [reference])]
         check_place(file, "statement", lambda path: not path.stat().st_size or is_statement(path, EVALUATION), *folders)
         signer = None if key is None else Signer(key)
+        check_place(signature_of(file), "signature", is_signature, *folders)
         files = {str(name): path for path, name in files_in(checkpoint) if str(name) not in (SIGNATURE, GITATTRIBUTES)}
         with progress(f"hashing {checkpoint.resolve().name}", len(files)) as advance:
             digests = digest_all([(path, ()) for path in files.values()], advance)
@@ -70,6 +71,7 @@ class PendingStatement:
         }
         try:
             self.file.write_bytes(statement_text(self.subject, EVALUATION, predicate))
+            signature_of(self.file).unlink(missing_ok=True)  # of what was there before
         except OSError as error:
             raise not_written(self.file, error) from error
         if self.signer is not None:

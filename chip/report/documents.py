@@ -67,6 +67,6 @@ def _warn_of_sequence(receipt: Receipt) -> None:
     if total is not None and total > MAX_DRIFT:
         message = (
             f"the edits of this sequence add up to {total:.1f} times the norm of the changed weights, more than "
-            f"{MAX_DRIFT:g}; look at what is kept, and edit a freshly trained model next"
+            f"{MAX_DRIFT:g}; look at what is kept, and edit the original with all requests, or train anew"
         )
         warnings.warn(message, ChipWarning, stacklevel=3)

@@ -42,7 +42,7 @@ class EditReport:
     version: int | None = None
     """Of the method."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked for, nodes and files apart; see `chip.request_checks.arguments_of`."""
+    """What was asked for, nodes and files apart; see `chip.request_checks.Arguments`."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Versions of python, torch and transformers, device, dtype, and number of processes."""
     sequence: EditSequence | None = None

@@ -131,7 +131,7 @@ def _sequence(report: EditReport) -> Iterator[Text]:
         how_far = (
             f"the edits add up to {sequence.total:.2f} times the norm of what they changed, most in {name}: {share:.2f}"
         )
-    yield Text.assemble(("edit ", ""), (f"{sequence.number}", "bold"), f" of a sequence: {escaped(how_far)}")
+    yield Text.assemble("edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(how_far))
 
 
 def _achieved(report: EditReport) -> Text:

@@ -36,7 +36,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     for check in checks:
         console.print(Text.assemble(("✓", "green"), " ", check))
     if verification.signed and verification.signed_by is None:
-        hint = "– signed, it does not say by whom: give --public-key to check the signature"
+        hint = "– signed: give --public-key to check by whom"
         console.print(Text(hint, style="dim"))
     if not verification.with_original:
         hint = "– what was not to change: give the original with --original to compare with it"
