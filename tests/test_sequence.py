@@ -15,6 +15,8 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt
 from chip.checkpoint.sequence import Drift, EditSequence, next_drift
 from chip.checkpoint.verify import verify
+from chip.errors import ChipWarning
+from chip.report.documents import warn_of_sequence
 from tests.test_receipt import edit_folder
 
 EDITS = ({"a": 0.5, "c": 0.1}, {"a": -0.4}, {"a": 0.2, "b": 1.0})
@@ -88,7 +90,18 @@ def test_weights_that_the_receipt_is_not_of_begin_a_sequence_of_their_own(edits:
     assert (sequence.number, sequence.chain) == (1, [receipt.source_digest])
     assert receipt.previous is not None
     assert receipt.earlier is None
+    with pytest.warns(
+        ChipWarning, match="a receipt of other weights than its own, so that edits are counted from here"
+    ):
+        warn_of_sequence(receipt)
     assert verify(tmp_path / "next", tmp_path / "stale").faults == ()
+
+
+def test_what_adds_up_to_much_is_said(edits: list[Path], tmp_path: Path) -> None:
+    warn_of_sequence(read_receipt(edits[-1]))  # nothing to say
+    edit_folder(Checkpoint.open(edits[-1]), tmp_path / "far", {"a": torch.full((6, 5), 20.0)}, label=None)
+    with pytest.warns(ChipWarning, match=r"add up to \d+\.\d times the norm of the changed weights, more than 8"):
+        warn_of_sequence(read_receipt(tmp_path / "far"))
 
 
 def test_a_way_back_adds_up_too() -> None:

@@ -36,7 +36,7 @@ def write_documents(source: Checkpoint, folder: Path, report: EditReport, progre
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
     files = read_back(source, folder, report.relative_change.keys(), own={CARD, RECEIPT}, progress=progress)
     receipt = Receipt.of(source, _edit(report), files)
-    _warn_of_sequence(receipt)
+    warn_of_sequence(receipt)
     write_receipt(folder, receipt)
     return replace(report, sequence=receipt.sequence)
 
@@ -58,7 +58,7 @@ def _edit(report: EditReport) -> Edit:
     )
 
 
-def _warn_of_sequence(receipt: Receipt) -> None:
+def warn_of_sequence(receipt: Receipt) -> None:
     """Of what makes the sequence another than its user may think."""
     if receipt.previous is not None and receipt.earlier is None:
         message = "the source has a receipt of other weights than its own, so that edits are counted from here"
