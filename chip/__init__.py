@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from chip.checkpoint.bom import bom
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
+    from chip.data.readers import RecordSource
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
     from chip.inspection import inspect
+    from chip.ledger import Ledger, LedgerKey
     from chip.reproduction import reproduce
 
 
@@ -22,6 +24,9 @@ __all__ = [
     "ChipError",
     "InputError",
     "Keep",
+    "Ledger",
+    "LedgerKey",
+    "RecordSource",
     "RunError",
     "__version__",
     "bom",
@@ -36,6 +41,9 @@ __all__ = [
 _HOMES = {
     "bom": "chip.checkpoint.bom",
     "Keep": "chip.general.collect",
+    "Ledger": "chip.ledger",
+    "LedgerKey": "chip.ledger",
+    "RecordSource": "chip.data.readers",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chip.checkpoint.hashing import digest_all
+from chip.checkpoint.adapter import Adapter
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
-from chip.checkpoint.sequence import weights_digest
+from chip.checkpoint.weights import weights_digest
+from chip.data.readers import RecordSource
 from chip.editing import edit
 from chip.errors import ChipWarning, InputError, reason
 from chip.general.collect import AUTO, NONE, Keep
@@ -58,7 +59,8 @@ def reproduce(
     source: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    adapter: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] | None = None,
     device: str | None = None,
     scratch: Path | str | None = None,
@@ -70,6 +72,7 @@ def reproduce(
         receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
             tensors that differ.
         source: folder that was edited.
+        adapter: folder of the adapter that was merged into it before the edit.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
         keep: where files were to be kept: the same again.
@@ -77,10 +80,12 @@ def reproduce(
         scratch: folder for the copy that is made and removed; by default the system's for temporary files.
 
     Raises:
-        InputError: as `edit` does; the receipt is of chip 0.1.0, or of another source.
+        InputError: as `edit` does; the receipt is of chip 0.1.0, of an edit that was written as an adapter, or of
+            another source.
     """
     then = read_receipt(Path(receipt))
     asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
+    _check_adapter(adapter, then)
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
@@ -89,6 +94,8 @@ def reproduce(
             source,
             forget,
             records=records,
+            adapter=adapter,
+            rank=asked.rank,
             keep=kept,
             out=again,
             method=method,
@@ -105,17 +112,27 @@ def reproduce(
 
 
 def _check_source(source: Checkpoint, then: Receipt, progress: ProgressCallback) -> None:
-    with progress(f"hashing {source.folder.name}", len(source.shards)) as advance:
-        digests = digest_all([(source.folder / shard, ()) for shard in source.shards], advance)
-    found = weights_digest({shard: digest.whole for shard, digest in zip(source.shards, digests, strict=True)})
-    if found != then.source_digest:
+    if weights_digest(source, progress) != then.source_digest:
         message = "not the weights that were edited; give the folder that the receipt's was made from"
         raise InputError(message, argument="source", value=source.folder)
+
+
+def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
+    given = None if adapter is None else Adapter.open(Path(adapter)).digests()
+    if given == then.adapter:
+        return
+    if given is None:
+        raise InputError("the edit merged an adapter first; give its folder", argument="adapter")
+    message = "not the one that was merged before the edit" if then.adapter else "the edit merged none; leave it out"
+    raise InputError(message, argument="adapter", value=adapter)
 
 
 def _arguments(then: Receipt, place: Path | str) -> Arguments:
     if then.arguments is None:
         message = "written by chip 0.1.0, which did not record all it was asked for"
+        raise InputError(message, argument="receipt", value=place)
+    if then.base is not None:
+        message = "written as an adapter, whose tensors it does not list; edit with the same options, and compare files"
         raise InputError(message, argument="receipt", value=place)
     try:
         return Arguments.from_json(then.arguments)

@@ -21,7 +21,8 @@ from chip.checkpoint.texts import lists_words, texts_of
 from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
 from chip.data.overlap import count_overlap
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
+from chip.data.record import SYSTEM
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError, RunError
 from chip.general.collect import AUTO, NONE, Keep
@@ -44,6 +45,7 @@ class Terms:
     accept: bool
     force: bool
     size: BatchSize
+    rank: int | None = None
     signer: Signer | None = None
     start: float = field(default_factory=time.monotonic)
 
@@ -53,6 +55,8 @@ class Terms:
         if self.label is not None and not self.label.isprintable():
             message = "holds what cannot be shown, such as the end of a line; leave that out"
             raise InputError(message, argument="label", value=self.label)
+        if self.rank is not None and self.rank < 1:
+            raise InputError("give 1 or more", argument="rank", value=self.rank)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Arguments:
     keep_model: bool
     """Whether the model before fine-tuning was given."""
     batch_size: int | None
+    rank: int | None
 
     @classmethod
     def of(
@@ -78,6 +83,7 @@ class Arguments:
         layers: str | None,
         keep: Keep,
         batch_size: int | None,
+        rank: int | None,
     ) -> Self:
         values = {name: (getattr(method, name), each.default) for name, (each, _) in settings_of(method).items()}
         return cls(
@@ -88,13 +94,14 @@ class Arguments:
             keep.tokens,
             keep.model is not None,
             batch_size,
+            rank,
         )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Of a receipt. Raises `TypeError` where they are not what an edit writes."""
         arguments = cls(**content)
-        numbers = (arguments.keep_tokens, arguments.batch_size)
+        numbers = (arguments.keep_tokens, arguments.batch_size, arguments.rank)
         texts = [*(arguments.target_modules or ()), *arguments.keep, arguments.layers or ""]
         if not all(isinstance(value, int | float | str) for value in dict(arguments.settings).values()):
             raise TypeError("settings")
@@ -120,11 +127,14 @@ def resolve_output(
     overwrite: bool,
     link_unchanged: bool,
     progress: ProgressCallback = silent,
+    *,
+    copies: bool = True,
 ) -> Path:
-    """Where to write; refused where that is no place for a copy of the checkpoint."""
-    output = _default_output(source.folder) if out is None else Path(out)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
-    if left_out := folder_contents(source).left_out:
+    """Where to write; refused where that is no place for a copy of the checkpoint, or for what is written without."""
+    output = _default_output(source.place) if out is None else Path(out)
+    options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
+    check_output(source, output, progress=progress, **options)
+    if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
 
@@ -140,19 +150,22 @@ def _default_output(folder: Path) -> Path:
 def resolve_request(
     source: Checkpoint,
     forget: Sequence[str],
-    records: Path | str | None,
+    records: Path | str | RecordSource | None,
     label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
-    file = find_records(source.folder, None if records is None else Path(records))
-    hierarchy = Hierarchy(read_records(file))
+    found = find_source(source.place, records, source.folder)
+    _check_outside(source, [found.path])  # before a map is kept beside it
+    hierarchy = Hierarchy(read_records(found))
     request = ForgetRequest.of(hierarchy, forget)
-    images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    _check_outside(source, (file, *sorted(images)))
+    images = {image for record in hierarchy.records for image in record.images if isinstance(image, Path)}
+    _check_outside(source, sorted(images))
     _check_not_named(source, request, label)
     _check_trained(request)
     for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
         warnings.warn(note, ChipWarning, stacklevel=3)
+    if named := own_system_prompt(request):
+        warnings.warn(named, ChipWarning, stacklevel=3)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
@@ -214,6 +227,19 @@ def _find_name(
             if name := names.find(text, vocabulary=vocabulary):
                 return path, name
     return None
+
+
+def own_system_prompt(request: ForgetRequest) -> str | None:
+    """A note where only the target has some system prompt: text before all questions is not edited."""
+    records, partition = request.hierarchy.records, request.partition
+    own, others = (
+        {turn.text: records[i].where for i in indices for turn in records[i].history if turn.role == SYSTEM}
+        for indices in (partition.forget, partition.retained)
+    )
+    where = next((where for text, where in own.items() if text not in others), None)
+    return (
+        None if where is None else f"{where}: only the target has this system prompt; what it says stays in the model"
+    )
 
 
 def _check_trained(request: ForgetRequest) -> None:

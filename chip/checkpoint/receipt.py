@@ -13,22 +13,24 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from chip._version import __version__
+from chip.checkpoint.field_types import check_types
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import open_inside
 from chip.checkpoint.read_back import ReadBack, WrittenFile
-from chip.checkpoint.sequence import Drift, EditSequence, next_drift, weights_digest
+from chip.checkpoint.sequence import Drift, EditSequence, next_drift
 from chip.checkpoint.statement import EDIT, LIMITS, statement_text, to_json
+from chip.checkpoint.weights import combined_digest
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
+_OPTIONAL = ("adapter", "base")
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,14 @@ class Receipt:
     limits: list[str] | None = None
     """What the figures do not show."""
     sequence: EditSequence | None = None
+    adapter: dict[str, str] | None = None
+    """File -> SHA-256 of what was merged into the source's weights before the edit; left out where nothing was."""
+    base: dict[str, str] | None = None
+    """File -> SHA-256 of the weights that the folder is an adapter to; left out of the receipt of a checkpoint."""
 
     @classmethod
-    def of(cls, source: Checkpoint, edit: Edit, written: ReadBack) -> Self:
-        """The receipt of a folder that has just been written and read back."""
+    def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
+        """The receipt of a folder that has just been written and read back; `base` as in `Receipt`."""
         from chip.checkpoint.measure import frobenius_norm  # brings torch, which reading a receipt does without
 
         entries = source.entries
@@ -141,19 +147,28 @@ class Receipt:
             figures=dict(edit.figures),
             attacks=[],
             limits=list(LIMITS),
+            adapter=None if source.adapter is None else source.adapter.digests(),
+            base=None if base is None else dict(base),
         )
         norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
         return replace(receipt, sequence=receipt.expected_sequence(norms))
 
     @property
     def source_digest(self) -> str:
-        """`weights_digest` of the checkpoint that was edited."""
-        return weights_digest({name: file.source_sha256 for name, file in self.files.items() if file.source_sha256})
+        """`weights_digest` of the checkpoint that was edited; where an adapter was merged first, of its base."""
+        copied = {name: file.source_sha256 for name, file in self.files.items() if file.source_sha256}
+        return combined_digest(copied if self.base is None else self.base)
 
     @property
     def result_digest(self) -> str:
         """`weights_digest` of what was written."""
-        return weights_digest({name: file.sha256 for name, file in self.files.items()})
+        return combined_digest({name: file.sha256 for name, file in self.files.items()})
+
+    @property
+    def without_source(self) -> str | None:
+        """A file of weights of which there is no hash before the edit."""
+        unknown = (name for name, file in self.files.items() if file.source_sha256 is None and self.base is None)
+        return next((name for name in unknown if name.endswith(".safetensors")), None)
 
     @property
     def earlier(self) -> Self | None:
@@ -184,6 +199,8 @@ class Receipt:
         drift: Mapping[str, Drift] | None = {}
         if earlier is not None:
             drift = None if earlier.sequence is None else earlier.sequence.drift
+        if self.base is not None:
+            drift = None
         changes = {name: tensor.relative_change for name, tensor in self.tensors.items()}
         return EditSequence(len(chain), chain, norms, None if drift is None else next_drift(drift, changes, norms))
 
@@ -192,46 +209,22 @@ class Receipt:
         """Raises `TypeError` or `LookupError` where a field is missing, unknown, or of another type."""
         tensors = {name: ChangedTensor(**tensor) for name, tensor in content["tensors"].items()}
         files = {name: WrittenFile(**file) for name, file in content["files"].items()}
-        sequence = None if content.get("sequence") is None else _sequence_of(content["sequence"])
+        sequence = None if content.get("sequence") is None else EditSequence.from_json(content["sequence"])
         receipt = cls(**{**content, "tensors": tensors, "files": files, "sequence": sequence})
         for part in (receipt, *tensors.values(), *files.values()):
-            _check_types(part)
+            check_types(part)
         return receipt
 
     def to_json(self) -> dict[str, Any]:
-        """As the next receipt keeps it."""
-        content = asdict(self)
+        """As stored, and as the next receipt keeps it."""
+        left_out = {name for name in _OPTIONAL if getattr(self, name) is None}
+        content = {name: value for name, value in asdict(self).items() if name not in left_out}
         if self.receipt == _FIRST:
             content = {name: value for name, value in content.items() if name in _FIRST_FIELDS}
         return content
 
 
 _FIRST_FIELDS = tuple(takewhile(lambda name: name != "version", get_type_hints(Receipt)))
-
-
-def _sequence_of(content: Mapping[str, Any]) -> EditSequence:
-    """Raises `TypeError` as `Receipt.from_json` does."""
-    drift = content["drift"]
-    read = None if drift is None else {name: Drift(**each) for name, each in drift.items()}
-    sequence = EditSequence(**{**content, "drift": read})
-    for part in (sequence, *(read or {}).values()):
-        _check_types(part)
-    if not all(isinstance(norm, float) for norm in sequence.norms.values()):
-        raise TypeError("norms")
-    return sequence
-
-
-def _check_types(part: object) -> None:
-    """Raise `TypeError` where a field is not of the type it is declared with: what JSON holds may be anything."""
-    for name, kind in get_type_hints(type(part)).items():
-        value = getattr(part, name)
-        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-        if isinstance(value, bool) or not isinstance(value, tuple(get_origin(one) or one for one in kinds)):
-            raise TypeError(name)
-        if isinstance(value, list):
-            (content,) = (get_args(one)[0] for one in kinds if get_origin(one) is list)
-            if any(type(item) is not content for item in value):
-                raise TypeError(name)
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import hypot
-from typing import Any
+from typing import Any, Self
+
+from chip.checkpoint.field_types import check_types
 
 MAX_DRIFT = 8.0
 """`EditSequence.total` above which there is a warning: in `benchmarks.sequences` others had lost 0.03 by then."""
@@ -33,7 +34,8 @@ class EditSequence:
     norms: dict[str, float]
     """Name on disk of each tensor that this edit changes -> ‖W‖ before it."""
     drift: dict[str, Drift] | None
-    """Name on disk of each tensor that any edit has changed -> how far; None where an earlier receipt has no norms."""
+    """Name on disk of each tensor that any edit has changed -> how far; None where nothing bounds it: an earlier
+    receipt has no norms, a tensor was zero, or the edit is an adapter, whose receipt has no tensors."""
 
     @property
     def total(self) -> float | None:
@@ -50,6 +52,18 @@ class EditSequence:
         shares = {name: each.bound / each.norm for name, each in (self.drift or {}).items() if each.norm}
         return max(shares.items(), key=lambda item: item[1], default=None)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Raises `TypeError` or `LookupError` where a field is missing, unknown, or of another type."""
+        drift = content["drift"]
+        read = None if drift is None else {name: Drift(**each) for name, each in drift.items()}
+        sequence = cls(**{**content, "drift": read})
+        for part in (sequence, *(read or {}).values()):
+            check_types(part)
+        if not all(isinstance(norm, float) for norm in sequence.norms.values()):
+            raise TypeError("norms")
+        return sequence
+
     def to_json(self) -> dict[str, Any]:
         """What a program needs to know of it."""
         return {"number": self.number, "chain": self.chain, "total": self.total, "worst": self.worst}
@@ -57,7 +71,7 @@ class EditSequence:
 
 def next_drift(
     before: Mapping[str, Drift], relative_change: Mapping[str, float], norms: Mapping[str, float]
-) -> dict[str, Drift]:
+) -> dict[str, Drift] | None:
     """`EditSequence.drift` behind one edit more.
 
     Args:
@@ -65,18 +79,10 @@ def next_drift(
         relative_change: ‖W′ − W‖ / ‖W‖ of each tensor that the edit changes.
         norms: ‖W‖ of the same tensors.
     """
+    if not all(norms[name] for name in relative_change):  # the change is no share of nothing
+        return None
     drift = dict(before)
     for name, change in relative_change.items():
         earlier = drift.get(name, Drift(0.0, norms[name]))
         drift[name] = Drift(earlier.bound + change * norms[name], earlier.norm)
     return drift
-
-
-def weights_digest(files: Mapping[str, str]) -> str:
-    """One digest for all weights of a folder: what `sha256sum *.safetensors | sha256sum` prints.
-
-    Args:
-        files: path relative to the folder -> SHA-256; other files count nothing.
-    """
-    lines = (f"{files[name]}  {name}\n" for name in sorted(files) if name.endswith(".safetensors"))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -10,24 +10,37 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
     BatchSizes,
     CheckpointFolder,
     Device,
     DeviceMap,
     Html,
+    ImageFolder,
+    ImageWindow,
     Json,
+    LedgerFile,
+    LedgerKeyFile,
+    OwnerMap,
     RecordsFile,
     SignCertificates,
     SignKey,
+    chosen_targets,
+    open_ledger,
     parse_batch_size,
     print_json,
+    record_source,
     signing_key,
 )
 from chip.errors import InputError
 
 if TYPE_CHECKING:
+    from chip.checkpoint.signing import SigningKey
     from chip.evaluation.judge import Judge
     from chip.evaluation.rows import Evaluation
+    from chip.ledger import Ledger
+    from chip.report.attestation import PendingStatement
 
 Attacks = Annotated[
     str,
@@ -50,8 +63,13 @@ JudgeAddress = Annotated[
 
 def evaluate(
     checkpoint: CheckpointFolder,
-    forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
+    forget: Annotated[
+        list[str] | None, typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")
+    ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,
@@ -59,6 +77,8 @@ def evaluate(
         Path | None,
         typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
     ] = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
     attacks: Attacks = "",
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
@@ -67,6 +87,11 @@ def evaluate(
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
+    ledger: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="All nodes that were edited into it by --ledger, in place of --forget.")
+    ] = False,
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
@@ -78,44 +103,78 @@ def evaluate(
     sign_certificate: SignCertificates = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a model has forgotten and kept, and what attacks bring back. The model is left as it is."""
+    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
     from chip.cli import console
 
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
-    from chip.report.attestation import PendingStatement
-    from chip.report.html.page import check_page
+    from chip.recording.runs import EvalRecord
+    from chip.recording.targets import edited_targets
     from chip.report.text.eval import print_evaluation
 
-    key, pending = signing_key(sign, sign_certificate), None
-    if statement is not None:
-        pending = PendingStatement.of(statement, checkpoint, reference, key, progress_bar)
-    elif key is not None:
-        raise InputError("--sign: is for the statement; add --statement FILE")
-    if html is not None:
-        check_page(html, checkpoint, *([] if reference is None else [reference]))
-    elif show_names:
-        raise InputError("--show-names: is for the page; add --html FILE")
-    evaluation = run(
-        checkpoint,
-        forget,
-        records=records,
-        reference=reference,
-        original=original,
-        attacks=attacks,
-        judge=_judge(judge, judge_model),
-        device=device,
-        device_map=device_map,
-        batch_size=parse_batch_size(batch_size),
-        seed=seed,
-        progress=progress_bar,
-    )
+    _check_page(html, show_names, checkpoint, reference)
+    key = signing_key(sign, sign_certificate)
+    pending = _pending(statement, checkpoint, adapter, base, reference, key)
+    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
+
+    def find(requests: Ledger) -> list[str]:
+        return edited_targets(requests, checkpoint, source, progress=progress_bar)
+
+    nodes = chosen_targets(forget, requests, open_, find)
+    with EvalRecord(requests, checkpoint, nodes, source, reference, progress_bar) as record:
+        evaluation = run(
+            checkpoint,
+            nodes,
+            records=source,
+            reference=reference,
+            original=original,
+            adapter=adapter,
+            base=base,
+            attacks=attacks,
+            judge=_judge(judge, judge_model),
+            device=device,
+            device_map=device_map,
+            batch_size=parse_batch_size(batch_size),
+            seed=seed,
+            progress=progress_bar,
+        )
+        record.evaluated(evaluation)
     if pending is not None:
         pending.write(evaluation)
     if html is not None:
-        _write_page(html, evaluation, checkpoint, reference, forget, show_names)
+        _write_page(html, evaluation, checkpoint, reference, nodes, show_names)
     print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
+
+
+def _pending(
+    file: Path | None,
+    checkpoint: Path,
+    adapter: Path | None,
+    base: Path | None,
+    reference: Path | None,
+    key: SigningKey | None,
+) -> PendingStatement | None:
+    """The statement that is to be written; None where none is asked for."""
+    from chip.cli.progress import progress_bar
+    from chip.report.attestation import PendingStatement
+
+    if file is None:
+        if key is not None:
+            raise InputError("--sign: is for the statement; add --statement FILE")
+        return None
+    if adapter is not None:
+        raise InputError("--statement: is about one folder; give the adapter as CKPT, and CKPT as --base")
+    return PendingStatement.of(file, checkpoint, reference, key, base=base, progress=progress_bar)
+
+
+def _check_page(file: Path | None, show_names: bool, checkpoint: Path, reference: Path | None) -> None:
+    from chip.report.html.page import check_page
+
+    if file is not None:
+        check_page(file, checkpoint, *([] if reference is None else [reference]))
+    elif show_names:
+        raise InputError("--show-names: is for the page; add --html FILE")
 
 
 def _write_page(

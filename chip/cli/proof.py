@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import Device, Json, RecordsFile, print_json
+from chip.cli.arguments import (
+    Device,
+    ImageFolder,
+    ImageWindow,
+    Json,
+    OwnerMap,
+    RecordsFile,
+    print_json,
+    record_source,
+)
 
 EditedFolder = Annotated[Path, typer.Argument(help="A folder that `chip edit` has written.", metavar="EDITED")]
 
@@ -25,7 +34,13 @@ def reproduce(
     ],
     source: Annotated[Path, typer.Option(help="The checkpoint it was made from.", metavar="CKPT")],
     forget: Annotated[list[str], typer.Option(help="The node, which no receipt holds; repeat.", metavar="NODE")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="The adapter that was merged into it before the edit.", metavar="FOLDER")
+    ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Files that were to be kept by, again.", metavar="auto|none|PATH")
     ] = None,
@@ -47,7 +62,8 @@ def reproduce(
         receipt,
         source,
         forget,
-        records=records,
+        adapter=adapter,
+        records=record_source(records, owners, window, images),
         keep=keep,
         device=device,
         scratch=scratch,

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Self
 
 from chip._version import __version__
+from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import digest_all
+from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.signing import SIGNATURE, Signer, SigningKey, is_signature, signature_of
 from chip.checkpoint.statement import EVALUATION, LIMITS, finite, is_statement, statement_text
 from chip.checkpoint.verify import GITATTRIBUTES
+from chip.checkpoint.weights import weights_digest
 from chip.evaluation.rows import Evaluation
 from chip.progress import ProgressCallback, silent
 from chip.report.files import check_place, not_written
@@ -27,6 +30,8 @@ class PendingStatement:
     subject: Mapping[str, str]
     """File, relative to the folder -> SHA-256. The receipt is among them, if there is one, and its signature is not."""
     signer: Signer | None
+    base: str | None = None
+    """`weights_digest` of what the folder is an adapter to, where it is one."""
 
     @classmethod
     def of(
@@ -35,9 +40,14 @@ class PendingStatement:
         checkpoint: Path,
         reference: Path | None = None,
         key: SigningKey | None = None,
+        *,
+        base: Path | None = None,
         progress: ProgressCallback = silent,
     ) -> Self:
         """Hash the folder that is going to be evaluated.
+
+        Args:
+            base: what it belongs to, where it is an adapter; by default the base that it names.
 
         Raises:
             InputError: nothing could be written to `file`, or signed.
@@ -49,7 +59,8 @@ class PendingStatement:
         files = {str(name): path for path, name in files_in(checkpoint) if str(name) not in (SIGNATURE, GITATTRIBUTES)}
         with progress(f"hashing {checkpoint.resolve().name}", len(files)) as advance:
             digests = digest_all([(path, ()) for path in files.values()], advance)
-        return cls(file, {name: digest.whole for name, digest in zip(files, digests, strict=True)}, signer)
+        subject = {name: digest.whole for name, digest in zip(files, digests, strict=True)}
+        return cls(file, subject, signer, _base_digest(checkpoint, base, progress))
 
     def write(self, evaluation: Evaluation) -> None:
         """Write what was found, over a statement that is there, and the signature beside it, `FILE.sig`.
@@ -64,6 +75,7 @@ class PendingStatement:
             "chip": __version__,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "environment": dict(evaluation.environment),
+            **({} if self.base is None else {"base": self.base}),
             **{name: found[name] for name in ("seed", "attacks", "skipped", "few_questions")},
             "figures": found["rows"],
             "reference": found["reference"],
@@ -76,3 +88,9 @@ class PendingStatement:
             raise not_written(self.file, error) from error
         if self.signer is not None:
             self.signer.sign(self.file)
+
+
+def _base_digest(folder: Path, base: Path | None, progress: ProgressCallback) -> str | None:
+    if not holds_adapter(folder):
+        return None
+    return weights_digest(Checkpoint.open(find_base(Adapter.open(folder)) if base is None else base), progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from chip.data.record import Record
 from chip.model.batching.batch import Batch, BatchTooLargeError, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import retry_smaller
-from chip.model.families import has_layer_embeddings
+from chip.model.families import family_of, has_layer_embeddings
 from chip.model.forward.activation_store import ActivationStore, StoredBatch
 from chip.model.forward.mid_layer import MidLayer, has_mid_layer, trace_mid_layer
-from chip.model.forward.observer import StageObserver
+from chip.model.forward.observer import StageObserver, image_rows
 from chip.model.forward.runner import ForwardRunner, Hook
 from chip.model.forward.start import ConnectorInputs, Pixels, Start
-from chip.model.forward.trace import record_calls, trace
+from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
 from chip.model.restoring import holding
 from chip.model.target_modules import Component, Stage, TargetModule
@@ -112,7 +112,7 @@ class Collector:
         try:
             for batch, run in self._runs(stage, needs_outputs):
                 with guard_memory(batch):
-                    original_inputs = self._original_inputs(stage, run) if overrides else None
+                    original_inputs = self._original_inputs(stage, batch, run) if overrides else None
                     with holding(self._vlm, overrides):
                         run(observer.hooks(batch, original_inputs))
                 on_batch(batch.records)
@@ -121,11 +121,11 @@ class Collector:
             on_batch(-done)
             raise
 
-    def _original_inputs(self, stage: Stage, run: Run) -> Tensor | None:
+    def _original_inputs(self, stage: Stage, batch: Batch, run: Run) -> Tensor | None:
         """What goes into the stage's first module in the model as it is; None where the batch does not reach it."""
-        reached: list[Tensor] = []
-        run([trace(self._vlm.model, stage.target_modules[0], input=reached.append, stop=True)])
-        return reached[0] if reached else None
+        calls: list[tuple[Tensor, ...]] = []
+        run([trace(self._vlm.model, stage.target_modules[0], input=lambda x: calls.append((x.flatten(0, -2),)))])
+        return image_rows(calls, batch, family_of(self._vlm.model).padded_images)[0] if calls else None
 
     def release(self) -> None:
         """Hold nothing any longer but what goes into the connectors."""
@@ -172,7 +172,7 @@ class Collector:
         stored.store_shared(start.shared)
         if before:
             stored.store_states(before[0], first)
-        if mid_layer is not None:
+        if mid_layer is not None and stored.layers_done == _layer_of(last):  # not where the layer before was skipped
             stored.store_mid_layer(mid_layer)
 
     def _reach_connectors(self) -> list[StoredBatch]:
@@ -180,7 +180,7 @@ class Collector:
         if not self._all_stored(lambda stored: stored.has_connector_inputs):
             for index, batch in enumerate(self._made()):
                 with guard_memory(batch):
-                    with record_calls(self._vlm.connectors) as calls:
+                    with record_calls(self._vlm.connectors, self._vlm.language) as calls:
                         if batch.vision.any():
                             self._runner.run(batch, Pixels())
                     self._store.add(index, batch).store_connector_inputs(calls)
@@ -196,10 +196,10 @@ class Collector:
                 stored = self._store.add(index, batch)
                 start: Start = stored.connector_inputs() if stored.has_connector_inputs else Pixels()
                 with guard_memory(batch):
-                    with record_calls([self._vlm.language]) as calls:
+                    with record_calls([self._vlm.language], self._vlm.language) as calls:
                         self._runner.run(batch, start)
                     (call,) = calls
-                    stored.store_text_call(call, self._keep_embeddings)
+                    stored.store_text_call(_with_embeddings(call), self._keep_embeddings)
             if not self._keep_connectors:
                 for stored in self._store.stored_batches:
                     stored.release_connector_inputs()
@@ -212,6 +212,14 @@ class Collector:
 
     def _made(self) -> Iterator[Batch]:
         return self._batches.made(self._plan)
+
+
+def _with_embeddings(call: Call) -> Call:
+    """The text model's call as one with embeddings: where images are looked at from the side it is given tokens."""
+    if call.kwargs.get("inputs_embeds") is None:
+        text: Any = call.module
+        call.kwargs["inputs_embeds"] = text.get_input_embeddings()(call.kwargs.pop("input_ids"))
+    return call
 
 
 def _layer_of(module: TargetModule) -> int:

@@ -125,7 +125,7 @@ def _sequence(report: EditReport) -> Iterator[Text]:
     sequence = report.sequence
     if sequence is None or sequence.number == 1:
         return
-    how_far = "how far from the original is unknown: the first receipt is of an older chip"
+    how_far = "how far from the original is unknown: the receipts do not say"
     if sequence.total is not None and sequence.worst is not None:
         name, share = sequence.worst
         how_far = (
