@@ -84,8 +84,8 @@ def reproduce(
             another source.
     """
     then = read_receipt(Path(receipt))
-    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
     _check_adapter(adapter, then)
+    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:

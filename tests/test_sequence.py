@@ -111,6 +111,7 @@ def test_a_way_back_adds_up_too() -> None:
         "w": Drift(4.0, 4.0),
         "v": Drift(1.0, 10.0),
     }
+    assert next_drift(drift, {"w": 0.1, "zero": 1.0}, {"w": 2.0, "zero": 0.0}) is None  # no share says how far
     assert EditSequence(1, [""], {}, {}).total is None
     assert EditSequence(1, [""], {}, {}).worst is None
 

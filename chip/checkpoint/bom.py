@@ -17,10 +17,12 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from chip._version import __version__
+from chip.checkpoint.adapter import Adapter, holds_adapter
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import settings_line
 from chip.checkpoint.receipt import Receipt, read_receipt
 from chip.checkpoint.statement import EDIT
+from chip.checkpoint.weights import combined_digest
 from chip.errors import ChipWarning, InputError, reason
 
 try:
@@ -34,6 +36,7 @@ try:
 except ImportError as missing:
     raise InputError("a bill of materials needs cyclonedx: pip install 'chip-unlearning[bom]'") from missing
 
+_MODEL, _ADAPTER = "model", "LoRA adapter"
 _SHORT = 12  # characters of a digest that stand for a version
 
 
@@ -45,9 +48,9 @@ def bom(edited: Path | str) -> str:
     Raises:
         InputError: there is no receipt, or it has been damaged; a library is missing.
     """
-    checkpoint, receipt = Checkpoint.open(Path(edited)), read_receipt(Path(edited))
+    config, receipt = _config(Path(edited)), read_receipt(Path(edited))
     try:
-        made, card = _bom(receipt, _name(checkpoint)), _model_card(receipt, checkpoint)
+        made, card = _bom(receipt, _name(config)), _model_card(receipt, config)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         message = f"{edited}: its receipt says what no edit writes ({reason(error)}); take the folder again"
         raise InputError(message) from error
@@ -58,17 +61,27 @@ def bom(edited: Path | str) -> str:
     return text
 
 
-def _name(checkpoint: Checkpoint) -> str:
+def _config(folder: Path) -> Mapping[str, Any]:
+    """What `config.json` says; of an adapter, that it is one."""
+    if holds_adapter(folder):
+        Adapter.open(folder)
+        return {"architectures": [_ADAPTER], "model_type": "lora"}
+    return Checkpoint.open(folder).config
+
+
+def _name(config: Mapping[str, Any]) -> str:
     """The class of the model: a folder may be named after somebody."""
-    classes = checkpoint.config.get("architectures")
-    return str(classes[0]) if isinstance(classes, list) and classes else "model"
+    classes = config.get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else _MODEL
 
 
 def _bom(receipt: Receipt, name: str) -> Bom:
     edits = list(_edits(receipt))
+    before = name if receipt.base is None else _MODEL
+    merged = [_model(_ADAPTER, combined_digest(edit.adapter)) for edit in edits if edit.adapter]
     files = [_file(name, each.sha256) for name, each in receipt.files.items()]
     pedigree = Pedigree(
-        ancestors=[_model(name, digest) for digest in reversed(receipt.chain)],
+        ancestors=[*(_model(before, digest) for digest in reversed(receipt.chain)), *merged],
         patches=[_patch(edit) for edit in edits],
         notes="edited by chip, without training; lines of a patch: tensor, SHA-256 before, SHA-256 after",
     )
@@ -126,13 +139,13 @@ def _properties(receipt: Receipt) -> Iterator[Property]:
     return (Property(name=f"chip:{name}", value=value) for name, value in values.items() if value)
 
 
-def _model_card(receipt: Receipt, checkpoint: Checkpoint) -> dict[str, Any]:
+def _model_card(receipt: Receipt, config: Mapping[str, Any]) -> dict[str, Any]:
     """`modelCard` of CycloneDX 1.6."""
     card: dict[str, Any] = {
         "modelParameters": {
             "task": "image-text-to-text",
-            "architectureFamily": str(checkpoint.config.get("model_type", "unknown")),
-            "modelArchitecture": _name(checkpoint),
+            "architectureFamily": str(config.get("model_type", "unknown")),
+            "modelArchitecture": _name(config),
             "inputs": [{"format": "image"}, {"format": "text"}],
             "outputs": [{"format": "text"}],
         }
