@@ -8,6 +8,7 @@ from chip._version import __version__
 from chip.errors import ChipError, InputError, RunError
 
 if TYPE_CHECKING:
+    from chip.checkpoint.bom import bom
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
     from chip.data.readers import RecordSource
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from chip.general.collect import Keep
     from chip.inspection import inspect
     from chip.ledger import Ledger, LedgerKey
+    from chip.reproduction import reproduce
 
 
 __all__ = [
@@ -27,14 +29,17 @@ __all__ = [
     "RecordSource",
     "RunError",
     "__version__",
+    "bom",
     "diff",
     "edit",
     "evaluate",
     "inspect",
+    "reproduce",
     "verify",
 ]
 
 _HOMES = {
+    "bom": "chip.checkpoint.bom",
     "Keep": "chip.general.collect",
     "Ledger": "chip.ledger",
     "LedgerKey": "chip.ledger",
@@ -43,6 +48,7 @@ _HOMES = {
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",
     "inspect": "chip.inspection",
+    "reproduce": "chip.reproduction",
     "verify": "chip.checkpoint.verify",
 }
 

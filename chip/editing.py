@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
+from chip.checkpoint.signing import SigningKey
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -31,6 +32,7 @@ from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
+from chip.model.environment import environment_of
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
@@ -41,11 +43,13 @@ from chip.recording.runs import EditRecord
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.request_checks import (
-    check_rank,
+    Arguments,
+    Terms,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
     resolve_request,
+    resolve_signer,
 )
 from chip.saving import Saving, resolve_saving
 
@@ -78,6 +82,7 @@ def edit(
     accept: bool = False,
     force: bool = False,
     ledger: Ledger | None = None,
+    sign: SigningKey | Path | str | None = None,
     progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
@@ -103,14 +108,15 @@ def edit(
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept, force: write it where those who stay lose too much; go on where the model does not know the target.
         ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
+        sign: private key to sign with, as a PEM file; see `SigningKey`.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms = _Terms(label, max_left, accept, force, BatchSize(batch_size), check_rank(rank))
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
     source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
+    terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress, copies=saving.merged)
@@ -120,7 +126,8 @@ def edit(
         record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, device, device_map, max_memory) as load,
     ):
-        run = _Run(source, request, general, method, saving, target_modules, layers, distributed, progress, terms)
+        asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
+        run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
@@ -130,26 +137,6 @@ def edit(
             report = run.finish(run.report(edited, after, remaining, output), folder)
         record.edited(report, output)
         return report
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """What the user takes for success, puts up with, and calls it; as `edit` has them."""
-
-    label: str | None
-    max_left: float | None
-    accept: bool
-    force: bool
-    size: BatchSize
-    rank: int | None = None
-    start: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.max_left is not None and not 0 <= self.max_left <= 1:
-            raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
-        if self.label is not None and not self.label.isprintable():
-            message = "holds what cannot be shown, such as the end of a line; leave that out"
-            raise InputError(message, argument="label", value=self.label)
 
 
 @dataclass
@@ -163,6 +150,7 @@ class _Edited:
     never_trained: float
     """Exact match of the target's questions, had the model never been trained on it."""
     general: General
+    environment: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -182,11 +170,10 @@ class _Run:
     keep: GivenKeep
     method: Method
     saving: Saving
-    kinds: Sequence[str] | None
-    layers: str | None
+    arguments: Arguments
     distributed: DistributedContext
     on_progress: ProgressCallback
-    terms: _Terms
+    terms: Terms
 
     @property
     def progress(self) -> ProgressCallback:
@@ -199,7 +186,8 @@ class _Run:
         Raises:
             InputError: it does not know the target, or nothing would change.
         """
-        modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
+        kinds, layers = self.arguments.target_modules, self.arguments.layers
+        modules_of = partial(default_modules, method=self.method, kinds=kinds, layers=layers)
         texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
         vlm = load(self.source)
         modules = modules_of(vlm)
@@ -216,7 +204,7 @@ class _Run:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general)
+        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -266,10 +254,13 @@ class _Run:
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
+            version=self.method.version,
+            arguments=asdict(self.arguments),
+            environment=edited.environment,
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
-        """The report, once the folder is fit to be put in place and its receipt is written.
+        """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.
 
         Raises:
             RunError: those who stay lost more than was promised.
@@ -277,8 +268,10 @@ class _Run:
         if not self.terms.accept:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
-            self.saving.sign(self.source, folder, report, self.progress)
+            report = self.saving.document(self.source, folder, report, self.progress)
             check_written_names_nobody(folder, self.request)
+            if self.terms.signer is not None:
+                self.terms.signer.sign(folder)
         return report
 
 

@@ -17,8 +17,8 @@ from chip.methods.patch import Patch, check_removed
 from chip.model.adapter_export import export_adapter
 from chip.model.adapters import check_installed, merge_adapter
 from chip.progress import ProgressCallback
+from chip.report.documents import document_adapter, document_merged
 from chip.report.edit_report import EditReport
-from chip.report.signing import sign_adapter, sign_output
 
 
 class Saving(Protocol):
@@ -35,8 +35,8 @@ class Saving(Protocol):
     def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
         """The edited model, as whoever gets the folder has it."""
 
-    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-        """Say in the folder how it was made, and leave the receipt."""
+    def document(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
+        """Say in the folder how it was made, and leave the receipt; the report, with what that has counted."""
 
 
 class SaveMerged:
@@ -54,8 +54,8 @@ class SaveMerged:
     def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
         return Checkpoint.open(folder)
 
-    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-        sign_output(source, folder, report, progress)
+    def document(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
+        return document_merged(source, folder, report, progress)
 
 
 class SaveAdapter:
@@ -78,8 +78,8 @@ class SaveAdapter:
     def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
         return merge_adapter(replace(source, adapter=None, merged={}), Adapter.open(folder))
 
-    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-        sign_adapter(source, folder, report, progress)
+    def document(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
+        return document_adapter(source, folder, report, progress)
 
 
 def resolve_saving(save: str, link_unchanged: bool) -> Saving:

@@ -19,6 +19,7 @@ from chip.demo import write_demo
 from chip.model.loading import VLM, load_vlm
 from tests.folders import make_snapshot
 from tests.judging import serving
+from tests.signing_keys import Keys, write_key
 
 settings.register_profile("chip", deadline=None, derandomize=True, print_blob=True)  # machines are shared and slow
 settings.load_profile("chip")
@@ -53,6 +54,13 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hierarchy(hospital: Path) -> Hierarchy:
     return Hierarchy(read_records(hospital / "records.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """`ours`, and somebody else's."""
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: write_key(folder / f"{name}.pem") for name in ("ours", "theirs")}
 
 
 @pytest.fixture

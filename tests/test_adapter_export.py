@@ -15,12 +15,19 @@ from torch import Tensor
 
 import chip
 from chip.checkpoint.adapter import ADAPTER_WEIGHTS, hub_name
+from chip.checkpoint.bom import bom
 from chip.checkpoint.layout import ADAPTER_CONFIG, CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD
+from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.receipt import RECEIPT, read_receipt
+from chip.checkpoint.sequence import EditSequence
+from chip.checkpoint.signing import Signer, SigningKey
+from chip.checkpoint.statement import read_statement
 from chip.checkpoint.verify import verify
+from chip.checkpoint.weights import combined_digest, weights_digest
 from chip.data.hierarchy import Hierarchy
 from chip.errors import ChipWarning, InputError
+from chip.evaluation.rows import Evaluation
 from chip.methods import Chip, Shielded
 from chip.methods.patch import Patch
 from chip.model.adapter_export import export_adapter
@@ -28,11 +35,14 @@ from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import holding
 from chip.progress import silent
+from chip.recording.weights import edited_as_receipt_says
+from chip.report.attestation import PendingStatement
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.saving import SaveAdapter, SaveMerged, resolve_saving
 from tests.adapters import KINDS, make_adapter, peft_of
 from tests.folders import write_part
+from tests.signing_keys import Keys
 
 DOWN = "model.language_model.layers.{}.mlp.down_proj.weight"
 ON_DISK = "language_model.model.layers.{}.mlp.down_proj.weight"
@@ -126,7 +136,7 @@ def signed(hospital: Path, tmp_path: Path) -> Path:
     source, name, saving = Checkpoint.open(hospital / "ckpt"), ON_DISK.format(1), SaveAdapter()
     patch = Patch({name: low_rank_change(source.read(name).float(), 3)}, {name: 0.3})
     saving.write(source, tmp_path / "out", patch, False, silent)
-    saving.sign(source, tmp_path / "out", report_of(patch.relative_change), silent)
+    saving.document(source, tmp_path / "out", report_of(patch.relative_change), silent)
     return tmp_path / "out"
 
 
@@ -134,6 +144,10 @@ def test_a_signed_adapter_is_as_its_receipt_says(signed: Path, hospital: Path, t
     receipt = read_receipt(signed)
     assert (receipt.label, receipt.tensors, receipt.adapter) == ("request 7", {}, None)
     assert receipt.base is not None
+    original = weights_digest(Checkpoint.open(hospital / "ckpt"))
+    assert receipt.sequence == EditSequence(1, [original], {}, None)  # how far it goes is not in the receipt
+    weights = hashlib.sha256((signed / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+    assert (receipt.source_digest, receipt.result_digest) == (original, combined_digest({ADAPTER_WEIGHTS: weights}))
     assert receipt.base.keys() == {CONFIG, *Checkpoint.open(hospital / "ckpt").shards}
     assert receipt.files.keys() == {path.name for path in signed.iterdir()} - {RECEIPT}
     card = (signed / CARD).read_text()
@@ -141,8 +155,31 @@ def test_a_signed_adapter_is_as_its_receipt_says(signed: Path, hospital: Path, t
     assert "1 tensors have changed, by this adapter to it. It can be taken off again" in card
     assert not verify(signed).faults
     assert not verify(signed, hospital / "ckpt").faults
+    assert edited_as_receipt_says(signed, None).source == original
     for file in signed.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_an_adapter_is_signed_and_has_a_bill_of_materials(signed: Path, hospital: Path, keys: Keys) -> None:
+    Signer(SigningKey(str(keys["ours"][0]))).sign(signed)
+    assert not verify(signed, hospital / "ckpt", public_key=keys["ours"][1]).faults
+    check_replaceable(signed)
+    made = json.loads(bom(signed))["metadata"]["component"]
+    (ancestor,) = made["pedigree"]["ancestors"]
+    assert (made["name"], ancestor["name"]) == ("LoRA adapter", "model")
+    assert ancestor["version"] == read_receipt(signed).source_digest[:12]
+    with pytest.raises(InputError, match="written as an adapter"):
+        chip.reproduce(signed, hospital / "ckpt", ["patient_17"])
+
+
+def test_a_statement_of_an_adapter_tells_of_its_base(signed: Path, hospital: Path, tmp_path: Path) -> None:
+    base = hospital / "ckpt"
+    pending = PendingStatement.of(tmp_path / "statement.json", signed, base=base)
+    assert pending.base == weights_digest(Checkpoint.open(base))
+    assert PendingStatement.of(tmp_path / "statement.json", base).base is None
+    pending.write(Evaluation((), None, (), 0, (), {}))
+    assert read_statement(pending.file).predicate["base"] == pending.base
+    assert not verify(signed, evaluation=pending.file).faults
 
 
 def test_a_changed_adapter_or_another_base_is_found(signed: Path, hospital: Path, tmp_path: Path) -> None:
@@ -171,14 +208,24 @@ def test_the_receipt_of_a_merged_adapter_is_held_against_its_base(base: VLM, hos
     )
     patch = Patch({name: low_rank_change(source.read(name).float(), 3)}, {name: 0.3})
     saving.write(source, out, patch, False, silent)
-    saving.sign(source, out, report_of(patch.relative_change), silent)
+    saving.document(source, out, report_of(patch.relative_change), silent)
     receipt = read_receipt(out)
     assert receipt.adapter is not None
+    assert receipt.sequence is not None
+    assert receipt.sequence.chain == [weights_digest(Checkpoint.open(hospital / "ckpt"))]
+    assert receipt.sequence.norms.keys() == receipt.tensors.keys()
     assert receipt.adapter.keys() == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer_config.json"}
     assert receipt.adapter[ADAPTER_WEIGHTS] == hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     assert receipt.tensors.keys() == {tensor.name for tensor in chip.diff(hospital / "ckpt", out).changed}
     assert receipt.tensors.keys() <= set(source.merged)
     assert not verify(out, hospital / "ckpt").faults
+    ancestors = json.loads(bom(out))["metadata"]["component"]["pedigree"]["ancestors"]
+    assert sorted(each["name"] for each in ancestors) == ["LlavaForConditionalGeneration", "LoRA adapter"]
+    with pytest.raises(InputError, match="the edit merged an adapter first; give its folder"):
+        chip.reproduce(out, hospital / "ckpt", ["patient_17"])
+    (adapter / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match="not the one that was merged before the edit"):
+        chip.reproduce(out, hospital / "ckpt", ["patient_17"], adapter=adapter)
     assert f"{len(receipt.tensors)} tensors have changed, by the adapter that was merged" in (out / CARD).read_text()
     (out / "tokenizer_config.json").write_text("{}")
     assert verify(out, hospital / "ckpt").faults
@@ -242,3 +289,26 @@ def test_an_fp32_checkpoint_answers_as_with_its_edit_as_an_adapter(
         expected = logits_of(load_vlm(merged, "cpu").model, base, hierarchy)
         actual = logits_of(peft_of(base.model, adapter), base, hierarchy)
         assert (actual - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.slow
+def test_an_edit_of_a_merged_adapter_can_be_made_again(base: VLM, hospital: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base.model, tmp_path / "adapter", KINDS["lora"])
+    options: dict[str, Any] = {
+        "records": write_part(hospital, range(5, 7), tmp_path / "part"),
+        "adapter": adapter,
+        "device": "cpu",
+    }
+    chip.edit(
+        hospital / "ckpt",
+        ["patient_17"],
+        out=tmp_path / "out",
+        method=Shielded(retain_weight=8.0),
+        keep=["none"],
+        accept=True,
+        force=True,
+        batch_size=16,
+        rank=3,
+        **options,
+    )
+    assert chip.reproduce(tmp_path / "out", hospital / "ckpt", ["patient_17"], **options).equal

@@ -18,6 +18,7 @@ import pytest
 import chip
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import read_receipt, write_receipt
+from chip.checkpoint.weights import weights_digest
 from chip.cli.main import main
 from chip.errors import ChipWarning, InputError, RunError
 from chip.evaluation.rows import Evaluation
@@ -31,7 +32,6 @@ from chip.recording.figures import evaluation_figures, evaluation_of
 from chip.recording.runs import EvalRecord
 from chip.recording.targets import edited_targets, open_targets
 from chip.recording.verification import verify_ledger
-from chip.recording.weights import weights_digest
 from chip.report.html.request import request_page
 from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
 from tests.ledgers import FIRST, KEY, OTHER_KEY

@@ -78,6 +78,17 @@ def test_it_is_kept_by_the_next_edit(edited: Path, tmp_path: Path) -> None:
     assert verify(tmp_path / "second", edited).faults == ()
 
 
+def test_what_it_does_not_say_is_unknown_later(edited: Path, tmp_path: Path) -> None:
+    """It counts as an edit; how far that went, as norms, it does not say."""
+    edit_folder(Checkpoint.open(edited), tmp_path / "second", {"weight": torch.zeros(2, 3)})
+    first, second = read_receipt(edited), read_receipt(tmp_path / "second")
+    assert (first.sequence, first.figures, first.environment) == (None, None, None)
+    assert second.sequence is not None
+    assert second.sequence.number == 2
+    assert second.sequence.chain == [first.source_digest, first.result_digest]
+    assert (second.sequence.drift, second.sequence.total) == (None, None)
+
+
 def test_the_commands_show_it(
     edited: Path, original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -20,6 +19,8 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, write_card
 from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
+from chip.checkpoint.sequence import Drift
+from chip.checkpoint.statement import EDIT, statement_text
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import copy_patched
 from chip.errors import InputError
@@ -87,8 +88,8 @@ def test_what_was_written_is_good_with_and_without_the_original(edited: Path, so
     assert json.loads(json.dumps(verification.to_json()))["good"] is True
 
 
-@pytest.mark.parametrize("drawn", [80, pytest.param(1000, marks=pytest.mark.slow)])
-def test_every_flipped_bit_is_found(edited: Path, drawn: int) -> None:
+@pytest.mark.parametrize(("drawn", "least"), [(80, 400), pytest.param(1000, 2000, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_found(edited: Path, drawn: int, least: int) -> None:
     """Each byte of small files, and of large ones as many, drawn at random."""
     draw = random.Random(0)
     flips = missed = 0
@@ -103,7 +104,7 @@ def test_every_flipped_bit_is_found(edited: Path, drawn: int) -> None:
             missed += not _is_found(edited)
         path.write_bytes(content)
     assert verify(edited).faults == ()
-    assert flips > 5 * drawn
+    assert flips > least
     assert missed == 0
 
 
@@ -149,6 +150,25 @@ def test_whatever_else_happens_to_the_folder_is_found(edited: Path, change: str)
     alter(edited)
     (fault,) = verify(edited).faults
     assert re.search(message, fault)
+
+
+SEQUENCE = "the receipt's sequence is not that of the edits it lists"
+
+
+def norms_of(receipt: Receipt) -> dict[str, float]:
+    assert receipt.sequence is not None
+    return {name: norm for name, norm in receipt.sequence.norms.items() if name in receipt.tensors}
+
+
+def refitted(receipt: Receipt) -> Receipt:
+    """With the sequence that the rest of the receipt asks for."""
+    norms = dict.fromkeys(receipt.tensors, 1.0) | norms_of(receipt)
+    return replace(receipt, sequence=receipt.expected_sequence(norms))
+
+
+def resequenced(receipt: Receipt, **fields: Any) -> Receipt:
+    assert receipt.sequence is not None
+    return replace(receipt, sequence=replace(receipt.sequence, **fields))
 
 
 LIES: dict[str, tuple[Callable[[Receipt], Receipt], str, bool]] = {
@@ -209,14 +229,32 @@ LIES: dict[str, tuple[Callable[[Receipt], Receipt], str, bool]] = {
         True,
     ),
     "an edit before": (lambda r: replace(r, previous=r.to_json()), "the edit before", True),
+    "sequence: more edits": (lambda r: resequenced(r, number=2), SEQUENCE, False),
+    "sequence: another original": (lambda r: resequenced(r, chain=["0" * 64]), SEQUENCE, False),
+    "sequence: no norms": (lambda r: resequenced(r, norms={}), SEQUENCE, False),
+    "sequence: unknown": (lambda r: resequenced(r, drift=None), SEQUENCE, False),
+    "sequence: a shorter way": (
+        lambda r: resequenced(r, drift={name: Drift(0.0, 1.0) for name in r.tensors}),
+        SEQUENCE,
+        False,
+    ),
+    "sequence: none": (lambda r: replace(r, sequence=None), SEQUENCE, False),
+    "sequence: a norm before": (
+        lambda r: replace(r, sequence=r.expected_sequence({**norms_of(r), "a": 2.0})),
+        "'a': had a norm of .*, by the receipt 2",
+        True,
+    ),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_every_lie_of_the_receipt_is_found(edited: Path, source: Checkpoint, lie: str) -> None:
-    """The lies are made to fit: the receipt's own digest is right."""
+    """The lies are made to fit: the receipt's own digest is right, and so is its sequence, unless that is the lie."""
     tell, message, needs_original = LIES[lie]
-    write_receipt(edited, tell(read_receipt(edited)))
+    told = tell(read_receipt(edited))
+    if not lie.startswith("sequence"):
+        told = refitted(told)
+    write_receipt(edited, told)
     if needs_original:
         assert verify(edited).faults == ()
     faults = verify(edited, source.folder if needs_original else None).faults
@@ -240,6 +278,15 @@ WRONG_TYPES: dict[str, Any] = {
     "tensors/a/relative_change": "much",
     "tensors/a/remaining": 10**400,
     "tensors/a/shard": {"a": 1},
+    "attacks": "none",
+    "limits": [1],
+    "figures": [],
+    "version": 1.5,
+    "sequence/number": "1",
+    "sequence/chain": [0],
+    "sequence/norms/a": "1",
+    "sequence/drift/a": 1.0,
+    "sequence/drift/a/bound": None,
 }
 
 
@@ -247,14 +294,13 @@ WRONG_TYPES: dict[str, Any] = {
 def test_a_forged_receipt_of_wrong_types_is_refused(edited: Path, source: Checkpoint, place: str) -> None:
     """Its digest is right."""
     content = read_receipt(edited).to_json()
+    subject = {name: file["sha256"] for name, file in content["files"].items()}
     *parents, last = place.split("/")
     part = content
     for key in parents:
         part = part[key]
     part[int(last) if isinstance(part, list) else last] = WRONG_TYPES[place]
-    text = json.dumps(content, indent=2, ensure_ascii=False).encode()
-    whole = content | {"digest": hashlib.sha256(text).hexdigest()}
-    (edited / RECEIPT).write_bytes(json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n")
+    (edited / RECEIPT).write_bytes(statement_text(subject, EDIT, content))
     for original in (None, source.folder):
         with pytest.raises(InputError, match="damaged, or changed by hand"):
             verify(edited, original)
@@ -263,10 +309,10 @@ def test_a_forged_receipt_of_wrong_types_is_refused(edited: Path, source: Checkp
 def test_a_receipt_that_lists_nothing_says_so(edited: Path, source: Checkpoint) -> None:
     receipt = read_receipt(edited)
     unchanged = sum(file.bytes for name, file in receipt.files.items() if name != CARD)
-    write_receipt(edited, replace(receipt, tensors={}, tensors_read_back=0, untouched_bytes=unchanged))
+    write_receipt(edited, refitted(replace(receipt, tensors={}, tensors_read_back=0, untouched_bytes=unchanged)))
     assert verify(edited).faults == ("the receipt lists no changed tensor: it vouches for nothing",)
     empty = replace(receipt, tensors={}, files={}, tensors_read_back=0, files_read_back=0, untouched_bytes=0)
-    write_receipt(edited, empty)
+    write_receipt(edited, refitted(empty))
     assert verify(edited).faults[:2] == (
         "the receipt lists no file: it vouches for nothing",
         "the receipt lists no changed tensor: it vouches for nothing",

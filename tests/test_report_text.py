@@ -63,7 +63,7 @@ def difference() -> CheckpointDiff:
 def test_ids_labels_and_folders_are_shown_as_they_stand() -> None:
     choice = Choice("ridge", 1.0, 0.02, {}, 0.1, (), "weakest", EVIL)
     edit = EditReport(EVIL, {"a": EVIL}, None, EVIL, 1.0, True, {EVIL: 0.1}, {EVIL: 0.1}, {}, OUTCOME, choice)
-    receipt: Any = SimpleNamespace(method=EVIL, created=EVIL, chip=EVIL, label=EVIL, files={}, tensors={})
+    receipt: Any = SimpleNamespace(method=EVIL, created=EVIL, chip=EVIL, label=EVIL, files={}, tensors={}, base=None)
     area = ResultRow("target", WORST, f"auc_{EVIL}", EVIL, 0.5, 0.4, 0.6, 9)
     module = TargetModuleRow(EVIL, Component.TEXT, "0", 1, ((1, 1),), (EVIL,))
     shown: list[tuple[int, Callable[[Console], None]]] = [

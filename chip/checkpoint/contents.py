@@ -15,6 +15,7 @@ from pathlib import Path
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
+from chip.checkpoint.signing import SIGNATURE
 
 _LONGEST_TEXT = 1 << 20  # bytes; a model card or a module of code has some ten thousand
 _LONGEST_VOCABULARY = 100_000_000  # bytes; the longest known tokenizer.json has 33 million
@@ -55,6 +56,8 @@ def folder_contents(source: Checkpoint) -> FolderContents:
     of_base = (each for each in files_in(source.folder) if adapter is None or not adapter.replaces(str(each[1])))
     of_adapter = () if adapter is None else ((path, Path(name)) for name, path in adapter.processor_files.items())
     for path, relative in (*of_base, *of_adapter):
+        if str(relative) == SIGNATURE:  # of the source's files: of a copy's it would be a wrong one
+            continue
         if str(relative) in source.signatures or _is_copied(path):
             copied.append((path, relative))
         else:

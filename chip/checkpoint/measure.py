@@ -40,6 +40,18 @@ def measure(a: StoredTensor, b: StoredTensor, spectrum: bool = True) -> TensorDi
     return measured
 
 
+def frobenius_norm(stored: StoredTensor) -> float:
+    """‖a‖ of a stored tensor over its finite values, in fp64, block by block.
+
+    Raises:
+        InputError: as `measure` does.
+    """
+    with stored.path.open("rb", buffering=0) as file:
+        A = _Matrix(file, stored)
+        blocks = (A.part(*block) for block in _blocks(A.rows, A.columns))
+        return math.sqrt(sum(_square(block.nan_to_num_(0.0, 0.0, 0.0)) for block in blocks))
+
+
 class _Matrix:
     """A stored tensor as a matrix, its first dimension by all others, of which parts are read."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from chip.checkpoint.hashing import digest_all
 from chip.checkpoint.receipt import RECEIPT, Receipt, has_receipt, read_receipt
+from chip.checkpoint.signing import SIGNATURE, is_signature
 from chip.errors import InputError, printable
 from chip.progress import ProgressCallback, silent
 
@@ -31,7 +32,7 @@ def check_replaceable(folder: Path, *, hashes: bool = True, progress: ProgressCa
     receipt = read_receipt(folder)
     written = []
     for name, path in _entries(folder):
-        if name == RECEIPT:
+        if name == RECEIPT or (name == SIGNATURE and is_signature(path)):
             continue
         if name not in receipt.files or not stat.S_ISREG(path.lstat().st_mode):
             raise _kept(folder, f"holds {printable(name)}, which chip did not write", "move it away")

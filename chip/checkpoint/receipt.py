@@ -1,6 +1,7 @@
 """What an edit leaves behind to be checked by: what was done, and hashes of all that was written.
 
 Nothing of the forgotten is in it: no id, no text, no direction, and no path, as a folder may be named after somebody.
+The file is a statement of in-toto about the folder's files (`chip.checkpoint.statement`); the receipt is its predicate.
 """
 
 from __future__ import annotations
@@ -8,22 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from chip._version import __version__
+from chip.checkpoint.field_types import check_types
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import open_inside
 from chip.checkpoint.read_back import ReadBack, WrittenFile
+from chip.checkpoint.sequence import Drift, EditSequence, next_drift
+from chip.checkpoint.statement import EDIT, LIMITS, statement_text, to_json
+from chip.checkpoint.weights import combined_digest
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
-_FORMAT = 1  # version of the file's format; one with other keys gets another number
+_FORMAT = 2  # version of the file's format; one with other keys gets another number
+_FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
 _OPTIONAL = ("adapter", "base")
 
 
@@ -41,6 +47,14 @@ class Edit:
     """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
     label: str | None = None
     """What the user calls the request."""
+    version: int | None = None
+    """Of the method."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for, so that it can be done again; nothing that names anybody."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """What it ran with: versions, device, dtype."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured before and after."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +90,20 @@ class Receipt:
     """Of the copied files, outside of the changed tensors: the source's by their hash."""
     tensors: dict[str, ChangedTensor]
     files: dict[str, WrittenFile]
-    """All files of the folder but the receipt itself."""
+    """All files of the folder but the receipt itself and its signature."""
     previous: dict[str, Any] | None
     """The receipt that the source had."""
+    version: int | None = None
+    """Of the method. This and what follows is None in a receipt of chip 0.1.0."""
+    arguments: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
+    """Versions of python, torch and transformers; device and dtype."""
+    figures: dict[str, Any] | None = None
+    attacks: list[str] | None = None
+    """Those that were run: none by an edit. `chip eval --statement` writes what they found."""
+    limits: list[str] | None = None
+    """What the figures do not show."""
+    sequence: EditSequence | None = None
     adapter: dict[str, str] | None = None
     """File -> SHA-256 of what was merged into the source's weights before the edit; left out where nothing was."""
     base: dict[str, str] | None = None
@@ -87,6 +112,8 @@ class Receipt:
     @classmethod
     def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
         """The receipt of a folder that has just been written and read back; `base` as in `Receipt`."""
+        from chip.checkpoint.measure import frobenius_norm  # brings torch, which reading a receipt does without
+
         entries = source.entries
         tensors = {
             name: ChangedTensor(
@@ -100,7 +127,7 @@ class Receipt:
             )
             for name, tensor in sorted(written.tensors.items())
         }
-        return cls(
+        receipt = cls(
             receipt=_FORMAT,
             chip=__version__,
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -114,35 +141,90 @@ class Receipt:
             tensors=tensors,
             files=dict(sorted(written.files.items())),
             previous=stored_receipt(source.folder),
+            version=edit.version,
+            arguments=dict(edit.arguments),
+            environment=dict(edit.environment),
+            figures=dict(edit.figures),
+            attacks=[],
+            limits=list(LIMITS),
             adapter=None if source.adapter is None else source.adapter.digests(),
             base=None if base is None else dict(base),
         )
+        norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
+        return replace(receipt, sequence=receipt.expected_sequence(norms))
+
+    @property
+    def source_digest(self) -> str:
+        """`weights_digest` of the checkpoint that was edited; where an adapter was merged first, of its base."""
+        copied = {name: file.source_sha256 for name, file in self.files.items() if file.source_sha256}
+        return combined_digest(copied if self.base is None else self.base)
+
+    @property
+    def result_digest(self) -> str:
+        """`weights_digest` of what was written."""
+        return combined_digest({name: file.sha256 for name, file in self.files.items()})
+
+    @property
+    def without_source(self) -> str | None:
+        """A file of weights of which there is no hash before the edit."""
+        unknown = (name for name, file in self.files.items() if file.source_sha256 is None and self.base is None)
+        return next((name for name in unknown if name.endswith(".safetensors")), None)
+
+    @property
+    def earlier(self) -> Self | None:
+        """The receipt of the edit before; None where there was none, or the weights are no longer those it was of."""
+        previous = None if self.previous is None else self.from_json(self.previous)
+        return previous if previous is not None and previous.result_digest == self.source_digest else None
+
+    @property
+    def chain(self) -> list[str]:
+        """`EditSequence.chain`, from what the receipts say of files."""
+        return [*([] if (earlier := self.earlier) is None else earlier.chain), self.source_digest]
+
+    @property
+    def sequence_follows(self) -> bool:
+        """Whether `sequence` is what the rest of the receipt says; of the first format, it is not there."""
+        if self.sequence is None:
+            return self.receipt == _FIRST
+        norms = self.sequence.norms
+        return norms.keys() == self.tensors.keys() and self.sequence == self.expected_sequence(norms)
+
+    def expected_sequence(self, norms: dict[str, float]) -> EditSequence:
+        """What `sequence` has to be, by the rest of the receipt.
+
+        Args:
+            norms: ‖W‖ (Frobenius) of each changed tensor before the edit.
+        """
+        earlier, chain = self.earlier, self.chain
+        drift: Mapping[str, Drift] | None = {}
+        if earlier is not None:
+            drift = None if earlier.sequence is None else earlier.sequence.drift
+        if self.base is not None:
+            drift = None
+        changes = {name: tensor.relative_change for name, tensor in self.tensors.items()}
+        return EditSequence(len(chain), chain, norms, None if drift is None else next_drift(drift, changes, norms))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Raises `TypeError` where a field is missing, unknown, or of another type."""
+        """Raises `TypeError` or `LookupError` where a field is missing, unknown, or of another type."""
         tensors = {name: ChangedTensor(**tensor) for name, tensor in content["tensors"].items()}
         files = {name: WrittenFile(**file) for name, file in content["files"].items()}
-        receipt = cls(**{**content, "tensors": tensors, "files": files})
-        parts: tuple[Receipt | ChangedTensor | WrittenFile, ...] = (receipt, *tensors.values(), *files.values())
-        for part in parts:
-            _check_types(part)
+        sequence = None if content.get("sequence") is None else EditSequence.from_json(content["sequence"])
+        receipt = cls(**{**content, "tensors": tensors, "files": files, "sequence": sequence})
+        for part in (receipt, *tensors.values(), *files.values()):
+            check_types(part)
         return receipt
 
     def to_json(self) -> dict[str, Any]:
-        """As stored, and as the next receipt keeps it: that of a plain edit is as it was before there were adapters."""
-        return {name: value for name, value in asdict(self).items() if value is not None or name not in _OPTIONAL}
+        """As stored, and as the next receipt keeps it."""
+        left_out = {name for name in _OPTIONAL if getattr(self, name) is None}
+        content = {name: value for name, value in asdict(self).items() if name not in left_out}
+        if self.receipt == _FIRST:
+            content = {name: value for name, value in content.items() if name in _FIRST_FIELDS}
+        return content
 
 
-def _check_types(part: Receipt | ChangedTensor | WrittenFile) -> None:
-    """Raise `TypeError` where a field is not of the type it is declared with: what JSON holds may be anything."""
-    for name, kind in get_type_hints(type(part)).items():
-        value = getattr(part, name)
-        kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
-        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
-            raise TypeError(name)
-        if isinstance(value, list) and any(type(number) is not int for number in value):  # a shape, the only list
-            raise TypeError(name)
+_FIRST_FIELDS = tuple(takewhile(lambda name: name != "version", get_type_hints(Receipt)))
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
@@ -160,37 +242,48 @@ def stored_receipt(folder: Path) -> dict[str, Any] | None:
     return read_receipt(folder).to_json() if has_receipt(folder) else None
 
 
-def read_receipt(folder: Path) -> Receipt:
-    """The receipt in a folder.
+def read_receipt(place: Path) -> Receipt:
+    """The receipt in a folder, or in a file that has been copied out of one.
 
     Raises:
         InputError: there is none, it cannot be read, or it is not byte for byte as chip writes it: damaged, or changed
             by hand.
     """
-    if not has_receipt(folder):
-        check_not_half_replaced(folder)
-        raise InputError(f"{folder}: no {RECEIPT} here; give a folder that `chip edit` has written")
-    with open_inside(folder, RECEIPT) as file:
-        text = file.read(LONGEST)
+    file = place if place.is_file() else place / RECEIPT
+    if not file.exists():
+        check_not_half_replaced(place)
+        raise InputError(f"{place}: no {RECEIPT} here; give a folder that `chip edit` has written")
+    with open_inside(file.parent, file.name) as content:
+        text = content.read(LONGEST)
     try:
-        content = json.loads(text)
-        receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})
-        whole = receipt.receipt == _FORMAT and _text(receipt) == text
+        receipt = _parsed(text)
+        whole = receipt.receipt in (_FIRST, _FORMAT) and _text(receipt) == text
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or of another format
         whole = False
     if not whole:
-        raise InputError(
-            f"{folder / RECEIPT}: damaged, or changed by hand; take the folder again from where it was made"
-        )
+        raise InputError(f"{file}: damaged, or changed by hand; take the folder again from where it was made")
     return receipt
+
+
+def _parsed(text: bytes) -> Receipt:
+    """The receipt in a file's text, the receipts that it keeps read too. Raises as `Receipt.from_json` does."""
+    content = predicate(json.loads(text))
+    receipt = Receipt.from_json({name: content[name] for name in content if name != "digest"})
+    kept = receipt.previous
+    while kept is not None:
+        kept = Receipt.from_json(kept).previous
+    return receipt
+
+
+def predicate(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The receipt in what its file holds: of the first format it is the whole."""
+    inside: Mapping[str, Any] = content.get("predicate", content)
+    return inside
 
 
 def _text(receipt: Receipt) -> bytes:
     """As stored. The digest at the end finds what happens by accident, not what somebody has made to fit."""
     content = receipt.to_json()
-    digest = hashlib.sha256(_json(content)).hexdigest()
-    return _json({**content, "digest": digest}) + b"\n"
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    if receipt.receipt == _FIRST:
+        return to_json({**content, "digest": hashlib.sha256(to_json(content)).hexdigest()}) + b"\n"
+    return statement_text({name: file.sha256 for name, file in receipt.files.items()}, EDIT, content)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chip.checkpoint.signing import SigningKey
 from chip.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ LedgerKeyFile = Annotated[
 ]
 
 
+SignKey = Annotated[
+    str | None,
+    typer.Option(
+        "--sign",
+        help="Private key that signs what is written: a PEM file, or a PKCS #11 URI; needs chip-unlearning[sign].",
+        metavar="KEY",
+    ),
+]
+SignCertificates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--sign-certificate", help="The key's certificate; repeat for those between it and a root.", metavar="FILE"
+    ),
+]
 _DIGITS = 18  # of a number of records: Python refuses to read thousands of them
 
 
@@ -83,6 +98,13 @@ def parse_batch_size(text: str) -> int | None:
     if not text.isdecimal() or len(text) > _DIGITS or int(text) == 0:
         raise InputError("give a number of records, or auto", argument="batch_size", value=text)
     return int(text)
+
+
+def signing_key(key: str | None, certificates: Sequence[Path] | None) -> SigningKey | None:
+    """What signs; None where nothing is to."""
+    if key is None and certificates:
+        raise InputError("is of a key; give it with --sign", argument="sign_certificate", value=certificates[0])
+    return None if key is None else SigningKey(key, tuple(certificates or ()))
 
 
 def chosen_targets(

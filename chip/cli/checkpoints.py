@@ -78,6 +78,17 @@ def verify(
     original: Annotated[
         Path | None, typer.Option(help="The checkpoint it was made from: checks what was not to change, too.")
     ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM file: it must be signed with this key.", metavar="FILE")
+    ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="PEM file of a root certificate that must vouch for who signed it; repeat.", metavar="FILE"),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Statement of chip eval: it must be of this folder, and signed by the same.", metavar="FILE"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check an edited checkpoint against its receipt. Exit 0 when all is as it was written, 1 when not."""
@@ -86,6 +97,8 @@ def verify(
     from chip.cli.progress import progress_bar
     from chip.report.text.verify import print_verification
 
-    verification = check(edited, original, progress=progress_bar)
+    verification = check(
+        edited, original, public_key=public_key, trust=trust or (), evaluation=evaluation, progress=progress_bar
+    )
     print_json(verification.to_json()) if as_json else print_verification(verification, console.out)
     raise typer.Exit(1 if verification.faults else 0)

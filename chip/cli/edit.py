@@ -21,11 +21,14 @@ from chip.cli.arguments import (
     LedgerKeyFile,
     OwnerMap,
     RecordsFile,
+    SignCertificates,
+    SignKey,
     chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
     record_source,
+    signing_key,
 )
 from chip.cli.options import given_settings
 
@@ -121,6 +124,8 @@ def edit(
         bool, typer.Option("--open", help="Forget all nodes whose requests are open in --ledger, in place of --forget.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
+    sign: SignKey = None,
+    sign_certificate: SignCertificates = None,
     as_json: Json = False,
 ) -> None:
     """Make the model forget nodes, write it as a new checkpoint, and show what is left.
@@ -166,6 +171,7 @@ def edit(
         max_left=max_left,
         accept=accept,
         force=force,
+        sign=signing_key(sign, sign_certificate),
         ledger=requests,
         progress=progress_bar,
     )

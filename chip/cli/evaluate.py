@@ -24,17 +24,23 @@ from chip.cli.arguments import (
     LedgerKeyFile,
     OwnerMap,
     RecordsFile,
+    SignCertificates,
+    SignKey,
     chosen_targets,
     open_ledger,
     parse_batch_size,
     print_json,
     record_source,
+    signing_key,
 )
 from chip.errors import InputError
 
 if TYPE_CHECKING:
+    from chip.checkpoint.signing import SigningKey
     from chip.evaluation.judge import Judge
+    from chip.evaluation.rows import Evaluation
     from chip.ledger import Ledger
+    from chip.report.attestation import PendingStatement
 
 Attacks = Annotated[
     str,
@@ -89,6 +95,12 @@ def evaluate(
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
+    statement: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures as a statement of in-toto about the model's files.", metavar="FILE"),
+    ] = None,
+    sign: SignKey = None,
+    sign_certificate: SignCertificates = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
@@ -99,15 +111,11 @@ def evaluate(
     from chip.evaluation.evaluate import evaluate as run
     from chip.recording.runs import EvalRecord
     from chip.recording.targets import edited_targets
-    from chip.report.html.eval import eval_page
-    from chip.report.html.page import check_page, write_page
-    from chip.report.html.receipt import receipt_in
     from chip.report.text.eval import print_evaluation
 
-    if html is not None:
-        check_page(html, checkpoint, *([] if reference is None else [reference]))
-    elif show_names:
-        raise InputError("--show-names: is for the page; add --html FILE")
+    _check_page(html, show_names, checkpoint, reference)
+    key = signing_key(sign, sign_certificate)
+    pending = _pending(statement, checkpoint, adapter, base, reference, key)
     requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
 
     def find(requests: Ledger) -> list[str]:
@@ -132,13 +140,53 @@ def evaluate(
             progress=progress_bar,
         )
         record.evaluated(evaluation)
+    if pending is not None:
+        pending.write(evaluation)
     if html is not None:
-        other = None if reference is None else reference.resolve().name
-        receipt = receipt_in(checkpoint)
-        name = checkpoint.resolve().name
-        page = eval_page(evaluation, name, other, forget=nodes, show_names=show_names, receipt=receipt)
-        write_page(html, page)
+        _write_page(html, evaluation, checkpoint, reference, nodes, show_names)
     print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
+
+
+def _pending(
+    file: Path | None,
+    checkpoint: Path,
+    adapter: Path | None,
+    base: Path | None,
+    reference: Path | None,
+    key: SigningKey | None,
+) -> PendingStatement | None:
+    """The statement that is to be written; None where none is asked for."""
+    from chip.cli.progress import progress_bar
+    from chip.report.attestation import PendingStatement
+
+    if file is None:
+        if key is not None:
+            raise InputError("--sign: is for the statement; add --statement FILE")
+        return None
+    if adapter is not None:
+        raise InputError("--statement: is about one folder; give the adapter as CKPT, and CKPT as --base")
+    return PendingStatement.of(file, checkpoint, reference, key, base=base, progress=progress_bar)
+
+
+def _check_page(file: Path | None, show_names: bool, checkpoint: Path, reference: Path | None) -> None:
+    from chip.report.html.page import check_page
+
+    if file is not None:
+        check_page(file, checkpoint, *([] if reference is None else [reference]))
+    elif show_names:
+        raise InputError("--show-names: is for the page; add --html FILE")
+
+
+def _write_page(
+    file: Path, evaluation: Evaluation, checkpoint: Path, reference: Path | None, forget: list[str], show_names: bool
+) -> None:
+    from chip.report.html.eval import eval_page
+    from chip.report.html.page import write_page
+    from chip.report.html.receipt import receipt_in
+
+    other, receipt = None if reference is None else reference.resolve().name, receipt_in(checkpoint)
+    name = checkpoint.resolve().name
+    write_page(file, eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt))
 
 
 def _judge(address: str | None, model: str | None) -> Judge | None:

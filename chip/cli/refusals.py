@@ -9,7 +9,7 @@ from chip.errors import InputError, one_line, printable
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What Typer raises at options; some versions of it bring click along under another name."""
 
-_POSITIONAL = ("checkpoint", "edited", "a", "b", "folder")
+_POSITIONAL = ("checkpoint", "edited", "a", "b", "folder", "receipt")
 _LONGEST = 200  # characters of an option's value that are shown
 
 

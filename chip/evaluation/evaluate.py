@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
@@ -21,6 +23,8 @@ from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
+from chip.model.environment import environment_of
+from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.progress import ProgressCallback, silent
@@ -82,12 +86,17 @@ def evaluate(
         raise InputError(f"no attack that is run needs it; run one of {names}", argument="original", value=original)
 
     # 2. What each model shows, one of them in memory at a time.
-    outputs: list[EvalOutputs] = []
+    outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
     with model_loader(DistributedContext(), device, device_map, max_memory) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
         for source in sources:
             size = BatchSize(batch_size)
-            outputs.append(measure(load(source), config, size, progress, before, compared=reference is not None))
+            outputs.append(_measure(load(source), config, size, progress, before, reference is not None))
 
     # 3. What that says of them.
-    return compare(config, *outputs)
+    return replace(compare(config, *(output for output, _ in outputs)), environment=outputs[0][1])
+
+
+def _measure(vlm: VLM, config: EvalConfig, *more: Any) -> tuple[EvalOutputs, dict[str, Any]]:
+    """What a model shows, and what it ran with; it can be let go then."""
+    return measure(vlm, config, *more), environment_of(vlm)

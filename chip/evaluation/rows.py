@@ -64,6 +64,8 @@ class Evaluation:
     """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not known."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Attack, or a step of one, that was asked for and could not be run -> why."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """What the model ran with: versions, device, dtype."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""

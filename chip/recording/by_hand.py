@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.weights import weights_digest
 from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
 from chip.data.readers import read_records
@@ -18,7 +19,7 @@ from chip.ledger.ledger import checked_text
 from chip.ledger.requests import Request, State
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import pseudonyms_of
-from chip.recording.weights import edited_as_receipt_says, weights_digest
+from chip.recording.weights import edited_as_receipt_says
 
 
 def receive(

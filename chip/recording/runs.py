@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.weights import weights_digest
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import find_node
@@ -23,7 +24,7 @@ from chip.ledger.place import check_outside_models
 from chip.ledger.requests import IN_WINDOW
 from chip.progress import ProgressCallback, silent
 from chip.recording.figures import edit_figures, evaluation_figures
-from chip.recording.weights import edited_as_receipt_says, weights_digest
+from chip.recording.weights import edited_as_receipt_says
 
 if TYPE_CHECKING:  # brings torch
     from chip.report.edit_report import EditReport

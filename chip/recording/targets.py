@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.weights import weights_digest
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.errors import InputError
 from chip.ledger import Ledger
 from chip.ledger.requests import IN_WINDOW, Request, State, short
 from chip.progress import ProgressCallback, silent
-from chip.recording.weights import weights_digest
 
 
 def open_targets(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from chip.checkpoint.sequence import EditSequence
 from chip.evaluation.summary import GroupResult
 from chip.general.loss import GeneralLoss
 from chip.methods.search import Choice
@@ -38,6 +39,14 @@ class EditReport:
     """What general data was protected, in words; None where none was asked for."""
     left_out: tuple[str, ...] = ()
     """Files of the source that were not copied: what may hold the weights in another form."""
+    version: int | None = None
+    """Of the method."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for, nodes and files apart; see `chip.request_checks.Arguments`."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions of python, torch and transformers, device, dtype, and number of processes."""
+    sequence: EditSequence | None = None
+    """Which edit this is, where an edited checkpoint is edited again; None where nothing was written."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,6 +62,10 @@ class EditReport:
             "general": None if self.general is None else self.general.to_json(),
             "general_note": self.general_note,
             "left_out": list(self.left_out),
+            "version": self.version,
+            "arguments": dict(self.arguments),
+            "environment": dict(self.environment),
+            "sequence": None if self.sequence is None else self.sequence.to_json(),
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),
             "groups": {

@@ -14,7 +14,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-PICTURES = ("edit.svg", "projection.png", "forgetting/plane.png", "forgetting/ladder.png")
+PICTURES = ("edit.svg", "projection.png", "sequences.png", "forgetting/plane.png", "forgetting/ladder.png")
 """Below `RESULTS`; pages find them in `pictures/`."""
 
 # What pymdownx.arithmatex makes of $...$ and of $$...$$.

@@ -9,7 +9,8 @@ from tests.hostile.case import NO_FILES, VERIFY, Case, instead, put, refused, sh
 RECEIPT = "edited/chip_receipt.json"
 AT = "edited"
 ODD: tuple[Any, ...] = (None, -1, 1e300, "x", [], {}, {"x": None}, {"x": {}}, ...)
-KEYS = ("receipt", "tensors", "files", "settings", "previous", "digest", "created", "method")
+PARTS = ("receipt", "tensors", "files", "settings", "previous", "digest", "created", "method", "sequence", "figures")
+KEYS = ("_type", "subject", "predicateType", "predicate", *(f"predicate.{part}" for part in PARTS))
 
 FILES: dict[str, bytes] = {
     "an empty file": b"",

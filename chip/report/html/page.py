@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from chip._version import __version__
-from chip.errors import InputError, one_line, printable
+from chip.errors import printable
 from chip.report import formatting
+from chip.report.files import check_place, not_written
 
 _FOOTER = 200  # bytes at a page's end, among them those that say who wrote it
 
@@ -57,17 +58,7 @@ def _listed(words: Iterable[str]) -> Markup:
 def check_page(file: Path, *checkpoints: Path) -> None:
     """Raise `InputError` where `write_page` could not write, before anything long is computed: there is no folder, a
     file is there that is no page of chip's, or the place is in one of the checkpoints that the page is about."""
-    try:
-        if not file.absolute().parent.is_dir():
-            raise InputError(f"{file}: there is no folder {file.parent}; make it, or choose another")
-        if file.is_dir():
-            raise InputError(f"{file}: is a folder; give the name of a file")
-        if any(file.resolve().is_relative_to(folder.resolve()) for folder in checkpoints):
-            raise InputError(f"{file}: lies in a checkpoint, which stays as it is; choose a place beside it")
-        if file.exists() and not _is_page(file):
-            raise InputError(f"{file}: is there already, and no page that chip has written; choose another")
-    except (OSError, RuntimeError) as error:  # a name too long, a folder one may not look into, a circle of links
-        raise _refused(file, error) from error
+    check_place(file, "page", _is_page, *checkpoints)
 
 
 def write_page(file: Path, page: str) -> None:
@@ -76,18 +67,12 @@ def write_page(file: Path, page: str) -> None:
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise _refused(file, error) from error
+        raise not_written(file, error) from error
 
 
 def _is_page(file: Path) -> bool:
     """Whether chip has written the file, or nobody anything into it."""
-    if not file.is_file():
-        return False
     with file.open("rb") as content:
         size = content.seek(0, os.SEEK_END)
         content.seek(max(0, size - _FOOTER))
         return size == 0 or b"Written by chip " in content.read()
-
-
-def _refused(file: Path, error: OSError | RuntimeError) -> InputError:
-    return InputError(f"{file}: cannot be written ({one_line(error)}); choose another")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.receipt import LONGEST, RECEIPT
+from chip.checkpoint.receipt import LONGEST, RECEIPT, predicate
 
 Pairs = list[tuple[str, str]]
 """Name, value."""
@@ -47,7 +47,8 @@ def receipt_in(folder: Path) -> Mapping[str, Any] | None:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):  # a page about the weights need not fail for it
         return {}
-    return content if isinstance(content, dict) else {}
+    inside = predicate(content) if isinstance(content, dict) else {}
+    return inside if isinstance(inside, dict) else {}
 
 
 def shown_receipt(receipt: Mapping[str, Any], changed: Set[str]) -> ShownReceipt:

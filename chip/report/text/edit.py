@@ -42,7 +42,7 @@ def print_edit(report: EditReport, console: Console) -> None:
         console.print(_trials(report.choice))
     for note in _notes(report):
         console.print(escaped(note, "dim"))
-    for line in (_written(report), *(() if report.output is None else (_achieved(report),))):
+    for line in (_written(report), *_sequence(report), *(() if report.output is None else (_achieved(report),))):
         console.print(line, soft_wrap=not console.is_terminal)  # piped, the last line is one, for a script to take
 
 
@@ -118,6 +118,20 @@ def _written(report: EditReport) -> Text:
         return Text.assemble("wrote ", escaped(report.output, "bold"), f": {tensors} changed, {seconds}")
     known = f"the model gives {report.outcome.known:.2f} of the target's answers, {_never_trained(report.outcome)}"
     return Text.assemble("dry run: ", (tensors, "bold"), f" would change, nothing written ({seconds}); {known}")
+
+
+def _sequence(report: EditReport) -> Iterator[Text]:
+    """Where this edit follows others: how many, and how far from the original's the weights can be."""
+    sequence = report.sequence
+    if sequence is None or sequence.number == 1:
+        return
+    how_far = "how far from the original is unknown: the receipts do not say"
+    if sequence.total is not None and sequence.worst is not None:
+        name, share = sequence.worst
+        how_far = (
+            f"the edits add up to {sequence.total:.2f} times the norm of what they changed, most in {name}: {share:.2f}"
+        )
+    yield Text.assemble("edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(how_far))
 
 
 def _achieved(report: EditReport) -> Text:

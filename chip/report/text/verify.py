@@ -25,14 +25,19 @@ def print_verification(verification: Verification, console: Console) -> None:
         faults = count(len(verification.faults), "fault")
         console.print(Text.assemble((faults, "bold"), ": this is not what was written"))
         return
-    checks = [
-        f"{count(len(receipt.files), 'file')} as written",
-        f"{count(len(receipt.tensors), 'changed tensor')} as written",
-    ]
+    checks = [f"{count(len(receipt.files), 'file')} as written"]
+    if receipt.base is None:
+        checks.append(f"{count(len(receipt.tensors), 'changed tensor')} as written")
     if verification.with_original:
-        checks.append(f"{receipt.untouched_bytes:,} other bytes are the original's")
+        bytes_kept = f"{receipt.untouched_bytes:,} other bytes are the original's"
+        checks.append(bytes_kept if receipt.base is None else "the original is the model that the adapter was made to")
+    if verification.signed_by is not None:
+        checks.append(f"signed with the key of {escaped(verification.signed_by)}")
     for check in checks:
         console.print(Text.assemble(("✓", "green"), " ", check))
+    if verification.signed and verification.signed_by is None:
+        hint = "– signed: give --public-key to check by whom"
+        console.print(Text(hint, style="dim"))
     if not verification.with_original:
         hint = "– what was not to change: give the original with --original to compare with it"
         console.print(Text(hint, style="dim"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from chip.checkpoint.folder import files_in
@@ -10,7 +13,10 @@ from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD, UNTOUCHED, Figure, write_card
 from chip.checkpoint.read_back import ReadBack, WrittenFile, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
+from chip.checkpoint.sequence import MAX_DRIFT
+from chip.checkpoint.statement import finite
 from chip.checkpoint.written_changes import written_changes
+from chip.errors import ChipWarning
 from chip.progress import ProgressCallback
 from chip.report.edit_report import EditReport
 
@@ -18,18 +24,18 @@ _MERGED = f"by the adapter that was merged into the base first, by the edit, or 
 _AS_ADAPTER = "by this adapter to it. It can be taken off again: it is for review, and not for a release"
 
 
-def sign_output(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-    """Say in the written folder how it was made, read all of it back, and leave the receipt."""
+def document_merged(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
+    """Say in the written folder how it was made, read all of it back, and leave the receipt; the report, with what the
+    receipt has counted."""
     changes = written_changes(source, folder, report.relative_change)
     _write_card(folder, report, len(changes), UNTOUCHED if source.adapter is None else _MERGED)
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
     files = read_back(source, folder, changes.keys(), own={CARD, RECEIPT}, progress=progress)
-    what = Edit(report.method, report.settings, None, changes, report.remaining, report.label)
-    write_receipt(folder, Receipt.of(source, what, files))
+    return _leave(Receipt.of(source, _edit(report, changes, report.remaining), files), folder, report)
 
 
-def sign_adapter(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
-    """`sign_output` of a folder that holds an adapter to the weights of the source's."""
+def document_adapter(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
+    """`document_merged` of a folder that holds an adapter to the weights of the source's."""
     (folder / CARD).write_text("# An edit of a checkpoint, as an adapter to it\n", encoding="utf-8")
     _write_card(folder, report, len(report.relative_change), _AS_ADAPTER)
     written = {str(relative): path for path, relative in files_in(folder)}
@@ -38,8 +44,7 @@ def sign_adapter(source: Checkpoint, folder: Path, report: EditReport, progress:
         digests = digest_all([(path, ()) for path in (*written.values(), *base.values())], advance)
     files = {name: WrittenFile(each.bytes, each.whole, None) for name, each in zip(written, digests, strict=False)}
     of_base = dict(zip(base, (each.whole for each in digests[len(written) :]), strict=True))
-    what = Edit(report.method, report.settings, None, {}, {}, report.label)
-    write_receipt(folder, Receipt.of(source, what, ReadBack(files, {}, 0), of_base))
+    return _leave(Receipt.of(source, _edit(report, {}, {}), ReadBack(files, {}, 0), of_base), folder, report)
 
 
 def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
@@ -57,3 +62,40 @@ def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: s
         ],
         scope=scope,
     )
+
+
+def _leave(receipt: Receipt, folder: Path, report: EditReport) -> EditReport:
+    warn_of_sequence(receipt)
+    write_receipt(folder, receipt)
+    return replace(report, sequence=receipt.sequence)
+
+
+def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[str, float]) -> Edit:
+    shown = report.to_json()
+    figures = finite({name: shown[name] for name in ("groups", "general", "outcome")})
+    return Edit(
+        report.method,
+        report.settings,
+        None,
+        changes,
+        remaining,
+        report.label,
+        version=report.version,
+        arguments=report.arguments,
+        environment=report.environment,
+        figures=figures,
+    )
+
+
+def warn_of_sequence(receipt: Receipt) -> None:
+    """Of what makes the sequence another than its user may think."""
+    if receipt.previous is not None and receipt.earlier is None:
+        message = "the source has a receipt of other weights than its own, so that edits are counted from here"
+        warnings.warn(message, ChipWarning, stacklevel=3)
+    total = None if receipt.sequence is None else receipt.sequence.total
+    if total is not None and total > MAX_DRIFT:
+        message = (
+            f"the edits of this sequence add up to {total:.1f} times the norm of the changed weights, more than "
+            f"{MAX_DRIFT:g}; look at what is kept, and edit the original with all requests, or train anew"
+        )
+        warnings.warn(message, ChipWarning, stacklevel=3)

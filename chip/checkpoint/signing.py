@@ -1,0 +1,219 @@
+"""Signatures of folders and files, by OpenSSF model signing: https://github.com/sigstore/model-transparency.
+
+A signature vouches for every file of a folder, the receipt among them, and lies beside them. Keys and certificates
+only: an entry in a public transparency log would tell when somebody was erased. Nothing here goes over the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from chip.checkpoint.hashing import digest
+from chip.checkpoint.json_file import parse_json_object, read_json
+from chip.checkpoint.paths import resolve_inside
+from chip.errors import InputError, foreign_code, printable, reason
+
+SIGNATURE = "model.sig"
+"""As the tools of model signing call it."""
+PASSWORD = "CHIP_KEY_PASSWORD"
+"""Environment variable with the password of an encrypted private key."""
+_PKCS11 = "pkcs11:"
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key, and who vouches for it."""
+
+    key: str
+    """PEM file of a key on the curve P-256, P-384 or P-521; or a PKCS #11 URI (RFC 7512): no file holds the key."""
+    certificates: tuple[Path, ...] = ()
+    """PEM files: the key's own certificate, then those between it and a root."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.certificates if self.key.startswith(_PKCS11) else (Path(self.key), *self.certificates)
+
+
+@dataclass(frozen=True)
+class TrustedKeys:
+    """Whose signature is accepted; one of the two is given."""
+
+    public_key: Path | None = None
+    """PEM file."""
+    roots: tuple[Path, ...] = ()
+    """PEM files of certificates: a signature by a key that one of them vouches for."""
+
+    def __str__(self) -> str:
+        return str(self.public_key or self.roots[0])
+
+
+def signature_of(path: Path) -> Path:
+    """Where the signature of a folder lies, or of a file."""
+    return path / SIGNATURE if path.is_dir() else path.with_name(f"{path.name}.sig")
+
+
+class Signer:
+    """Signs folders and files with a key, which is read here and now.
+
+    Raises:
+        InputError: the key or a certificate cannot be used, or a library is missing.
+    """
+
+    def __init__(self, key: SigningKey) -> None:
+        config, password = _library("signing", "sign").Config(), os.environ.get(PASSWORD)
+        certificates: dict[str, Any] = {}
+        if key.certificates:
+            chain = key.certificates[1:] or key.certificates  # the library takes no empty chain
+            certificates = {"signing_certificate": key.certificates[0], "certificate_chain": chain}
+        shown = key.key.partition("?")[0]  # what follows in a URI may be the token's PIN
+        with _refused("sign", shown, f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"):
+            if key.key.startswith(_PKCS11):
+                use = config.use_pkcs11_certificate_signer if certificates else config.use_pkcs11_signer
+                use(pkcs11_uri=key.key, **certificates)
+            elif certificates:
+                config.use_certificate_signer(private_key=key.key, **certificates)
+            else:
+                encoded = None if password is None else password.encode()
+                config.use_elliptic_key_signer(private_key=key.key, password=encoded)
+        self._config = config
+
+    def sign(self, path: Path) -> Path:
+        """Sign a folder, or a file, as it is now; the signature, at `signature_of` it."""
+        signature = signature_of(path)
+        with foreign_code(path, "cannot be signed", "try again, or leave the signature out"):
+            self._config.sign(path, signature)
+        return signature
+
+
+class SignatureCheck:
+    """Looks whether a folder, or a file, is as somebody signed it.
+
+    Raises:
+        InputError: the key or a certificate cannot be used, or a library is missing.
+    """
+
+    def __init__(self, keys: TrustedKeys) -> None:
+        argument = "public_key" if keys.public_key is not None else "trust"
+        config, self.keys = _library("verifying", argument).Config(), keys
+        with _refused(argument, str(keys), "give a PEM file"):
+            if keys.public_key is not None:
+                config.use_elliptic_key_verifier(public_key=keys.public_key)
+            else:
+                config.use_certificate_verifier(certificate_chain=keys.roots)
+        # What is not signed, such as the notes of a download, is for the receipt to find: it lists all files.
+        hashing = _library("hashing", argument).Config().set_allow_symlinks(True)
+        self._config = config.set_ignore_unsigned_files(True).set_hashing_config(hashing)
+
+    def faults(self, path: Path, listing: str | None = None) -> Iterator[str]:
+        """A line for each thing that is not as it was signed; none: all of it is, and by one of the keys.
+
+        Args:
+            listing: the file of a folder that lists all others with their hashes: a signature of other files alone,
+                by the same key, says nothing of the folder.
+        """
+        signature = signature_of(path)
+        folder, name = signature.parent, signature.name
+        if not signature.exists():
+            yield f"{name}: missing; this was not signed, or the signature was removed"
+            return
+        try:
+            bundle, _ = read_json(folder, name)
+            _check_form(signature, bundle)
+            if (trouble := self._other_key(bundle)) is not None:
+                yield f"{name}: {trouble}"
+                return
+            with foreign_code(signature, "does not hold", "take the folder again from who signed it"):
+                self._config.verify(path, signature)
+            if listing is not None and listing not in _signed_digests(signature):
+                yield f"{name}: of other files, {listing} is not among them"
+        except InputError as error:
+            yield from _differing(path, signature) or [str(error)]
+
+    def _other_key(self, bundle: Mapping[str, Any]) -> str | None:
+        """What the signature says of who made it, where that is somebody else. It may lie: then it does not hold."""
+        material = bundle["verificationMaterial"]
+        if (self.keys.public_key is None) != ("x509CertificateChain" in material):
+            kinds = "a key alone", "a certificate"
+            by, want = kinds if self.keys.public_key is None else reversed(kinds)
+            return f"made with {by}, and not with {want}"
+        if self.keys.public_key is None:
+            return None
+        hint = (material.get("publicKey") or {}).get("hint")
+        known = hint is None or hint == fingerprint(self.keys.public_key)
+        return None if known else f"made with another key than {printable(str(self.keys.public_key))}"
+
+
+def fingerprint(public_key: Path) -> str:
+    """SHA-256 of a public key in PEM, as signatures name it; the file may be written otherwise."""
+    serialization = import_module("cryptography.hazmat.primitives.serialization")
+    key = serialization.load_pem_public_key(public_key.read_bytes())
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.PEM, form)).hexdigest()
+
+
+def is_signature(path: Path) -> bool:
+    """Whether the file is a signature of model signing, of whatever and by whomever."""
+    try:
+        return "dsseEnvelope" in read_json(path.parent, path.name)[0]
+    except InputError:
+        return False
+
+
+def _check_form(path: Path, bundle: Mapping[str, Any]) -> None:
+    """Raise `InputError` where the file holds anything beside a signature: that nobody would have vouched for."""
+    model = import_module("sigstore_models.bundle.v1").Bundle
+    with foreign_code(path, "is no signature", "take the folder again from who signed it"):
+        whole = model.from_dict(bundle).to_json()
+    if parse_json_object(path, whole.encode()) != bundle:
+        raise InputError(f"{path}: is not as it was written; take the folder again from who signed it")
+
+
+def _differing(path: Path, signature: Path) -> list[str]:
+    """The signed files that are no longer what they were, by a signature that does not hold as a whole."""
+    faults = []
+    for name, signed in _signed_digests(signature).items():
+        try:
+            file = resolve_inside(path, name) if path.is_dir() else path
+        except InputError as error:
+            faults.append(f"{error}; it was signed")
+        else:
+            faults += [] if digest(file).whole == signed else [f"{printable(name)}: not the file that was signed"]
+    return faults
+
+
+def _signed_digests(signature: Path) -> dict[str, str]:
+    """File -> SHA-256, by a signature that may be of any form: none, where it does not say."""
+    try:
+        with foreign_code(signature, "is no signature", "take the folder again from who signed it"):
+            bundle, _ = read_json(signature.parent, signature.name)
+            payload = parse_json_object(signature, base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+            return {str(each["name"]): str(each["digest"]) for each in payload["predicate"]["resources"]}
+    except InputError:
+        return {}
+
+
+def _library(module: str, argument: str) -> Any:
+    try:
+        return import_module(f"model_signing.{module}")
+    except ImportError as error:
+        message = f"needs model-signing ({reason(error)}): pip install 'chip-unlearning[sign]'"
+        raise InputError(message, argument=argument) from error
+
+
+@contextmanager
+def _refused(argument: str, value: str, hint: str) -> Iterator[None]:
+    """Whatever a library finds wrong with a key becomes an error about the argument."""
+    try:
+        with foreign_code(value, "cannot be used", hint):
+            yield
+    except InputError as error:
+        message = error.message.removeprefix(f"{value}: ")
+        raise InputError(message, argument=argument, value=value) from error

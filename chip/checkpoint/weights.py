@@ -1,0 +1,28 @@
+"""One digest for all weights of a folder, as `sha256sum *.safetensors | sha256sum` gives it there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from chip.checkpoint.hashing import digest_all
+from chip.checkpoint.layout import Checkpoint
+from chip.progress import ProgressCallback, silent
+
+
+def combined_digest(files: Mapping[str, str]) -> str:
+    """SHA-256 of the lines that sha256sum writes of the files of weights, sorted by their names.
+
+    Args:
+        files: path relative to the folder -> SHA-256 of its bytes, in hexadecimal; other files count nothing.
+    """
+    lines = (f"{files[name]}  {name}\n" for name in sorted(files) if name.endswith(".safetensors"))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def weights_digest(checkpoint: Checkpoint, progress: ProgressCallback = silent) -> str:
+    """`combined_digest` of a checkpoint's shards, all of which are read."""
+    jobs = [(checkpoint.folder / shard, ()) for shard in checkpoint.shards]
+    with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
+        digests = digest_all(jobs, advance)
+    return combined_digest({name: one.whole for name, one in zip(checkpoint.shards, digests, strict=True)})

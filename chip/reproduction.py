@@ -1,0 +1,196 @@
+"""An edit again, by its receipt: does it give the same weights?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from chip.checkpoint.adapter import Adapter
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.measure import measure
+from chip.checkpoint.receipt import Receipt, read_receipt
+from chip.checkpoint.weights import weights_digest
+from chip.data.readers import RecordSource
+from chip.editing import edit
+from chip.errors import ChipWarning, InputError, reason
+from chip.general.collect import AUTO, NONE, Keep
+from chip.methods import Method, make_method
+from chip.progress import ProgressCallback, silent
+from chip.request_checks import Arguments
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of an edit that was made again."""
+
+    same: tuple[str, ...]
+    """Names on disk of the changed tensors that are the same, bit for bit."""
+    differ: Mapping[str, float | None]
+    """Name on disk of those that are not -> ‖W′ − V′‖ / ‖W′ − W‖ (Frobenius), of W′ what was written then and V′ now;
+    None where what was written then is not at hand, or was no change."""
+    relative_change: Mapping[str, tuple[float, float]]
+    """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change."""
+    environment: Mapping[str, tuple[Any, Any]]
+    """What it ran with, where that was something else then -> then and now."""
+    batch_size_given: bool
+    """Without, batches are as large as the machine's speed makes them, and rounding follows."""
+
+    @property
+    def equal(self) -> bool:
+        return not self.differ
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "same": list(self.same),
+            "differ": dict(self.differ),
+            "relative_change": {name: list(pair) for name, pair in self.relative_change.items()},
+            "environment": {name: list(pair) for name, pair in self.environment.items()},
+            "batch_size_given": self.batch_size_given,
+        }
+
+
+def reproduce(
+    receipt: Path | str,
+    source: Path | str,
+    forget: Sequence[str],
+    *,
+    adapter: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
+    keep: Keep | Sequence[Path | str] | None = None,
+    device: str | None = None,
+    scratch: Path | str | None = None,
+    progress: ProgressCallback = silent,
+) -> Reproduction:
+    """Make the edit of a receipt again, with its settings, and compare the weights. What it writes is removed again.
+
+    Args:
+        receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
+            tensors that differ.
+        source: folder that was edited.
+        adapter: folder of the adapter that was merged into it before the edit.
+        forget: ids or paths of the nodes, which no receipt holds.
+        records: the records, which it does not hold either; by default those beside the source.
+        keep: where files were to be kept: the same again.
+        device: by default the best there is.
+        scratch: folder for the copy that is made and removed; by default the system's for temporary files.
+
+    Raises:
+        InputError: as `edit` does; the receipt is of chip 0.1.0, of an edit that was written as an adapter, or of
+            another source.
+    """
+    then = read_receipt(Path(receipt))
+    _check_adapter(adapter, then)
+    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
+    _check_source(original, then, progress)
+    method, kept = _method(then, asked), _keep(asked, keep)
+    with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
+        again = Path(folder) / "again"
+        edit(
+            source,
+            forget,
+            records=records,
+            adapter=adapter,
+            rank=asked.rank,
+            keep=kept,
+            out=again,
+            method=method,
+            target_modules=asked.target_modules,
+            layers=asked.layers,
+            device=device,
+            batch_size=asked.batch_size,
+            accept=True,
+            force=True,
+            progress=progress,
+        )
+        result = Path(receipt) if Path(receipt).is_dir() else None
+        return _compare(then, read_receipt(again), Checkpoint.open(again), result)
+
+
+def _check_source(source: Checkpoint, then: Receipt, progress: ProgressCallback) -> None:
+    if weights_digest(source, progress) != then.source_digest:
+        message = "not the weights that were edited; give the folder that the receipt's was made from"
+        raise InputError(message, argument="source", value=source.folder)
+
+
+def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
+    given = None if adapter is None else Adapter.open(Path(adapter)).digests()
+    if given == then.adapter:
+        return
+    if given is None:
+        raise InputError("the edit merged an adapter first; give its folder", argument="adapter")
+    message = "not the one that was merged before the edit" if then.adapter else "the edit merged none; leave it out"
+    raise InputError(message, argument="adapter", value=adapter)
+
+
+def _arguments(then: Receipt, place: Path | str) -> Arguments:
+    if then.arguments is None:
+        message = "written by chip 0.1.0, which did not record all it was asked for"
+        raise InputError(message, argument="receipt", value=place)
+    if then.base is not None:
+        message = "written as an adapter, whose tensors it does not list; edit with the same options, and compare files"
+        raise InputError(message, argument="receipt", value=place)
+    try:
+        return Arguments.from_json(then.arguments)
+    except TypeError as error:
+        raise InputError(
+            f"asks for what no edit was asked ({reason(error)})", argument="receipt", value=place
+        ) from error
+
+
+def _method(then: Receipt, asked: Arguments) -> Method:
+    method = make_method(then.method, asked.settings)
+    if method.version != then.version:
+        message = f"method {method.name} is of version {method.version} here, and was of {then.version}"
+        warnings.warn(f"{message}: the weights will differ", ChipWarning, stacklevel=3)
+    return method
+
+
+def _keep(asked: Arguments, given: Keep | Sequence[Path | str] | None) -> Keep:
+    """What is to be kept: as it was, where that needs no files."""
+    if given is not None:
+        return Keep.of(given)
+    if asked.keep_model or any(word not in (AUTO, NONE) for word in asked.keep):
+        raise InputError("the edit was given files to keep by; give the same ones", argument="keep")
+    return Keep(tuple(asked.keep), asked.keep_tokens)
+
+
+def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None) -> Reproduction:
+    """
+    Args:
+        again: what was written now.
+        result: the folder that was written then, where it is at hand.
+    """
+    written = None if result is None else Checkpoint.open(result)
+    names = sorted(then.tensors.keys() | now.tensors.keys())
+    same = tuple(name for name in names if _after(then, name) == _after(now, name))
+    differ = [name for name in names if name not in same]
+    norms = {} if then.sequence is None else then.sequence.norms
+    change = {name: tensor.relative_change * norms.get(name, 0.0) for name, tensor in then.tensors.items()}
+    environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
+    pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
+    return Reproduction(
+        same,
+        {name: None if written is None else _distance(written, again, name, change.get(name, 0.0)) for name in differ},
+        {name: (_change(then, name), _change(now, name)) for name in differ},
+        {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
+        (then.arguments or {}).get("batch_size") is not None,
+    )
+
+
+def _after(receipt: Receipt, name: str) -> str | None:
+    return receipt.tensors[name].after if name in receipt.tensors else None
+
+
+def _change(receipt: Receipt, name: str) -> float:
+    return receipt.tensors[name].relative_change if name in receipt.tensors else 0.0
+
+
+def _distance(then: Checkpoint, now: Checkpoint, name: str, change: float) -> float | None:
+    """‖W′ − V′‖ / ‖W′ − W‖, with ‖W′ − W‖ given; None where that is 0, or the folder is not what was written."""
+    there = name in then.entries and then.entries[name].shape == now.entries[name].shape
+    return measure(then.stored(name), now.stored(name), spectrum=False).change / change if there and change else None
