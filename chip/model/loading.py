@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
-from chip.errors import InputError, foreign_code, reason
+from chip.errors import ChipWarning, InputError, foreign_code, reason
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -42,16 +43,14 @@ from chip.model.offload import (
     check_device_map,
     check_loaded,
     computes_on_host,
-    input_device,
-    place_of,
-    read_parameter,
-    write_parameter,
 )
 from chip.model.processors import load_processor
 from chip.model.quiet import quiet, refusing
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
+from chip.model.streaming import load_streamed, needs_streaming
 from chip.model.weight_checks import check_weights
+from chip.model.weights import ResidentWeights, Weights
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,22 @@ class VLM:
 
     model: Any
     processor: Any
+    stream: Weights | None = None
+    """What reads its weights layer by layer; None: they are all there."""
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its parameters, wherever they are."""
+        return self.stream or ResidentWeights(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
-        return input_device(self.model)
+        return self.weights.device
 
     def place_of(self, name: str) -> torch.device:
         """Where the parameter of this name is computed with."""
-        return place_of(self.model, name)
+        return self.weights.place_of(name)
 
     @property
     def core(self) -> Any:
@@ -87,11 +93,11 @@ class VLM:
 
     def parameter(self, name: str) -> Tensor:
         """The parameter of this name below the whole model, where it is computed with."""
-        return read_parameter(self.model, name)
+        return self.weights.parameter(name)
 
     def set_parameter(self, name: str, value: Tensor) -> Tensor:
         """Give a parameter new values, in its own dtype; the parameter as it is kept from now on."""
-        return write_parameter(self.model, name, value)
+        return self.weights.set_parameter(name, value)
 
     @cached_property
     def connectors(self) -> list[Any]:
@@ -187,6 +193,7 @@ def load_vlm(
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
     offload_folder: Path | str | None = None,
+    stream: bool | None = None,
 ) -> VLM:
     """Load a checkpoint for inference: fp32 on the CPU, the dtype it is stored in elsewhere.
 
@@ -195,6 +202,7 @@ def load_vlm(
         device_map: spreads a model that is larger than a device; needs accelerate.
         max_memory: what such a model may take of each device and of the host; the rest stays on the disk.
         offload_folder: for weights that stay on the disk, in another form than the checkpoint's; needed while in use.
+        stream: whether layers are read one after the other, and only one is in memory; by default where not all fit.
 
     Raises:
         InputError: an unknown family, or weights, a device or a device map that do not fit the model. All but what the
@@ -202,20 +210,37 @@ def load_vlm(
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
+    if stream and device_map is not None:
+        raise InputError("a device map spreads what would be streamed; leave one out", argument="stream", value=stream)
     checkpoint = Checkpoint.open(folder)
     skeleton = build_skeleton(folder, len(checkpoint.entries))
-    check_weights(checkpoint, skeleton)
+    plan = check_weights(checkpoint, skeleton)
     check_family(skeleton)
+    weights = None
     if device_map is None:
         place = _device(device)
-        model = _load_model(folder, place.type == "cpu", {}).to(place)
+        dtype = torch.float32 if place.type == "cpu" else None
+        if _streams(stream, folder, needs_streaming(checkpoint, plan, dtype, place)):
+            _check_generation(folder)
+            with _loading(folder, None), quiet():
+                model, weights = load_streamed(checkpoint, skeleton, plan, dtype, place)
+        else:
+            model = _load_model(folder, place.type == "cpu", {}).to(place)
     else:
         check_device_map(skeleton, device_map)
         limits = None if max_memory is None else dict(max_memory)
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
-    return VLM(model.eval().requires_grad_(False), load_processor(folder))
+    return VLM(model.eval().requires_grad_(False), load_processor(folder), weights)
+
+
+def _streams(asked: bool | None, folder: Path, needed: bool) -> bool:
+    """Whether a model is streamed, which is said where nobody has asked for it."""
+    if asked is None and needed:
+        message = f"{folder}: does not fit into the free memory; its layers are read one after the other, at each use"
+        warnings.warn(message, ChipWarning, stacklevel=3)
+    return needed if asked is None else asked
 
 
 def _device(name: str | None) -> torch.device:
