@@ -75,11 +75,16 @@ class Family:
     answer_is_suffix: bool = False
     """Whether, without a chat template, the processor itself puts image and question before the answer, its suffix, and
     the tokens before the answer see each other in both directions."""
+    takes_embeddings_apart: bool = False
+    """Whether its code takes the table of embeddings itself, beside looking tokens up in it: it must then be there."""
 
 
 FAMILIES: dict[str, Family] = {
     # Its processor takes question and answer apart, and there is no chat template.
     "paligemma": Family(answer_is_suffix=True),
+    # Layers that get embeddings of their own, and ids that are moved to where the table is.
+    "gemma4": Family(takes_embeddings_apart=True),
+    "llama4": Family(takes_embeddings_apart=True),
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
 

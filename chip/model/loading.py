@@ -29,6 +29,7 @@ from chip.model.families import (
     family_of,
     find_connectors,
     find_language,
+    find_tower,
     find_tower_layers,
     image_token_id,
     logit_softcapping,
@@ -103,6 +104,11 @@ class VLM:
     def connectors(self) -> list[Any]:
         """What turns the vision tower's hidden states into embeddings of the text model."""
         return find_connectors(self.model)
+
+    @cached_property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return find_tower(self.model)
 
     @cached_property
     def tower_layers(self) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 
 from chip.checkpoint.layout import Checkpoint
-from chip.model.families import find_language, find_tower_layers, other_parts
+from chip.model.families import family_of, find_language, find_tower_layers, other_parts
 from chip.model.forward.activation_store import host_memory
 from chip.model.load_plan import LoadPlan, Origin
 from chip.model.weight_stream import Unit, WeightStream
@@ -75,27 +75,29 @@ class _Parts:
 
     @classmethod
     def of(cls, skeleton: Any, plan: LoadPlan) -> _Parts:
-        """The layers of the vision tower, of the text model and of what stands beside them, the text model's tables of
-        embeddings, and the head."""
+        """The layers of the vision tower, of the text model and of what stands beside them, the head, and the text
+        model's tables of embeddings, where the family does no more than look tokens up in them."""
         origin_of = {name: origin for origin in plan.origins for name in origin.parameters}
         ties = _ties(skeleton, origin_of)
         paths = {module: path for path, module in skeleton.named_modules()}
-        language, head = find_language(skeleton), skeleton.get_output_embeddings()
+        language, layers = find_language(skeleton), find_tower_layers(skeleton)
 
         def unit(module: nn.Module) -> Unit:
             names = [f"{paths[module]}.{name}" for name, _ in module.named_parameters(remove_duplicate=False)]
             return Unit(paths[module], tuple(dict.fromkeys(origin_of[ties.get(name, name)] for name in names)))
 
         beside = [layer for part in other_parts(skeleton) for layer in _layers(skeleton.get_submodule(part))]
+        units = [unit(layer) for layer in (*beside, *layers, *language.layers)]
+        if family_of(skeleton).takes_embeddings_apart:
+            return cls(tuple(units), {}, ties)
         tables = [
             path
             for module, path in paths.items()
             if isinstance(module, nn.Embedding) and path.startswith(paths[language]) and ".layers." not in path
         ]
-        weights = {path: origin_of[ties.get(f"{path}.weight", f"{path}.weight")] for path in tables}
-        plain = {path: origin for path, origin in weights.items() if origin.converter is None}
-        layers = [*beside, *find_tower_layers(skeleton), *language.layers, head]
-        return cls(tuple(unit(layer) for layer in layers), plain, ties)
+        origins = {path: origin_of[ties.get(f"{path}.weight", f"{path}.weight")] for path in tables}
+        plain = {path: origin for path, origin in origins.items() if origin.converter is None}
+        return cls((*units, unit(skeleton.get_output_embeddings())), plain, ties)
 
 
 def _ties(skeleton: Any, origin_of: Mapping[str, Origin]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import run_batches
 from chip.model.forward.collector import Collector
+from chip.model.forward.last_states import map_last_states
 from chip.model.forward.trace import trace
 from chip.model.loading import VLM
 from chip.model.scoring import answer_logits
@@ -123,11 +124,11 @@ def _staged(
         shown |= {module.name: each.rows for module, each in seen.items()}
     answer: list[Tensor] = []
 
-    def compute(batch: Batch) -> None:
-        owners, logits, _ = answer_logits(vlm, batch, vlm.hidden_states(batch))
+    def compute(batch: Batch, states: Tensor) -> None:
+        owners, logits, _ = answer_logits(vlm, batch, states)
         answer.append(_rows(logits[owners == indices[0]]))
 
-    run_batches(batches, compute)
+    map_last_states(vlm, batches, compute)
     return shown | {LOGITS: answer}
 
 
