@@ -14,6 +14,7 @@ from chip.cli.arguments import (
     DeviceMap,
     Json,
     RecordsFile,
+    Stream,
     parse_batch_size,
     print_json,
 )
@@ -77,6 +78,7 @@ def edit(
     layers: Layers = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    stream: Stream = False,
     batch_size: BatchSizes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: LinkUnchanged = False,
@@ -112,6 +114,7 @@ def edit(
         layers=layers,
         device=device,
         device_map=device_map,
+        stream=stream or None,
         batch_size=parse_batch_size(batch_size),
         link_unchanged=link_unchanged,
         dry_run=dry_run,

@@ -17,6 +17,7 @@ from chip.cli.arguments import (
     Html,
     Json,
     RecordsFile,
+    Stream,
     parse_batch_size,
     print_json,
 )
@@ -60,6 +61,7 @@ def evaluate(
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    stream: Stream = False,
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
@@ -93,6 +95,7 @@ def evaluate(
         judge=_judge(judge, judge_model),
         device=device,
         device_map=device_map,
+        stream=stream or None,
         batch_size=parse_batch_size(batch_size),
         seed=seed,
         progress=progress_bar,

@@ -116,7 +116,7 @@ class WeightEditor:
             for name, value in new.items()
             if name is not None and value is not None
         }
-        return Solution(module, values, update.removed)
+        return Solution(module, {name: self.vlm.weights.hold(value) for name, value in values.items()}, update.removed)
 
     def apply(self, solutions: Sequence[Solution], patch: Patch) -> None:
         """Give the model's parameters their new values, and note in the patch what changes on disk."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
-from chip.errors import ChipWarning, InputError, foreign_code, reason
+from chip.errors import InputError, foreign_code, reason
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -226,7 +225,7 @@ def load_vlm(
     if device_map is None:
         place = _device(device)
         dtype = torch.float32 if place.type == "cpu" else None
-        if _streams(stream, folder, needs_streaming(checkpoint, plan, dtype, place)):
+        if needs_streaming(checkpoint, plan, dtype, place) if stream is None else stream:
             _check_generation(folder)
             with _loading(folder, None), quiet():
                 model, weights = load_streamed(checkpoint, skeleton, plan, dtype, place)
@@ -239,14 +238,6 @@ def load_vlm(
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
     return VLM(model.eval().requires_grad_(False), load_processor(folder), weights)
-
-
-def _streams(asked: bool | None, folder: Path, needed: bool) -> bool:
-    """Whether a model is streamed, which is said where nobody has asked for it."""
-    if asked is None and needed:
-        message = f"{folder}: does not fit into the free memory; its layers are read one after the other, at each use"
-        warnings.warn(message, ChipWarning, stacklevel=3)
-    return needed if asked is None else asked
 
 
 def _device(name: str | None) -> torch.device:

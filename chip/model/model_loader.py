@@ -16,7 +16,11 @@ from chip.model.offload import DeviceMap, MaxMemory
 
 @contextmanager
 def model_loader(
-    distributed: DistributedContext, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
+    distributed: DistributedContext,
+    device: str | None,
+    device_map: DeviceMap | None,
+    max_memory: MaxMemory | None,
+    stream: bool | None = None,
 ) -> Iterator[Callable[[Path], VLM]]:
     """A function that loads the checkpoint in a folder, as `load_vlm` does.
 
@@ -30,11 +34,12 @@ def model_loader(
             raise InputError(
                 "says how to spread a model; give a device_map, such as auto", argument="max_memory", value=max_memory
             )
-        yield partial(load_vlm, device=device)
+        yield partial(load_vlm, device=device, stream=stream)
         return
     if distributed.world_size > 1:
         raise InputError(
             "one process uses all devices; start chip without torchrun", argument="device_map", value=device_map
         )
     with TemporaryDirectory(prefix="chip-") as folder:
-        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+        spread = partial(load_vlm, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+        yield partial(spread, device=device, stream=stream)

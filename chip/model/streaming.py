@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 
 from chip.checkpoint.layout import Checkpoint
+from chip.errors import ChipWarning
 from chip.model.families import family_of, find_language, find_tower_layers, other_parts
 from chip.model.forward.activation_store import host_memory
 from chip.model.load_plan import LoadPlan, Origin
@@ -22,13 +24,19 @@ LEFT_FREE = 0.2
 
 
 def needs_streaming(checkpoint: Checkpoint, plan: LoadPlan, dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether the model's weights take more of the memory that is free than they may."""
+    """Whether the model's weights take more of the memory that is free than they may; where they do, it is said."""
     entries = [checkpoint.entries[name] for name in plan.taken]
     stored = sum(entry.end - entry.begin for entry in entries)
     values = sum(torch.Size(entry.shape).numel() for entry in entries)
     size = stored if dtype is None else values * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory()[0]
-    return size > (1 - LEFT_FREE) * free
+    if size <= (1 - LEFT_FREE) * free:
+        return False
+    message = (
+        f"{checkpoint.folder}: its weights take {size / 1e9:.1f} GB, and {free / 1e9:.1f} are free; layers are read"
+    )
+    warnings.warn(f"{message} from the disk one after the other, and anew at each use", ChipWarning, stacklevel=2)
+    return True
 
 
 def load_streamed(
@@ -41,8 +49,10 @@ def load_streamed(
         dtype: to compute in; None: as stored.
     """
     parts = _Parts.of(skeleton, plan)
-    state = {name: _Stored(partial(checkpoint.read, name)) for name in plan.taken if name not in parts.names}
-    state |= {name: _Later(checkpoint.entries[name].shape) for name in parts.names}
+    state = {
+        name: _Later(checkpoint.entries[name].shape) if name in parts.names else _Now(partial(checkpoint.read, name))
+        for name in plan.taken
+    }
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     model = type(skeleton).from_pretrained(
         None,
@@ -105,7 +115,7 @@ def _ties(skeleton: Any, origin_of: Mapping[str, Origin]) -> dict[str, str]:
     groups: dict[str, list[str]] = {}
     for target, source in skeleton.all_tied_weights_keys.items():
         groups.setdefault(source, [source]).append(target)
-    ties = {}
+    ties: dict[str, str] = {}
     for group in groups.values():
         stored = next((name for name in group if name in origin_of), None)
         ties |= {name: stored for name in group if stored is not None and name != stored}
@@ -119,7 +129,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for child in module.children() for layer in _layers(child)]
 
 
-class _Stored:
+class _Now:
     """A tensor as transformers' loader takes it, read when the loader wants it."""
 
     def __init__(self, read: Callable[[], Tensor]) -> None:

@@ -193,7 +193,7 @@ class WeightStream:
         def look_up(ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not module.weight.is_meta:
                 return forward(ids, *args, **kwargs)
-            rows, places = ids.unique(return_inverse=True)
+            rows, places = torch.unique(ids, return_inverse=True)
             table, padding = module.weight, module.padding_idx
             module.weight = nn.Parameter(self._rows(weight, rows.tolist()), requires_grad=False)
             module.padding_idx = None  # matters for gradients alone, and may lie beyond these rows

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from chip.data.record import Record
-from chip.errors import ChipError
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize, out_of_memory
 from chip.model.batching.batches import Batches
@@ -48,7 +47,7 @@ def sharing_holds(vlm: RunnableModel) -> bool:
         return False
     try:
         both = vlm.hidden_states(packed)[0].float()
-    except (MemoryError, ChipError):
+    except MemoryError:
         raise
     except Exception as error:  # of any kind: layers that do not attend make of a mask of pairs what they can
         if isinstance(error, RuntimeError) and out_of_memory(error):
