@@ -43,7 +43,9 @@ class StatisticsSource:
         self._batches = vlm.batches(self._records, trained, size, distributed)
         # For each device once: statistics stay where their module is.
         self._record_weights = cache(partial(method.record_weights, request))
-        self.stages = _stages(method, target_modules, vlm.weights.streamed)
+        streamed = torch.tensor(float(vlm.weights.streamed))
+        distributed.all_reduce_(streamed)  # a process that had room for the model must still take part in every stage
+        self.stages = _stages(method, target_modules, bool(streamed))
         self._kept: dict[Stage, Mapping[TargetModule, Statistics]] = {}
         self._keep = False
         self.restart()
