@@ -129,9 +129,10 @@ class WeightEditor:
     def _set(self, name: str, value: Tensor, patch: Patch) -> bool:
         """Whether the parameter had another value before."""
         parameter, disk_name = self.vlm.parameter(name), self._disk[name]
-        if torch.equal(value.to(parameter.dtype), parameter):
+        there = value.to(parameter.device)
+        if torch.equal(there.to(parameter.dtype), parameter):
             return False
-        patch.relative_change[disk_name] = _relative_change(value, parameter)
+        patch.relative_change[disk_name] = _relative_change(there, parameter)
         stored = self.vlm.set_parameter(name, value)
         exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
         patch.tensors[disk_name] = stored if exact else value.cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 
+from chip.checkpoint.header import FLOATS
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import ChipWarning
 from chip.model.families import family_of, find_language, find_tower_layers, other_parts
@@ -86,28 +87,33 @@ class _Parts:
     @classmethod
     def of(cls, skeleton: Any, plan: LoadPlan) -> _Parts:
         """The layers of the vision tower, of the text model and of what stands beside them, the head, and the text
-        model's tables of embeddings, where the family does no more than look tokens up in them."""
+        model's tables of embeddings, where the family does no more than look tokens up in them. Not what lacks a tensor
+        on disk."""
         origin_of = {name: origin for origin in plan.origins for name in origin.parameters}
         ties = _ties(skeleton, origin_of)
         paths = {module: path for path, module in skeleton.named_modules()}
         language, layers = find_language(skeleton), find_tower_layers(skeleton)
 
-        def unit(module: nn.Module) -> Unit:
-            names = [f"{paths[module]}.{name}" for name, _ in module.named_parameters(remove_duplicate=False)]
-            return Unit(paths[module], tuple(dict.fromkeys(origin_of[ties.get(name, name)] for name in names)))
+        def units(modules: Iterable[nn.Module]) -> Iterator[Unit]:
+            for module in modules:
+                names = [f"{paths[module]}.{name}" for name, _ in module.named_parameters(remove_duplicate=False)]
+                origins = [origin_of.get(ties.get(name, name)) for name in names]
+                if None not in origins:
+                    yield Unit(paths[module], tuple(dict.fromkeys(each for each in origins if each is not None)))
 
         beside = [layer for part in other_parts(skeleton) for layer in _layers(skeleton.get_submodule(part))]
-        units = [unit(layer) for layer in (*beside, *layers, *language.layers)]
+        of_layers = tuple(units((*beside, *layers, *language.layers)))
         if family_of(skeleton).takes_embeddings_apart:
-            return cls(tuple(units), {}, ties)
-        tables = [
-            path
+            return cls(of_layers, {}, ties)
+        tables = {
+            path: module
             for module, path in paths.items()
             if isinstance(module, nn.Embedding) and path.startswith(paths[language]) and ".layers." not in path
-        ]
-        origins = {path: origin_of[ties.get(f"{path}.weight", f"{path}.weight")] for path in tables}
-        plain = {path: origin for path, origin in origins.items() if origin.converter is None}
-        return cls((*units, unit(skeleton.get_output_embeddings())), plain, ties)
+        }
+        origins = {path: origin_of.get(ties.get(f"{path}.weight", f"{path}.weight")) for path in tables}
+        by_row = {path: each for path, each in origins.items() if each is not None and each.converter is None}
+        whole = [module for path, module in tables.items() if path not in by_row]
+        return cls((*units(whole), *of_layers, *units([skeleton.get_output_embeddings()])), by_row, ties)
 
 
 def _ties(skeleton: Any, origin_of: Mapping[str, Origin]) -> dict[str, str]:
@@ -153,10 +159,10 @@ class _Later:
 
 
 def _dtype(config: Any, checkpoint: Checkpoint) -> torch.dtype:
-    """As transformers takes `auto`: what the configuration says, else as the first tensor is stored."""
+    """As transformers takes `auto`: what the configuration says, else as the first weight is stored."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    return next(entry.torch_dtype for entry in checkpoint.entries.values())
+    return next(entry.torch_dtype for entry in checkpoint.entries.values() if entry.dtype in FLOATS)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:

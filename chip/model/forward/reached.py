@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chip.model.batching.batch import Batch, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.families import has_layer_embeddings
 from chip.model.forward.activation_store import ActivationStore, StoredBatch
-from chip.model.forward.runner import ForwardRunner
+from chip.model.forward.runner import ForwardRunner, Hook
 from chip.model.forward.start import Pixels, Start
 from chip.model.forward.tower import TowerPass
 from chip.model.forward.trace import record_calls, trace
 from chip.model.loading import VLM
+from chip.model.running import running
 
 
 class ReachedBatches:
@@ -59,7 +60,7 @@ class ReachedBatches:
                 with guard_memory(batch):
                     with record_calls(self._vlm.connectors) as calls:
                         if batch.vision.any():
-                            self._runner.run(batch, start)
+                            self._run(batch, start)
                     self._store.add(index, batch).store_connector_inputs(calls)
         return self._store.stored_batches
 
@@ -77,7 +78,7 @@ class ReachedBatches:
                 start: Start = stored.connector_inputs() if stored.has_connector_inputs else Pixels()
                 with guard_memory(batch):
                     with record_calls([self._vlm.language]) as calls:
-                        self._runner.run(batch, start)
+                        self._run(batch, start)
                     (call,) = calls
                     stored.store_text_call(call, self._keep_embeddings)
             if not self._keep_connectors:
@@ -93,8 +94,12 @@ class ReachedBatches:
         for stored in self.at_text(len(self._vlm.layers)):
             with guard_memory(stored.batch):
                 watch = trace(self._vlm.language, output=lambda _, y: found.append(y.last_hidden_state))
-                self._runner.run(stored.batch, stored.text_states(len(self._vlm.layers)), observe=[watch])
+                self._run(stored.batch, stored.text_states(len(self._vlm.layers)), observe=[watch])
                 yield stored.batch, found.pop().to(stored.batch.segments.device)
+
+    def _run(self, batch: Batch, start: Start, stop: nn.Module | None = None, observe: Iterable[Hook] = ()) -> None:
+        with running(self._vlm.model):
+            self._runner.run(batch, start, stop, observe)
 
     def _starts(self) -> Iterator[Start]:
         """Of each batch where its images begin: behind the vision tower where all have gone through that together."""
@@ -112,7 +117,7 @@ class ReachedBatches:
                         found: list[Tensor] = []
                         start = stored.text_states(index + 1)
                         watch = trace(layer, output=lambda _, y, found=found: found.append(y))  # type: ignore[misc]
-                        self._runner.run(stored.batch, start, layer, [watch])
+                        self._run(stored.batch, start, layer, [watch])
                         stored.store_shared(start.shared)
                         stored.store_states(found[0], index + 1)
 

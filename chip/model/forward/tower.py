@@ -18,6 +18,7 @@ from chip.model.forward.runner import ForwardRunner
 from chip.model.forward.start import Pixels, TowerOutputs
 from chip.model.forward.trace import Call, record_calls, replace_output, trace
 from chip.model.loading import VLM
+from chip.model.running import running
 
 _READ: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 """Model -> `layers_read` of it."""
@@ -65,7 +66,7 @@ class TowerPass:
         if not batch.vision.any():
             return None
         with guard_memory(batch):
-            with record_calls([self._vlm.tower]) as calls:
+            with record_calls([self._vlm.tower]) as calls, running(self._vlm.model):
                 self._runner.run(batch, Pixels())
             (call,) = calls
             if self._vlm.model not in _READ:
@@ -81,6 +82,7 @@ class TowerPass:
             for layer in layers[:index]:
                 hooks.enter_context(replace_output(layer, last))
             hooks.enter_context(trace(layers[index], output=lambda _, y: found.append(y), stop=True))
+            hooks.enter_context(running(self._vlm.model))
             each.call.map(onload).run()
         if each.outputs and index - 1 not in _READ[self._vlm.model]:
             each.outputs[-1] = None
