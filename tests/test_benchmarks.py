@@ -27,6 +27,7 @@ TINY = {
     "patch": ("--gigabytes", "0.05", "--hidden", "64", "--rounds", "1"),
     "projection": ("--tiny",),
     "startup": ("--rounds", "1"),
+    "streaming": ("--size", "tiny", "--side", "112"),
 }
 """Benchmark of speed -> the options that make it small."""
 
