@@ -153,13 +153,17 @@ def test_one_layer_is_in_memory_and_each_is_read_once(
         reads[name] += 1
         return read(source, name)
 
-    assert vlm.shares_images  # looks at three batches, one after the other
+    ask(vlm, folder)  # so that it is known what comes after what
+    stream._reader.submit(int).result()
     largest = max(sum(p.numel() for p in unit.parameters()) for unit in (*vlm.layers, vlm.model.lm_head))
     monkeypatch.setattr(Checkpoint, "read", counted)
     with most_alive(vlm) as alive:
         before = stream.bytes_read
         ask(vlm, folder)
-        assert set(reads.values()) == {1}
+        stream._reader.submit(int).result()
+        assert set(reads.values()) <= {1, 2}
+        again = [name for name, times in reads.items() if times > 1]  # that with which a next pass would begin
+        assert all("vision" in name and ".layers.0." in name for name in again)
         assert stream.bytes_read - before <= sum(e.end - e.begin for e in Checkpoint.open(folder).entries.values())
         edit(vlm, folder, GIVEN["shielded"])
     assert max(alive) <= largest
