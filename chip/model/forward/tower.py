@@ -68,6 +68,8 @@ class TowerPass:
         with guard_memory(batch):
             with record_calls([self._vlm.tower]) as calls, running(self._vlm.model):
                 self._runner.run(batch, Pixels())
+            if not calls:  # its parts are called one by one: each batch goes through them by itself
+                return None
             (call,) = calls
             if self._vlm.model not in _READ:
                 _READ[self._vlm.model] = layers_read(self._vlm, batch, call)
