@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import chip
@@ -124,6 +126,28 @@ def test_parameters_and_buffers_are_those_of_a_model_in_memory(checkpoint: Calla
         assert vlm.parameter(name).dtype == parameter.dtype
     assert vlm.model.generation_config.to_dict() == whole.generation_config.to_dict()
     assert vlm.model.name_or_path == whole.name_or_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_head_that_is_stored_beside_what_it_is_tied_to_is_what_is_stored(
+    checkpoint: Callable[..., Path], tmp_path: Path, factor: float
+) -> None:
+    """As transformers takes it: tied where the two are equal, else as they are."""
+    shutil.copytree(checkpoint("gemma3"), folder := tmp_path / "ckpt")
+    source = Checkpoint.open(folder)
+    tensors = {name: source.read(name) for name in source.entries}
+    (embeddings,) = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    tensors["lm_head.weight"] = factor * tensors[embeddings]
+    for file in folder.glob("model*"):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "records.jsonl").symlink_to(checkpoint("gemma3").parent / "records.jsonl")
+    (tmp_path / "images").symlink_to(checkpoint("gemma3").parent / "images")
+    expected = ask(load_vlm(folder, "cpu"), folder)
+    assert torch.equal(ask(streamed(folder)[0], folder).answer_probability, expected.answer_probability)
+    same = ask(load_vlm(checkpoint("gemma3"), "cpu"), checkpoint("gemma3"))
+    assert torch.equal(expected.answer_probability, same.answer_probability) == (factor == 1)
 
 
 @contextmanager

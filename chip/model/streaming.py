@@ -50,8 +50,9 @@ def load_streamed(
         dtype: to compute in; None: as stored.
     """
     parts = _Parts.of(skeleton, plan)
+    later = parts.names
     state = {
-        name: _Later(checkpoint.entries[name].shape) if name in parts.names else _Now(partial(checkpoint.read, name))
+        name: _Later(checkpoint.entries[name].shape) if name in later else _Now(partial(checkpoint.read, name))
         for name in plan.taken
     }
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
@@ -117,14 +118,14 @@ class _Parts:
 
 
 def _ties(skeleton: Any, origin_of: Mapping[str, Origin]) -> dict[str, str]:
-    """Parameter that is another's second name -> the one that has a tensor on disk."""
+    """Parameter without a tensor on disk -> one that is tied to it, and has one. Both may: they are then what they are."""
     groups: dict[str, list[str]] = {}
     for target, source in skeleton.all_tied_weights_keys.items():
         groups.setdefault(source, [source]).append(target)
     ties: dict[str, str] = {}
     for group in groups.values():
         stored = next((name for name in group if name in origin_of), None)
-        ties |= {name: stored for name in group if stored is not None and name != stored}
+        ties |= {name: stored for name in group if stored is not None and name not in origin_of}
     return ties
 
 
