@@ -118,7 +118,7 @@ class _Parts:
 
 
 def _ties(skeleton: Any, origin_of: Mapping[str, Origin]) -> dict[str, str]:
-    """Parameter without a tensor on disk -> one that is tied to it, and has one. Both may: they are then what they are."""
+    """Parameter without a tensor on disk -> one that is tied to it and has one; none where both have one."""
     groups: dict[str, list[str]] = {}
     for target, source in skeleton.all_tied_weights_keys.items():
         groups.setdefault(source, [source]).append(target)
