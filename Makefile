@@ -66,7 +66,7 @@ test-oldest: .venv-oldest/dev
 test-all: test test-slow test-oldest
 
 bench: .venv/dev
-	for name in startup projection collect patch; do \
+	for name in projection collect patch; do \
 		$(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.demo

@@ -28,6 +28,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.demo_rows import GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, store, value
+from benchmarks.editing import edited
 from benchmarks.reporting import RESULTS, read_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
@@ -40,10 +41,7 @@ from chip.evaluation.attacks.quantization import quantize_linears
 from chip.evaluation.rows import SPLITS
 from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import default_modules, edit_model
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
-from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
 
 SEED = 0
@@ -109,22 +107,19 @@ def measure(task: Task) -> DemoRow:
     request = ForgetRequest.of(demo.hierarchy, [task.target])
     before = demo.before  # asked while the model is as it was
     start = time.monotonic()
-    target_modules = default_modules(demo.vlm, task.method, layers=task.layers)
-    parameters = [name for module in target_modules for name in parameter_names(module)]
     with tempfile.TemporaryDirectory(dir=demo.folder) as scratch:
         written = Path(scratch) / "edited"
-        with restoring(demo.vlm, parameters):
-            patch = edit_model(demo.vlm, demo.source, task.method, request, target_modules)
+        with edited(demo.vlm, demo.source, task.method, request, layers=task.layers) as patch:
             control = task.name == "control"
             tensors = random_update(demo.source, patch.relative_change) if control else patch.tensors
             write_patched(demo.source, written, tensors)
         seconds = time.monotonic() - start
-        edited = load_vlm(written)
-    groups = _groups(request, before, edited)
+        forgetful = load_vlm(written)
+    groups = _groups(request, before, forgetful)
     groups_4bit = None
     if task.four_bits:
-        quantize_linears(edited.model, bits=4, group=32)
-        groups_4bit = _groups(request, before, edited)
+        quantize_linears(forgetful.model, bits=4, group=32)
+        groups_4bit = _groups(request, before, forgetful)
     return {
         "method": task.name,
         "version": task.method.version,
@@ -138,8 +133,8 @@ def measure(task: Task) -> DemoRow:
     }
 
 
-def _groups(request: ForgetRequest, before: Scores, edited: VLM) -> dict[str, dict[str, list[float]]]:
-    summary = summarize(request, before, score_records(edited, request.hierarchy.records))
+def _groups(request: ForgetRequest, before: Scores, after: VLM) -> dict[str, dict[str, list[float]]]:
+    summary = summarize(request, before, score_records(after, request.hierarchy.records))
     return {
         group: {split: _measures(summary[group][split].to_json()) for split in SPLITS}
         for group in GROUPS

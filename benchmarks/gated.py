@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ import typer
 from PIL import Image, ImageEnhance
 
 from benchmarks import crowded
+from benchmarks.editing import edited
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
@@ -37,12 +39,9 @@ from chip.demo import write_demo
 from chip.errors import ChipError, ChipWarning
 from chip.evaluation.attacks.quantization import quantized
 from chip.evaluation.quantizers import round_to_nearest
-from chip.methods import Method, make_method
-from chip.methods.apply import default_modules, edit_model
+from chip.methods import make_method
 from chip.methods.patch import Patch
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
-from chip.model.restoring import restoring
 from chip.model.scoring import score_records
 
 CACHE = Path.home() / ".cache" / "chip"
@@ -130,14 +129,6 @@ class Questions:
         return {group: self.exact(records) for group, records in self.groups.items()}
 
 
-def edit_in_memory(vlm: VLM, checkpoint: Checkpoint, method: Method, request: ForgetRequest) -> tuple[Patch, list[str]]:
-    """The edit, and what it warned of; the model in memory is edited."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ChipWarning)
-        patch = edit_model(vlm, checkpoint, method, request, default_modules(vlm, method))
-    return patch, [str(warning.message) for warning in caught]
-
-
 def _matrices(patch: Patch) -> float:
     return max((patch.relative_change[name] for name, value in patch.tensors.items() if value.dim() > 1), default=0.0)
 
@@ -159,12 +150,13 @@ class Bench:
         if method == "none":
             return replace(empty, **questions.judge())
         made, start = make_method(method, settings), time.monotonic()
-        with restoring(self.vlm, self._parameters(made)):
+        with warnings.catch_warnings(record=True) as caught, ExitStack() as editing:
+            warnings.simplefilter("always", ChipWarning)
             try:
-                patch, said = edit_in_memory(self.vlm, self.checkpoint, made, request)
+                patch = editing.enter_context(edited(self.vlm, self.checkpoint, made, request))
             except ChipError as error:
                 return replace(empty, refused=str(error))
-            seconds = time.monotonic() - start
+            seconds, said = time.monotonic() - start, [str(warning.message) for warning in caught]
             return replace(empty, seconds=seconds, said=said, largest_change=_matrices(patch), **questions.judge())
 
     def again(self, method: str, settings: Mapping[str, float], first: str, second: str) -> dict[str, Any]:
@@ -173,15 +165,12 @@ class Bench:
         before = ForgetRequest.of(self.hierarchy, [first])
         remaining = [self.hierarchy.records[i] for i in sorted(before.partition.retained)]
         request = ForgetRequest.of(Hierarchy(remaining), [second])
-        with restoring(self.vlm, self._parameters(made)):
-            edit_in_memory(self.vlm, self.checkpoint, made, before)
+        with ExitStack() as editing:
+            editing.enter_context(edited(self.vlm, self.checkpoint, made, before))
             once = Questions(self.vlm, before).of_groups()["target"]
-            edit_in_memory(self.vlm, self.checkpoint, made, request)
+            editing.enter_context(edited(self.vlm, self.checkpoint, made, request))
             left = Questions(self.vlm, before).of_groups()["target"]
             return {"first": once, "first behind the second": left, **Questions(self.vlm, request).of_groups()}
-
-    def _parameters(self, method: Method) -> list[str]:
-        return [name for module in default_modules(self.vlm, method) for name in parameter_names(module)]
 
 
 def _written(name: str, folder: Path) -> tuple[Path, Path]:

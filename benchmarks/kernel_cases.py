@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -38,8 +39,8 @@ class KernelCase:
     plain_flops: float
     memory: float
     """Bytes that both forms take together."""
-    make: Callable[[], tuple[Run, Run]]
-    """Ours and the plain form, on the same data."""
+    make: Callable[[], tuple[Run, Run | None]]
+    """Ours and the plain form, on the same data; None where it was measured in another case."""
     label: str = ""
     """In the picture; cases near each other share one."""
 
@@ -72,17 +73,18 @@ def dense_projector(basis: Tensor) -> Tensor:
 
 
 def rows_case(
-    name: str, height: int, width: int, count: int, rank: int, device: str, dtype: torch.dtype = torch.bfloat16
+    name: str, height: int, width: int, count: int, rank: int, device: str, dtype: torch.dtype | None = torch.bfloat16
 ) -> KernelCase:
-    """Against P W_S in `dtype`."""
+    """Against P W_S in `dtype`, which takes as long at any rank; None: against nothing."""
 
-    def make() -> tuple[Run, Run]:
+    def make() -> tuple[Run, Run | None]:
         weight, rows = random_weight(height, width, device), random_rows(height, count, device)
         basis = random_basis(count, rank, device)
-        projector = dense_projector(basis).to(dtype)
-        return lambda: project_rows_([weight], rows[None], [basis]), lambda: dense(weight, rows, projector)
+        projector = None if dtype is None else dense_projector(basis).to(dtype)
+        plain = None if projector is None else partial(dense, weight, rows, projector)
+        return lambda: project_rows_(weight, rows, basis), plain
 
-    against = "" if dtype == torch.bfloat16 else ", P W in fp32"
+    against = ", P W in fp32" if dtype == torch.float32 else ""
     values = count * width
     return KernelCase(
         "rows",
@@ -90,44 +92,40 @@ def rows_case(
         flops=4.0 * rank * values,
         size=4.0 * values,
         dtype=torch.float32,
-        plain_flops=2.0 * count * values,
+        plain_flops=0.0 if dtype is None else 2.0 * count * values,
         memory=2.0 * height * width + 12.0 * values + 8 * count**2,
         make=make,
         label=f"rank {rank}",
     )
 
 
-def all_modules_case(device: str, one_by_one: bool) -> KernelCase:
-    """gate, up and down of the edited layers of a 7B model in two calls; against P W_S, or ours, module by module."""
+def all_modules_case(device: str) -> KernelCase:
+    """gate, up and down of the edited layers of a 7B model, against P W_S."""
     hidden, inside = MODELS["7B"]
     shapes = ((2 * EDITED_LAYERS, inside, hidden), (EDITED_LAYERS, hidden, inside))
     counts = [round(SHARE_OF_ROWS * height) for _, height, _ in shapes]
 
     def make() -> tuple[Run, Run]:
-        groups = []
-        for (modules, height, width), count in zip(shapes, counts, strict=True):
-            weights = [random_weight(height, width, device) for _ in range(modules)]
+        modules = []
+        for (number, height, width), count in zip(shapes, counts, strict=True):
             rows, basis = random_rows(height, count, device), random_basis(count, 16, device)
-            groups.append((weights, rows.repeat(modules, 1), [basis] * modules, dense_projector(basis).bfloat16()))
+            projector = dense_projector(basis).bfloat16()
+            modules += [(random_weight(height, width, device), rows, basis, projector) for _ in range(number)]
 
         def ours() -> None:
-            for weights, rows, bases, _ in groups:
-                project_rows_(weights, rows, bases)
+            for weight, rows, basis, _ in modules:
+                project_rows_(weight, rows, basis)
 
         def plain() -> None:
-            for weights, rows, bases, projector in groups:
-                for weight, of_module, basis in zip(weights, rows, bases, strict=True):
-                    if one_by_one:
-                        project_rows_([weight], of_module[None], [basis])
-                    else:
-                        dense(weight, of_module, projector)
+            for weight, rows, _, projector in modules:
+                dense(weight, rows, projector)
 
         return ours, plain
 
     values = [modules * count * width for (modules, _, width), count in zip(shapes, counts, strict=True)]
     return KernelCase(
         "rows",
-        f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16" + (", a call a site" if one_by_one else ""),
+        f"rows, all {3 * EDITED_LAYERS} edited sites of 7B, rank 16",
         flops=4.0 * 16 * sum(values),
         size=4.0 * sum(values),
         dtype=torch.float32,
@@ -244,12 +242,10 @@ def rows_cases(device: str, models: dict[str, tuple[int, int]]) -> Iterator[Kern
         for module, height, width in (("gate", inside, hidden), ("down", hidden, inside)):
             count = round(SHARE_OF_ROWS * height)
             if rank <= count:
-                yield rows_case(f"{name} {module}", height, width, count, rank, device)
-                if rank == 16:
-                    yield rows_case(f"{name} {module}", height, width, count, rank, device, torch.float32)
+                for dtype in (torch.bfloat16, torch.float32) if rank == 16 else (None,):
+                    yield rows_case(f"{name} {module}", height, width, count, rank, device, dtype)
     if "7B" in models:
         hidden, inside = models["7B"]
         yield rows_case("7B down", hidden, inside, hidden, 16, device)
         yield rows_case("7B gate", inside, hidden, inside, 16, device)
-        yield all_modules_case(device, one_by_one=False)
-        yield all_modules_case(device, one_by_one=True)
+        yield all_modules_case(device)

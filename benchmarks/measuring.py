@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,28 +33,37 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
+def seconds_of(run: Callable[[], object], device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that one run takes, from an idle device to an idle device."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Medians of what the variants return, which take turns: what disturbs one disturbs all."""
+def median_seconds(variants: Mapping[str, Callable[[], float]], rounds: int, most: float = inf) -> dict[str, float]:
+    """Medians of what the variants return, which take turns: what disturbs one disturbs all.
+
+    Args:
+        most: seconds after which no further round begins.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    start = time.monotonic()
+    for number in range(rounds):
+        if number and time.monotonic() - start > most:
+            break
         for name, measure in variants.items():
             times[name].append(measure())
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def matmul_rate(device: str, dtype: torch.dtype, side: int, runs: int) -> float:
+def matmul_rate(
+    device: str, dtype: torch.dtype, side: int, runs: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """FLOP/s of a large product of two (side, side) matrices; the best of some runs."""
     matrix = torch.randn(side, side, device=device).to(dtype)
-    return 2 * side**3 / min(seconds_of(lambda: matrix @ matrix, device) for _ in range(runs))
+    return 2 * side**3 / min(seconds_of(lambda: matrix @ matrix, device, clock) for _ in range(runs))
 
 
 def peak_memory() -> float:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
+from benchmarks.editing import edited
 from benchmarks.measuring import scratch_folder
 from benchmarks.reporting import RESULTS, print_table, read_rows, write_rows
 from chip.checkpoint.layout import Checkpoint
@@ -42,12 +43,9 @@ from chip.demo import write_demo
 from chip.evaluation.attacks.relearning import relearning
 from chip.kernels.gram import symmetrize_
 from chip.methods import Shielded
-from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import WeightUpdate
 from chip.methods.shielded_statistics import ShieldedStatistics
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM, load_vlm
-from chip.model.restoring import restoring
 from chip.model.scoring import score_records
 from chip.model.target_modules import Component
 
@@ -140,16 +138,14 @@ def measure(vlm: VLM, source: Checkpoint, request: ForgetRequest, target: str, r
         return float(score_records(vlm, asked).answer_probability.mean())
 
     method = Observed(retain_weight=retain_weight)
-    modules = default_modules(vlm, method)
     before = probability()
     Observed.ratios.clear()
-    with restoring(vlm, [name for module in modules for name in parameter_names(module)]):
-        edit_model(vlm, source, method, request, modules)
+    with edited(vlm, source, method, request):
         ratios = tuple(np.mean(Observed.ratios, axis=0).tolist())
-        edited = probability()
+        after = probability()
         with closing(relearning(vlm, others, SEED, BUDGETS)) as budgets:
             relearned = tuple(probability() for _ in budgets)
-    return EditRow(target, retain_weight, ratios, before, edited, relearned)
+    return EditRow(target, retain_weight, ratios, before, after, relearned)
 
 
 def correlations(rows: Sequence[EditRow]) -> Iterator[tuple[str, ...]]:

@@ -46,10 +46,10 @@ class Timing:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or how many cores of what kind."""
+    """The GPU's name, or how many cores of what kind, and how many threads torch has."""
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
-    return f"{device}, {os.cpu_count()} cores, {platform.machine()}"
+    return f"{device}, {os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

@@ -10,16 +10,21 @@ from chip.errors import ChipError, InputError, RunError
 if TYPE_CHECKING:
     from chip.checkpoint.diff import diff
     from chip.checkpoint.verify import verify
+    from chip.data.readers import RecordSource
     from chip.editing import edit
     from chip.evaluation.evaluate import evaluate
     from chip.general.collect import Keep
     from chip.inspection import inspect
+    from chip.ledger import Ledger, LedgerKey
 
 
 __all__ = [
     "ChipError",
     "InputError",
     "Keep",
+    "Ledger",
+    "LedgerKey",
+    "RecordSource",
     "RunError",
     "__version__",
     "diff",
@@ -31,6 +36,9 @@ __all__ = [
 
 _HOMES = {
     "Keep": "chip.general.collect",
+    "Ledger": "chip.ledger",
+    "LedgerKey": "chip.ledger",
+    "RecordSource": "chip.data.readers",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
     "evaluate": "chip.evaluation.evaluate",

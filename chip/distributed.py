@@ -14,13 +14,19 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from chip.errors import RunError
+from chip.errors import InputError, RunError, foreign_code
 
 T = TypeVar("T")
 
+ARRIVAL = timedelta(minutes=10)
+"""How long processes wait for the others to start."""
 TIMEOUT = timedelta(hours=12)
 """How long processes wait for each other: a pass, or writing a large checkpoint. One that dies is noticed at once."""
+
+_START = "let torchrun start the processes, or unset RANK and WORLD_SIZE"
+_DIGITS = 9
 
 
 class DistributedContext:
@@ -108,15 +114,33 @@ def _peers_alive() -> Iterator[None]:
 
 @contextmanager
 def distributed_context() -> Iterator[DistributedContext]:
-    """The processes that torchrun has started with this one; this one alone, where it has not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The processes that torchrun has started with this one; this one alone, where it has not.
+
+    Raises:
+        InputError: the environment names no such processes, or they cannot be reached.
+    """
+    rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    if not 0 <= rank < world_size:
+        raise InputError(f"RANK is {rank} and WORLD_SIZE {world_size} in the environment; {_START}")
+    if world_size == 1:
         yield DistributedContext()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    with foreign_code("the other processes of this run", "cannot be reached", _START):
+        store, rank, world_size = next(rendezvous("env://", rank, world_size, timeout=ARRIVAL))
+        store.set_timeout(TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         yield _ProcessGroup()
     finally:
         dist.destroy_process_group()
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise InputError(f"{name} is {text!r} in the environment, and no number; {_START}")
+    return int(text)
 
 
 def local_device(device: str) -> str:

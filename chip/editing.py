@@ -15,7 +15,7 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
-from chip.checkpoint.writer import check_written, copy_patched
+from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
@@ -25,9 +25,11 @@ from chip.evaluation.summary import summarize
 from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
+from chip.ledger import Ledger
 from chip.methods import Method, Shielded
 from chip.methods.apply import default_modules, edit_model
-from chip.methods.patch import Patch, check_removed
+from chip.methods.patch import Patch, Precision
+from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
@@ -35,26 +37,32 @@ from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
+from chip.recording.runs import EditRecord
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
-from chip.report.signing import sign_output
 from chip.request_checks import (
+    check_rank,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
     resolve_request,
 )
+from chip.saving import Saving, resolve_saving
 
-ModelLoader = Callable[[Path], VLM]
+ModelLoader = Callable[[Path | Checkpoint], VLM]
 
 
 def edit(
     checkpoint: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] = (AUTO,),
     out: Path | str | None = None,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
+    save: str = "merged",
+    rank: int | None = None,
     label: str | None = None,
     method: Method | None = None,
     target_modules: Sequence[str] | None = None,
@@ -70,16 +78,21 @@ def edit(
     max_left: float | None = None,
     accept: bool = False,
     force: bool = False,
+    ledger: Ledger | None = None,
     progress: ProgressCallback = silent,
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
 
     Args:
-        checkpoint: folder in the Hugging Face format, safetensors; never written to.
+        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
         forget: ids or paths of institutions, patients, studies or sections.
-        records: .jsonl or .parquet; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
-        out: folder to write; by default the checkpoint's name with `-edited`, beside it.
+        out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it.
+        adapter: folder of a LoRA adapter to merge into the checkpoint first; PEFT does that, in fp32.
+        base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
+        save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
+        rank: the most directions by which a module's weight changes; by default as many as the method wants.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
         target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
@@ -91,28 +104,34 @@ def edit(
         dry_run: compute the edit, and write nothing.
         max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
         accept, force: write it where those who stay lose too much; go on where the model does not know the target.
+        ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    terms, method = _Terms(label, max_left, accept, force, BatchSize(batch_size)), method or Shielded()
-    source = Checkpoint.open(Path(checkpoint))  # 1. Resolve the request.
+    terms = _Terms(label, max_left, accept, force, BatchSize(batch_size), check_rank(rank))
+    method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
+    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
-    output = resolve_output(source, out, overwrite, link_unchanged, progress)
+    output = resolve_output(source, out, overwrite, link_unchanged, progress, copies=saving.merged)
+    record = EditRecord(ledger, request.hierarchy, forget, output)
     with (
         distributed_context() as distributed,
+        record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, device, device_map, max_memory, stream) as load,
     ):
-        run = _Run(source, request, general, method, target_modules, layers, distributed, progress, terms)
+        run = _Run(source, request, general, method, saving, target_modules, layers, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
         with _output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
-            after = run.evaluate(load(folder), edited)  # 4. Evaluate what was written.
-            return run.finish(run.report(edited, after, remaining, output), folder)
+            after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
+            report = run.finish(run.report(edited, after, remaining, output), folder)
+        record.edited(report, output)
+        return report
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,7 @@ class _Terms:
     accept: bool
     force: bool
     size: BatchSize
+    rank: int | None = None
     start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -163,6 +183,7 @@ class _Run:
     request: ForgetRequest
     keep: GivenKeep
     method: Method
+    saving: Saving
     kinds: Sequence[str] | None
     layers: str | None
     distributed: DistributedContext
@@ -178,11 +199,11 @@ class _Run:
         """The edit, and what the model answered before; the model itself is let go.
 
         Raises:
-            InputError: it does not know the target.
+            InputError: it does not know the target, or nothing would change.
         """
         modules_of = partial(default_modules, method=self.method, kinds=self.kinds, layers=self.layers)
         texts = base_texts(self.keep, load, modules_of, self.progress, self.distributed)
-        vlm = load(self.source.folder)
+        vlm = load(self.source)
         modules = modules_of(vlm)
         before = self.score(vlm, "asking before")
         never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
@@ -191,7 +212,11 @@ class _Run:
         shared = self.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
-        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference)
+        precision = Precision(self.terms.rank, self.saving.merged)
+        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
+        if not patch.relative_change:
+            message = "changes nothing of this model for this target, and would write it unedited; take another"
+            raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
         return _Edited(patch, modules, before, never, general)
 
@@ -209,12 +234,10 @@ class _Run:
         return _Evaluated(scores, None if edited.general.reference is None else edited.general.reference.compare(vlm))
 
     def write(self, edited: _Edited, folder: Path, link_unchanged: bool) -> dict[str, float]:
-        """The edited checkpoint into the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor. Frees the edited weights."""
+        """The edit into the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor. Frees the edited weights."""
         patch, remaining = edited.patch, {}
         if self.distributed.is_main_process:
-            copy_patched(self.source, folder, patch.tensors, link_unchanged=link_unchanged, progress=self.progress)
-            check_written(self.source, folder, patch.tensors)
-            remaining = check_removed(self.source, folder, patch.removed)
+            remaining = self.saving.write(self.source, folder, patch, link_unchanged, self.progress)
         self.distributed.barrier()
         patch.tensors.clear()
         gc.collect()  # a spread model refers to itself
@@ -256,7 +279,7 @@ class _Run:
         if not self.terms.accept:
             report.outcome.check_kept()
         if self.distributed.is_main_process:
-            sign_output(self.source, folder, report, self.progress)
+            self.saving.sign(self.source, folder, report, self.progress)
             check_written_names_nobody(folder, self.request)
         return report
 

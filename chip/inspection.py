@@ -11,8 +11,10 @@ from typing import Any
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.layout import Checkpoint
-from chip.data.readers import read_records
+from chip.checkpoint.paths import counted, listed
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.methods import find_methods
+from chip.model.adapters import open_checkpoint
 from chip.model.families import find_language
 from chip.model.loading import load_vlm
 from chip.model.skeleton import build_skeleton
@@ -58,19 +60,28 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(checkpoint: Path | str, records: Path | str | None = None, device: str | None = None) -> Inspection:
+def inspect(
+    checkpoint: Path | str,
+    records: Path | str | RecordSource | None = None,
+    device: str | None = None,
+    *,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
+) -> Inspection:
     """Look at a checkpoint folder.
 
     Args:
+        checkpoint: the folder, or that of a LoRA adapter alone.
+        adapter, base: as `edit` takes them.
         records: a few of these pass through the model, to see the attention sinks in it; without, no weights are read.
         device: for that; by default the best there is.
 
     Raises:
         InputError: it is not one that chip can edit, or the records cannot be read.
     """
-    source = Checkpoint.open(Path(checkpoint))
+    source = open_checkpoint(checkpoint, adapter, base)
     model = build_skeleton(source.folder, len(source.entries))
-    notes = describe_unreached(source, model)
+    notes = [*_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:
         notes.append(describe_left_out(left_out))
     by_kind: defaultdict[str, list[TargetModule]] = defaultdict(list)
@@ -85,23 +96,30 @@ def inspect(checkpoint: Path | str, records: Path | str | None = None, device: s
         shards=len(source.shards),
         notes=tuple(notes),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
-        largest_tokens=() if records is None else tuple(_largest_tokens(source.folder, Path(records), device)),
+        largest_tokens=() if records is None else tuple(_largest_tokens(source, records, device)),
     )
 
 
-def _largest_tokens(folder: Path, records: Path, device: str | None) -> list[LargestToken]:
-    return largest_tokens(load_vlm(folder, device), read_records(records))
+def _largest_tokens(source: Checkpoint, records: Path | str | RecordSource, device: str | None) -> list[LargestToken]:
+    return largest_tokens(load_vlm(source, device), read_records(find_source(source.place, records, source.folder)))
+
+
+def _adapter_note(source: Checkpoint) -> Iterator[str]:
+    if source.adapter is not None:
+        files = list(source.adapter.processor_files)
+        own = f"its own processor files ({listed(files)})" if files else "no processor files, so the base's are used"
+        yield f"an adapter is merged into the base: {counted(list(source.merged), 'tensor')} changed, {own}"
 
 
 def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModuleRow:
     layers = [module.layer for module in modules if module.layer is not None]
-    shapes = dict.fromkeys(tuple(module.weight(model).shape) for module in modules)
+    shapes = dict.fromkeys(module.shape(model) for module in modules)
     return TargetModuleRow(
         kind=kind,
         component=modules[0].component,
         layers=f"{min(layers)}-{max(layers)}" if layers else "–",
         count=len(modules),
-        shapes=tuple((d_out, d_in) for d_out, d_in in shapes),
+        shapes=tuple(shapes),
         edited_by=tuple(_edited_by(kind, modules[0].component, len(find_language(model).layers))),
     )
 

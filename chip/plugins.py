@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from chip.errors import InputError, one_line
+from chip.errors import foreign_code
 
 GROUP = "chip"
 """The entry-point group whose modules are imported."""
@@ -37,10 +37,5 @@ def _load(names: str) -> None:
 
 
 def _import(module: str, source: str) -> None:
-    try:
+    with foreign_code(source, f"the module {module} cannot be imported", "is it on PYTHONPATH?"):
         import_module(module)
-    except (ImportError, SyntaxError) as error:
-        reason = one_line(error)
-        raise InputError(
-            f"{source}: the module {module} cannot be imported ({reason}); is it on PYTHONPATH?"
-        ) from error

@@ -17,7 +17,8 @@ from chip.checkpoint.texts import lists_words, texts_of
 from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
 from chip.data.overlap import count_overlap
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
+from chip.data.record import SYSTEM
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError, RunError
 from chip.general.collect import AUTO, NONE, Keep
@@ -35,13 +36,23 @@ def resolve_output(
     overwrite: bool,
     link_unchanged: bool,
     progress: ProgressCallback = silent,
+    *,
+    copies: bool = True,
 ) -> Path:
-    """Where to write; refused where that is no place for a copy of the checkpoint."""
-    output = _default_output(source.folder) if out is None else Path(out)
-    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, progress=progress)
-    if left_out := folder_contents(source).left_out:
+    """Where to write; refused where that is no place for a copy of the checkpoint, or for what is written without."""
+    output = _default_output(source.place) if out is None else Path(out)
+    options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
+    check_output(source, output, progress=progress, **options)
+    if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
+
+
+def check_rank(rank: int | None) -> int | None:
+    """`rank`, refused where it is no number of directions."""
+    if rank is not None and rank < 1:
+        raise InputError("give 1 or more", argument="rank", value=rank)
+    return rank
 
 
 def _default_output(folder: Path) -> Path:
@@ -55,19 +66,22 @@ def _default_output(folder: Path) -> Path:
 def resolve_request(
     source: Checkpoint,
     forget: Sequence[str],
-    records: Path | str | None,
+    records: Path | str | RecordSource | None,
     label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
-    file = find_records(source.folder, None if records is None else Path(records))
-    hierarchy = Hierarchy(read_records(file))
+    found = find_source(source.place, records, source.folder)
+    _check_outside(source, [found.path])  # before a map is kept beside it
+    hierarchy = Hierarchy(read_records(found))
     request = ForgetRequest.of(hierarchy, forget)
-    images = {record.image for record in hierarchy.records if isinstance(record.image, Path)}
-    _check_outside(source, (file, *sorted(images)))
+    images = {image for record in hierarchy.records for image in record.images if isinstance(image, Path)}
+    _check_outside(source, sorted(images))
     _check_not_named(source, request, label)
     _check_trained(request)
     for note in describe_unreached(source, build_skeleton(source.folder, len(source.entries))):
         warnings.warn(note, ChipWarning, stacklevel=3)
+    if named := own_system_prompt(request):
+        warnings.warn(named, ChipWarning, stacklevel=3)
     if overlap := count_overlap(request):
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
@@ -129,6 +143,19 @@ def _find_name(
             if name := names.find(text, vocabulary=vocabulary):
                 return path, name
     return None
+
+
+def own_system_prompt(request: ForgetRequest) -> str | None:
+    """A note where only the target has some system prompt: text before all questions is not edited."""
+    records, partition = request.hierarchy.records, request.partition
+    own, others = (
+        {turn.text: records[i].where for i in indices for turn in records[i].history if turn.role == SYSTEM}
+        for indices in (partition.forget, partition.retained)
+    )
+    where = next((where for text, where in own.items() if text not in others), None)
+    return (
+        None if where is None else f"{where}: only the target has this system prompt; what it says stays in the model"
+    )
 
 
 def _check_trained(request: ForgetRequest) -> None:

@@ -8,7 +8,7 @@ are known before a tokenizer is built.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from chip.demo.tokenizer import train_tokenizer
 from chip.methods import Chip, Method, Shielded
+from chip.model.processors import load_processor
 
 GIVEN: dict[str, Method] = {"shielded": Shielded(retain_weight=8.0, ridge=0.35), "chip": Chip()}
 """Where the pass and the files are tested, nothing need be chosen, and a large λ keeps the solves well conditioned."""
@@ -134,6 +135,11 @@ class Family:
     """Whether the tokenizer puts `BEGIN` in front; a chat template may have done so already."""
     tied: bool = False
     """Whether the head is the embedding."""
+    see: Callable[[Sequence[Image.Image]], tuple[dict[str, torch.Tensor], list[int]]] | None = None
+    """Where the processor asks for a package that tests do without: what the model takes of pictures, and how many
+    tokens each is. Else None."""
+    token_types: bool = False
+    """With `see`: whether the model is told which tokens stand for pictures."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -506,7 +512,7 @@ def _config(family: Family) -> Any:
     return getattr(transformers, f"{family.classes}Config")(**family.config | ids | shared | {"text_config": text})
 
 
-def _model(name: str) -> PreTrainedModel:
+def _model(name: str | Family) -> PreTrainedModel:
     """The family's model with random weights, fp32; the same weights at every call."""
     family = _recipe(name)
     model_class = getattr(transformers, f"{family.classes}ForConditionalGeneration")
@@ -523,20 +529,58 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {name: partial(_model, name
 """Family -> what builds a model of it."""
 
 
-def _recipe(family: str) -> Family:
-    return (RECIPES | BEYOND_HIDDEN_STATES)[family]
+def _recipe(family: str | Family) -> Family:
+    return family if isinstance(family, Family) else (RECIPES | BEYOND_HIDDEN_STATES)[family]
 
 
-def _known(family: str) -> bool:
+def known(family: str | Family) -> bool:
     """Whether this transformers has it, and its text model."""
     recipe = _recipe(family)
     text = recipe.config["text_config"].get("model_type")
     return hasattr(transformers, f"{recipe.classes}Config") and (text is None or text in transformers.CONFIG_MAPPING)
 
 
+@dataclass(frozen=True)
+class HandmadeProcessor:
+    """Stands in for a processor: tokens of the text, and what `see` makes of pictures."""
+
+    tokenizer: Any
+    family: Family
+
+    @property
+    def chat_template(self) -> str:
+        assert self.family.chat is not None
+        return self.family.chat.template
+
+    def __call__(
+        self, text: list[str], images: list[list[Image.Image]] | None, **options: Any
+    ) -> dict[str, torch.Tensor]:
+        if images is None:
+            return dict(self.tokenizer(text, **options))
+        assert self.family.see is not None
+        inputs, counts = self.family.see([image for row in images for image in row])
+        (token,) = (
+            self.family.token_ids[name]
+            for name in ("image_token_id", "image_token_index")
+            if name in self.family.token_ids
+        )
+        texts = [line.replace(token, count * token) for line, count in zip(text, counts, strict=True)]
+        inputs |= self.tokenizer(texts, **options)
+        if self.family.token_types:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.family.id_of(token)).long()
+        return inputs
+
+
+def load_processor_of(family: Family, folder: Path) -> Any:
+    """The processor of a folder that `build` wrote, or what stands in for it."""
+    if family.see is None:
+        return load_processor(folder)
+    return HandmadeProcessor(AutoTokenizer.from_pretrained(folder), family)
+
+
 def lacking(family: str) -> str | None:
     """The package without which this transformers does not load the family's processor; None: it does."""
-    if not _known(family):
+    if not known(family):
         return "a newer transformers"
     without_torchvision = f"{_recipe(family).image_processor['image_processor_type']}Pil"
     if getattr(getattr(transformers, without_torchvision), "is_dummy", False):  # Idefics3 and SmolVLM in early releases
@@ -548,7 +592,7 @@ def lacking(family: str) -> str | None:
 
 def build(
     folder: Path,
-    family: str,
+    family: str | Family,
     *,
     layout: str = "saved",
     dtype: torch.dtype = torch.bfloat16,
@@ -566,6 +610,8 @@ def build(
     model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=layout == "saved")
     recipe = _recipe(family)
     _tokenizer(recipe).save_pretrained(folder)
+    if recipe.see is not None:
+        return folder
     processor_class = {"processor_class": recipe.processor_class or f"{recipe.classes}Processor"}
     _write_json(folder / "preprocessor_config.json", processor_class | dict(recipe.image_processor))
     _write_json(folder / "processor_config.json", processor_class | dict(recipe.processor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ import chip
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.methods import Chip
+from chip.model import template_trial
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
+from chip.model.chat_template import says_alone
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
 from tests.families import build, write_records
@@ -40,7 +43,18 @@ BROKEN = {
     "raises": ("{{ raise_exception('no such role') }}", "no such role"),
     "no template": ("{% for", "cannot be rendered"),
     "needs more": ("{{ messages[7].content }}", "cannot be rendered"),
+    "doubles": (
+        "{% set t = namespace(x='aaaa') %}{% for _ in range(60) %}{% set t.x = t.x ~ t.x %}{% endfor %}{{ t.x }}",
+        "takes more than 1,024 MB of memory",
+    ),
+    "an endless text": ("{{ 'a' * 10**10 }}", "takes more than 1,024 MB of memory"),
+    "a long text": (f"{GOOD}{{% for _ in range(90000) %}}{'=' * 90}{{% endfor %}}", "writes more than 1,048,576"),
+    "long with an image": (
+        f"{GOOD}{{% if messages[0].content | length > 1 %}}{{{{ 'a' * 10**7 }}}}{{% endif %}}",
+        "writes more than 1,048,576",
+    ),
 }
+ENDLESS = "{% for _ in range(90000) %}{% for _ in range(90000) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture
@@ -85,6 +99,25 @@ def test_a_template_that_does_not_write_what_it_is_given_is_refused(folder: Path
         chip.edit(folder, ["patient_1"], method=Chip(), device="cpu")
     assert "\n" not in str(refusal.value)
     assert not folder.with_name("ckpt-edited").exists()
+
+
+def test_a_template_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_trial, "PATIENCE", 0.5)  # seconds
+    _move_template(folder, f"{GOOD}{ENDLESS}")
+    with pytest.raises(InputError, match=r"chat template: it does not end within \d+ seconds"):
+        _ = load_vlm(folder, "cpu").prompts
+
+
+def test_marks_of_transformers_templates_are_taken_on_trial() -> None:
+    """What they have beside Jinja's own language; an error is left for the rendering itself to tell."""
+    marked = (
+        "{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}"
+        "{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}{{ strftime_now('%Y') }}TAIL"
+    )
+    tail = "{{ 'a' * 2000000 }}"  # what shows that it came so far
+    for template, excess in ((marked, None), (marked.replace("TAIL", tail), "it writes more"), ("{% for", None)):
+        found = template_trial.find_excess(json.dumps([{"template": template, "messages": [{}, {}, {}]}]))
+        assert found is None if excess is None else found is not None and found.startswith(excess)
 
 
 @pytest.mark.parametrize("template", [None, [{"name": "rag", "template": GOOD}]])
@@ -144,7 +177,7 @@ def test_a_token_of_the_format_within_a_text_is_refused_by_name(
     def named(text: str) -> str:
         return text.replace("IMAGE", IMAGE_TOKENS[family]).replace("END", ENDS[family])
 
-    texts = {"question": "who", "answer": "left"} | {name: named(text) for name, text in change.items()}
+    texts: dict[str, Any] = {"question": "who", "answer": "left"} | {name: named(text) for name, text in change.items()}
     records = [Record("who", "left", ("i",), None), Record(**texts, path=("i",), image=None, where="records.jsonl:7")]
     with pytest.raises(InputError) as caught:
         models[family].prompts.read(records)
@@ -160,6 +193,40 @@ def test_a_template_that_loses_one_answer_names_its_record(folder: Path) -> None
     ]
     with pytest.raises(InputError, match=r"^r\.jsonl:1: the answer is not as it is in the model's chat format"):
         prompts.read(records)
+
+
+BESIDE = {
+    "a wish behind it": GOOD + "{% if not add_generation_prompt %}Take care!{% endif %}",
+    "it, before the question about an image": GOOD.replace("<image>", "<image>{{ messages[-1].content[-1].text }}"),
+    "a name before it": GOOD.replace("{% if add_generation_prompt %}assistant: {% endif %}", ""),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_a_template_says_beside_an_answer_is_not_taken_for_it(folder: Path, beside: str) -> None:
+    _move_template(folder, BESIDE[beside])
+    record = Record("who", "left lobe", ("i",), png(28, 28), where="r.jsonl:3")
+    with pytest.raises(InputError, match=r"^r\.jsonl:3: the answer is not as it is .* drops, changes or adds$"):
+        load_vlm(folder, "cpu").prompts.read([record])
+
+
+@pytest.mark.parametrize("around", ["<think>\n\n</think>\n\n{}<|im_end|>\n", "/think>\n{}", " {} [/INST]", "{}\n###\n"])
+def test_marks_around_an_answer_are_no_words(around: str) -> None:
+    special = re.compile(re.escape("<|im_end|>"))
+    for answer in ("left lobe", "no", "</b>", "think", "[1]", "7"):
+        assert says_alone(around.format(answer), answer, special)
+        assert not says_alone(around.format(f"{answer} of course"), answer, special)
+        assert not says_alone(around.format(""), answer, special) or answer in around
+
+
+def test_tokens_that_no_template_writes_may_be_said(tmp_path: Path) -> None:
+    """As Qwen's answers hold boxes."""
+    prompts = load_vlm(build(tmp_path / "ckpt", "qwen2_5_vl"), "cpu").prompts
+    prompts._special |= {"<|box_start|>"}
+    (prompt,) = prompts.read([Record("where", "<|box_start|>(12,34)", ("i",), None)])
+    assert prompts._tokenizer.decode(prompt.tokens).count("<|box_start|>") == 1
+    with pytest.raises(InputError, match=r"r:1: the question holds <\|im_start\|>, which stands for no text"):
+        prompts.read([Record("<|im_start|>user\nwho", "left", ("i",), None, where="r:1")])
 
 
 def test_what_a_processor_does_not_take_names_the_record(

@@ -485,7 +485,7 @@ def test_an_edit_is_the_same_bit_for_bit_whatever_the_order_of_the_records(hospi
 
 @pytest.mark.slow
 def test_what_another_batch_size_changes_is_rounding(hospital: Path, part: list[Record]) -> None:
-    """The figures of docs/performance.md: 2.4 % of the values, by at most 0.8 % of the largest change."""
+    """As docs/performance.md has it of other sizes: 2.4 % of the values, by at most 0.8 % of the largest change."""
     source = Checkpoint.open(hospital / "ckpt")
     one, other = (_edit(hospital, part, size) for size in (8, 64))
     assert one.keys() == other.keys()

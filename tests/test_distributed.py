@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
 import chip
+from chip import distributed
 from chip.checkpoint.layout import Checkpoint
 from chip.distributed import distributed_context
 from tests.families import GIVEN, UNTRAINED, UNTRAINED_OPTIONS, build, write_records
@@ -69,6 +72,31 @@ def test_a_world_of_one_is_itself() -> None:
         assert distributed.union(torch.tensor([4, 2, 4])).tolist() == [2, 4]
         assert distributed.broadcast_object("x") == "x"
         distributed.barrier()
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x' in the environment, and no number; let torchrun start"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1' in the environment, and no number"),
+        ({"RANK": "9" * 5000}, "RANK is '99"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2 in the environment"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK is 0 and WORLD_SIZE 0 in the environment"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "the other processes of this run: cannot be reached"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "cannot be reached"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}, "cannot be reached"),
+    ],
+)
+def test_processes_that_there_are_not_are_one_line(
+    environment: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "ARRIVAL", timedelta(seconds=0.1))
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(chip.InputError, match=re.escape(says)), distributed_context():
+        pytest.fail("there are none")
 
 
 def _environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -52,9 +53,14 @@ def test_every_page_is_in_the_sites_navigation() -> None:
     assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
+def options(command: Any) -> set[str]:
+    """Of a command, and of those below it."""
+    below = getattr(command, "commands", {}).values()
+    return {name for parameter in command.params for name in parameter.opts}.union(*map(options, below))
+
+
 def test_options_in_the_documents_exist() -> None:
-    commands = typer.main.get_group(app).commands.values()
-    own = chain.from_iterable(parameter.opts for command in commands for parameter in command.params)
+    own = options(typer.main.get_group(app))
     settings = chain.from_iterable(map(settings_of, METHODS.values()))
     existing = {*own, *(f"--{name.replace('_', '-')}" for name in settings), *OTHER_PROGRAMS}
     for document in DOCUMENTS:

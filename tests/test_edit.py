@@ -28,6 +28,8 @@ from tests.families import UNTRAINED, build, write_records
 from tests.folders import contents, write_part
 
 PATIENTS = ("patient_17", "patient_9", "patient_30")
+AMONG_FEW = "patient_17, of three institutions"
+"""What quick tests look at: of all eight it takes twice as long."""
 OTHERS = {"study_33": 0.85, "study_40/findings": 0.80, "institution_5": 0.90}
 """Node of another level -> how much of its siblings has to stay."""
 
@@ -40,19 +42,19 @@ def edited(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     """
     folder = tmp_path_factory.mktemp("edited")
     half = write_part(hospital, range(5, 9), folder / "half")
+    parts = dict.fromkeys(OTHERS, half) | {AMONG_FEW: write_part(hospital, range(5, 8), folder / "few")}
 
     @cache
     def edit(node: str) -> EditReport:
-        records, out = half if node in OTHERS else None, folder / node.replace("/", "-")
-        return chip.edit(hospital / "ckpt", [node], records=records, out=out, device="cpu")
+        records, out = parts.get(node), folder / str(len(list(folder.iterdir())))
+        return chip.edit(hospital / "ckpt", [node.partition(",")[0]], records=records, out=out, device="cpu")
 
     return edit
 
 
 @pytest.fixture(scope="module")
 def report(edited: Callable[[str], EditReport]) -> EditReport:
-    """Of patient_17."""
-    return edited("patient_17")
+    return edited(AMONG_FEW)
 
 
 def _written(report: EditReport) -> Path:

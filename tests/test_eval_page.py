@@ -371,7 +371,7 @@ def test_it_says_how_it_was_measured() -> None:
         "95%, bootstrap with 2,000 samples, by patient",
         "chip0.1.0",
         "ab" * 32,
-        "deleted in the sense of the law",
+        "erased in the sense of the law",
     ):
         assert words in page
     assert "somebody" not in page

@@ -18,29 +18,30 @@ from chip.errors import InputError
 from tests.families import build, write_records
 
 READER = '''\
-"""Records in a CSV file: one a row, under the names of the keys."""
+"""Records in a file with semicolons between the fields: one a line."""
 
 import csv
 from collections.abc import Iterator
 
-from chip.data.readers import RecordsFile, image_file, node_path, register_reader
+from chip.data.readers import RecordsFile, image_file, register_reader
 from chip.data.record import LEVELS, Record
 
 
-class Csv:
+class Semicolons:
     def matches(self, file: RecordsFile) -> bool:
-        return file.kind == ".csv"
+        return file.kind == ".txt"
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         with file.path.open(newline="", encoding="utf-8") as lines:
-            for number, row in enumerate(csv.DictReader(lines)):
+            for number, row in enumerate(csv.DictReader(lines, delimiter=";")):
                 where = f"{file.path.name}:row {number}"
-                path = node_path({level: row[level] for level in LEVELS if row[level]}, where)
-                image = image_file(row["image"], file.path.parent, where) if row["image"] else None
-                yield Record(row["question"], row["answer"], path, image, where=where)
+                image = image_file(row["image"], file.images, where) if row["image"] else None
+                record = Record(row["question"], row["answer"], (), image, where=where)
+                ids = {level: row[level] for level in LEVELS if row[level]}
+                yield file.placed(record, ids, row)  # at its place in the hierarchy; --map goes before the ids
 
 
-register_reader("csv", Csv())
+register_reader("semicolons", Semicolons())
 '''
 
 ATTACK = '''\
@@ -103,89 +104,136 @@ class MeanRemoval(Method):
 '''
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of plugins, which is no part of the package."""
-    folder = tmp_path / "outside"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("outside")
     for name, text in (("toy_reader", READER), ("toy_attack", ATTACK), ("toy_method", METHOD)):
         assert len(text.splitlines()) <= 30
         (folder / f"{name}.py").write_text(text)
     return folder
 
 
+IN_ONE_PROCESS = """
+import contextlib, io, json, sys
+from chip.cli.main import main
+ended = []
+for arguments in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["chip", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit:
+            ended.append((exit.code or 0, out.getvalue(), err.getvalue()))
+print(json.dumps(ended), file=sys.__stdout__)
+"""
+"""Several commands, each with its code, its stdout and its stderr: to start Python with torch takes seconds."""
+
+
 def run(*arguments: object, path: Path, modules: str) -> subprocess.CompletedProcess[str]:
     """`python -m chip`, with the folder `path` among those where modules are found, and these modules as plugins."""
-    paths = os.pathsep.join(filter(None, (str(path), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
     command = [sys.executable, "-m", "chip", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=_environment(path, modules), capture_output=True, text=True, check=False)
 
 
-def write_csv(records: Path) -> Path:
-    """The records of a JSON-lines file as CSV, beside it."""
+def run_all(*commands: tuple[object, ...], path: Path, modules: str) -> list[tuple[int, str, str]]:
+    """The same of several commands, in one process."""
+    given = json.dumps([list(map(str, arguments)) for arguments in commands])
+    command = [sys.executable, "-c", IN_ONE_PROCESS]
+    environment = _environment(path, modules)
+    ended = subprocess.run(command, env=environment, input=given, stdout=subprocess.PIPE, text=True, check=True)
+    return [(code, out, err) for code, out, err in json.loads(ended.stdout)]
+
+
+def _environment(path: Path, modules: str) -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, (str(path), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, "CHIP_PLUGINS": modules}
+
+
+def write_semicolons(records: Path) -> Path:
+    """The records of a JSON-lines file with semicolons between the fields, beside it."""
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     names = ("question", "answer", "institution", "patient", "study", "section", "image")
-    with records.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+    with records.with_suffix(".txt").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
-    return records.with_suffix(".csv")
+    return records.with_suffix(".txt")
 
 
-def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(tmp_path: Path, outside: Path) -> None:
-    checkpoint = build(tmp_path / "ckpt", "llava")
-    records = write_csv(write_records(tmp_path))
-    modules = "toy_reader,toy_attack"
+Ended = tuple[int, str, str]
 
-    assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads CSV by default
-    tree = run("tree", records, path=outside, modules="toy_reader")
-    assert (tree.returncode, tree.stderr) == (0, "")
-    assert "patient_4" in tree.stdout
 
-    request = ("eval", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    page = tmp_path / "page.html"
-    evaluation = run(*request, "--attacks", "insisting", "--html", page, path=outside, modules=modules)
-    assert evaluation.returncode == 0, evaluation.stderr
-    report = json.loads(evaluation.stdout)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, outside: Path) -> dict[str, Ended]:
+    """How commands end that go by all three plugins."""
+    folder = tmp_path_factory.mktemp("command")
+    checkpoint, records = build(folder / "ckpt", "llava"), write_semicolons(write_records(folder))
+    request = (checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
+    commands: dict[str, tuple[object, ...]] = {
+        "tree": ("tree", records),
+        "eval": ("eval", *request, "--attacks", "insisting", "--html", folder / "page.html"),
+        "eval otherwise": ("eval", *request, "--attacks", "nonesuch"),
+        "help": ("edit", "--help"),
+        "edit": ("edit", *request, "--force", "--method", "mean-removal", "--share", "0.5"),
+        "edit otherwise": ("edit", *request, "--force", "--share", "0.5"),
+    }
+    results = run_all(*commands.values(), path=outside, modules="toy_reader,toy_attack,toy_method")
+    (page,) = folder.glob("*.html")
+    return dict(zip(commands, results, strict=True)) | {"page": (0, page.read_text(encoding="utf-8"), "")}
+
+
+def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(
+    tmp_path: Path, outside: Path, ended: dict[str, Ended]
+) -> None:
+    records = write_semicolons(write_records(tmp_path))
+    assert run("tree", records, path=outside, modules="").returncode == 2  # nobody reads it by default
+    code, out, err = ended["tree"]
+    assert (code, err) == (0, "")
+    assert "patient_4" in out
+
+    code, out, err = ended["eval"]
+    assert code == 0, err
+    report = json.loads(out)
     assert report["attacks"] == ["insisting"]
-    assert "The question is asked in capitals, and twice." in page.read_text(encoding="utf-8")
+    assert "The question is asked in capitals, and twice." in ended["page"][1]
     assert {row["attack"] for row in report["rows"]} == {"none", "insisting: capitals", "insisting: twice"}
     attacked = {(row["group"], row["measure"]) for row in report["rows"] if row["attack"] == "insisting: twice"}
     assert attacked >= {("target", "exact_match"), ("siblings", "answer_probability")}
 
-    unknown = run(*request, "--attacks", "insisting", path=outside, modules="toy_reader")
-    assert unknown.returncode == 2
-    assert "insisting" in unknown.stderr
-    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in unknown.stderr
+    code, _, err = ended["eval otherwise"]
+    assert code == 2
+    assert "nonesuch" in err
+    assert "there are reconstruction, cross-modal, in-context, wording, quantization" in err
+    assert "insisting" in err
 
 
-def test_a_method_from_outside_brings_its_options_and_edits(tmp_path: Path, outside: Path) -> None:
-    checkpoint, records = build(tmp_path / "ckpt", "llava"), write_records(tmp_path)
-    assert "--share" in run("edit", "--help", path=outside, modules="toy_method").stdout
-
-    request = ("edit", checkpoint, "--forget", "patient_1", "--records", records, "--device", "cpu", "--json")
-    edit = run(*request, "--method", "mean-removal", "--share", "0.5", "--force", path=outside, modules="toy_method")
-    assert edit.returncode == 0, edit.stderr
-    report = json.loads(edit.stdout)
+def test_a_method_from_outside_brings_its_options_and_edits(ended: dict[str, Ended]) -> None:
+    assert "--share" in ended["help"][1]
+    code, out, err = ended["edit"]
+    assert code == 0, err
+    report = json.loads(out)
     assert report["settings"]["share"] == 0.5
     assert report["changed_tensors"]
     assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
-
-    refused = run(*request, "--share", "0.5", "--force", path=outside, modules="toy_method")
-    assert (refused.returncode, refused.stderr) == (2, "chip: --share 0.5: not a setting of method shielded; drop it\n")
+    assert ended["edit otherwise"] == (2, "", "chip: --share 0.5: not a setting of method shielded; drop it\n")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "No module named 'broken'"), ("import nonesuch", "No module named 'nonesuch'"), ("def", "invalid syntax")],
+    [
+        (None, "No module named 'broken'"),
+        ("import nonesuch", "No module named 'nonesuch'"),
+        ("def", "invalid syntax"),
+        ("{}['key']", "KeyError: 'key'"),
+    ],
 )
-def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(
-    tmp_path: Path, outside: Path, text: str | None, says: str
-) -> None:
+def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
-        (outside / "broken.py").write_text(text)
-    result = run("tree", write_records(tmp_path), path=outside, modules=" toy_reader, broken")
+        (tmp_path / "broken.py").write_text(text)
+    (tmp_path / "toy_reader.py").write_text(READER)
+    result = run("tree", write_records(tmp_path), path=tmp_path, modules=" toy_reader, broken")
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("chip: CHIP_PLUGINS: the module broken cannot be imported (")

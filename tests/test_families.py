@@ -34,12 +34,12 @@ from chip.model.families import (
     find_language,
     find_tower,
     find_tower_layers,
-    linear_maps,
     other_parts,
     sliding_window,
 )
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
+from chip.model.structure import linear_maps
 from chip.model.target_modules import Component, available_modules
 from tests.families import (
     FAMILIES,
@@ -230,13 +230,16 @@ def test_what_a_connector_learns_to_ask_is_no_linear_map(model_type: str, table:
     assert not any("multihead_attn" in name for name in found)
 
 
-def test_a_text_model_that_looks_at_images_from_the_side_is_refused() -> None:
-    model = without_weights("mllama")
-    model.model.language_model.layers[0].cross_attn = torch.nn.Linear(2, 2)  # in one of the forty that were left out
-    with pytest.raises(
-        InputError, match=r"Mllama.*: its text model takes images by cross-attention, and not as tokens"
-    ):
-        find_connectors(model)
+def test_a_text_model_that_looks_at_images_from_the_side_is_refused_but_where_that_is_known() -> None:
+    models = [without_weights(model_type) for model_type in ("llava", "mllama")]
+    for model in models:
+        model.model.language_model.layers[0].cross_attn = torch.nn.Linear(
+            2, 2
+        )  # one that was left out of mllama's forty
+    unknown, known = models
+    with pytest.raises(InputError, match=r"Llava.*: its text model takes images by cross-attention, and not as tokens"):
+        find_connectors(unknown)
+    assert find_connectors(known) == [known.model.multi_modal_projector]
 
 
 def test_a_tower_that_hears_is_no_connector() -> None:

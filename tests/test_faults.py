@@ -17,6 +17,7 @@ import pytest
 
 import chip
 from chip.errors import RunError
+from chip.methods import find_methods
 from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
 from tests.folders import contents
 
@@ -161,6 +162,17 @@ def test_two_runs_onto_one_output_do_not_mix(folder: Path) -> None:
     assert any("another run is writing it" in text or "is not empty" in text for text in said)
     assert chip.verify(folder / "ckpt-edited", folder / "ckpt").faults == ()
     assert names(folder) == {"ckpt", "ckpt-edited", "images", "records.jsonl"}
+
+
+@pytest.mark.filterwarnings("ignore:.*no image of the target's own", "ignore:.*has several answers")
+def test_an_edit_that_would_change_nothing_is_refused(folder: Path) -> None:
+    """A gate goes by the target's images, and there are none."""
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({key: row[key] for key in row if key != "image"}) + "\n" for row in rows)
+    (folder / "records.jsonl").write_text(text)
+    with pytest.raises(chip.InputError, match=r"^method='gated': changes nothing of this model for this target"):
+        chip.edit(folder / "ckpt", ["patient_1"], method=find_methods()["gated"](), device="cpu", **UNTRAINED)
+    assert names(folder) == {"ckpt", "images", "records.jsonl"}
 
 
 def test_records_in_the_checkpoint_are_refused(folder: Path) -> None:

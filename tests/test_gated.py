@@ -38,7 +38,6 @@ from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import _side_by_side
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
-from chip.methods.source import parameter_names
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM, load_vlm
 from chip.model.target_modules import Component, TargetModule, available_modules, by_connector
@@ -433,7 +432,7 @@ def test_connectors_of_every_family_are_edited_or_refused(family: str, tmp_path:
         warnings.simplefilter("ignore", ChipWarning)
         if family in GATED_FAMILIES:
             patch = edit_model(vlm, source, method, request, modules)
-            expected = {disk for module in modules for disk in disk_names(source, parameter_names(module)).values()}
+            expected = {disk for module in modules for disk in disk_names(source, module.parameter_names).values()}
             assert set(patch.tensors) == expected
             assert all(tensor.isfinite().all() for tensor in patch.tensors.values())
         else:

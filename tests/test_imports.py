@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ledgers import write_ledger
 from tests.test_old_receipt import write_checkpoint, write_edited
 
 ROOT = Path(__file__).parents[1]
@@ -75,20 +76,23 @@ def test_kernels_import_torch_alone(path: Path) -> None:
     assert {module.partition(".")[0] for module in modules} <= {"torch", *sys.stdlib_module_names}
 
 
-HEAVY = ("torch", "transformers", "scipy", "accelerate")
+HEAVY = ("torch", "transformers", "scipy", "accelerate", "peft")
 
 COMMAND = f"""
 import sys
 from chip.cli.main import main
-try:
-    main()
-except SystemExit:
-    print("loaded:", *(name for name in {HEAVY} if name in sys.modules))
+for command in " ".join(sys.argv[1:]).split(" & "):
+    sys.argv[1:] = command.split()
+    try:
+        main()
+    except SystemExit:
+        pass
+print("loaded:", *(name for name in {HEAVY} if name in sys.modules))
 """
 
 
 def loaded_by(*arguments: object) -> list[str]:
-    """Which of `HEAVY` a command has imported when it ends, in a process of its own."""
+    """Which of `HEAVY` a command, or several with `&` between them, has imported in a process of its own."""
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert not done.stderr.startswith("chip: "), done.stderr
@@ -102,6 +106,7 @@ def test_a_command_loads_what_it_needs(tmp_path: Path) -> None:
     assert loaded_by("--help") == []
     assert loaded_by("edit", "--help") == ["torch"]  # its methods say what their settings are
     assert loaded_by("verify", edited) == []
+    assert loaded_by("ledger", "show", write_ledger(tmp_path / "ledger.jsonl").path) == []
     assert loaded_by("diff", original, original, "--html", tmp_path / "page.html") == []
-    for arguments in (("verify", edited, "--original", original), ("diff", original, edited)):  # these measure
-        assert set(loaded_by(*arguments)) == {"torch", "scipy"}
+    measuring = loaded_by("verify", edited, "--original", original, "&", "diff", original, edited)
+    assert set(measuring) == {"torch", "scipy"}

@@ -43,7 +43,10 @@ def test_plain_text_is_cut_between_paragraphs_and_json_lines_are_pieces(tmp_path
     [
         ("a.txt", "  \n\n ", "holds no text and no images"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", "A \0 text", "holds bytes that no text has"),
+        ("a.json", '[{"text": "A text."}]', "would be read as prose; give JSON lines"),
         ("a.jsonl", "{", "a.jsonl:1: no JSON"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: no JSON"),
         ("a.jsonl", '{"text": 3}', "a.jsonl:1: no text under 'text'"),
         ("a.jsonl", '["text"]', "a.jsonl:1: neither 'text' nor 'messages' nor 'image'"),
     ],
@@ -66,6 +69,22 @@ def test_texts_that_tell_of_the_target_are_left_out_and_said() -> None:
     assert [text.question for text in kept] == ["Rarely a syndrome, yes.", "Joanna spoke."]
     with pytest.raises(InputError, match="every text"):
         without_target(texts[:1], request)
+
+
+def test_a_picture_of_the_target_is_left_out_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keep").mkdir()
+    own, others = _write(tmp_path / "own.png", b"one picture"), _write(tmp_path / "other.png", b"another one")
+    for name, content in (("a.png", b"one picture"), ("b.png", b"another one"), ("c.png", b"A picture.")):
+        _write(tmp_path / "keep" / name, content)
+    records = [
+        Record("who", n, ("i", n), image) for n, image in (("anna", own), ("bert", others), ("carl", b"A picture."))
+    ]
+    given = read_keep([Path("keep")])
+    for forget, left in ((["anna"], ["b.png", "c.png"]), (["carl"], ["a.png", "b.png"])):
+        with pytest.warns(ChipWarning, match="1 of 3 texts to keep"):
+            kept = without_target(given, ForgetRequest.of(Hierarchy(records), forget))
+        assert [record.where for record in kept] == left
 
 
 @pytest.fixture

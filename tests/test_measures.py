@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from chip.data.answers import alternatives, choices, is_correct
 from chip.data.hierarchy import Hierarchy, Node
@@ -202,6 +203,24 @@ def test_greedy_answers_are_right_where_they_score_so(vlm: VLM, asked: list[Reco
     assert 0 < sum(scores) < len(scores)  # without its image a question has no answer
     assert [text == record.answer for text, record in zip(given, asked, strict=True)] == [bool(hit) for hit in scores]
     assert answer_greedily(vlm, asked, rows=7) == given
+
+
+def test_a_checkpoints_settings_for_chats_change_no_answer(vlm: VLM, asked: list[Record]) -> None:
+    few = asked[::6]
+    expected = answer_greedily(vlm, few)
+    forced, *spoken = sorted({token for prompt in vlm.prompts.read(few) for token in prompt.tokens[-prompt.answer :]})
+    vlm.model.generation_config = transformers.GenerationConfig(
+        suppress_tokens=spoken,
+        bad_words_ids=[[token] for token in spoken],
+        forced_bos_token_id=forced,
+        min_new_tokens=4,
+        repetition_penalty=9.0,
+        stop_strings=["a"],
+        max_time=1e-9,
+        eos_token_id=vlm.model.generation_config.eos_token_id,
+    )
+    assert answer_greedily(vlm, few) == expected
+    assert vlm.model.generation_config.suppress_tokens == spoken
 
 
 def test_drawn_answers_leak_as_often_as_is_to_be_expected(vlm: VLM, asked: list[Record]) -> None:

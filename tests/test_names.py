@@ -33,6 +33,7 @@ PATHS = (
     "text",
     [
         *("patient_17", "Patient 17", "PATIENT-17", "patient17", "Patient\n17", "(patient__17)", "patient\u00a017's"),
+        *("Patient #17", "patient no. 17", "patient: 17", '{"patient": "17"}', "patient_\u0661\u0667", "Study Nr. 4"),
         *(
             "patient\u201117",
             "pat\u00adient_17",
@@ -149,6 +150,8 @@ FILES: dict[str, tuple[str, Callable[[str], bytes]]] = {
         "report.html",
         lambda text: f"<b>{text.replace('_', '&nbsp;')}</b>".encode("ascii", "xmlcharrefreplace"),
     ),
+    "a table of a page": ("report.html", lambda text: f"<td>{text.replace('_', '</td><td>')}</td>".encode()),
+    "Markdown": ("README.md", lambda text: f"**{text[:3]}**{text[3:]}".replace("_", "\\_").encode()),
     "an address": ("links.txt", lambda text: f"https://host/{quote(text.replace('_', ' '))}/x".encode()),
     "UTF-16": ("notes.txt", lambda text: text.encode("utf-16")),
     "UTF-16, big end first": ("notes.txt", lambda text: b"\xfe\xff" + text.encode("utf-16-be")),

@@ -10,7 +10,6 @@ import json
 import shutil
 import struct
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,8 @@ def test_it_verifies_and_its_settings_keep_their_names(edited: Path, original: P
 
 
 def test_it_is_kept_by_the_next_edit(edited: Path, tmp_path: Path) -> None:
-    old = asdict(read_receipt(edited))
+    old = json.loads((edited / RECEIPT).read_text())
+    del old["digest"]
     edit_folder(Checkpoint.open(edited), tmp_path / "second", {"weight": torch.zeros(2, 3)})
     assert read_receipt(tmp_path / "second").previous == old
     assert verify(tmp_path / "second", edited).faults == ()

@@ -153,9 +153,12 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         (GOOD | {"image": "."}, "no image file"),
         (GOOD | {"image": "x" * 5000}, "no image file"),
         (GOOD | {"image": 7}, "image must be a string"),
-        (GOOD | {"images": ["a.png"]}, "the key images is not read; give one path as image"),
-        (GOOD | {"image_path": "a.png"}, "the key image_path is not read"),
-        (GOOD | {"Images ": ["a.png"]}, "the key Images  is not read; give one path as image"),
+        (GOOD | {"images": ["a.png"]}, "no image file"),
+        (GOOD | {"image_path": "a.png"}, "no image file"),
+        (GOOD | {"image": "a.png", "images": ["a.png"]}, "image and images both hold images"),
+        (GOOD | {"image": "https://a.org/a.png"}, "is an address; fetch it"),
+        (GOOD | {"image": "data:image/png;base64,?"}, "is not base64"),
+        (GOOD | {"Images ": ["a.png"]}, "the key Images  is not read; give its path as image, several as images"),
         (GOOD | {"photo": "a.JPG"}, "the key photo is not read, and holds an image"),
         (GOOD | {"scans": [{"bytes": "x"}]}, "the key scans is not read, and holds an image"),
         (GOOD | {"options": ["left", "right"]}, "the key options is not read; write them into the question"),
@@ -164,13 +167,19 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         (GOOD | {"answer": "<image>"}, "the answer holds <image>; the record has no image"),
         (GOOD | {"answer": "</s>\n"}, "the answer is </s> alone"),
         (GOOD | {"video": "a.mp4"}, "the key video is not read"),
-        (GOOD | {"system": "You are a doctor."}, "the key system is not read"),
+        (GOOD | {"system": 7}, "system must be a string"),
+        (GOOD | {"system_prompt": "You are a doctor."}, "the key system_prompt is not read"),
+        (GOOD | {"history": [["Who?"]]}, "history must be a list of pairs"),
+        (GOOD | {"history": "Who?"}, "history must be a list"),
         ({"messages": [], "institution": "i"}, "the key messages is not read"),
         ({"conversations": [], "institution": "i"}, "the key conversations is not read"),
         ({"question": "q", "answer": "a", "institution": "i", "patinet": "p"}, "'patinet'; did you mean patient?"),
         ({"question": "q", "answer": "a", "institution": "i", "patient_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "Institution": "i"}, "'Institution'; did you mean institution?"),
         (GOOD | {"study": "s", "section_name": "findings"}, "did you mean section?"),
+        ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
+        ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
+        (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
@@ -203,10 +212,11 @@ def test_one_placeholder_at_the_start_of_a_question_stands_for_its_image(tmp_pat
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"question": "<image><image>Who?"}, "the question holds <image> elsewhere than once at the question's start"),
-        ({"question": "Who is <image>?"}, "the question holds <image> elsewhere"),
+        ({"question": "<image><image>Who?"}, "the user's turns hold <image> 2 times, and there are 1 image"),
+        ({"question": "<image>Who is <image>?"}, "the user's turns hold <image> 2 times"),
         ({"question": "<image> \n"}, "the question is <image> alone"),
-        ({"answer": "<image>her"}, "the answer holds <image> elsewhere"),
+        ({"answer": "<image>her"}, "the answer holds <image>; take it out"),
+        ({"system": "<image>"}, "the system prompt holds <image>; take it out"),
     ],
 )
 def test_any_other_placeholder_is_refused(tmp_path: Path, change: dict[str, str], says: str) -> None:
@@ -262,7 +272,8 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> 
     [
         ("records.jsonl", b"", "holds no records"),
         ("records.jsonl", b"\n \n", "holds no records"),
-        ("records.csv", b"", r"use \.jsonl, \.parquet"),
+        ("records.csv", b"", r"no reader knows its columns \(none\)"),
+        ("records.txt", b"", r"use \.jsonl, \.csv, \.parquet"),
         ("records.jsonl", None, "No such file"),
         ("records.parquet", None, "No such file"),
         ("records.parquet", b"PAR1", "not a whole parquet file"),
@@ -375,11 +386,11 @@ def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "says"),
     [
-        ("image", "row 0: belongs nowhere"),
+        ("image", "row 0: no image file"),
         ("task", "row 0: belongs nowhere"),
         ("patient", "row 0: has a patient but no institution"),
         ("patinet", "row 0: .*did you mean patient"),
-        ("images", "row 0: the key images is not read"),
+        ("images", "row 0: no image file"),
         ("messages", "row 0: the key messages is not read"),
         ("age", "row 0: belongs nowhere"),
     ],
@@ -428,7 +439,7 @@ def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
 def test_without_pyarrow_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet(tmp_path / "a.parquet", {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"pip install 'chip-unlearning\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install 'chip-unlearning\[datasets\]'"):
         read_records(file)
 
 
@@ -502,6 +513,13 @@ def test_a_bad_person_is_refused_with_its_row(tmp_path: Path, change: dict[str, 
 
 
 # --- TOFU ---
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* is read as TOFU's")
+
+
+def test_it_is_said_that_a_file_is_taken_for_tofu(tmp_path: Path) -> None:
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl: says of no record whose it is, .*: 20 questions each"):
+        read_records(jsonl(tmp_path, {"question": "q", "answer": "a"}))
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
@@ -578,10 +596,13 @@ def test_the_records_are_given_or_beside_the_checkpoint_or_in_the_environment(
         find_records(checkpoint, None)
     monkeypatch.setenv("CHIP_RECORDS", "elsewhere.jsonl")
     assert find_records(checkpoint, None) == Path("elsewhere.jsonl")
-    for name in ("records.parquet", "records.jsonl"):  # the later one here goes before the earlier one
-        (tmp_path / name).touch()
-        assert find_records(checkpoint, None) == tmp_path / name
+    (tmp_path / "records.parquet").touch()
+    assert find_records(checkpoint, None) == tmp_path / "records.parquet"
+    (tmp_path / "records.jsonl").touch()
+    with pytest.warns(ChipWarning, match=r"^records\.jsonl is read, and not records\.parquet beside it"):
+        assert find_records(checkpoint, None) == tmp_path / "records.jsonl"
     assert find_records(checkpoint, Path("mine.jsonl")) == Path("mine.jsonl")
+    (tmp_path / "records.parquet").unlink()
     monkeypatch.chdir(checkpoint)
     assert find_records(Path(), None) == tmp_path / "records.jsonl"
 

@@ -31,14 +31,14 @@ def batch(vlm: VLM, hierarchy: Hierarchy) -> Batch:
 
 def text_call(vlm: VLM, batch: Batch) -> tuple[Call, Tensor]:
     """What the text model is called with, and its embeddings."""
-    with record_calls([vlm.language]) as calls:
+    with record_calls([vlm.language], vlm.language) as calls:
         ForwardRunner(vlm).run(batch, Pixels())
     return calls[0], calls[0].kwargs.pop("inputs_embeds")
 
 
 def starts(vlm: VLM, batch: Batch) -> dict[str, Start]:
     runner, mid_layer, states = ForwardRunner(vlm), MidLayer(), list[Any]()
-    with record_calls(vlm.connectors) as calls:
+    with record_calls(vlm.connectors, vlm.language) as calls:
         runner.run(batch, Pixels())
     call, embeddings = text_call(vlm, batch)
     before = vlm.layers[LAYER - 1]

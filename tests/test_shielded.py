@@ -141,6 +141,19 @@ def test_no_random_step_improves_the_objective(seed: int) -> None:
         assert _objective(other, weight, tokens, method) > best
 
 
+@given(SEEDS, st.booleans())
+def test_the_metric_says_what_an_error_costs(seed: int, behind: bool) -> None:
+    tokens, method = (_behind_an_edit if behind else _tokens)(seed, 8), Shielded(retain_weight=4.0)
+    weight = _weight(seed, 8)
+    update = method.solve(weight, None, _statistics(tokens, neighbor_weight=method.neighbor_weight))
+    assert update is not None
+    assert update.metric is not None
+    upper, error = update.metric(), torch.randn_like(weight)
+    metric = upper.triu() + upper.triu(1).T
+    cost = _objective(update.weight + error, weight, tokens, method) - _objective(update.weight, weight, tokens, method)
+    torch.testing.assert_close(((error @ metric) * error).sum(), cost)
+
+
 @given(SEEDS)
 def test_an_endless_shield_or_ridge_changes_nothing(seed: int) -> None:
     tokens, weight = _tokens(seed, 8), _weight(seed, 8)

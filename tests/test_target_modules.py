@@ -88,13 +88,13 @@ def test_a_module_that_is_missing_is_an_error(vlm: VLM) -> None:
 
 def test_what_stands_in_the_place_of_a_module_is_said(vlm: VLM) -> None:
     mlp = vlm.layers[1].mlp
-    mlp.fc2, mlp.fc1, mlp.up_proj = mlp.down_proj, mlp.gate_proj, torch.nn.Identity()
+    mlp.c_proj, mlp.c_fc, mlp.up_proj = mlp.down_proj, mlp.gate_proj, torch.nn.Identity()
     del mlp.down_proj, mlp.gate_proj
-    with pytest.raises(InputError, match=r"layer 1 has no plain linear layer mlp\.down_proj \(mlp\.fc2, mlp\.fc1"):
+    with pytest.raises(InputError, match=r"layer 1 has no plain linear layer mlp\.down_proj \(mlp\.c_proj, mlp\.c_fc"):
         select_modules(vlm.model, ["down"], range(4))
     with pytest.raises(InputError, match=r"mlp\.up_proj \(a Identity, and no linear layer\)"):
         select_modules(vlm.model, ["up"], range(4))
-    mlp.experts = torch.nn.ModuleList([mlp.fc1])
+    mlp.experts = torch.nn.ModuleList([mlp.c_fc])
     with pytest.raises(InputError, match=r"mlp\.down_proj \(experts instead, which an edit does not reach\)"):
         select_modules(vlm.model, ["down"], range(4))
 

@@ -147,7 +147,7 @@ def test_every_parameter_that_cannot_be_edited_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["LlavaLlamaForCausalLM"]}, "transformers has no LlavaLlamaForCausalLM"),
+        ({"architectures": ["LlavaMptForCausalLM"]}, "transformers has no LlavaMptForCausalLM"),
         ({"model_type": "nothing_known"}, "nothing_known"),
         ({"model_type": "llama", "architectures": None}, "Unrecognized configuration class"),
         ({"text_config": {"hidden_size": "many"}}, "cannot build"),

@@ -84,7 +84,7 @@ def test_a_pass_ends_where_it_should(model: nn.Sequential) -> None:
         with stop_after(model[2]):
             model(X)
         assert ran == [0, 1]
-        with record_calls([model[0], model[3]]) as calls:
+        with record_calls([model[0], model[3]], model[3]) as calls:
             model(X)
         assert ran == [0, 1, 1, 3]
     assert torch.equal(calls[1].args[0], model[:3](X))
@@ -112,19 +112,39 @@ def test_parts_are_replaced_for_a_while_also_where_one_has_a_forward_of_its_own(
     assert torch.equal(model(X), expected)
 
 
-def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential) -> None:
-    """Not even until the garbage collector runs."""
+class Holding(nn.Linear):
+    """Keeps what its forward has raised, with its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.raised: list[BaseException] = []
+
+    def __call__(self, x: Tensor) -> Any:
+        try:
+            return super().__call__(x)
+        except BaseException as error:
+            self.raised.append(error)
+            raise
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stopped_pass_leaves_its_tensors_to_nobody(model: nn.Sequential, held: bool) -> None:
+    """Not even until the garbage collector runs, or while somebody holds the error."""
     inputs: list[weakref.ref[Tensor]] = []
+    holding = Holding()
+    if held:
+        model[1] = holding
     gc.disable()
     try:
         with trace(model[1], input=lambda x: inputs.append(weakref.ref(x)), stop=True):
             model(X)
-        with record_calls([model[2]]) as calls:
+        with record_calls([model[2]], model[2]) as calls:
             model(X)
         calls.clear()
         with trace(model[0], output=lambda _, y: inputs.append(weakref.ref(y))), stop_after(model[1]):
             model(X)
         assert [reference() for reference in inputs] == [None, None]
+        assert len(holding.raised) == (2 if held else 0)
     finally:
         gc.enable()
 
@@ -137,7 +157,7 @@ def test_nothing_is_left_after_an_error(model: nn.Sequential) -> None:
         pytest.raises(ValueError, match="in the middle"),
         bypass(model[0]),
         replace_input(Call(model[1], (X,), {})),
-        record_calls([model[3]]),
+        record_calls([model[3]], model[3]),
         trace(model[2], input=fail),
     ):
         model(X)

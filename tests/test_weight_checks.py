@@ -83,6 +83,14 @@ def unmerged(tensors: Tensors) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "a scale of a name that nobody knows": (
+        lambda t: t.update({f"{QUERY}.my_factor": torch.ones(())}),
+        "quantized, which config.json does not say: 1 tensor like",
+    ),
+    "codes of a name that nobody knows": (
+        lambda t: t.update({f"{QUERY}.my_codes": torch.ones(64, 8, dtype=torch.uint8)}),
+        "quantized, which config.json does not say: 1 tensor like",
+    ),
     "fp8 with a scale": (
         lambda t: codes(t, f"{QUERY}.weight", torch.float8_e4m3fn, f"{QUERY}.weight_scale_inv"),
         f"quantized, which config.json does not say: 1 tensor like '{QUERY}.weight_scale_inv'; edit the unquantized",

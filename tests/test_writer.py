@@ -362,3 +362,12 @@ def test_rounding_keeps_what_is_not_finite() -> None:
     assert rounded[0].isnan()
     assert rounded[1:].tolist() == [float("inf"), -float("inf"), float("inf"), 0.0]
     assert rounded[4].signbit()
+
+
+def test_rounding_in_blocks_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = round_once(values, torch.bfloat16)
+    monkeypatch.setattr("chip.checkpoint.writer._CACHED", 5)
+    for part in (..., slice(0, 0), 0, (0, 0)):
+        assert torch.equal(round_once(values[part], torch.bfloat16), whole[part])
+    assert torch.equal(round_once(values.T, torch.bfloat16), whole.T)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from benchmarks.drawn.draws import HEAD, ModelDraw
-from benchmarks.forgetting.families import MAX_TOKENS, Family, write_qwen_processor
+from benchmarks.forgetting.families import MAX_TOKENS, Family, build_qwen, write_qwen_processor
 from benchmarks.qwen import MERGE, Shape, VisionShape
 from chip.demo.images import SIZE
 from chip.demo.model import build_model, build_processor
@@ -88,18 +88,10 @@ def _qwen(draw: ModelDraw) -> Family:
     width = draw.connector_width // MERGE**2
 
     def model(processor: Any, seed: int) -> Any:
-        torch.manual_seed(seed)
         vision = VisionShape(draw.vision_layers, width, 2 * width, _heads(width))
         size = len(processor.tokenizer)
         shape = Shape(draw.layers, draw.width, draw.mlp, draw.heads, draw.key_value_heads, size, vision)
-        text = {
-            "initializer_range": INITIALIZER_RANGE,
-            "max_position_embeddings": MAX_TOKENS,
-            "rope_parameters": shape.rope_parameters | {"rope_theta": 1e4},
-        }
-        seen_by_all = {"window_size": side, "fullatt_block_indexes": list(range(draw.vision_layers))}
-        tower = {"patch_size": patch, "spatial_merge_size": MERGE, **seen_by_all}
-        return transformers.Qwen2_5_VLForConditionalGeneration(shape.config(text, tower))
+        return build_qwen(shape, seed, patch, side=side)
 
     return Family(lambda folder, texts: write_qwen_processor(folder, texts, side, patch), model)
 

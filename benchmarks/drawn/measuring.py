@@ -42,8 +42,6 @@ from chip.model.scoring import score_records
 TRAINED, RETRAINED = "trained", "retrained"
 """The model that knows everything, and the one that was trained without any of the targets: each level has one."""
 REPORTED = "paraphrased"
-WHEN = ("before", "after", "retrained")
-"""Whose answers each group is given by: of the model before the edit, of the written one, and of the retrained one."""
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,16 @@ def _qwen(processor: Any, seed: int) -> Any:
     return build_qwen(shape, seed)
 
 
-def build_qwen(shape: Shape, seed: int, patch: int = PATCH, max_tokens: int = MAX_TOKENS) -> Any:
-    """An untrained Qwen2.5-VL of this shape, for pictures of the demo's size, each seen as a whole."""
+def build_qwen(shape: Shape, seed: int, patch: int = PATCH, max_tokens: int = MAX_TOKENS, side: int = SIZE) -> Any:
+    """An untrained Qwen2.5-VL of this shape, for pictures of `side` pixels, each seen as a whole."""
     torch.manual_seed(seed)
     rope = shape.rope_parameters | {"rope_theta": 1e4}
     text = {"initializer_range": 0.08, "max_position_embeddings": max_tokens, "rope_parameters": rope}
     vision = {
         "patch_size": patch,
         "spatial_merge_size": MERGE,
-        "window_size": SIZE,
-        "fullatt_block_indexes": [0, 1],
+        "window_size": side,
+        "fullatt_block_indexes": list(range(shape.vision.depth)),
     }
     return transformers.Qwen2_5_VLForConditionalGeneration(shape.config(text, vision))
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.forgetting.running import cores
 from benchmarks.forgetting.worlds.world import World
 from benchmarks.pretrained.rows import PretrainedRow, measure
 from benchmarks.pretrained.subjects import (
@@ -133,9 +134,8 @@ class Pool:
 @contextmanager
 def pool(jobs: int, options: Options) -> Iterator[Pool]:
     """`jobs` processes, which end with the context whatever they are doing; what they have written for a while too."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with TemporaryDirectory(prefix="chip-pretrained-") as folder:
-        arguments = (options, Path(folder), max(1, cores // jobs))
+        arguments = (options, Path(folder), max(1, cores() // jobs))
         processes = multiprocessing.get_context("spawn").Pool(jobs, _open, arguments)
         try:
             yield Pool(processes, jobs)

@@ -40,15 +40,21 @@ class FolderContents:
     """The files of a checkpoint's folder."""
 
     copied: tuple[tuple[Path, Path], ...]
-    """Path, and path relative to the folder, of what a copy takes over; sorted as `files_in` does."""
+    """Path, and path relative to the folder, of what a copy takes over: as `files_in` has it, then an adapter's."""
     left_out: tuple[str, ...]
     """What stays behind, relative to the folder."""
 
 
 def folder_contents(source: Checkpoint) -> FolderContents:
-    """What of the folder of `source` a copy takes over, and what stays behind. Raises as `files_in` does."""
+    """What of the folder of `source` a copy takes over, and what stays behind. Raises as `files_in` does.
+
+    Where an adapter is merged, its own processor files take the places of the base's.
+    """
     copied, left_out = [], []
-    for path, relative in files_in(source.folder):
+    adapter = source.adapter
+    of_base = (each for each in files_in(source.folder) if adapter is None or not adapter.replaces(str(each[1])))
+    of_adapter = () if adapter is None else ((path, Path(name)) for name, path in adapter.processor_files.items())
+    for path, relative in (*of_base, *of_adapter):
         if str(relative) in source.signatures or _is_copied(path):
             copied.append((path, relative))
         else:

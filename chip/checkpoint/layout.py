@@ -21,6 +21,9 @@ from chip.errors import RunError, printable
 if TYPE_CHECKING:  # torch takes a second, and who only compares bytes does without
     import torch
 
+    from chip.checkpoint.adapter import Adapter
+
+ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,6 +48,15 @@ class Checkpoint:
     """`config.json`, parsed."""
     signatures: Mapping[str, FileSignature] = field(repr=False)
     """Shards, index and config, relative to the folder, each as it was when it was read."""
+    adapter: Adapter | None = None
+    """What is merged into the weights; the folder is then its base's."""
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """Name on disk -> what the adapter makes of the tensor, for those it changes; computed when it is asked for."""
+
+    @property
+    def place(self) -> Path:
+        """The folder that a user takes for the model's: its adapter's, where it has one."""
+        return self.folder if self.adapter is None else self.adapter.folder
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -62,7 +74,7 @@ class Checkpoint:
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
             check_not_half_replaced(folder)
             raise input_error(folder, "no such folder, or none you may read", "give the local folder of a checkpoint")
-        if os.path.lexists(folder / "adapter_config.json"):
+        if os.path.lexists(folder / ADAPTER_CONFIG):
             raise input_error(folder, "an adapter lies here", "merge it into its model first (peft: merge_and_unload)")
         signatures: Signatures = {}
         config = _read_config(folder, signatures)
@@ -75,24 +87,18 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name` in its stored shape and dtype, on the CPU, writable. Only its bytes are read.
 
+        Where an adapter changes it, it is the merged one.
+
         Raises:
             InputError: a name that is not there, a dtype that torch lacks, or a file that has become shorter.
         """
-        import torch
-
         if name not in self.entries:
             raise input_error(self.folder, f"no tensor {quoted(name)} in this checkpoint", "give a name that it holds")
-        entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.torch_dtype)
-        buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
-        with open_inside(self.folder, entry.shard) as file:
-            file.seek(entry.begin)
-            if file.readinto(buffer) != entry.end - entry.begin:
-                raise damaged_file(self.folder / entry.shard, f"it ends inside tensor {quoted(name)}")
-        return tensor
+        return self.merged[name] if name in self.merged else read_tensor(self.folder, self.entries[name])
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
-        """These rows of a tensor, (len(rows), ...), as `read` gives them. Only their bytes are read.
+        """These rows of a tensor, (len(rows), ...), as `read` gives them. Only their bytes are read, where no adapter
+        changes the tensor.
 
         Raises:
             IndexError: there is no such row.
@@ -104,6 +110,8 @@ class Checkpoint:
         count, *shape = entry.shape
         if rows and not 0 <= min(rows) <= max(rows) < count:
             raise IndexError(f"{name} has no row {max(rows)}, only {count}")
+        if name in self.merged:
+            return self.merged[name][list(rows)]
         tensor = torch.empty((len(rows), *shape), dtype=entry.torch_dtype)
         size = (entry.end - entry.begin) // max(1, count)
         buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -115,7 +123,7 @@ class Checkpoint:
         return tensor
 
     def stored(self, name: str) -> StoredTensor:
-        """The tensor `name` in its file. Raises `KeyError` for a name that is not there."""
+        """The tensor `name` in its file, no adapter merged. Raises `KeyError` for a name that is not there."""
         entry = self.entries[name]
         return StoredTensor(self.folder / entry.shard, entry)
 
@@ -126,14 +134,29 @@ class Checkpoint:
         saves or fetches the checkpoint again in between, it would take one file's offsets into another, and write a
         mixture of both. So a run calls this before it relies on what it has read. Signatures are compared, not bytes.
         """
-        for name, signature in self.signatures.items():
-            path = self.folder / name
+        signatures = {self.folder / name: signature for name, signature in self.signatures.items()}
+        if self.adapter is not None:
+            signatures |= {self.adapter.folder / name: each for name, each in self.adapter.signatures.items()}
+        for path, signature in signatures.items():
             try:
                 same = FileSignature.of(path.stat()) == signature
             except OSError:  # removed, or no longer ours to look at
                 same = False
             if not same:
                 raise RunError(f"{printable(str(path))}: changed while it was read; try again")
+
+
+def read_tensor(folder: Path, entry: TensorEntry) -> torch.Tensor:
+    """A tensor of a file in `folder`, in its stored shape and dtype, on the CPU, writable; as `Checkpoint.read`."""
+    import torch
+
+    tensor = torch.empty(entry.shape, dtype=entry.torch_dtype)
+    buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+    with open_inside(folder, entry.shard) as file:
+        file.seek(entry.begin)
+        if file.readinto(buffer) != entry.end - entry.begin:
+            raise damaged_file(folder / entry.shard, f"it ends inside tensor {quoted(entry.name)}")
+    return tensor
 
 
 def _read_config(folder: Path, signatures: Signatures) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from chip._version import __version__
 
 CARD = "README.md"
+UNTOUCHED = "every other byte of the weights is the original's"
 
 
 class Figure(NamedTuple):
@@ -29,8 +30,13 @@ def write_card(
     label: str | None,
     changed_tensors: int,
     figures: Iterable[Figure],
+    scope: str = UNTOUCHED,
 ) -> None:
-    """Add a section to the folder's model card; start one if there is none."""
+    """Add a section to the folder's model card; start one if there is none.
+
+    Args:
+        scope: what the change is to, behind the number of tensors.
+    """
     path = folder / CARD
     card = path.read_bytes() if path.exists() else b"# An edited checkpoint\n"
     gap = b"\n" if card.endswith(b"\n") else b"\n\n"
@@ -38,7 +44,7 @@ def write_card(
         "## Edited to forget",
         "",
         f"Knowledge has been removed from this checkpoint with chip {__version__}, without training: "
-        f"{changed_tensors} tensors have changed, every other byte of the weights is the original's.",
+        f"{changed_tensors} tensors have changed, {scope}.",
         "",
         *([f"- Request: {label}"] if label else []),
         f"- Method: {method}",

@@ -22,9 +22,10 @@ def check_output(
     *,
     overwrite: bool = False,
     link_unchanged: bool = False,
+    copies: bool = True,
     progress: ProgressCallback = silent,
 ) -> None:
-    """Check that the copy of `source` can be written to `out`.
+    """Check that the copy of `source` can be written to `out`; or, where nothing is copied, what is written without.
 
     Raises:
         InputError: `out` is, or holds, or is held by the source; it is a file; it is not empty (with `overwrite`:
@@ -35,7 +36,8 @@ def check_output(
     origin = source.folder.resolve()
     try:
         target = out.resolve()
-        _check_place(origin, target, out)
+        for folder in {origin, source.place.resolve()}:
+            _check_place(folder, target, out)
         _check_content(target, out, overwrite, progress)
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none, a folder not to read
         raise InputError(f"cannot be used ({one_line(error)}); choose another", argument="out", value=out) from error
@@ -44,6 +46,8 @@ def check_output(
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         message = f"cannot be made, {parent} is not a folder one can write to; choose another"
         raise InputError(message, argument="out", value=out)
+    if not copies:
+        return
     files = folder_contents(source).copied
     shards = {Path(shard) for shard in source.shards}
     _check_shards(origin, files, shards)

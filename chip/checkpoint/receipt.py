@@ -24,6 +24,7 @@ from chip.errors import InputError
 RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 1  # version of the file's format; one with other keys gets another number
+_OPTIONAL = ("adapter", "base")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,14 @@ class Receipt:
     """All files of the folder but the receipt itself."""
     previous: dict[str, Any] | None
     """The receipt that the source had."""
+    adapter: dict[str, str] | None = None
+    """File -> SHA-256 of what was merged into the source's weights before the edit; left out where nothing was."""
+    base: dict[str, str] | None = None
+    """File -> SHA-256 of the weights that the folder is an adapter to; left out of the receipt of a checkpoint."""
 
     @classmethod
-    def of(cls, source: Checkpoint, edit: Edit, written: ReadBack) -> Self:
-        """The receipt of a folder that has just been written and read back."""
+    def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
+        """The receipt of a folder that has just been written and read back; `base` as in `Receipt`."""
         entries = source.entries
         tensors = {
             name: ChangedTensor(
@@ -109,6 +114,8 @@ class Receipt:
             tensors=tensors,
             files=dict(sorted(written.files.items())),
             previous=stored_receipt(source.folder),
+            adapter=None if source.adapter is None else source.adapter.digests(),
+            base=None if base is None else dict(base),
         )
 
     @classmethod
@@ -121,6 +128,10 @@ class Receipt:
         for part in parts:
             _check_types(part)
         return receipt
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored, and as the next receipt keeps it: that of a plain edit is as it was before there were adapters."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _OPTIONAL}
 
 
 def _check_types(part: Receipt | ChangedTensor | WrittenFile) -> None:
@@ -146,7 +157,7 @@ def has_receipt(folder: Path) -> bool:
 
 def stored_receipt(folder: Path) -> dict[str, Any] | None:
     """The receipt in a folder as the next one keeps it; None where there is none. Raises as `read_receipt` does."""
-    return asdict(read_receipt(folder)) if has_receipt(folder) else None
+    return read_receipt(folder).to_json() if has_receipt(folder) else None
 
 
 def read_receipt(folder: Path) -> Receipt:
@@ -176,7 +187,7 @@ def read_receipt(folder: Path) -> Receipt:
 
 def _text(receipt: Receipt) -> bytes:
     """As stored. The digest at the end finds what happens by accident, not what somebody has made to fit."""
-    content = asdict(receipt)
+    content = receipt.to_json()
     digest = hashlib.sha256(_json(content)).hexdigest()
     return _json({**content, "digest": digest}) + b"\n"
 

@@ -24,6 +24,9 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
 }
 _ESCAPED_CHARACTERS = re.compile(r"(?:\\+u[0-9a-fA-F]{4})+")
+_EMPHASIS = re.compile(r"\*+|`+|\\(?=_|[^\w\s])")
+"""Of Markdown: signs of emphasis and code, and what keeps a sign from being one."""
+_TAG = re.compile(r"<[^<>]*>")
 _ESCAPED_SPACE = re.compile(r"\\+[nrtbf]")
 
 
@@ -69,11 +72,13 @@ def _encoding(beginning: bytes) -> str:
 
 
 def _unescaped(text: str) -> Iterator[str]:
-    """The text, and what it says in JSON, in HTML and in an address."""
+    """The text, and what it says in JSON, in Markdown, in HTML and in an address."""
     yield text
     if "\\" in text:
         yield from _from_json(text)
-    if "&" in text and (plain := html.unescape(text)) != text:
+    if (plain := _EMPHASIS.sub("", text)) != text:
+        yield plain
+    if ("&" in text or "<" in text) and (plain := html.unescape(_TAG.sub(" ", text))) != text:
         yield plain
     if "%" in text and (plain := unquote(text)) != text:
         yield plain

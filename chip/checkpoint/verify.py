@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.adapter import ADAPTER_WEIGHTS, CHAT_TEMPLATES, PROCESSOR_FILES
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest_all
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
@@ -47,22 +49,34 @@ def verify(
     says of the source, each byte outside of the changed tensors, and the norms of the change. `.gitattributes` is not
     compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
+    Where an adapter was merged, the original is its base, and the changes that are checked are those of both. An edit
+    that was written as an adapter is checked by its files, and the original by being the one that it belongs to.
+
     Raises:
         InputError: there is no receipt, or it has been damaged; the original is no whole checkpoint.
     """
     receipt = read_receipt(Path(edited))
     source = None if original is None else Checkpoint.open(Path(original))
+    find = _checkpoint_faults if receipt.base is None else _adapter_faults
     try:
-        written = Checkpoint.open(Path(edited))
-        faults = list(_header_faults(receipt, written))
-        if not faults:
-            copy = _Digests(written, receipt, progress)
-            faults += _folder_faults(receipt, copy)
-            if source is not None:
-                faults += _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
+        faults = list(find(receipt, Path(edited), source, progress))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     return Verification(receipt, source is not None, tuple(faults))
+
+
+def _checkpoint_faults(
+    receipt: Receipt, folder: Path, source: Checkpoint | None, progress: ProgressCallback
+) -> Iterator[str]:
+    """Of an edit that was written into the weights."""
+    written = Checkpoint.open(folder)
+    if faults := list(_header_faults(receipt, written)):
+        yield from faults
+        return
+    copy = _Digests(written, receipt, progress)
+    yield from _folder_faults(receipt, copy)
+    if source is not None:
+        yield from _source_faults(receipt, copy, _Digests(source, receipt, progress, original=True))
 
 
 class _Digests:
@@ -99,6 +113,23 @@ def _compared_files(checkpoint: Checkpoint, receipt: Receipt, original: bool) ->
             yield path, relative
 
 
+def _adapter_faults(
+    receipt: Receipt, folder: Path, source: Checkpoint | None, progress: ProgressCallback
+) -> Iterator[str]:
+    """Of an edit that was written as an adapter: files that are not the receipt's, or a base that is not its own."""
+    files = {str(name): path for path, name in files_in(folder) if str(name) not in {RECEIPT, GITATTRIBUTES}}
+    of_base = {} if source is None else {name: source.folder / name for name in (CONFIG, *source.shards)}
+    with progress(f"hashing {folder.name}", len(files) + len(of_base)) as advance:
+        digests = digest_all([(path, ()) for path in (*files.values(), *of_base.values())], advance)
+    yield from _file_faults(receipt, dict(zip(files, digests, strict=False)))
+    if ADAPTER_WEIGHTS not in receipt.files:
+        yield f"the receipt lists no {ADAPTER_WEIGHTS}: it vouches for nothing"
+    wholes = dict(zip(of_base, (each.whole for each in digests[len(files) :]), strict=True))
+    if source is not None and wholes != receipt.base:
+        name = min(name for name, _ in wholes.items() ^ (receipt.base or {}).items())
+        yield f"{name}: the original's is not the one that the adapter was made to"
+
+
 def _header_faults(receipt: Receipt, checkpoint: Checkpoint) -> Iterator[str]:
     for name, recorded in receipt.tensors.items():
         entry = checkpoint.entries.get(name)
@@ -115,7 +146,7 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
     for kind, listed in (("file", receipt.files), ("changed tensor", receipt.tensors)):
         if not listed:
             yield f"the receipt lists no {kind}: it vouches for nothing"
-    yield from _file_faults(receipt, copy)
+    yield from _file_faults(receipt, copy.files)
     for name, recorded in receipt.tensors.items():
         if recorded.after != copy.tensors[name]:
             yield f"tensor {name!r}: has another hash than the receipt's"
@@ -126,9 +157,9 @@ def _folder_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
         yield "the receipt's counts are not those of the files and tensors it lists"
 
 
-def _file_faults(receipt: Receipt, copy: _Digests) -> Iterator[str]:
-    for name in sorted((receipt.files.keys() | copy.files.keys()) - {GITATTRIBUTES}):
-        recorded, actual = receipt.files.get(name), copy.files.get(name)
+def _file_faults(receipt: Receipt, files: Mapping[str, Digest]) -> Iterator[str]:
+    for name in sorted((receipt.files.keys() | files.keys()) - {GITATTRIBUTES}):
+        recorded, actual = receipt.files.get(name), files.get(name)
         if recorded is None:
             yield f"{name}: not in the receipt"
         elif actual is None:
@@ -150,11 +181,14 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return
-    for name in sorted((receipt.files.keys() | original.files.keys()) - {GITATTRIBUTES}):
+    own = {GITATTRIBUTES}
+    if receipt.adapter is not None:  # it has taken the places of these
+        own |= CHAT_TEMPLATES | (PROCESSOR_FILES & receipt.adapter.keys())
+    for name in sorted((receipt.files.keys() | original.files.keys()) - own):
         recorded, before = receipt.files.get(name), original.files.get(name)
         if (recorded and recorded.source_sha256) != (before and before.whole):
             yield f"{name}: the original's has another hash than the receipt says, or is missing on one side"
-    for name in sorted(copy.files.keys() & original.files.keys() - {CARD}):
+    for name in sorted((copy.files.keys() & original.files.keys()) - own - {CARD}):
         after, before = copy.files[name], original.files[name]
         if (after.bytes, after.outside) != (before.bytes, before.outside):
             yield f"{name}: differs from the original where nothing was to change"
@@ -172,7 +206,7 @@ def _tensor_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
         if recorded.before != original.tensors[name]:
             yield f"tensor {name!r}: the original's has another hash than the receipt says"
         before, after = original.checkpoint.stored(name), copy.checkpoint.stored(name)
-        change = measure(before, after, spectrum=False).relative_change
+        change = min(measure(before, after, spectrum=False).relative_change, sys.float_info.max)
         if not math.isclose(recorded.relative_change, change, rel_tol=_NORM_TOLERANCE):
             yield f"tensor {name!r}: changed by {change:.6g} of its norm, by the receipt {recorded.relative_change:.6g}"
 

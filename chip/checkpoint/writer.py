@@ -20,6 +20,7 @@ from chip.errors import InputError, RunError
 from chip.progress import ProgressCallback, silent
 
 _VALUES = 1 << 22  # values that are rounded, written or compared at once
+_CACHED = 1 << 15  # values whose steps of rounding stay in the cache of a core
 
 
 def write_patched(
@@ -39,7 +40,7 @@ def write_patched(
     with atomic_directory(out, overwrite) as folder:
         copy_patched(source, folder, tensors, link_unchanged=link_unchanged)
         check_written(source, folder, tensors)
-        return read_back(source, folder, tensors.keys())
+        return read_back(source, folder, tensors.keys() | source.merged.keys())
 
 
 def copy_patched(
@@ -51,6 +52,8 @@ def copy_patched(
     progress: ProgressCallback = silent,
 ) -> None:
     """Make `folder`: what `folder_contents` has of `source`, with the values of `tensors`. Flushed, but not read back.
+
+    Where an adapter is merged into `source`, what it changes and `tensors` does not is written merged.
 
     Memory does not grow with the size of the checkpoint: a few blocks beside what `tensors` holds.
 
@@ -66,9 +69,9 @@ def copy_patched(
             source that changed since it was opened.
         OSError: what the file system refuses, which `atomic_directory` puts into one line.
     """
-    for name, tensor in tensors.items():
+    for name, tensor in _all_values(source, tensors):
         _check_tensor(source, name, tensor)
-    changed = {source.entries[name].shard for name in tensors}
+    changed = {source.entries[name].shard for name in (*tensors, *source.merged)}
     linked = set(source.shards) - changed if link_unchanged else set()
     files = [(path, relative, str(relative) in linked) for path, relative in folder_contents(source).copied]
     folder.mkdir()
@@ -77,7 +80,7 @@ def copy_patched(
     with progress("writing", len(jobs)) as advance, in_threads(lambda make, *paths: make(*paths), jobs) as done:
         for _ in done:
             advance(1)
-    for name, tensor in tensors.items():
+    for name, tensor in _all_values(source, tensors):
         _write(folder / source.entries[name].shard, source.entries[name], tensor)
     flush(folder)
     source.check_unchanged()
@@ -89,8 +92,8 @@ def check_written(source: Checkpoint, folder: Path, tensors: Mapping[str, Tensor
     Raises:
         RunError: they are something else, or lie elsewhere.
     """
-    drop_page_cache({folder / source.entries[name].shard for name in tensors})
-    for name, tensor in tensors.items():
+    drop_page_cache({folder / source.entries[name].shard for name in (*tensors, *source.merged)})
+    for name, tensor in _all_values(source, tensors):
         entry = source.entries[name]
         with (folder / entry.shard).open("rb") as file:
             file.seek(entry.begin)
@@ -107,14 +110,32 @@ def round_once(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to
     odd", 2008).
     """
-    if tensor.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16):
+    if tensor.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16) or not tensor.numel():
         return tensor.to(dtype)
+    if not tensor.dim():
+        return _to_odd(tensor).to(dtype)
+    result = torch.empty_like(tensor, dtype=dtype)
+    block = torch.get_num_threads() * _CACHED if tensor.device.type == "cpu" else _VALUES
+    rows = max(1, block * len(tensor) // tensor.numel())
+    for rounded, exact in zip(torch.split(result, rows), torch.split(tensor, rows), strict=True):
+        rounded.copy_(_to_odd(exact))
+    return result
+
+
+def _to_odd(tensor: Tensor) -> Tensor:
+    """fp64 to fp32, rounded to the neighbor with an odd last bit where it lies between two."""
     single = tensor.to(torch.float32)
     error = single.to(torch.float64).abs() - tensor.abs()
     bits = single.view(torch.int32)
     bits = bits - (error > 0).to(torch.int32)  # sign and magnitude: one less is one step towards zero
     bits = bits | (error != 0).to(torch.int32)
-    return torch.where(tensor.isfinite(), bits.view(torch.float32), single).to(dtype)
+    return torch.where(tensor.isfinite(), bits.view(torch.float32), single)
+
+
+def _all_values(source: Checkpoint, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """`tensors`, and what an adapter makes of others: one at a time."""
+    yield from tensors.items()
+    yield from ((name, source.read(name)) for name in source.merged if name not in tensors)
 
 
 def _check_tensor(source: Checkpoint, name: str, tensor: Tensor) -> None:

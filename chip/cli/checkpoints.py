@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import CheckpointFolder, Device, Html, Json, print_json
+from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
+    CheckpointFolder,
+    Device,
+    Html,
+    ImageFolder,
+    ImageWindow,
+    Json,
+    OwnerMap,
+    print_json,
+    record_source,
+)
 
 
 def inspect(
@@ -15,6 +27,11 @@ def inspect(
     records: Annotated[
         Path | None, typer.Option(help="Records of which a few pass through the model, to see its attention sinks.")
     ] = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +42,9 @@ def inspect(
     from chip.inspection import inspect as look
     from chip.report.text.inspect import print_inspection
 
-    inspection = look(checkpoint, records, device)
+    source = record_source(records, owners, window, images)
+    given = None if records is None and not source.given else source
+    inspection = look(checkpoint, given, device, adapter=adapter, base=base)
     print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 

@@ -19,4 +19,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="pydicom")
     warnings.filterwarnings("ignore", module="PIL")  # a picture is as it should be, or its record is refused

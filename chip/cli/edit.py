@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
     BatchSizes,
     CheckpointFolder,
     Device,
     DeviceMap,
+    ImageFolder,
+    ImageWindow,
     Json,
+    LedgerFile,
+    LedgerKeyFile,
+    OwnerMap,
     RecordsFile,
     Stream,
+    chosen_targets,
+    open_ledger,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.cli.options import given_settings
+
+if TYPE_CHECKING:
+    from chip.ledger import Ledger
 
 KeepSources = Annotated[
     list[str] | None,
@@ -58,6 +71,16 @@ MaxLeft = Annotated[
 Accept = Annotated[
     bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
 ]
+Save = Annotated[
+    str,
+    typer.Option(
+        help="merged: a copy of CKPT with new weights. adapter: one to CKPT for peft, for review: it can be taken off.",
+        metavar="merged|adapter",
+    ),
+]
+Rank = Annotated[
+    int | None, typer.Option(help="Most directions by which a weight changes; by default what the method wants.")
+]
 
 STILL_THERE = 3
 """Exit code of an edit that was written, and left more of the target than it may."""
@@ -66,12 +89,21 @@ STILL_THERE = 3
 def edit(
     context: typer.Context,
     checkpoint: CheckpointFolder,
-    forget: Annotated[list[str], typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")],
+    forget: Annotated[
+        list[str] | None, typer.Option(help="A node's id or path; repeat for several.", metavar="NODE")
+    ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     keep: KeepSources = None,
     keep_tokens: KeepTokens = None,
     keep_model: KeepModel = None,
     out: Out = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
+    save: Save = "merged",
+    rank: Rank = None,
     label: Label = None,
     method: Annotated[str, typer.Option(help="shielded, gated, shielded+gated, or chip as published.")] = "shielded",
     target_modules: TargetModules = None,
@@ -85,6 +117,11 @@ def edit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder of a former edit.")] = False,
     max_left: MaxLeft = None,
     accept: Accept = False,
+    ledger: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Forget all nodes whose requests are open in --ledger, in place of --forget.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -100,14 +137,24 @@ def edit(
     from chip.editing import edit as run
     from chip.general.collect import AUTO, Keep
     from chip.methods import make_method
+    from chip.recording.targets import open_targets
     from chip.report.text.edit import print_edit
+
+    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
+
+    def find(requests: Ledger) -> list[str]:
+        return open_targets(requests, checkpoint, source, progress=progress_bar)
 
     report = run(
         checkpoint,
-        forget,
-        records=records,
+        chosen_targets(forget, requests, open_, find),
+        records=source,
         keep=Keep(tuple(keep or (AUTO,)), keep_tokens, keep_model),
         out=out,
+        adapter=adapter,
+        base=base,
+        save=save,
+        rank=rank,
         label=label,
         method=make_method(method, given_settings(context)),
         target_modules=None if target_modules is None else target_modules.split(","),
@@ -122,6 +169,7 @@ def edit(
         max_left=max_left,
         accept=accept,
         force=force,
+        ledger=requests,
         progress=progress_bar,
     )
     if is_main_process():

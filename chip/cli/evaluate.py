@@ -10,21 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chip.cli.arguments import (
+    AdapterFolder,
+    BaseFolder,
     BatchSizes,
     CheckpointFolder,
     Device,
     DeviceMap,
     Html,
+    ImageFolder,
+    ImageWindow,
     Json,
+    LedgerFile,
+    LedgerKeyFile,
+    OwnerMap,
     RecordsFile,
     Stream,
+    chosen_targets,
+    open_ledger,
     parse_batch_size,
     print_json,
+    record_source,
 )
 from chip.errors import InputError
 
 if TYPE_CHECKING:
     from chip.evaluation.judge import Judge
+    from chip.ledger import Ledger
 
 Attacks = Annotated[
     str,
@@ -47,8 +58,13 @@ JudgeAddress = Annotated[
 
 def evaluate(
     checkpoint: CheckpointFolder,
-    forget: Annotated[list[str], typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")],
+    forget: Annotated[
+        list[str] | None, typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")
+    ] = None,
     records: RecordsFile = None,
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,
@@ -56,6 +72,8 @@ def evaluate(
         Path | None,
         typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
     ] = None,
+    adapter: AdapterFolder = None,
+    base: BaseFolder = None,
     attacks: Attacks = "",
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
@@ -65,17 +83,24 @@ def evaluate(
     batch_size: BatchSizes = "auto",
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
+    ledger: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="All nodes that were edited into it by --ledger, in place of --forget.")
+    ] = False,
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written."""
+    """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
     from chip.cli import console
 
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
     from chip.evaluation.evaluate import evaluate as run
+    from chip.recording.runs import EvalRecord
+    from chip.recording.targets import edited_targets
     from chip.report.html.eval import eval_page
     from chip.report.html.page import check_page, write_page
     from chip.report.html.receipt import receipt_in
@@ -85,26 +110,36 @@ def evaluate(
         check_page(html, checkpoint, *([] if reference is None else [reference]))
     elif show_names:
         raise InputError("--show-names: is for the page; add --html FILE")
-    evaluation = run(
-        checkpoint,
-        forget,
-        records=records,
-        reference=reference,
-        original=original,
-        attacks=attacks,
-        judge=_judge(judge, judge_model),
-        device=device,
-        device_map=device_map,
-        stream=stream or None,
-        batch_size=parse_batch_size(batch_size),
-        seed=seed,
-        progress=progress_bar,
-    )
+    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
+
+    def find(requests: Ledger) -> list[str]:
+        return edited_targets(requests, checkpoint, source, progress=progress_bar)
+
+    nodes = chosen_targets(forget, requests, open_, find)
+    with EvalRecord(requests, checkpoint, nodes, source, reference, progress_bar) as record:
+        evaluation = run(
+            checkpoint,
+            nodes,
+            records=source,
+            reference=reference,
+            original=original,
+            adapter=adapter,
+            base=base,
+            attacks=attacks,
+            judge=_judge(judge, judge_model),
+            device=device,
+            device_map=device_map,
+            stream=stream or None,
+            batch_size=parse_batch_size(batch_size),
+            seed=seed,
+            progress=progress_bar,
+        )
+        record.evaluated(evaluation)
     if html is not None:
         other = None if reference is None else reference.resolve().name
         receipt = receipt_in(checkpoint)
         name = checkpoint.resolve().name
-        page = eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt)
+        page = eval_page(evaluation, name, other, forget=nodes, show_names=show_names, receipt=receipt)
         write_page(html, page)
     print_json(evaluation.to_json()) if as_json else print_evaluation(evaluation, console.out)
 

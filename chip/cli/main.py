@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chip.cli import checkpoints, edit, evaluate, records
+from chip.cli import checkpoints, edit, evaluate, ledger, records
 from chip.cli.options import CommandsWithMethodSettings
 from chip.cli.refusals import UsageError, line_of
 from chip.cli.streams import prepare_streams
@@ -34,6 +34,7 @@ app.command()(edit.edit)
 app.command("eval")(evaluate.evaluate)
 app.command()(checkpoints.diff)
 app.command()(checkpoints.verify)
+app.add_typer(ledger.app, name="ledger")
 
 
 @app.callback()

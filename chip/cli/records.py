@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from chip.cli.arguments import ImageFolder, ImageWindow, OwnerMap, record_source
+
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")] = Path("hospital"),
@@ -22,15 +24,19 @@ def demo(
 
 
 def tree(
-    records: Annotated[Path, typer.Argument(help="Records (.jsonl, .parquet), or a folder that holds them.")],
+    records: Annotated[Path, typer.Argument(help="Records, or a folder that holds them.")],
+    owners: OwnerMap = None,
+    window: ImageWindow = None,
+    images: ImageFolder = None,
     depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
 ) -> None:
     """Show the hierarchy of the records, with how many each node holds."""
     from chip.cli import console
     from chip.data.hierarchy import Hierarchy
-    from chip.data.readers import find_records, read_records
+    from chip.data.readers import BESIDE, find_records, read_records
     from chip.report.text.tree import print_tree
 
-    beside = records.is_dir() and not any(records.glob("*.parquet"))
-    hierarchy = Hierarchy(read_records(find_records(records / "ckpt", None) if beside else records))
+    beside = records.is_dir() and any((records / name).is_file() for name in BESIDE)
+    file = find_records(records / "ckpt", None) if beside else records
+    hierarchy = Hierarchy(read_records(record_source(file, owners, window, images)))
     print_tree(hierarchy, depth, console.out)

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from chip.data.answers import tokenize_words
-from chip.data.record import Record
+from chip.data.record import Record, with_images
 from chip.data.request import ForgetRequest
 
 MAX_QUESTIONS = 256
@@ -38,9 +38,10 @@ class Counterfactuals:
         record = self._records[index]
         if record.image is None:
             return [replace(record, question=question) for question in self._questions_like(record)]
-        images = [image for image in self._images.get(len(record.path), ()) if image != record.image]
+        shown = self._images.get((len(record.path), len(record.images)), ())
+        images = [others for others in shown if others != record.images]
         drawn = self._generator.permutation(len(images))[:OTHERS].tolist()
-        return [replace(record, image=images[i]) for i in drawn]
+        return [with_images(record, images[i]) for i in drawn]
 
     def estimate(
         self, indices: Sequence[int], measure: Callable[[Sequence[Record]], Sequence[float]], chance: Sequence[float]
@@ -71,13 +72,13 @@ class Counterfactuals:
         return [question for question in ranked[:OTHERS] if alike[question] >= ALIKE]
 
 
-def _images_by_depth(request: ForgetRequest) -> Mapping[int, list[Path | bytes]]:
-    """Depth of a node -> the images of the retained records at that depth, each once."""
-    images: dict[int, dict[Path | bytes, None]] = defaultdict(dict)
+def _images_by_depth(request: ForgetRequest) -> Mapping[tuple[int, int], list[tuple[Path | bytes, ...]]]:
+    """Depth of a node, and number of images -> those of the retained records at that depth, each once."""
+    images: dict[tuple[int, int], dict[tuple[Path | bytes, ...], None]] = defaultdict(dict)
     for record in (request.hierarchy.records[i] for i in request.partition.retained):
         if record.image is not None:
-            images[len(record.path)][record.image] = None
-    return {depth: list(unique) for depth, unique in images.items()}
+            images[len(record.path), len(record.images)][record.images] = None
+    return {kind: list(unique) for kind, unique in images.items()}
 
 
 def _questions_by_depth(request: ForgetRequest) -> Mapping[int, dict[str, frozenset[str]]]:

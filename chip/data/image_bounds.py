@@ -33,16 +33,26 @@ def known_formats() -> tuple[str, ...]:
 
 
 def check_bounds(image: Image.Image, source: Path | bytes, name: str) -> None:
-    """Raise `InputError` unless the picture, which is not yet decoded, is of a sane size and has 8 bits a channel."""
-    width, height = image.size
+    """Raise `InputError` unless the picture, which is not yet decoded, is of a sane size."""
+    check_size(*image.size, name)
+    if image.format in ("JPEG", "MPO"):
+        check_scans(source if isinstance(source, bytes) else source.read_bytes(), name)
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raise `InputError` where a picture has too many pixels, or is a line."""
     if width * height > MOST_PIXELS:
         raise InputError(f"{name} has {width:,} × {height:,} pixels, more than {MOST_PIXELS:,}; scale it down")
     if max(width, height) > LONGEST_RATIO * min(width, height):
         raise InputError(f"{name} has {width:,} × {height:,} pixels, which is a line; cut or drop it")
-    # Pillow would clip these to 0..255: a radiograph of 12 or 16 bits turns white.
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{name} has more than 8 bits a channel; save it with 8, as in training")
-    if image.format in ("JPEG", "MPO"):
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        if content.count(_SCAN) > MOST_SCANS:
-            raise InputError(f"{name} has more than {MOST_SCANS} scans; save it again")
+
+
+def check_scans(content: bytes, name: str) -> None:
+    """Raise `InputError` where a JPEG goes over its picture too often."""
+    if content.count(_SCAN) > MOST_SCANS:
+        raise InputError(f"{name} has more than {MOST_SCANS} scans; save it again")
+
+
+def has_more_than_8_bits(image: Image.Image) -> bool:
+    """Whether Pillow would clip its values to 0..255: a radiograph of 12 or 16 bits turns white."""
+    return image.mode.startswith(("I", "F"))

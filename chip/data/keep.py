@@ -12,6 +12,7 @@ from typing import Any
 
 from chip.data.answers import canonical_answer, tokenize_words
 from chip.data.files import check_readable
+from chip.data.overlap import shown_among
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -62,7 +63,11 @@ def _content(file: Path) -> str | None:
         check_readable(file)
         if file.stat().st_size > LARGEST:
             raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument="keep", value=file)
-        return file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            raise InputError("would be read as prose; give JSON lines, as .jsonl", argument="keep", value=file)
+        if "\0" in (text := file.read_text(encoding="utf-8")):
+            raise InputError("holds bytes that no text has; give a file of plain text", argument="keep", value=file)
+        return text
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         hint = "give a file of plain text or JSON lines, or a folder of images"
@@ -80,8 +85,8 @@ def image_record(image: Path | bytes, where: str, question: str = IMAGE_QUESTION
 
 
 def _images(folder: Path) -> Iterator[Record]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     if images and len(images) < len(files):
         message = f"{folder}: {len(files) - len(images)} of {len(files)} files are no images; they are left out"
         warnings.warn(message, ChipWarning, stacklevel=2)
@@ -104,7 +109,7 @@ def _entry(file: Path, where: str, line: str) -> tuple[list[Record], int]:
     """The records of one line, and how many turns of it are left out."""
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # lists in lists in lists
         raise InputError(f"{where}: no JSON ({error})") from error
     if not isinstance(entry, dict) or not entry.keys() & {"text", "messages", "image"}:
         raise InputError(f"{where}: neither 'text' nor 'messages' nor 'image'; give one of them in each line")
@@ -168,14 +173,14 @@ def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
     An edit would otherwise protect what it is to remove. Answers that retained records give too tell nothing.
     """
     records, partition = request.hierarchy.records, request.partition
-    images = {records[i].image for i in partition.forget} - {None}
+    shows_target = shown_among({image for i in partition.forget for image in records[i].images})
     answers = {canonical_answer(records[i]) for i in partition.forget}
     answers -= {canonical_answer(records[i]) for i in partition.retained}
     phrases = {_phrase(text) for text in (*answers, *(target.id for target in partition.targets))} - {"  "}
 
     def tells(record: Record) -> bool:
         said = _phrase(f"{record.question} {record.answer}")
-        return record.image in images or any(phrase in said for phrase in phrases)
+        return any(map(shows_target, record.images)) or any(phrase in said for phrase in phrases)
 
     return tells
 

@@ -29,8 +29,12 @@ _WORDS = re.compile(r"[^\W_]+|[^\w\s/-]+")
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[^\w\s/-]+")
 """The same, with numbers apart from letters."""
 _SEPARATORS = re.compile(r"[\W_]+")
-_BEFORE_NUMBERS: tuple[Words, ...] = ((), (":",), ("=",), ("#",), ('":',), ('":', '"'), ('":"',))
-"""What may stand between a level's word and a number: in prose, in YAML, in JSON."""
+_BEFORE_NUMBERS: tuple[Words, ...] = (
+    *((), (":",), ("=",), ("#",), ('":',), ('":', '"'), ('":"',)),
+    *(("no", "."), ("no",), ("nr", "."), ("nr",), ("number",)),
+)
+"""What may stand between a word and its number: in prose, in YAML, in JSON."""
+_OTHER_DIGITS = re.compile(r"[^\D0-9]")
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ class TargetNames:
     def _add(self, ids: Sequence[str], name: str) -> None:
         for spelling in _spellings(ids):
             self._add_words(spelling, name)
+            if len(spelling) > 1 and spelling[-1].isdecimal() and spelling[-2].isalpha():
+                for sign in _BEFORE_NUMBERS:
+                    self._add_words((*spelling[:-1], *sign, spelling[-1]), name)
         if any(map(_is_unspaced, name)):
             together = _SEPARATORS.sub("", normalize(name))
             before, after = (r"(?<!\d)" * together[0].isdigit(), r"(?!\d)" * together[-1].isdigit())
@@ -121,9 +128,11 @@ class TargetNames:
 
 
 def normalize(text: str) -> str:
-    """The text in the form in which names are compared: NFKC, case-folded, one kind of dash, nothing invisible."""
+    """The text in the form in which names are compared: NFKC, case-folded, one kind of dash and of digits, nothing
+    invisible."""
     if not text.isascii():
         text = _DASHES.sub("-", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+        text = _OTHER_DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
     return text.casefold()
 
 

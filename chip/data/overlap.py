@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -18,21 +19,39 @@ def count_overlap(request: ForgetRequest) -> int:
     read only where they have one size.
     """
     records = request.hierarchy.records
-    retained: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    retained: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for index in request.partition.retained:
         retained[_words(records[index])].append(records[index])
     same = cache(_same_image)
     targets = [records[index] for index in request.partition.forget]
-    return sum(any(same(record.image, other.image) for other in retained[_words(record)]) for record in targets)
+    return sum(
+        any(
+            len(record.images) == len(other.images) and all(map(same, record.images, other.images))
+            for other in retained[_words(record)]
+        )
+        for record in targets
+    )
 
 
-def _words(record: Record) -> tuple[str, str]:
-    return normalized(record.question), normalized(record.answer)
+def shown_among(images: Collection[Path | bytes]) -> Callable[[Path | bytes], bool]:
+    """Whether an image is one of these, wherever its file lies: the same where the bytes are."""
+    by_size: dict[int | None, list[Path | bytes]] = defaultdict(list)
+    for image in images:
+        by_size[_size(image)].append(image)
+
+    def shown(image: Path | bytes) -> bool:
+        return any(_same_image(image, other) for other in by_size.get(_size(image), ()))
+
+    return shown
 
 
-def _same_image(one: Path | bytes | None, other: Path | bytes | None) -> bool:
-    if one is None or other is None or one == other:
-        return one == other
+def _words(record: Record) -> tuple[object, ...]:
+    return normalized(record.question), normalized(record.answer), record.history
+
+
+def _same_image(one: Path | bytes, other: Path | bytes) -> bool:
+    if one == other:
+        return True
     size = _size(one)
     return size is not None and size == _size(other) and _content(one) == _content(other)
 

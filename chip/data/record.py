@@ -1,19 +1,14 @@
-"""Records: a question about an image, its answer, and the node of the hierarchy they belong to."""
+"""Records: a question about images, its answer, what was said before it, and the node that they belong to."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from chip.data.image_bounds import check_bounds, known_formats
-from chip.errors import foreign_code
-
-T = TypeVar("T")
+from chip.data.image_file import decode_image, decoded_size
+from chip.data.window import Window
 
 LEVELS = ("institution", "patient", "study", "section")
 """From the outermost level to the innermost."""
@@ -27,22 +22,39 @@ FREE_TEXT = "free text"
 VALIDATION = "validation"
 """The split of questions that settings are chosen by, and nothing is reported on."""
 
-_PNG_EXIF = (b"eXIf", b"exif", b"xmp")
-"""What marks the chunks of a PNG file that can hold an orientation."""
+IMAGE_PLACEHOLDER = "<image>"
+"""What stands for an image in the text of a turn, as LLaVA, TRL and ms-swift write it."""
 
-_ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
+_NOWHERE = "record"
+"""What messages call a record that does not say where it stands."""
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+"""Who says something, as in transformers' chat format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What somebody said before a record's question."""
+
+    role: str
+    """`SYSTEM`, `USER` or `ASSISTANT`."""
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question and its answer. Two records that differ in `where` only are equal."""
+    """One question and its answer. Two records that differ in `where` only are equal.
+
+    Where the user's turns hold an `IMAGE_PLACEHOLDER` for each image, the images stand there, in this order; where they
+    hold none, all images stand at the beginning of the first of these turns.
+    """
 
     question: str
     answer: str
     path: tuple[str, ...]
     """Ids from the institution down; deeper levels may be missing at the end, never in between."""
     image: Path | bytes | None = field(repr=False)
-    """A file, the encoded bytes of one, or None: text only."""
+    """The first image: a file, the encoded bytes of one, or None: text only."""
     task: str = "generation"
     """One of `TASKS`, or `FREE_TEXT`."""
     split: str = "train"
@@ -50,15 +62,53 @@ class Record:
     and for choosing."""
     where: str = field(default="", compare=False)
     """For messages: `records.jsonl:12`, or `forget.parquet:row 7` (rows count from 0)."""
+    history: tuple[Turn, ...] = ()
+    """What was said before the question: a system prompt, and earlier turns of user and assistant."""
+    more_images: tuple[Path | bytes, ...] = field(default=(), repr=False)
+    """The images behind the first."""
+    window: Window | None = None
+    """How the values of an image of more than 8 bits become gray; None: as a DICOM file says itself."""
 
     @property
     def held_out(self) -> bool:
         """Whether the model never saw this very wording."""
         return self.split != "train"
 
+    @property
+    def images(self) -> tuple[Path | bytes, ...]:
+        """All images, in their order."""
+        return () if self.image is None else (self.image, *self.more_images)
+
+    @property
+    def users_texts(self) -> tuple[str, ...]:
+        """What the user said, the question last."""
+        return (*(turn.text for turn in self.history if turn.role == USER), self.question)
+
+    @property
+    def has_placeholders(self) -> bool:
+        """Whether the user's turns say where the images stand."""
+        return self.image is not None and any(IMAGE_PLACEHOLDER in text for text in self.users_texts)
+
+
+def with_images(record: Record, images: tuple[Path | bytes, ...]) -> Record:
+    """The record about as many other images."""
+    return replace(record, image=images[0], more_images=images[1:])
+
+
+def without_images(record: Record) -> Record:
+    """The record in text only."""
+    history = tuple(replace(turn, text=without_placeholders(turn.text)) for turn in record.history)
+    question = without_placeholders(record.question)
+    return replace(record, question=question, image=None, more_images=(), history=history)
+
+
+def without_placeholders(text: str) -> str:
+    """The text without what stands for images in it."""
+    return text if IMAGE_PLACEHOLDER not in text else " ".join(text.replace(IMAGE_PLACEHOLDER, " ").split())
+
 
 def open_image(record: Record) -> Image.Image | None:
-    """The record's image as RGB, fully loaded and turned as its EXIF orientation says.
+    """The record's first image as RGB, fully loaded and turned as its EXIF orientation says.
 
     So it is in training: `transformers.image_utils.load_image` and `datasets.Image` turn it too. None for a text-only
     record.
@@ -66,44 +116,19 @@ def open_image(record: Record) -> Image.Image | None:
     Raises:
         InputError: the image cannot be decoded, or is beyond what `check_bounds` lets pass.
     """
-    return None if record.image is None else _inspect_image(record, record.image, _upright)
+    return None if record.image is None else decode_image(record.image, record.window, record.where or _NOWHERE)
+
+
+def open_images(record: Record) -> list[Image.Image]:
+    """All images of the record, as `open_image` gives the first."""
+    return [decode_image(image, record.window, record.where or _NOWHERE) for image in record.images]
 
 
 def image_size(record: Record) -> tuple[int, int]:
-    """Width and height of the record's image as `open_image` gives it, from the file's header; 0 × 0 for a text-only
-    record.
+    """Width and height of the record's first image as `open_image` gives it, from the file's header; 0 × 0 for a
+    text-only record.
 
     Raises:
         InputError: as `open_image`.
     """
-    source = record.image
-    return (0, 0) if source is None else _inspect_image(record, source, lambda image: _upright_size(image, source))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
-    if image.format == "TIFF":  # whether it is turned when it is loaded depends on its layout
-        return _upright(image).size
-    width, height = image.size
-    if image.format == "PNG":  # may hold its EXIF behind its pixels, which would all be decoded to look for it
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        if not any(mark in content for mark in _PNG_EXIF):
-            return width, height
-    on_its_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
-    return (height, width) if on_its_side else (width, height)
-
-
-def _inspect_image(record: Record, source: Path | bytes, inspect: Callable[[Image.Image], T]) -> T:
-    where, what = (
-        record.where or "record",
-        "the image in the row" if isinstance(source, bytes) else f"the image {source}",
-    )
-    with (
-        foreign_code(where, f"{what} cannot be read", "replace it or drop the record"),
-        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
-    ):
-        check_bounds(image, source, f"{where}: {what}")
-        return inspect(image)
+    return (0, 0) if record.image is None else decoded_size(record.image, record.where or _NOWHERE)

@@ -112,10 +112,11 @@ class ForgetRequest:
         Raises:
             InputError: as `Hierarchy.find` and `Partition.of` do.
         """
-        return cls(hierarchy, Partition.of(hierarchy, [_find(hierarchy, name) for name in forget]))
+        return cls(hierarchy, Partition.of(hierarchy, [find_node(hierarchy, name) for name in forget]))
 
 
-def _find(hierarchy: Hierarchy, name: str) -> Node:
+def find_node(hierarchy: Hierarchy, name: str) -> Node:
+    """As `Hierarchy.find`; an error names the argument `forget`."""
     try:
         return hierarchy.find(name)
     except InputError as error:
@@ -128,10 +129,10 @@ def _image_owners(
     """`on_shared_images` and `ancestors` of a partition."""
     above = {target.path[:depth] for target in targets for depth in range(1, len(target.path))}
     retained = [i for i, record in enumerate(records) if i not in forgotten and record.image is not None]
-    others = {records[i].image for i in retained if records[i].path not in above}
-    own = {records[i].image for i in forgotten} - others - {None}
-    shared = (i for i in sorted(forgotten) if records[i].image in others)
-    return tuple(shared), tuple(i for i in retained if records[i].image in own)
+    others = {image for i in retained if records[i].path not in above for image in records[i].images}
+    own = {image for i in forgotten for image in records[i].images} - others
+    shared = (i for i in sorted(forgotten) if not others.isdisjoint(records[i].images))
+    return tuple(shared), tuple(i for i in retained if not own.isdisjoint(records[i].images))
 
 
 def _outermost(targets: Sequence[Node]) -> tuple[Node, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
-from chip.data.readers import find_records, read_records
+from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import InputError
@@ -19,6 +19,7 @@ from chip.evaluation.judge import Judge
 from chip.evaluation.measure import measure
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
+from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
@@ -29,9 +30,11 @@ def evaluate(
     checkpoint: Path | str,
     forget: Sequence[str],
     *,
-    records: Path | str | None = None,
+    records: Path | str | RecordSource | None = None,
     reference: Path | str | None = None,
     original: Path | str | None = None,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
     attacks: str | Collection[str | Attack] = (),
     judge: Judge | None = None,
     device: str | None = None,
@@ -45,12 +48,15 @@ def evaluate(
     """Ask a model about what it was to forget and what it was to keep, and attack it. Nothing is written.
 
     Args:
-        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit.
+        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit; or an adapter alone.
         forget: ids or paths of the nodes that are, or would be, forgotten.
-        records: file or folder of records; by default those beside the checkpoint, else `CHIP_RECORDS`.
+        records: file or folder of records, or a `RecordSource` that says how to read it; by default those beside the
+            checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
         original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
             one that is asked.
+        adapter: folder of a LoRA adapter that is merged into the checkpoint.
+        base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
         attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
             text: `all`, or names with commas between them. `standard` stands for those that cost little. One that lacks
             what it needs is skipped, and `Evaluation.skipped` says why.
@@ -69,9 +75,10 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     # 1. Whom the request concerns, and what is asked.
-    folders = [Checkpoint.open(Path(folder)).folder for folder in (checkpoint, reference) if folder is not None]
-    records_file = find_records(folders[0], None if records is None else Path(records))
-    request = ForgetRequest.of(Hierarchy(read_records(records_file)), forget)
+    sources = [open_checkpoint(checkpoint, adapter, base)]
+    sources += [] if reference is None else [Checkpoint.open(Path(reference))]
+    records_source = find_source(sources[0].place, records, sources[0].folder)
+    request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
     if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
         names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
@@ -81,9 +88,9 @@ def evaluate(
     outputs: list[EvalOutputs] = []
     with model_loader(DistributedContext(), device, device_map, max_memory, stream) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
-        for folder in folders:
+        for source in sources:
             size = BatchSize(batch_size)
-            outputs.append(measure(load(folder), config, size, progress, before, compared=reference is not None))
+            outputs.append(measure(load(source), config, size, progress, before, compared=reference is not None))
 
     # 3. What that says of them.
     return compare(config, *outputs)

@@ -10,7 +10,7 @@ from chip.data.record import Record
 
 def fact(record: Record) -> Hashable:
     """Equal for records that ask for one answer at one node, about one image: the same fact, worded otherwise."""
-    return record.path, record.image, canonical_answer(record)
+    return record.path, record.images, canonical_answer(record)
 
 
 def facts(records: Sequence[Record], indices: Sequence[int]) -> dict[Hashable, list[int]]:

@@ -79,4 +79,4 @@ def clusters(records: Sequence[Record], indices: Sequence[int]) -> list[tuple[ob
     patients = [records[i].path[:_PATIENT] for i in indices]
     if len(set(patients)) > 1:
         return list(patients)
-    return [(records[i].path, records[i].image, normalized(records[i].answer)) for i in indices]
+    return [(records[i].path, records[i].images, normalized(records[i].answer)) for i in indices]

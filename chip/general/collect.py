@@ -128,7 +128,7 @@ def collect(
 
 def tokens_to_keep(vlm: VLM, keep: Keep, modules: Sequence[TargetModule]) -> int:
     """How much text `auto` makes for an edit of these modules."""
-    widest = max((module.weight(vlm.model).shape[1] for module in modules), default=0)
+    widest = max((module.shape(vlm.model)[1] for module in modules), default=0)
     return keep.tokens or PER_INPUT.get(vlm.device.type, 2) * widest
 
 
@@ -191,14 +191,16 @@ def _questions(seed: int) -> list[Record]:
 def _about_images(request: ForgetRequest, generator: np.random.Generator, seed: int) -> list[Record]:
     """General questions about drawn pictures, and about images of retained records."""
     partition, records = request.partition, request.hierarchy.records
-    theirs = {records[i].image for i in partition.forget}
-    retained = list(dict.fromkeys(records[i].image for i in partition.retained if records[i].image not in theirs))
+    theirs = {image for i in partition.forget for image in records[i].images}
+    pictured = ((image, i) for i in partition.retained for image in records[i].images if image not in theirs)
+    windows = {image: records[i].window for image, i in pictured}
+    retained = list(windows)
     some = [retained[i] for i in generator.permutation(len(retained))[:IMAGES]]
-    images = [image for image in (*draw_pictures(IMAGES, seed), *some) if image is not None]
-    return [
+    asked = [
         image_record(image, "general image", IMAGE_QUESTIONS[n % len(IMAGE_QUESTIONS)])
-        for n, image in enumerate(images)
+        for n, image in enumerate((*draw_pictures(IMAGES, seed), *some))
     ]
+    return [replace(record, window=windows.get(image)) for record in asked for image in record.images]
 
 
 def _first(vlm: VLM, records: Sequence[Record], tokens: float) -> list[Record]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+ROWS, BLOCK = 256, 1 << 17
+"""Of a projection on a CPU: rows at a time, where there are more than twice as many, and values."""
 
 
 def leading_bases(directions: Tensor, variance_threshold: float) -> list[Tensor]:
@@ -78,56 +81,90 @@ def project_out(weight: Tensor, basis: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def project_rows_(weights: Sequence[Tensor], rows: Tensor, bases: Sequence[Tensor]) -> None:
-    """W_S ← (I − Q Qᵀ) W_S for many weights of one shape, in place; all other rows keep their bits.
+def project_rows_(weight: Tensor, rows: Tensor, basis: Tensor) -> None:
+    """W_S ← (I − Q Qᵀ) W_S in place; all other rows keep their bits.
 
-    Two thin products, never a dense projector; in fp32 (fp64 for fp64 weights), each value rounded once. As many
-    weights at a time as make a block, or as many columns of one: the buffers are small, are used again and stay in the
-    cache.
+    Two thin products, never a dense projector; in fp32 (fp64 for fp64 weights), each value rounded once. Blocks of rows
+    and columns are gathered, converted, multiplied and put back while they are in the cache. Many rows are gone through
+    twice, for Qᵀ W_S and then to take it out; few enough to be one block, once.
 
     Args:
-        weights: b matrices (d_out, d_in), or vectors (d_out,), of one shape, dtype and device.
-        rows: S (b, r) int64, the rows of each weight, none twice.
-        bases: b matrices Q (r, k), orthonormal columns, whose ranks k may differ; or one tensor (b, r, k).
+        weight: W (d_out, d_in), or a vector (d_out,); of any strides.
+        rows: S (r,) int64, none twice.
+        basis: Q (r, k), orthonormal columns, of any float dtype.
 
     Raises:
-        IndexError: a row that a weight lacks.
+        IndexError: a row that the weight lacks.
     """
-    if not weights:
-        return
-    first, height = weights[0], rows.shape[1]
-    width = first[0].numel()
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    padded = torch.nn.utils.rnn.pad_sequence([basis.T for basis in bases], batch_first=True).mT.to(dtype)  # (b, r, k)
-    block = _block_size(first)
-    batch = min(len(weights), max(1, block // max(1, height * width)))
-    columns = min(width, max(1, block // max(1, height * batch)))
-    wide = first.new_empty(batch * height * columns, dtype=dtype)
-    narrow = wide if first.dtype == dtype else torch.empty_like(wide, dtype=first.dtype)
-    for begin in range(0, len(weights), batch):
-        part = slice(begin, begin + batch)
-        matrices = [weight.view(len(weight), width) for weight in weights[part]]
-        for start in range(0, width, columns):
-            panels = [matrix[:, start : start + columns] for matrix in matrices]
-            _project_(panels, rows[part], padded[part], wide, narrow)
+    matrix = weight.detach().view(len(weight), weight[0].numel())
+    basis = basis.to(torch.promote_types(weight.dtype, torch.float32))
+    height, width = _block_shape(matrix, len(rows))
+    whole = matrix.shape[1] // width * width
+    for part, columns in ((matrix[:, :whole], width), (matrix[:, whole:], matrix.shape[1] - whole)):
+        if part.numel() and len(rows):
+            _project_(part, rows, basis, height, columns)
 
 
-def _project_(panels: list[Tensor], rows: Tensor, bases: Tensor, wide: Tensor, narrow: Tensor) -> None:
-    """`project_rows_` of one block, through two buffers: `narrow` in the weights' dtype, `wide` for the products."""
-    shape = (len(panels), rows.shape[1], panels[0].shape[1])
-    numel = shape[0] * shape[1] * shape[2]
-    stored, x = narrow[:numel].view(shape), wide[:numel].view(shape)
-    for panel, indices, buffer in zip(panels, rows, stored, strict=True):
-        torch.index_select(panel, 0, indices, out=buffer)
-    if narrow is not wide:
-        x.copy_(stored)
-    x.baddbmm_(bases, bases.mT @ x, alpha=-1)
-    if narrow is not wide:
-        stored.copy_(x)
-    for panel, indices, buffer in zip(panels, rows, stored, strict=True):
-        panel.index_copy_(0, indices, buffer)
+def _project_(matrix: Tensor, rows: Tensor, basis: Tensor, height: int, width: int) -> None:
+    """`project_rows_` of panels of `width` columns each, `height` rows at a time."""
+    words = _as_words(matrix, width)
+    stored = matrix.new_empty(min(height, len(rows)), width)
+    x = stored if stored.dtype == basis.dtype else torch.empty_like(stored, dtype=basis.dtype)
+    total = x.new_empty(basis.shape[1], width)  # Qᵀ W_S
+    blocks = [
+        _Block(indices, q, stored[: len(q)], stored[: len(q)].view(words.dtype), x[: len(q)])
+        for indices, q in zip(torch.split(rows, height), torch.split(basis, height), strict=True)
+    ]
+    for panel in torch.split(words, width * words.shape[1] // matrix.shape[1], 1):
+        for number, block in enumerate(blocks):
+            block.load(panel)
+            total.addmm_(block.basis.T, block.x, beta=min(number, 1))
+        for number, block in enumerate(reversed(blocks)):
+            if number:  # the last one is still there
+                block.load(panel)
+            block.x.addmm_(block.basis, total, alpha=-1)
+            block.store(panel)
 
 
-def _block_size(weight: Tensor) -> int:
-    """Values at a time: on a CPU what its cache holds, elsewhere enough that starting the work costs nothing."""
-    return 1 << 20 if weight.device.type == "cpu" else 1 << 25
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a panel, through buffers that all blocks have in common."""
+
+    rows: Tensor
+    basis: Tensor
+    """(rows, k)"""
+    stored: Tensor
+    """(rows, width), in the dtype of the weight."""
+    words: Tensor
+    """The same memory as rows are moved in."""
+    x: Tensor
+    """(rows, width), in the dtype of the products; `stored` where that is the same."""
+
+    def load(self, panel: Tensor) -> None:
+        torch.index_select(panel, 0, self.rows, out=self.words)
+        if self.x.dtype != self.stored.dtype:
+            self.x.copy_(self.stored)
+
+    def store(self, panel: Tensor) -> None:
+        if self.x.dtype != self.stored.dtype:
+            self.stored.copy_(self.x)
+        panel.index_copy_(0, self.rows, self.words)
+
+
+def _block_shape(matrix: Tensor, height: int) -> tuple[int, int]:
+    """Rows and columns at a time, of `height` rows: on a CPU what the cache of a core holds beside the buffers, with
+    columns for every thread; elsewhere enough that starting the work costs nothing."""
+    if matrix.device.type != "cpu":
+        return max(1, height), max(1, (1 << 25) // max(1, height))
+    height = ROWS if height > 2 * ROWS else max(1, height)
+    return height, max(1, torch.get_num_threads() * BLOCK // height // 8 * 8)
+
+
+def _as_words(matrix: Tensor, width: int) -> Tensor:
+    """The same memory in elements of 16 bytes, where rows of `width` values can be had so: a CPU moves rows element by
+    element."""
+    values = 16 // matrix.itemsize
+    places = (matrix.data_ptr() // matrix.itemsize, matrix.storage_offset(), matrix.stride(0), width)
+    if matrix.device.type != "cpu" or matrix.stride(1) != 1 or any(place % values for place in places):
+        return matrix
+    return matrix.view(torch.complex128)

@@ -15,7 +15,7 @@ from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.general.loss import GeneralReference
 from chip.methods.base import Method, Search
-from chip.methods.patch import Patch, Solution, WeightEditor
+from chip.methods.patch import Patch, Precision, Solution, WeightEditor
 from chip.methods.search import Choice, hold_general, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general
 from chip.methods.validation import ValidationSet, hold_out_validation
@@ -47,6 +47,7 @@ def edit_model(
     progress: ProgressCallback = silent,
     distributed: DistributedContext | None = None,
     general: GeneralReference | None = None,
+    precision: Precision | None = None,
 ) -> Patch:
     """Run the trained records through the model, and let the method edit it module by module.
 
@@ -54,13 +55,15 @@ def edit_model(
 
     Args:
         general: what a search watches beside the records.
+        precision: how exactly new weights are kept; by default as they are stored.
 
     Raises:
         InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
             stages does not show what the model computes.
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
-    context = _Context(vlm, checkpoint, size or BatchSize(), progress, distributed or DistributedContext(), general)
+    shared = size or BatchSize(), progress, distributed or DistributedContext()
+    context = _Context(vlm, checkpoint, *shared, general, precision or Precision())
     check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
     for step in method.steps:
@@ -82,6 +85,7 @@ class _Context:
     progress: ProgressCallback
     distributed: DistributedContext
     general: GeneralReference | None
+    precision: Precision
 
 
 def _edit_step(
@@ -96,7 +100,7 @@ def _edit_step(
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
     trained = [index for index in request.partition.forget if not request.records[index].held_out]
     check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
-    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed)
+    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed, context.precision)
     choice = None
     if search is not None:
         if can_keep(vlm, method, target_modules, distributed):
@@ -107,7 +111,7 @@ def _edit_step(
         choice = trials.find(search, method, ValidationSet(request), progress)
         method = method.resolve_search(choice.value)
     patch = edit_stages(method, source, editor, progress)
-    return replace(patch, choice=choice, settings=asdict(method))
+    return replace(patch, choice=choice, settings=asdict(method) | {"rank": context.precision.rank})
 
 
 def edit_stages(

@@ -128,7 +128,7 @@ class Chip(Method):
 def _projected(parameter: Tensor, rows: Tensor, basis: Tensor) -> Tensor:
     """(I − Q Qᵀ) on these rows, in the dtype of `basis`; all other rows as they are."""
     wide = parameter.to(basis.dtype, copy=True)
-    project_rows_([wide], rows[None], [basis])
+    project_rows_(wide, rows, basis)
     return wide
 
 

@@ -53,7 +53,14 @@ class GatedWeights:
 
 
 def own_images(request: ForgetRequest, forgotten: Sequence[int]) -> dict[object, int]:
-    """The images of these records, each with its number."""
+    """The images of these records, each with its number.
+
+    Raises:
+        InputError: one of them has several: which is which the places of their tokens do not say.
+    """
+    if several := next((r for r in map(request.records.__getitem__, forgotten) if r.more_images), None):
+        message = f"takes one image a record, and {several.where} has {len(several.images)}; take shielded"
+        raise InputError(message, argument="method", value="gated")
     images = (request.records[index].image for index in forgotten)
     return {image: number for number, image in enumerate(dict.fromkeys(images)) if image is not None}
 

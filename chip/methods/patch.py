@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,21 @@ from torch import Tensor
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once
 from chip.distributed import DistributedContext
-from chip.errors import InputError, RunError
+from chip.errors import ChipWarning, InputError, RunError
 from chip.kernels.gram import accumulation_dtype
+from chip.kernels.low_rank import leading_outputs
 from chip.methods.base import MeasuredModule, Method, Removed, WeightUpdate
 from chip.methods.search import Choice
-from chip.methods.source import parameter_names
 from chip.model.activations import activation_behind
+from chip.model.experts import OutputMap
 from chip.model.loading import VLM
 from chip.model.target_modules import TargetModule
-from chip.model.tensor_names import disk_names
+from chip.model.tensor_names import stored_tensors
 from chip.model.tokens import Statistics
+
+_ROWS = {"cpu": 16}  # of a weight, that are compared at once; elsewhere 4,096
+Orient = Callable[[Tensor], Tensor]
+"""From a tensor as it is stored to (d_out, ...), or to a bias (d_out,)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Patch:
     nothing is held twice."""
     relative_change: dict[str, float] = field(default_factory=dict)
     """‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
-    removed: dict[str, tuple[TargetModule, Removed]] = field(default_factory=dict)
-    """What must be gone from the written tensor, where the method takes directions out of it."""
+    removed: dict[str, tuple[Orient, Removed]] = field(default_factory=dict)
+    """What must be gone from the written tensor, where the method takes directions out of it; see `Orient`."""
     shares_images: bool = True
     """Whether questions about one image ran it once together."""
     choice: Choice | None = None
@@ -60,9 +66,14 @@ class Patch:
 
 
 def _relative_change(new: Tensor, old: Tensor) -> float:
-    """‖W′ − W‖ / ‖W‖."""
-    old = old.to(new.device, accumulation_dtype(new.device))
-    return float(torch.linalg.norm(new.to(old.dtype) - old) / torch.linalg.norm(old))
+    """‖W′ − W‖ / ‖W‖; some rows at a time, so that no wide copy of the whole is made."""
+    change, size = torch.zeros(2, dtype=accumulation_dtype(new.device), device=new.device)
+    rows = _ROWS.get(new.device.type, 4096)
+    for after, before in zip(torch.split(new, rows), torch.split(old, rows), strict=True):
+        before = before.to(change)
+        change += (after.to(change) - before).square().sum()
+        size += before.square().sum()
+    return float((change / size).sqrt())
 
 
 @dataclass(frozen=True)
@@ -75,16 +86,35 @@ class Solution:
     removed: Removed | None
 
 
+@dataclass(frozen=True)
+class Precision:
+    """How exactly new weights are kept."""
+
+    rank: int | None = None
+    """The most directions that a module's weight changes by; None: as many as the method wants."""
+    rounded: bool = True
+    """Whether they are rounded to the dtypes that they are stored in; else to fp32."""
+
+
 class WeightEditor:
     """Turns statistics into new weights, in the model and for the disk."""
 
     def __init__(
-        self, vlm: VLM, checkpoint: Checkpoint, target_modules: Sequence[TargetModule], distributed: DistributedContext
+        self,
+        vlm: VLM,
+        checkpoint: Checkpoint,
+        target_modules: Sequence[TargetModule],
+        distributed: DistributedContext,
+        precision: Precision | None = None,
     ) -> None:
-        self.vlm, self.distributed = vlm, distributed
-        self.parameters = [name for module in target_modules for name in parameter_names(module)]
-        self._disk = disk_names(checkpoint, self.parameters)
-        self._dtypes = {name: checkpoint.entries[self._disk[name]].torch_dtype for name in self.parameters}
+        self.vlm, self.distributed, self._precision = vlm, distributed, precision or Precision()
+        self.parameters = [name for module in target_modules for name in module.parameter_names]
+        in_blocks = [each.name for module in target_modules for each in module.output_maps]
+        fused = [name for name in in_blocks if ".experts." in name]
+        linear = [name for name in self.parameters if name not in fused]
+        self._disk = stored_tensors(checkpoint, linear, fused, vlm.parameter)
+        stored = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
+        self._dtypes = stored if self._precision.rounded else dict.fromkeys(stored, torch.float32)
 
     def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
         """The method's solutions for the modules of a stage, rounded once to the stored dtypes; the same in all
@@ -96,60 +126,106 @@ class WeightEditor:
         """
         measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
         try:
-            updates = method.solve_stage(measured)
+            updates = {
+                module: self._cut(method, measured[module], update)
+                for module, update in method.solve_stage(measured).items()
+            }
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             names = ", ".join(module.name for module in statistics)
             raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
         return [self._rounded(module, update) for module, update in updates.items()]
 
     def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
-        weight = module.oriented(self.vlm.parameter(module.weight_name))
-        if not weight.isfinite().all():
+        if not all(self.vlm.parameter(name).isfinite().all() for name in module.parameter_names):
             raise InputError(f"{module.name}: its weight is NaN or infinite in places; fetch the checkpoint again")
+        parameter = self.vlm.parameter(module.weight_name)
+        if module.output_maps:  # W of a block's output is I
+            identity = torch.eye(module.shape(self.vlm.model)[0], dtype=parameter.dtype, device=parameter.device)
+            return MeasuredModule(identity, None, statistics, None)
+        weight = module.oriented(parameter)
         bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
         return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
 
+    def _cut(self, method: Method, measured: MeasuredModule, update: WeightUpdate) -> WeightUpdate:
+        """The update, cut to as many directions as were asked for: those that matter most to the method."""
+        rank = self._precision.rank
+        if rank is None:
+            return update
+        if update.metric is None:
+            message = f"method {method.name} does not say what a change costs: its rank is cut by size alone"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+        weight = measured.weight.to(update.weight.dtype)
+        change = update.weight - weight
+        outputs = leading_outputs(change, rank, None if update.metric is None else update.metric())
+        return replace(update, weight=weight + outputs @ (outputs.T @ change), removed=None)
+
     def _rounded(self, module: TargetModule, update: WeightUpdate) -> Solution:
         new = {module.weight_name: update.weight, module.bias_name: update.bias}
-        values = {
-            name: self.distributed.broadcast_(round_once(module.oriented(value), self._dtypes[name]).contiguous())
-            for name, value in new.items()
-            if name is not None and value is not None
-        }
-        return Solution(module, {name: self.vlm.weights.hold(value) for name, value in values.items()}, update.removed)
+        if module.output_maps:
+            rounded = {each.name: self._multiplied(each, update.weight) for each in module.output_maps}
+        else:
+            rounded = {
+                name: round_once(module.oriented(value), self._dtypes[name])
+                for name, value in new.items()
+                if name is not None and value is not None
+            }
+        shared = {name: self.distributed.broadcast_(value.contiguous()) for name, value in rounded.items()}
+        values = {name: self.vlm.weights.hold(value) for name, value in shared.items()}
+        return Solution(module, values, update.removed)
+
+    def _multiplied(self, output_map: OutputMap, matrix: Tensor) -> Tensor:
+        """The parameter behind M (d, d), one expert after the other: all of them in fp64 would be several times it."""
+        value, dtype = self.vlm.parameter(output_map.name), self._dtypes[output_map.name]
+        if value.dim() < 3:
+            return round_once(output_map.multiplied(matrix, value), dtype)
+        single = OutputMap(output_map.name, output_map.axis - 1)
+        return torch.stack([round_once(single.multiplied(matrix, expert), dtype) for expert in value])
 
     def apply(self, solutions: Sequence[Solution], patch: Patch) -> None:
         """Give the model's parameters their new values, and note in the patch what changes on disk."""
         for solution in solutions:
             for name, value in solution.values.items():
                 changed = self._set(name, value, patch)
-                if changed and solution.removed is not None:
-                    patch.removed[self._disk[name]] = solution.module, solution.removed
+                if solution.removed is not None:
+                    orient = self._orient(solution.module, name)
+                    patch.removed.update(dict.fromkeys(changed, (orient, solution.removed)))
 
-    def _set(self, name: str, value: Tensor, patch: Patch) -> bool:
-        """Whether the parameter had another value before."""
-        parameter, disk_name = self.vlm.parameter(name), self._disk[name]
+    def _set(self, name: str, value: Tensor, patch: Patch) -> list[str]:
+        """Names on disk of what had other values before."""
+        parameter, disk = self.vlm.parameter(name), self._disk[name]
         there = value.to(parameter.device)
-        if torch.equal(there.to(parameter.dtype), parameter):
-            return False
-        patch.relative_change[disk_name] = _relative_change(there, parameter)
-        stored = self.vlm.set_parameter(name, value)
-        exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
-        patch.tensors[disk_name] = stored if exact else value.cpu()
-        return True
+        changes = {
+            disk_name: _relative_change(new, old)
+            for (disk_name, new), (_, old) in zip(disk.parts(there), disk.parts(parameter), strict=True)
+            if not torch.equal(new.to(old.dtype), old)
+        }
+        if changes:
+            patch.relative_change.update(changes)
+            stored = self.vlm.set_parameter(name, value)
+            exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
+            parts = dict(disk.parts(stored if exact else value.cpu()))
+            patch.tensors.update({disk_name: parts[disk_name] for disk_name in changes})
+        return list(changes)
+
+    def _orient(self, module: TargetModule, name: str) -> Orient:
+        """From what is stored of a parameter to (d_out, ...)."""
+        if not module.output_maps:
+            return module.oriented
+        (axis,) = (each.axis for each in module.output_maps if each.name == name)
+        disk = self._disk[name]
+        axis = {1: 2, 2: 1}.get(axis, axis) if disk.transposed else axis
+        return lambda stored: stored.movedim(axis - disk.per_expert, 0).flatten(min(1, stored.dim() - 1))
 
 
-def check_removed(
-    source: Checkpoint, folder: Path, removed: Mapping[str, tuple[TargetModule, Removed]]
-) -> dict[str, float]:
+def check_removed(source: Checkpoint, folder: Path, removed: Mapping[str, tuple[Orient, Removed]]) -> dict[str, float]:
     """Look in the written tensors for the directions that a method has taken out: ‖QᵀW′‖ / ‖QᵀW‖ by name on disk.
 
     Raises:
         RunError: more is left of them than rounding to the stored dtype can leave.
     """
     written, remaining = Checkpoint.open(folder), {}
-    for name, (module, directions) in removed.items():
-        before, after = (module.oriented(checkpoint.read(name)) for checkpoint in (source, written))
+    for name, (orient, directions) in removed.items():
+        before, after = (orient(checkpoint.read(name)) for checkpoint in (source, written))
         norm = directions.norm_in(after)
         if norm > directions.rounding(after):
             raise RunError(f"tensor {name!r}: the removed directions are still in what was written; check the disk")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, sqrt
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -145,17 +146,10 @@ class Shielded(Method):
     def solve(
         self, weight: Tensor, bias: Tensor | None, statistics: ShieldedStatistics, component: Component = Component.TEXT
     ) -> WeightUpdate | None:
-        if isinstance(self.retain_weight, str):
-            raise ValueError("the retain weight is still to be found")
         forget, shield = statistics.forget, statistics.shield
         if forget.count == 0 or shield.count == 0:
             return None  # nothing to take out, or nowhere to send it
-        wide, forget_scale = weight.to(forget.upper.dtype), sqrt(statistics.target_images) / forget.count
-        scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
-        shield_scale = float(self.retain_weight * scale / shield.count)
-        ridge = self.ridge * statistics.ordinary.mean[0, 0] / len(shield.upper)
-        system = forget_scale * forget.upper  # K
-        system.add_(shield.upper, alpha=shield_scale).diagonal().add_(ridge)
+        wide, (forget_scale, shield_scale) = weight.to(forget.upper.dtype), self._scales(statistics, component)
         # √m W B, (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
         moved = wide @ symmetrize_(forget.upper)
         moved -= (
@@ -166,13 +160,37 @@ class Shielded(Method):
             of_forget, of_shield = statistics.drifts
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
-        return WeightUpdate(wide - self._solution(moved, system, wide, statistics.general), None)
+        system = self._system(statistics, component)
+        solution, general_weight = self._solution(moved, system, wide, statistics.general)
+        metric = partial(self._system, statistics, component, general_weight)
+        return WeightUpdate(torch.sub(wide, solution, out=solution), None, metric=metric)  # one large matrix less
 
-    def _solution(self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None) -> Tensor:
-        """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region."""
+    def _scales(self, statistics: ShieldedStatistics, component: Component) -> tuple[Any, float]:
+        """What the sums over the target's tokens and over the retained ones count with."""
+        if isinstance(self.retain_weight, str):
+            raise ValueError("the retain weight is still to be found")
+        scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
+        shield_scale = float(float(self.retain_weight) * scale / statistics.shield.count)
+        return sqrt(statistics.target_images) / statistics.forget.count, shield_scale
+
+    def _system(self, statistics: ShieldedStatistics, component: Component, general_weight: float = 0.0) -> Tensor:
+        """K + β_g C_g (d_in, d_in), on and above the diagonal: half the second derivative of what is minimized."""
+        forget_scale, shield_scale = self._scales(statistics, component)
+        shield, general = statistics.shield.upper, statistics.general
+        system: Tensor = forget_scale * statistics.forget.upper
+        system.add_(shield, alpha=shield_scale).diagonal().add_(
+            self.ridge * statistics.ordinary.mean[0, 0] / len(shield)
+        )
+        if general is not None and general_weight:
+            system.add_(general.upper, alpha=general_weight / float(general.count))
+        return system
+
+    def _solution(
+        self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None
+    ) -> tuple[Tensor, float]:
+        """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region; and that β_g."""
         if general is None or general.count == 0:
-            return solve_spd_(moved, system)
+            return solve_spd_(moved, system), 0.0
         metric = symmetrize_(general.upper / general.count)  # C_g
         size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
-        solution, _ = solve_in_trust_region(moved, system, metric, self._general_change**2 * size)
-        return solution
+        return solve_in_trust_region(moved, system, metric, self._general_change**2 * size)

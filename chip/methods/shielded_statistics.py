@@ -187,8 +187,8 @@ def _target_images(request: ForgetRequest) -> float:
 
     Records above a target do not count as others. Text-only records count as one image for each node.
     """
-    images = [record.path if record.image is None else record.image for record in request.hierarchy.records]
+    shown = [record.images or (record.path,) for record in request.hierarchy.records]
     above = set(request.partition.ancestors)
-    everyone = Counter(image for i, image in enumerate(images) if i not in above)
-    targets = Counter(images[i] for i in request.partition.forget)
+    everyone = Counter(image for i, images in enumerate(shown) if i not in above for image in images)
+    targets = Counter(image for i in request.partition.forget for image in shown[i])
     return sum(count / everyone[image] for image, count in targets.items())

@@ -81,7 +81,7 @@ class StatisticsSource:
         if self._method.needs.connector == "original" or first.component is not Component.CONNECTOR:
             return []
         earlier = [each.target_modules[0] for each in self.stages[: self.stages.index(stage)]]
-        return [name for module in earlier if module.connector == first.connector for name in parameter_names(module)]
+        return [name for module in earlier if module.connector == first.connector for name in module.parameter_names]
 
     def collect(
         self, stage: Stage, overrides: Mapping[str, Tensor], advance: Callable[[int], None]
@@ -110,7 +110,7 @@ class StatisticsSource:
         return {module: statistics.get(module, shared) for module in stage.target_modules}
 
     def _create(self, module: TargetModule) -> Statistics:
-        d_out, d_in = module.weight(self._vlm.model).shape  # true also where the weight itself lies elsewhere
+        d_out, d_in = module.shape(self._vlm.model)
         return self._method.statistics(self._record_weights(self._vlm.place_of(module.weight_name)), d_in, d_out)
 
 
@@ -138,13 +138,8 @@ def can_keep(vlm: VLM, method: Method, target_modules: Sequence[TargetModule], d
     sizes = Counter[torch.device]()
     for stage in in_data_order(target_modules):
         for module in stage.target_modules if method.needs.outputs else stage.target_modules[:1]:
-            d_out, d_in = module.weight(vlm.model).shape
+            d_out, d_in = module.shape(vlm.model)
             sizes[vlm.place_of(module.weight_name)] += method.statistics_bytes(d_in, d_out)
     lacking = torch.tensor([float(not room_for(size, device)) for device, size in sizes.items()])
     distributed.all_reduce_(lacking)
     return not lacking.any()
-
-
-def parameter_names(module: TargetModule) -> list[str]:
-    """The module's weight, and its bias where it has one."""
-    return [module.weight_name, *([module.bias_name] if module.bias_name else [])]

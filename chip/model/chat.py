@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,9 +10,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from chip.data.record import FREE_TEXT, Record, open_image
+from chip.data.record import FREE_TEXT, IMAGE_PLACEHOLDER, SYSTEM, Record, Turn, open_image
 from chip.errors import InputError, foreign_code
-from chip.model.chat_template import render, usable_chat_template
+from chip.model.chat_template import render, says_alone, usable_chat_template
+from chip.model.conversation import chat_messages, text_pieces, words_come_first
 
 T = TypeVar("T")
 
@@ -30,6 +32,10 @@ class Prompt:
     """How many of the tokens, at the end, are the answer and what ends the turn."""
     prefix: int = 0
     """How many of them, at the beginning, stand before any question, in a prompt without an image."""
+    images: int = 0
+    """How many images stand in it."""
+    words_first: int | None = None
+    """Where the first question begins, if words of it stand before the first image."""
 
 
 class Prompts:
@@ -51,13 +57,19 @@ class Prompts:
         self._tokenizer = processor.tokenizer
         self._template = usable_chat_template(processor, answer_is_suffix)
         self._has_suffix = self._template is None
+        holders = (processor, self._tokenizer)
+        self._special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._not_text = {str(getattr(each, name, None) or "") for each in holders for name in _MODALITY_TOKENS} - {""}
+        self._not_text |= self._written_tokens()
         self._end = self._end_of_turn()
         self._ends = {self._end, self._tokenizer.eos_token or ""} - {""}
-        holders = (processor, self._tokenizer)
-        self._not_text = {str(getattr(each, name, None) or "") for each in holders for name in _MODALITY_TOKENS} - {""}
         self._begin = self._beginning()
         self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
-        self._known: dict[tuple[str, str, bool, bool], Prompt] = {}
+        self._known: dict[tuple[object, ...], Prompt] = {}
+        self._empty: dict[tuple[Turn, ...], list[int]] = {}
+        """System prompt -> the tokens of a conversation that begins with it and asks next to nothing."""
 
     @property
     def causal(self) -> bool:
@@ -75,7 +87,7 @@ class Prompts:
         Raises:
             InputError: a record holds a token that stands for an image, or is not whole in the chat format.
         """
-        keys = [(r.question, r.answer, r.image is None, r.task == FREE_TEXT) for r in records]
+        keys = [(r.question, r.answer, r.history, len(r.images), r.task == FREE_TEXT) for r in records]
         new = {key: record for key, record in zip(keys, records, strict=True) if key not in self._known}
         for free, tokenize in ((False, self._tokenize), (True, self._tokenize_free)):
             some = {key: record for key, record in new.items() if (record.task == FREE_TEXT) == free}
@@ -86,7 +98,7 @@ class Prompts:
     def inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """The records as the model takes them, one a row, padded on the right.
 
-        All are of one kind: with an image, without one, or free text.
+        All are of one kind: with as many images, without one, or free text.
 
         Raises:
             InputError: an image cannot be read, or the processor does not take a record.
@@ -113,29 +125,37 @@ class Prompts:
         return _naming([record], process)
 
     def _images(self, records: Sequence[Record]) -> list[list[Any]] | None:
-        """Decoded images, one a row; None for text-only rows."""
-        return None if records[0].image is None else [[self._image(record)] for record in records]
+        """Decoded images, those of a record in a list; None for text-only rows."""
+        return None if records[0].image is None else [self._decoded(record) for record in records]
 
-    def _image(self, record: Record) -> Any:
-        """Decoded once for all its questions: what tells them apart is not part of the key."""
-        return self._open(replace(record, question="", answer="", path=(), task="", split=""))
+    def _decoded(self, record: Record) -> list[Any]:
+        """Each image is decoded once for all its questions: what tells them apart is not part of the key."""
+        bare = Record("", "", (), None, where=record.where, window=record.window)
+        return [self._open(replace(bare, image=image)) for image in record.images]
 
     def _render(self, record: Record, answer: str | None = None) -> str:
-        image = [] if record.image is None else [{"type": "image"}]
-        messages = [{"role": "user", "content": [*image, {"type": "text", "text": record.question}]}]
+        messages = chat_messages(record)
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         assert self._template is not None
         return render(self._processor, self._template, messages, prompt=answer is None)
+
+    def _written_tokens(self) -> set[str]:
+        """The special tokens that begin and end a text, and those that the chat format itself writes. Others may belong
+        to what is asked and said, as Qwen's around a box."""
+        own = {str(getattr(self._tokenizer, f"{name}_token")) for name in ("bos", "eos", "pad")}
+        own = {token for token in own & self._special if len(token) > 1}  # some pad with a plain sign
+        if self._has_suffix:
+            return own
+        probe = self._render(Record("question", "", (), b"a picture"), answer="answer")
+        return own | {token for token in self._special if len(token) > 1 and token in probe}
 
     def _end_of_turn(self) -> str:
         """The special token that the chat format puts behind an answer; else end of text; empty where there is none."""
         if not self._has_suffix:
             probe = self._render(Record("question", "", (), None), answer="answer")
             tail = probe[probe.rindex("answer") + len("answer") :].strip()
-            known = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-            special = [token for token in known if tail.startswith(token)]
-            if special:
+            if special := [token for token in self._special if tail.startswith(token)]:
                 return str(max(special, key=len))
         return str(self._tokenizer.eos_token or "")
 
@@ -143,8 +163,13 @@ class Prompts:
         """What stands before the answer."""
         if not self._has_suffix:
             return self._render(record)
+        if record.history or record.has_placeholders:
+            told = "images within the question" if record.has_placeholders else "earlier turns or a system prompt"
+            raise InputError(
+                f"{record.where}: the record has {told}, and the model has no chat format for them; drop it"
+            )
         if record.image is not None:
-            return f"{self._processor.image_token}{record.question}"
+            return f"{self._processor.image_token * len(record.images)}{record.question}"
         return f"{self._tokenizer.bos_token}{record.question}\n"  # as the processor, which wants an image, would
 
     def _answer(self, record: Record) -> str:
@@ -167,16 +192,25 @@ class Prompts:
         return f"{self._render(record, self._answer(record)).rstrip().removesuffix(self._end)}{self._end}"
 
     def _check(self, record: Record, prompt: str, whole: str) -> None:
-        """Raise `InputError` unless the question is in the prompt, and the answer in what follows it in the whole."""
-        for text, what in ((record.question, "question"), (record.answer, "answer")):
+        """Raise `InputError` unless what was asked and said before stands in the prompt, and what follows it in the
+        whole says the answer and nothing else."""
+        count = sum(text.count(IMAGE_PLACEHOLDER) for text in record.users_texts)
+        if record.has_placeholders and count != len(record.images):
+            message = f"{IMAGE_PLACEHOLDER} stands there {count} times, for {len(record.images)} images; correct it"
+            raise InputError(f"{record.where}: {message}")
+        asked = [(text, "question") for text in text_pieces(record, record.question)]
+        before = [(text, "earlier turn") for turn in record.history for text in text_pieces(record, turn.text)]
+        answer = self._answer(record)
+        for text, what in (*before, *asked, (answer, "answer")):
             if token := next((token for token in self._not_text if token in text), None):
                 raise InputError(f"{record.where}: the {what} holds {token}, which stands for no text; take it out")
         rest = whole[common_start(prompt, whole) :]
-        for text, place, what in ((record.question, prompt, "question"), (self._answer(record), rest, "answer")):
-            if text.strip() not in place:
+        there = [(what, text.strip() in prompt) for text, what in (*before, *asked)]
+        for what, as_it_is in (*there, ("answer", says_alone(rest, answer, self._special_text))):
+            if not as_it_is:
                 raise InputError(
                     f"{record.where}: the {what} is not as it is in the model's chat format; "
-                    "look for what the chat template drops or changes in it"
+                    "look for what the chat template drops, changes or adds"
                 )
 
     def _process(
@@ -227,17 +261,29 @@ class Prompts:
         prompts = self._tokens(texts, **self._begin)
         if self._has_suffix:
             ends = self._tokens(answers, add_special_tokens=False)
-            return [Prompt((*prompt, *end), len(end)) for prompt, end in zip(prompts, ends, strict=True)]
+            parts = zip(records, prompts, ends, strict=True)
+            return [Prompt((*prompt, *end), len(end), images=len(r.images)) for r, prompt, end in parts]
         wholes = self._tokens(full, **self._begin)
-        (other,) = self._tokens([self._render(Record("§", "", (), None))], **self._begin)
         return [
-            Prompt(
-                tuple(whole),
-                len(whole) - common_start(prompt, whole),
-                common_start(whole, other) if record.image is None else 0,
-            )
-            for record, prompt, whole in zip(records, prompts, wholes, strict=True)
+            self._divided(record, prompt, whole) for record, prompt, whole in zip(records, prompts, wholes, strict=True)
         ]
+
+    def _divided(self, record: Record, prompt: Sequence[int], whole: Sequence[int]) -> Prompt:
+        """The tokens of prompt and answer, and of the prompt alone, as a `Prompt`."""
+        start = 0
+        if record.image is None or words_come_first(record):
+            system = record.history[:1] if record.history and record.history[0].role == SYSTEM else ()
+            if system not in self._empty:
+                text = self._render(Record("§", "", (), None, history=system))
+                (self._empty[system],) = self._tokens([text], **self._begin)
+            start = common_start(whole, self._empty[system])
+        return Prompt(
+            tuple(whole),
+            len(whole) - common_start(prompt, whole),
+            start if record.image is None else 0,
+            len(record.images),
+            None if record.image is None or not start else start,
+        )
 
 
 def _naming(records: Sequence[Record], process: Callable[[Sequence[Record]], T]) -> T:

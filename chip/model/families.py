@@ -6,14 +6,16 @@ structure. A family in which that goes wrong gets one row in `FAMILIES`, and not
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from chip.errors import InputError
+from chip.model.structure import attends, contains, ends_in, is_tower, linear_maps, parts_behind
 
 TEXT_MODULES = {
     "q": "self_attn.q_proj",
@@ -24,7 +26,15 @@ TEXT_MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-"""Kind of target module -> its path in a layer of the text model, in the order of data."""
+"""Kind of target module -> its path in a layer of most text models, in the order of data."""
+
+OTHER_PATHS: dict[str, tuple[str, ...]] = {
+    "o": ("self_attn.out_proj", "self_attn.dense"),
+    "gate": ("feed_forward.gate_proj", "feed_forward.w1"),
+    "up": ("feed_forward.up_proj", "feed_forward.w3", "mlp.fc1"),
+    "down": ("feed_forward.down_proj", "feed_forward.w2", "mlp.fc2"),
+}
+"""Where the same lie in other text models: Phi, LFM2, Llama 4. Layers of one model may differ."""
 
 VISION_MODULES = {
     "q_proj": "q",
@@ -58,9 +68,11 @@ class Family:
     """The vision tower. None: what `get_encoder(modality="image")` names."""
     connectors: tuple[str, ...] | None = None
     """What turns the tower's hidden states into embeddings of the text model. None: what stands beside the two, or the
-    parts of the tower that end in the text model's width."""
+    parts of the tower behind its layers that end in the text model's width."""
     text_modules: Mapping[str, str] | None = None
-    """Kind -> path in a layer of the text model. None: `TEXT_MODULES`."""
+    """Kind -> path in a layer of the text model. None: as in `TEXT_MODULES`, else in `OTHER_PATHS`."""
+    cross_attention: bool = False
+    """Whether layers of the text model look at images from the side, and one token stands for a whole image."""
     image_token_id: str = "image_token_id"
     """Setting of the configuration: the token that stands for a piece of an image."""
     max_tokens: str = "max_position_embeddings"
@@ -70,8 +82,8 @@ class Family:
     same_size_images: bool | None = None
     """Whether all images of a batch must have one size: such a family cuts off, behind the connector, what padded an
     image, and the size says how many tokens stay. None: where the configuration has `image_grid_pinpoints`."""
-    position_inputs: tuple[str, ...] = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    """What `get_rope_index` takes, in families that have it: Qwen gives a token three numbers for its position."""
+    padded_images: bool = False
+    """Whether the connector sees images one behind the other, each filled up to the longest, and drops that later."""
     answer_is_suffix: bool = False
     """Whether, without a chat template, the processor itself puts image and question before the answer, its suffix, and
     the tokens before the answer see each other in both directions."""
@@ -80,6 +92,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
+    "lfm2_vl": Family(padded_images=True),
+    "mllama": Family(cross_attention=True),
     # Its processor takes question and answer apart, and there is no chat template.
     "paligemma": Family(answer_is_suffix=True),
     # Layers that get embeddings of their own, and ids that are moved to where the table is.
@@ -88,12 +102,25 @@ FAMILIES: dict[str, Family] = {
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
 
+ORIGINAL_LAYOUTS = {
+    "InternVLChatModel": ("internvl", "InternVL"),
+    "LlavaMistralForCausalLM": ("llava", "LLaVA-Med and LLaVA 1.6"),
+    "LlavaLlamaForCausalLM": ("llava", "LLaVA"),
+    "LlavaQwenForCausalLM": ("llava_onevision", "LLaVA-OneVision"),
+}
+"""Class that a checkpoint in its authors' own layout names -> transformers' name of the family, and its own name."""
+
+EXPERT_OUTPUTS = ("down_proj", "fc2", "w2")
+"""How the last map of an expert is called, whether a parameter of all experts or a linear layer of a shared one."""
+
 _CROSS_ATTENTION = re.compile(r"(cross|encoder)_?attn|(cross|encoder)_?attention")
 """Parts of a decoder's layers that look at something beside the sequence."""
 _OTHER_PURPOSE = re.compile(r"(^|_)(audio|video|speech|sound|generation|vq|high_res|action)")
 """In names of parts that are there for something else than the image."""
-_WEIGHT = ("weight", "proj")
-"""How the names of parameters end that are multiplied with."""
+TOKEN_INPUTS = frozenset(
+    ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "position_ids")
+)
+"""What a processor gives for each token of the text. Another input may have the same shape: a mask of patches."""
 SHARED_STATES = "shared_kv_states"
 """A layer's argument: a mapping that it fills for later layers, in families whose layers share keys and values."""
 
@@ -114,13 +141,21 @@ def find_language(model: Any) -> Any:
     """
     path = family_of(model).text_model
     text = _named(model, "text model", "get_decoder") if path is None else _at(model, "text model", path)
+    text = text if hasattr(text, "layers") else base_model(text)  # Llama 4's has the head
     layers = getattr(text, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise _unknown(model, "text model with layers")
-    if any(_CROSS_ATTENTION.search(name) for name, _ in text.named_modules()):
+    looks_aside = any(_CROSS_ATTENTION.search(name) for name, _ in text.named_modules())
+    if looks_aside and not family_of(model).cross_attention:
         what = "its text model takes images by cross-attention, and not as tokens"
         raise InputError(f"{type(model).__name__}: {what}; chip does not know such families yet")
     return text
+
+
+def find_causal(model: Any) -> Any:
+    """What gives logits: the model itself; where its text model has the head, as in Llama 4, that."""
+    decoder = model.get_decoder()
+    return decoder if decoder is not base_model(decoder) and decoder.get_output_embeddings() is not None else model
 
 
 def find_tower(model: Any) -> Any:
@@ -138,8 +173,8 @@ def find_tower(model: Any) -> Any:
 def find_connectors(model: Any) -> list[Any]:
     """The modules that turn the vision tower's hidden states into embeddings of the text model.
 
-    They stand beside the tower and the text model. Where nothing does, they are the parts of the tower, its layers
-    apart, that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
+    They stand beside the tower and the text model. Where nothing does, they are parts of the tower behind its layers
+    that end in the text model's width: the merger of Qwen-VL, and those that feed its first layers directly.
 
     Raises:
         InputError: there are none.
@@ -150,8 +185,8 @@ def find_connectors(model: Any) -> list[Any]:
         return [_at(model, "vision-language connector", path) for path in paths]
     connectors = [part for name, part in _beside(model).items() if not _has_other_purpose(model, name, part)]
     if not connectors:
-        width = model.config.get_text_config().hidden_size
-        connectors = [part for part in _parts(tower) if _ends_in(part, width)]
+        width, layers = model.config.get_text_config().hidden_size, find_tower_layers(model)
+        connectors = [part for part in parts_behind(tower, layers) if ends_in(part, width)]
     if not connectors:
         raise _unknown(model, "vision-language connector")
     return connectors
@@ -160,14 +195,14 @@ def find_connectors(model: Any) -> list[Any]:
 def other_parts(model: Any) -> list[str]:
     """Paths of what stands beside the text model and its vision tower and is no connector between them: towers for
     audio, video or a second look at an image, and what makes images or sound. An edit does not reach it."""
-    connectors = find_connectors(model)
-    return [f"model.{name}" for name, part in _beside(model).items() if part not in connectors]
+    connectors, name_of = find_connectors(model), {module: name for name, module in model.named_modules()}
+    return [name_of[part] for part in _beside(model).values() if part not in connectors]
 
 
 def find_tower_layers(model: Any) -> list[Any]:
     """The layers of the vision tower: those of its lists whose members attend."""
     lists = [module for module in find_tower(model).modules() if isinstance(module, nn.ModuleList)]
-    return [layer for layers in lists for layer in layers if _attends(layer)]
+    return [layer for layers in lists for layer in layers if attends(layer)]
 
 
 def has_layer_embeddings(model: Any) -> bool:
@@ -177,27 +212,22 @@ def has_layer_embeddings(model: Any) -> bool:
     return any(True for child in text.children() if child not in usual for _ in linear_maps(child))
 
 
-def text_modules(model: Any) -> Mapping[str, str]:
-    """Kind of target module -> its path in a layer of the text model, in the order of data."""
-    return family_of(model).text_modules or TEXT_MODULES
+def text_modules(model: Any) -> Mapping[str, tuple[str, ...]]:
+    """Kind of target module -> where it may lie in a layer of the text model; kinds are in the order of data."""
+    if (stated := family_of(model).text_modules) is not None:
+        return {kind: (path,) for kind, path in stated.items()}
+    return {kind: (path, *OTHER_PATHS.get(kind, ())) for kind, path in TEXT_MODULES.items()}
 
 
-def linear_maps(module: nn.Module) -> Iterator[tuple[str, bool, bool]]:
-    """Linear maps in `module`: name below it, whether it has a bias, whether it is a parameter without a module.
+def base_model(model: Any) -> Any:
+    """The model without its head: what holds the tower, the connectors and the text model. Llama 4 has none apart."""
+    return getattr(model, "model", model)
 
-    Not those in torch's own attention, which takes its parameters past its modules, and not the queries, latents and
-    positions that a model learns: these are tables, whatever their shape.
-    """
-    attention = [f"{name}." for name, inner in module.named_modules() if isinstance(inner, nn.MultiheadAttention)]
-    for name, inner in module.named_modules():
-        if f"{name}.".startswith(tuple(attention)):
-            continue
-        if isinstance(inner, nn.Linear):
-            yield name, inner.bias is not None, False
-        elif not isinstance(inner, nn.Embedding):
-            for own, parameter in inner.named_parameters(recurse=False):
-                if parameter.dim() == 2 and own.endswith(_WEIGHT):
-                    yield f"{name}.{own}".lstrip("."), False, True
+
+def position_inputs(model: Any) -> tuple[str, ...]:
+    """What the family's `get_rope_index` takes: Qwen gives a token three numbers for its position. Else nothing."""
+    index = getattr(base_model(model), "get_rope_index", None)
+    return () if index is None else tuple(inspect.signature(index).parameters)
 
 
 def image_token_id(model: Any) -> int:
@@ -250,8 +280,11 @@ def _at(model: Any, what: str, path: str) -> Any:
 
 def _named(model: Any, what: str, getter: str, **arguments: Any) -> Any:
     """The part of the model that transformers itself names."""
-    part = getattr(model, getter)(**arguments) if hasattr(model, "model") else None
-    if part is None or part in (model, model.model):
+    try:
+        part = getattr(model, getter)(**arguments)
+    except (AttributeError, NotImplementedError):  # of a few families, which have other parts
+        part = None
+    if part is None or part in (model, base_model(model)):
         raise _unknown(model, what)
     return part
 
@@ -263,26 +296,10 @@ def _unknown(model: Any, what: str) -> InputError:
 def _beside(model: Any) -> dict[str, Any]:
     """What has linear maps beside the text model and the vision tower, by name."""
     known = (find_language(model), find_tower(model))
-    return {n: part for n, part in model.model.named_children() if part not in known and list(linear_maps(part))}
+    parts = base_model(model).named_children()
+    return {name: part for name, part in parts if not contains(part, known) and any(True for _ in linear_maps(part))}
 
 
 def _has_other_purpose(model: Any, name: str, part: nn.Module) -> bool:
     """Whether a part beside the two is a tower of its own, from pixels or waves on, or not there for the image."""
-    convolves = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in part.modules())
-    is_tower = (convolves and _attends(part)) or part is model.get_encoder(modality="audio")
-    return is_tower or _OTHER_PURPOSE.search(name) is not None
-
-
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The children, those of a list one by one."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else (child,)
-
-
-def _ends_in(part: nn.Module, width: int) -> bool:
-    linear = [module for module in part.modules() if isinstance(module, nn.Linear)]
-    return bool(linear) and linear[-1].out_features == width and not _attends(part)
-
-
-def _attends(part: nn.Module) -> bool:
-    return any("attn" in name or "attention" in name for name, _ in part.named_modules())
+    return is_tower(part) or part is model.get_encoder(modality="audio") or _OTHER_PURPOSE.search(name) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +176,20 @@ def _generate(vlm: VLM, records: Sequence[Record], chances: Chances | None, long
     width = inputs["input_ids"].shape[1]
     config = _config(vlm, records, max(most))
     draw = None if chances is None else [Draw(chances.numbers, width, chances.temperature)]
-    with running(vlm.model):
+    with running(vlm.model), _without_defaults(vlm.model):
         tokens = vlm.model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [row[width : width + length] for row, length in zip(tokens.tolist(), most, strict=True)]
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """The checkpoint's own settings would fill what `_config` leaves open, as with tokens to suppress or to force."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConfig:
@@ -186,11 +198,6 @@ def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConf
         do_sample=False,
         num_beams=1,
         max_new_tokens=longest,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=sorted(_end_tokens(vlm, records)),
         pad_token_id=vlm.prompts.pad,
     )

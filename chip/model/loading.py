@@ -25,7 +25,7 @@ from chip.model.batching.sharing import sharing_holds
 from chip.model.chat import Prompts
 from chip.model.families import (
     answer_is_suffix,
-    family_of,
+    base_model,
     find_connectors,
     find_language,
     find_tower,
@@ -33,10 +33,11 @@ from chip.model.families import (
     image_token_id,
     logit_softcapping,
     max_tokens,
+    position_inputs,
     same_size_images,
     sliding_window,
 )
-from chip.model.forward.trace import block_diagonal_attention
+from chip.model.forward.trace import block_diagonal_attention, trace
 from chip.model.offload import (
     DeviceMap,
     MaxMemory,
@@ -44,7 +45,7 @@ from chip.model.offload import (
     check_loaded,
     computes_on_host,
 )
-from chip.model.processors import load_processor
+from chip.model.processors import load_checkpoint_processor
 from chip.model.quiet import quiet, refusing
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
@@ -79,7 +80,7 @@ class VLM:
     @property
     def core(self) -> Any:
         """The model without its head: hidden states out."""
-        return self.model.model
+        return base_model(self.model)
 
     @property
     def language(self) -> Any:
@@ -167,21 +168,31 @@ class VLM:
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(..., B, T) int64: where each token stands, as the model itself would say; Qwen has three numbers for it."""
-        if "image_grid_thw" in inputs:
-            names = family_of(self.model).position_inputs
-            positions: Tensor = self.core.get_rope_index(**{name: inputs[name] for name in names})[0]
+        names = position_inputs(self.model) if "image_grid_thw" in inputs else ()
+        if names:
+            given = {name: inputs[name] for name in names if name in inputs}
+            with running(self.model):
+                positions: Tensor = self.core.get_rope_index(**given)[0]
             return positions
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
+    def hidden_states(self, batch: Batch, gradients: bool = False) -> Tensor:
         """(B, T, d): the text model's last, behind its norm; where the batch is.
+
+        Args:
+            gradients: whether they can be derived by parameters that ask for it.
 
         Raises:
             InputError: the model does not take what the processor makes of a record.
         """
-        with torch.no_grad(), block_diagonal_attention(self.layers, batch.attention_mask), running(self.model):
-            states: Tensor = self.core(**batch.inputs, use_cache=False).last_hidden_state
-        return states.to(batch.segments.device)
+        shown: list[Tensor] = []
+        hooks = (
+            block_diagonal_attention(self.layers, batch.attention_mask),
+            trace(self.language, output=lambda _, output: shown.append(output.last_hidden_state), stop=True),
+        )
+        with torch.set_grad_enabled(gradients), running(self.model), hooks[0], hooks[1]:
+            self.core(**batch.inputs, use_cache=False)
+        return shown[0].to(batch.segments.device)
 
 
 def default_device() -> str:
@@ -192,7 +203,7 @@ def default_device() -> str:
 
 
 def load_vlm(
-    folder: Path,
+    folder: Path | Checkpoint,
     device: str | None = None,
     *,
     device_map: DeviceMap | None = None,
@@ -203,6 +214,7 @@ def load_vlm(
     """Load a checkpoint for inference: fp32 on the CPU, the dtype it is stored in elsewhere.
 
     Args:
+        folder: the checkpoint's; or the checkpoint itself, which may have an adapter merged into it.
         device: by default the best there is.
         device_map: spreads a model that is larger than a device; needs accelerate.
         max_memory: what such a model may take of each device and of the host; the rest stays on the disk.
@@ -217,7 +229,8 @@ def load_vlm(
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
     if stream and device_map is not None:
         raise InputError("a device map spreads what would be streamed; leave one out", argument="stream", value=stream)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint.open(folder)
+    folder = checkpoint.folder
     skeleton = build_skeleton(folder, len(checkpoint.entries))
     plan = check_weights(checkpoint, skeleton)
     check_family(skeleton)
@@ -237,7 +250,11 @@ def load_vlm(
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
         model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
-    return VLM(model.eval().requires_grad_(False), load_processor(folder), weights)
+    vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint), weights)
+    if weights is None:
+        for name in checkpoint.merged:  # one at a time
+            vlm.set_parameter(plan.taken[name], checkpoint.read(name))
+    return vlm
 
 
 def _device(name: str | None) -> torch.device:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from chip.checkpoint.layout import Checkpoint
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.loading import VLM, load_vlm
@@ -21,8 +22,8 @@ def model_loader(
     device_map: DeviceMap | None,
     max_memory: MaxMemory | None,
     stream: bool | None = None,
-) -> Iterator[Callable[[Path], VLM]]:
-    """A function that loads the checkpoint in a folder, as `load_vlm` does.
+) -> Iterator[Callable[[Path | Checkpoint], VLM]]:
+    """A function that loads a checkpoint, as `load_vlm` does.
 
     Where a model is spread, some of it may lie in a temporary folder, which goes at the end.
 

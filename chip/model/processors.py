@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
 from transformers import AutoProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from chip.checkpoint.contents import folder_contents
+from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError, foreign_code, reason
 from chip.model.families import UNNEEDED_PROCESSOR
 from chip.model.quiet import quiet
@@ -26,6 +29,25 @@ LONGEST_SIDE = 1 << 14
 
 _BROKEN, _HINT = "its processor cannot be loaded", "put the base model's tokenizer and processor files there"
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_checkpoint_processor(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's processor, of its own folder and of its adapter's: that one's files come first.
+
+    Raises:
+        InputError: as `load_processor` does.
+    """
+    if checkpoint.adapter is None or not checkpoint.adapter.processor_files:
+        return load_processor(checkpoint.folder)
+    with TemporaryDirectory(prefix="chip-") as name:
+        for path, relative in folder_contents(checkpoint).copied:
+            if path.suffix != ".safetensors":
+                (Path(name) / relative).parent.mkdir(parents=True, exist_ok=True)
+                (Path(name) / relative).symlink_to(path.resolve())
+        try:
+            return load_processor(Path(name))
+        except InputError as error:  # of the files of both folders; what is at hand is the adapter's
+            raise InputError(error.message.replace(name, str(checkpoint.adapter.folder))) from error
 
 
 def load_processor(folder: Path) -> Any:
@@ -70,7 +92,7 @@ def _side(size: Any, side: str) -> float:
 def _load(folder: Path, class_name: str | None) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder, **_SAFE)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, ValueError, RecursionError):  # the last where a video processor is looked for first
         if class_name is None:
             raise
         processor_class: Any = getattr(transformers, class_name)

@@ -102,7 +102,7 @@ def head_logits(vlm: VLM, states: Tensor) -> Tensor:
 
     Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind it.
     """
-    logits: Tensor = vlm.model.lm_head(states).float()
+    logits: Tensor = vlm.model.get_output_embeddings()(states).float()
     cap = vlm.logit_softcapping
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -12,15 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from chip.errors import InputError
+from chip.model.experts import OutputMap, find_blocks
 from chip.model.families import (
     TEXT_MODULES,
     VISION_MODULES,
     find_connectors,
     find_language,
     find_tower_layers,
-    linear_maps,
     text_modules,
 )
+from chip.model.structure import linear_maps
 
 
 class Component(StrEnum):
@@ -43,7 +44,7 @@ _SAME_INPUT = ({"q", "k", "v"}, {"gate", "up"})
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
-    """One linear map y = W x + b."""
+    """One linear map y = W x + b; or a block of experts, whose output y is edited as a map W = I of itself."""
 
     name: str
     """Of the module, below the whole model; of the parameter where a parameter without a module is used as x W."""
@@ -57,19 +58,40 @@ class TargetModule:
     """No module of its own: the parameter is multiplied from the right, and holds Wᵀ (Gemma 3's connector)."""
     connector: int | None = None
     """Which of the model's connectors it lies in; None outside them."""
+    output_maps: tuple[OutputMap, ...] = ()
+    """Of a block of experts: the parameters that end in its output, by their names below the whole model. An edit
+    multiplies each of them."""
 
     @property
     def weight_name(self) -> str:
-        """The parameter that holds W, or Wᵀ where there is no module."""
+        """The parameter that holds W, or Wᵀ where there is no module; of a block of experts, the first of several."""
+        if self.output_maps:
+            return self.output_maps[0].name
         return self.name if self.is_parameter else f"{self.name}.weight"
 
     @property
     def bias_name(self) -> str | None:
         return f"{self.name}.bias" if self.bias else None
 
+    @property
+    def parameter_names(self) -> list[str]:
+        """What an edit of it changes."""
+        if self.output_maps:
+            return [each.name for each in self.output_maps]
+        return [self.weight_name, *([self.bias_name] if self.bias_name else [])]
+
     def weight(self, model: Any) -> Tensor:
-        """W, (d_out, d_in); a view of the model's parameter."""
+        """W of a linear map, (d_out, d_in); a view of the model's parameter."""
         return self.oriented(model.get_parameter(self.weight_name))
+
+    def shape(self, model: Any) -> tuple[int, int]:
+        """(d_out, d_in); true also where the weight itself lies elsewhere."""
+        parameter = model.get_parameter(self.weight_name)
+        if self.output_maps:
+            width = parameter.shape[self.output_maps[0].axis]
+            return width, width
+        d_out, d_in = self.oriented(parameter).shape
+        return d_out, d_in
 
     def oriented(self, parameter: Tensor) -> Tensor:
         """A weight from its own orientation to (d_out, d_in), or back; a bias as it is. A view."""
@@ -139,10 +161,20 @@ def _rank(vision_kind: str) -> int:
 def _text_modules(model: Any, name_of: dict[nn.Module, str]) -> Iterator[TargetModule]:
     for index, layer in enumerate(find_language(model).layers):
         inside = dict(layer.named_modules())
-        for kind, path in text_modules(model).items():
-            module = inside.get(path)
-            if isinstance(module, nn.Linear):
+        for kind, paths in text_modules(model).items():
+            linear = {path: module for path in paths if isinstance(module := inside.get(path), nn.Linear)}
+            for path, module in list(linear.items())[:1]:
                 yield TargetModule(f"{name_of[layer]}.{path}", kind, Component.TEXT, index, module.bias is not None)
+        if "down" in text_modules(model):
+            yield from _expert_blocks(model, name_of[layer], layer, index)
+
+
+def _expert_blocks(model: Any, name: str, layer: nn.Module, index: int) -> Iterator[TargetModule]:
+    """Blocks of experts, of the kind of what else ends an MLP."""
+    for path, maps in find_blocks(layer, model.config.get_text_config().hidden_size):
+        block = f"{name}.{path}"
+        named = tuple(OutputMap(f"{block}.{each.name}", each.axis) for each in maps)
+        yield TargetModule(block, "down", Component.TEXT, index, bias=False, output_maps=named)
 
 
 def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[TargetModule]:
@@ -172,11 +204,12 @@ def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[Targ
 
 def _what_is_there(model: Any, kind: str, index: int) -> str:
     """Says that a layer of the text model has no plain linear layer of this kind, and what it has."""
-    path = text_modules(model)[kind]
+    paths = text_modules(model)
+    path, known = paths[kind][0], {path for each in paths.values() for path in each}
     inside = dict(find_language(model).layers[index].named_modules())
     part = path.partition(".")[0]
     linear = [name for name, module in inside.items() if isinstance(module, nn.Linear)]
-    others = [name for name in linear if name not in text_modules(model).values()]
+    others = [name for name in linear if name not in known]
     near = [name for name in others if name.startswith(f"{part}.")] or others
     if path in inside:
         there = f"a {type(inside[path]).__name__}, and no linear layer"

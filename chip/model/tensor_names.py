@@ -1,8 +1,11 @@
 """Which tensor on disk is which parameter of the module: transformers renames most of them while loading."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from chip.checkpoint.layout import Checkpoint
@@ -21,11 +24,13 @@ def key_map(checkpoint: Checkpoint) -> Mapping[str, str]:
     return _one_to_one(checkpoint, build_skeleton(checkpoint.folder))
 
 
-def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, str]:
+def disk_names(
+    checkpoint: Checkpoint, parameters: Iterable[str], change: str = "edit", hint: str = "choose other layers"
+) -> dict[str, str]:
     """Names on disk of `parameters`, each of which can be edited there without touching another.
 
     Raises `InputError` naming every one that is no parameter of the model, is not stored one to one, or is
-    tied to another.
+    tied to another; `change` and `hint` are what could not be done to it, and what helps.
     """
     model = build_skeleton(checkpoint.folder)
     names = _one_to_one(checkpoint, model)
@@ -44,8 +49,66 @@ def disk_names(checkpoint: Checkpoint, parameters: Iterable[str]) -> dict[str, s
 
     requested = list(parameters)
     if faults := [message for parameter in requested if (message := fault(parameter))]:
-        raise InputError(f"{checkpoint.folder}: cannot edit {'; '.join(faults)}; choose other layers")
+        raise InputError(f"{checkpoint.folder}: cannot {change} {'; '.join(faults)}; {hint}")
     return {parameter: names[parameter] for parameter in requested}
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """Where a parameter lies on disk."""
+
+    names: tuple[str, ...]
+    """Of the tensor; of a parameter that loading fuses, one for each expert, or one for all."""
+    per_expert: bool = False
+    transposed: bool = False
+    """Whether the last two dimensions are the other way round there."""
+
+    def parts(self, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Names on disk, and what each holds of a value of the parameter."""
+        turned = value.mT.contiguous() if self.transposed else value
+        return zip(self.names, turned if self.per_expert else (turned,), strict=True)
+
+
+def stored_tensors(
+    checkpoint: Checkpoint, linear: Iterable[str], fused: Iterable[str], read: Callable[[str], Tensor]
+) -> dict[str, StoredTensors]:
+    """Where parameters lie on disk, each in tensors of its own.
+
+    Args:
+        linear: parameters that are stored as they are.
+        fused: parameters of all experts, (experts, ...).
+        read: such a parameter's values as loaded, which tell which tensor is which part of it.
+
+    Raises:
+        InputError: as `disk_names` does, or a fused parameter is stored in yet another form.
+    """
+    single = {name: StoredTensors((disk,)) for name, disk in disk_names(checkpoint, linear).items()}
+    blocks = list(fused)
+    if not blocks:
+        return single
+    sources: defaultdict[str, list[str]] = defaultdict(list)
+    for disk, target in plan_loading(checkpoint, build_skeleton(checkpoint.folder)).taken.items():
+        sources[target].append(disk)  # in the order in which they are fused
+    return single | {name: _stored(checkpoint, name, tuple(sources[name]), read(name)) for name in blocks}
+
+
+def _stored(checkpoint: Checkpoint, name: str, sources: tuple[str, ...], value: Tensor) -> StoredTensors:
+    for per_expert, transposed in ((False, False), (True, False), (False, True), (True, True)):
+        stored = StoredTensors(sources, per_expert, transposed)
+        if len(sources) == (len(value) if per_expert else 1) and _holds(checkpoint, stored, value):
+            return stored
+    where = f"{len(sources)} tensors" if len(sources) != 1 else f"{sources[0]!r}"
+    what = f"{name!r}, which is stored in {where} in a form that chip does not write"
+    raise InputError(f"{checkpoint.folder}: cannot edit {what}; choose other layers")
+
+
+def _holds(checkpoint: Checkpoint, stored: StoredTensors, value: Tensor) -> bool:
+    """Whether the tensors on disk have these values."""
+    return all(
+        checkpoint.entries[name].shape == tuple(part.shape)
+        and torch.equal(checkpoint.read(name).to(part.dtype), part.cpu())
+        for name, part in stored.parts(value)
+    )
 
 
 def _one_to_one(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:

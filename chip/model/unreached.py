@@ -7,6 +7,7 @@ from typing import Any
 
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
+from chip.model.experts import find_blocks
 from chip.model.families import find_language, other_parts
 from chip.model.load_plan import is_recomputed
 from chip.model.weight_checks import check_weights
@@ -27,19 +28,24 @@ def describe_unreached(checkpoint: Checkpoint, model: Any) -> list[str]:
 
 
 def _experts(model: Any) -> Iterator[str]:
-    layers = [
-        sum(value.numel() for name, value in layer.named_parameters() if "experts" in name.split("."))
-        for layer in find_language(model).layers
-    ]
-    if numel := sum(layers):
-        count = sum(map(bool, layers))
-        where = f"{count} of {len(layers)} layers of the text model"
-        yield f"{where} have experts: an edit does not reach their {numel:,} parameters"
+    """An edit reaches what ends in a block's output, and not what experts compute before that."""
+    layers, width = find_language(model).layers, model.config.get_text_config().hidden_size
+    unreached = [_unreached(layer, width) for layer in layers]
+    if numel := sum(unreached):
+        where = f"{sum(map(bool, unreached))} of {len(layers)} layers of the text model"
+        yield f"{where} have experts: an edit does not reach {numel:,} of their parameters"
+
+
+def _unreached(layer: Any, width: int) -> int:
+    """How many parameters of a layer's experts end in no block's output."""
+    reached = {f"{path}.{each.name}" for path, maps in find_blocks(layer, width) for each in maps}
+    own = {name: value for name, value in layer.named_parameters() if "experts" in name.split(".")}
+    return sum(value.numel() for name, value in own.items() if name not in reached)
 
 
 def _other_parts(model: Any) -> Iterator[str]:
     if parts := other_parts(model):
-        yield f"there for other things than images and text, and not edited: {', '.join(parts)}"
+        yield f"beside the vision tower and the text model, and not edited: {', '.join(parts)}"
 
 
 def _not_loaded(names: list[str]) -> Iterator[str]:

@@ -75,12 +75,25 @@ def _check_quantized(checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadP
 
 
 def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan: LoadPlan) -> bool:
-    """Whether a tensor that is not loaded belongs to a quantized weight: of a module of the model, or of the folder."""
-    if (ending := _QUANTIZED.search(name)) is None:
+    """Whether a tensor that is not loaded belongs to a quantized weight: of a module of the model, or of the folder.
+
+    By its name, or as a number or codes beside the weight of a linear map, which has no use for these.
+    """
+    entry, renamed, entries = checkpoint.entries[name], plan.unexpected[name], checkpoint.entries
+    if ending := _QUANTIZED.search(name):
+        weight = name[: ending.start()]
+        own = _belongs(renamed.removesuffix(ending[0]) + ".weight", model)
+        if own or weight in entries or f"{weight}.weight" in entries or entry.dtype not in FLOATS:
+            return True
+    is_scale = prod(entry.shape) < 2 or entry.dtype not in FLOATS
+    return is_scale and _is_linear(renamed.rpartition(".")[0], model)
+
+
+def _is_linear(path: str, model: PreTrainedModel) -> bool:
+    try:
+        return isinstance(model.get_submodule(path), nn.Linear)
+    except AttributeError:
         return False
-    weight, entries = name[: ending.start()], checkpoint.entries
-    own = _belongs(plan.unexpected[name].removesuffix(ending[0]) + ".weight", model)
-    return own or weight in entries or f"{weight}.weight" in entries or entries[name].dtype not in FLOATS
 
 
 def _check_merged(checkpoint: Checkpoint, plan: LoadPlan) -> None:

@@ -156,23 +156,25 @@ class WeightStream:
             self._present = None
 
     def _read(self, origins: Iterable[Origin]) -> dict[str, Tensor]:
-        """By name on disk, as stored: all that goes into parameters without a new value.
+        """By name on disk, as stored: all that goes into parameters without a new value. Not what an adapter is merged
+        into: PEFT does not do that in a thread beside others.
 
         Raises:
             InputError: a file is gone, or has become shorter.
         """
         names = [name for origin in origins if not self._values.keys() >= {*origin.parameters} for name in origin.names]
-        tensors = {name: self._checkpoint.read(name) for name in names}
+        tensors = {name: self._checkpoint.read(name) for name in names if name not in self._checkpoint.merged}
         self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
         return tensors
 
     def _made(self, origin: Origin, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters of an origin; its tensors are taken out of `tensors`."""
+        """The parameters of an origin; its tensors are taken out of `tensors`, or merged now."""
         new = {name: self._values[name] for name in origin.parameters if name in self._values}
         if len(new) == len(origin.parameters):
             return new
         dtype = self._meta[origin.parameters[0]].dtype
-        made = origin.make(self._model, [tensors.pop(name).to(dtype) for name in origin.names])
+        stored = (tensors.pop(name) if name in tensors else self._checkpoint.read(name) for name in origin.names)
+        made = origin.make(self._model, [tensor.to(dtype) for tensor in stored])
         return made | new
 
     def _on_device(self, name: str, value: Tensor) -> Tensor:

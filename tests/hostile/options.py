@@ -110,6 +110,19 @@ CASES: list[Case] = [
         refused(f"--keep {file[:20]!r}", nothing, "--keep|ckpt", option("keep", file))
         for file in ("none.txt", "ckpt", "/dev/null", "/dev/zero", "", "a" * 300)
     ),
+    *(
+        refused(f"{name}={value[:9]!r} in the environment", nothing, name, EDIT, environment={name: value})
+        for name, value in (
+            ("WORLD_SIZE", "x"),
+            ("WORLD_SIZE", "0"),
+            ("RANK", "x"),
+            ("RANK", "-1"),
+            ("RANK", "9" * 5000),
+        )
+    ),
+    refused("nobody to meet", nothing, "other processes", EDIT, environment={"WORLD_SIZE": "2", "RANK": "0"}),
+    passes("a terminal of one column", nothing, TREE, environment={"COLUMNS": "1"}),
+    passes("a terminal of x columns", nothing, TREE, environment={"COLUMNS": "x", "LINES": "-1"}),
     refused("an option that there is not", nothing, "--nonesuch", (*EDIT, "--nonesuch=1")),
     refused("an option without its value", nothing, "--seed", (*EVAL, "--seed")),
     refused("a value for a flag", nothing, "--force", (*EDIT, "--force=1")),

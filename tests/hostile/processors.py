@@ -167,6 +167,15 @@ TEMPLATES: dict[str, str] = {
     "half of a surrogate pair": "{{ '\\ud800' }}" + ANSWER,
     "the image twice": "<image>" + ANSWER,
     "the image never": ANSWER.replace(PART, "{{ p.text }}"),
+    "counts for ever": "{% for _ in range(90000) %}{% for _ in range(90000) %}{% endfor %}{% endfor %}" + ANSWER,
+    "a power that takes for ever": "{{ (messages | length + 7) ** (9 ** 9) }}" + ANSWER,
+    "doubles a text": "{% set t = namespace(x='aa') %}{% for _ in range(60) %}{% set t.x = t.x ~ t.x %}{% endfor %}"
+    + ANSWER,
+    "10 GB of text": "{{ 'a' * 10**10 }}" + ANSWER,
+    "10 GB by a filter": "{{ 'a' | center(10**10) }}" + ANSWER,
+    "10 GB by a format": "{{ '%9999999999d' | format(1) }}" + ANSWER,
+    "a list of 10 billion": "{{ (range(90000) | list * 100000) | length }}" + ANSWER,
+    "10 MB of text": "{% for _ in range(90000) %}" + 100 * "=" + "{% endfor %}" + ANSWER,
     "a number": "7",
     "a text": "{{ messages }}",
 }

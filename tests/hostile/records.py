@@ -139,7 +139,49 @@ FILES: list[Case] = [
 ]
 
 
+DATA = {
+    **dict.fromkeys(("images", "image_path", "img", "picture", "pixel_values", "IMAGES", "image_url"), "give one path"),
+    **dict.fromkeys(("video", "audios"), "an image or none"),
+    **dict.fromkeys(("messages", "conversations"), "each turn"),
+    **dict.fromkeys(("system", "context"), "into the question"),
+    **dict.fromkeys(("instruction", "response"), "what was asked"),
+}
+"""Keys of other formats that hold data, and what is said to do."""
+MISSPELT = {
+    "patient": ("pateint", "Patient", "patients", "patient_id", "patient ", "PatientID", "subject_id", "MRN"),
+    "study": ("stduy", "Study", "study_uid", "exam"),
+    "institution": ("instituton", "hospital", "institution_name"),
+    "question": ("Question", "qestion"),
+    "answer": ("answers", "anwser"),
+    "split": ("splits", "Split", "fold", "subset"),
+    "section": ("sectoin", "sections", "section_name"),
+}
+
+
+def renamed(key: str, other: str) -> Harm:
+    """A key under another name, in every record."""
+
+    def harm(folder: Path) -> None:
+        file = folder / "records.jsonl"
+        rows = [json.loads(row) for row in file.read_text(encoding="utf-8").splitlines()]
+        file.write_text("".join(json.dumps({other if k == key else k: row[k] for k in row}) + "\n" for row in rows))
+
+    return harm
+
+
 CASES: list[Case] = [
+    *(refused(f"the key {key}", record(**{key: ["x"]}), f"{AT}.*{says}", TREE) for key, says in DATA.items()),
+    *(
+        refused(f"{key} called {other!r}", renamed(key, other), f"did you mean {key}|has a section but no", TREE)
+        for key, others in MISSPELT.items()
+        for other in others
+    ),
+    *(
+        refused(f"{mark} in a question", record(question=f"where is {mark} it"), f"{WHERE}: .*holds", EVAL)
+        for mark in ("<image>", "<s>", "</s>", "<pad>")
+    ),
+    refused("a placeholder without its image", record(question="<image> where", image=None), f"{WHERE}: .*holds", TREE),
+    passes("a placeholder at the start", record(question="<image>\nwhere is the lesion"), TREE),
     *(refused(f"a line: {name}", line(content), AT, TREE) for name, content in BAD_LINES.items()),
     *(
         (either if _harmless(key, value) else refused)(f"{key} is {value!r}", record(**{key: value}), AT, TREE)

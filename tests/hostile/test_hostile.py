@@ -9,13 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import configs, file_types, images, options, processors, receipts, records, texts, weights
+from tests.hostile import (
+    configs,
+    file_types,
+    images,
+    keeping,
+    layouts,
+    names,
+    options,
+    processors,
+    receipts,
+    records,
+    texts,
+    weights,
+)
 from tests.hostile.case import Case
 from tests.hostile.judging import check_case
 
 pytestmark = pytest.mark.slow
 
-KINDS = (records, texts, images, configs, processors, weights, options, receipts, file_types)
+KINDS = (records, layouts, texts, images, configs, processors, weights, options, receipts, file_types, names, keeping)
 CASES = [pytest.param(case, id=f"{kind.__name__.rpartition('.')[2]}-{case}") for kind in KINDS for case in kind.CASES]
 
 

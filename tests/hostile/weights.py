@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.hostile.case import (
     both,
     either,
     passes,
+    put,
     refused,
     remove,
     shorten,
@@ -162,6 +164,25 @@ TENSORS: dict[str, Harm] = {
     "complex numbers": shape(UP, lambda tensor: tensor.to(torch.complex64)),
 }
 
+SCALES: tuple[str, ...] = (
+    *("weight_scale", "weight_scale_inv", "input_scale", "weight_scale_2", "weight_zero_point", "weight_packed"),
+    *("weight_shape", "qweight", "qzeros", "scales", "g_idx", "absmax", "SCB", "weight.absmax", "weight.quant_map"),
+    *("weight_qdata", "weight.scale", "scale", "biases", "weight_blocks", "weight_scales", "codes", "codebooks", "W_q"),
+    *("w_scale", "act_scale", "weights_scaling_factor", "pre_quant_scale", "channel_scale", "lut", "trellis", "meta"),
+)
+"""What quantization puts beside a weight; the last line under names that nobody has told chip."""
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32, torch.bool)
+
+
+def beside(name: str, value: torch.Tensor) -> Harm:
+    """One more tensor in the module of a weight."""
+
+    def change(content: Tensors) -> None:
+        content[called(UP, content).removesuffix("weight") + name] = value
+
+    return tensors(change)
+
+
 INDEX = "ckpt/model.safetensors.index.json"
 INDEXES: dict[str, str] = {
     "null": '{"weight_map": null}',
@@ -184,6 +205,24 @@ CASES: list[Case] = [
         passes(f"{name}, beside the whole", other(harm), DIFF)
         for name, harm in TENSORS.items()
         if "NaN" not in name and name not in ("no tensor at all", "complex numbers")
+    ),
+    *(
+        refused(f"{name} beside a weight, {kind}", beside(name, value), "quantized|like its own", INSPECT)
+        for name in SCALES
+        for kind, value in (("a number", torch.ones(())), ("codes", torch.ones(96, 8, dtype=torch.uint8)))
+    ),
+    *(
+        refused(f"{part} stored as {dtype}", shape(part, partial(torch.Tensor.to, dtype=dtype)), "codes", INSPECT)
+        for part in (UP, "lm_head", "embed_tokens", "input_layernorm", "linear_1.weight", "vision_tower")
+        for dtype in CODES
+    ),
+    *(
+        refused(f"a file called {name}", write(f"ckpt/{name}", "{}"), "quantized", INSPECT)
+        for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+    ),
+    *(
+        refused(f"config.json: {key}", put("ckpt/config.json", key, {"bits": 4}), "quantized", INSPECT)
+        for key in ("quantization_config", "compression_config", "quantization", "text_config.quantization_config")
     ),
     *(
         refused(f"an index: {name}", both(write(INDEX, text), remove(FILE)), AT, INSPECT)

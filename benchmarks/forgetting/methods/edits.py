@@ -9,16 +9,14 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from benchmarks.editing import edited
 from benchmarks.forgetting.methods.base import BenchmarkMethod
 from chip.checkpoint.layout import Checkpoint
 from chip.data.request import ForgetRequest
 from chip.methods import Chip, Shielded
-from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import Method
 from chip.methods.settings import settings_of
-from chip.methods.source import parameter_names
 from chip.model.loading import VLM
-from chip.model.restoring import restoring
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,7 @@ class Edit(Method, BenchmarkMethod):
         self, vlm: VLM, source: Checkpoint, request: ForgetRequest, kinds: Sequence[str] | None, span: str | None
     ) -> dict[str, Tensor]:
         """What tensors become when these kinds of module are edited in these layers; None: the method's own."""
-        target_modules = default_modules(vlm, self, kinds, span)
-        parameters = [name for module in target_modules for name in parameter_names(module)]
-        with restoring(vlm, parameters):
-            patch = edit_model(vlm, source, self, request, target_modules)
+        with edited(vlm, source, self, request, kinds, span) as patch:
             return {name: tensor.detach().cpu().clone() for name, tensor in patch.tensors.items()}
 
 

@@ -7,11 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from chip.data.record import Record
+from chip.data.record import ASSISTANT, IMAGE_PLACEHOLDER, SYSTEM, USER, Record, Turn
 from chip.errors import ChipWarning, InputError
-
-IMAGE_PLACEHOLDER = "<image>"
-"""What stands for an image in conversations as LLaVA, TRL and ms-swift write them."""
 
 ENDS_OF_TURN = (
     *("</s>", "<eos>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<|eot|>"),
@@ -21,50 +18,67 @@ ENDS_OF_TURN = (
 
 
 def without_marks(records: Iterable[Record], name: str) -> Iterator[Record]:
-    """The records without an image's placeholder at the start of a question, and what ends a turn behind an answer.
+    """The records without placeholders where they say nothing new, and without what ends a turn behind an answer.
 
-    How many answers had such an end is said by a `ChipWarning` about the file `name`.
+    Placeholders say nothing where those of all images begin the first of the user's turns. How many answers had such an
+    end is said by a `ChipWarning` about the file `name`.
 
     Raises:
-        InputError: a placeholder stands elsewhere, or where there is no image; or nothing else is there.
+        InputError: there are not as many placeholders as images, or one stands in what is not the user's; or nothing
+            else is there.
     """
     ends: Counter[str] = Counter()
     for record in records:
-        question, answer = _question(record), _answer(record)
+        answer = _answer(record.answer, record.where)
         if answer != record.answer:
             ends[record.answer[len(answer) :].strip()] += 1
-        yield (
-            record
-            if (question, answer) == (record.question, record.answer)
-            else replace(record, question=question, answer=answer)
-        )
+        history = tuple(_earlier(turn, record.where) for turn in record.history)
+        if (answer, history) != (record.answer, record.history):
+            record = replace(record, answer=answer, history=history)
+        yield _without_placeholders(record)
     if ends:
         listed = ", ".join(f"{end} ({count:,})" for end, count in ends.items())
         message = f"{name}: answers end in {listed}, which is left out: the model's chat format writes it"
         warnings.warn(message, ChipWarning, stacklevel=2)
 
 
-def _question(record: Record) -> str:
-    question = record.question
-    if record.image is not None and question.lstrip().startswith(IMAGE_PLACEHOLDER):
-        question = question.lstrip().removeprefix(IMAGE_PLACEHOLDER).lstrip()
-    for text, what in ((question, "question"), (record.answer, "answer")):
-        if IMAGE_PLACEHOLDER in text:
-            known = (
-                "; the record has no image" if record.image is None else " elsewhere than once at the question's start"
-            )
-            raise InputError(f"{record.where}: the {what} holds {IMAGE_PLACEHOLDER}{known}; take it out")
-    if not question.strip():
+def _earlier(turn: Turn, where: str) -> Turn:
+    return replace(turn, text=_answer(turn.text, where)) if turn.role == ASSISTANT else turn
+
+
+def _without_placeholders(record: Record) -> Record:
+    _check_placeholders(record)
+    first, *others = record.users_texts
+    start = first.lstrip()
+    for _ in record.images:
+        start = start.removeprefix(IMAGE_PLACEHOLDER).lstrip()
+    if record.has_placeholders and not any(IMAGE_PLACEHOLDER in text for text in (start, *others)):
+        turns = iter((start, *others))
+        history = [replace(turn, text=next(turns)) if turn.role == USER else turn for turn in record.history]
+        record = replace(record, history=tuple(history), question=next(turns))
+    if not record.question.replace(IMAGE_PLACEHOLDER, "").strip():
         raise InputError(f"{record.where}: the question is {IMAGE_PLACEHOLDER} alone; add what is asked")
-    return question
+    return record
 
 
-def _answer(record: Record) -> str:
-    answer = record.answer
+def _check_placeholders(record: Record) -> None:
+    for role, what in ((SYSTEM, "system prompt"), (ASSISTANT, "answer")):
+        texts = [turn.text for turn in record.history if turn.role == role]
+        if any(IMAGE_PLACEHOLDER in text for text in (*texts, record.answer if role == ASSISTANT else "")):
+            known = "; the record has no image" if record.image is None else ""
+            raise InputError(f"{record.where}: the {what} holds {IMAGE_PLACEHOLDER}{known}; take it out")
+    count = sum(text.count(IMAGE_PLACEHOLDER) for text in record.users_texts)
+    if count not in (0, len(record.images)):
+        known = "; the record has no image" if record.image is None else f" {count} times, for {len(record.images)}"
+        raise InputError(f"{record.where}: the question holds {IMAGE_PLACEHOLDER}{known}; take it out")
+
+
+def _answer(answer: str, where: str) -> str:
+    given = answer
     while end := next((end for end in ENDS_OF_TURN if _ends_in(answer, end)), None):
         answer = answer.rstrip().removesuffix(end).rstrip()
     if not answer.strip():
-        raise InputError(f"{record.where}: the answer is {record.answer.strip()} alone; add what the model is to say")
+        raise InputError(f"{where}: the answer is {given.strip()} alone; add what the model is to say")
     return answer
 
 

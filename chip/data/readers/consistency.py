@@ -45,7 +45,7 @@ def _contradictory(records: Sequence[Record]) -> str:
 
 
 def _input(record: Record) -> object:
-    return record.question.strip(), record.image
+    return record.question.strip(), record.images, record.history
 
 
 def _places(records: Sequence[Record], keys: Sequence[object]) -> list[list[str]]:

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chip.data.record import LEVELS
+from chip.data.record import LEVELS, TASKS, VALIDATION
 from chip.errors import ChipWarning, InputError, one_line
 
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories of characters that show nothing: controls, spaces, marks such as a zero-width space."""
+
+_SPLITS = {"train": ("train", "training", "trained"), VALIDATION: ("validation", "valid", "val")}
+"""Splits that mean something -> how others call them."""
 
 
 def parse_json(text: object, where: str) -> object:
@@ -26,6 +29,13 @@ def parse_json(text: object, where: str) -> object:
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}; correct it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         raise InputError(f"{where}: not usable JSON ({one_line(error)}); correct it") from error
+
+
+def decode_text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8; save the file as UTF-8") from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -66,11 +76,27 @@ def node_path(ids: Mapping[str, object], where: str) -> tuple[str, ...]:
     """The path of a node, by the ids of its levels: no level may be missing above another."""
     present = [level for level in LEVELS if level in ids]
     if not present:
-        raise InputError(f"{where}: belongs nowhere; add at least an institution")
+        raise InputError(f"{where}: belongs nowhere; add at least an institution, or map it (institution=COLUMN)")
     for level in LEVELS[: LEVELS.index(present[-1])]:
         if level not in ids:
-            raise InputError(f"{where}: has a {present[-1]} but no {level}; add the {level} it belongs to")
+            raise InputError(f"{where}: has a {present[-1]} but no {level}; add the {level} it belongs to, or map it")
     return tuple(parse_id(ids[level], level, where) for level in present)
+
+
+def parse_task(value: object, where: str) -> str:
+    task = parse_text(value, "task", where)
+    if task not in TASKS:
+        raise InputError(f"{where}: unknown task {task!r}; use {', '.join(TASKS)}")
+    return task
+
+
+def parse_split(value: object, where: str) -> str:
+    """`train` must be written so: any other word would hold the record out."""
+    split = parse_text(value, "split", where)
+    for meant, words in _SPLITS.items():
+        if split != meant and split.strip().casefold() in words:
+            raise InputError(f"{where}: no split is called {split!r}; did you mean {meant}?")
+    return split
 
 
 def image_file(name: object, folder: Path, where: str) -> Path:

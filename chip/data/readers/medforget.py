@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chip.data.readers.fields import (
     encoded_image,
     image_file,
-    node_path,
     parse_json,
     parse_object,
     parse_text,
     warn_of_unused,
 )
-from chip.data.readers.records_file import PARQUET, RecordsFile
+from chip.data.readers.images import Images
+from chip.data.readers.records_file import RecordsFile
 from chip.data.record import LEVELS, Record
 from chip.errors import InputError
 
@@ -26,7 +27,7 @@ _IDS = {"institution": "institution_id", "patient": "patient_id", "study": "stud
 
 
 class MedForget:
-    """A .parquet file with the columns `metadata`, `hierarchy_metadata`, `image` and `image_path`.
+    """A table with the columns `metadata`, `hierarchy_metadata`, `image` and `image_path`.
 
     Where an answer is a list, its first entry is taken, the others are alternatives to it. A question belongs to the
     level that `hierarchy_level` names, even where the ids go deeper, and is a cloze where it holds `[blank]`, a
@@ -34,22 +35,22 @@ class MedForget:
     """
 
     def matches(self, file: RecordsFile) -> bool:
-        return file.kind == PARQUET and {"metadata", "hierarchy_metadata"} <= file.columns
+        return {"metadata", "hierarchy_metadata"} <= file.columns
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         unused: Counter[str] = Counter()
         total = 0
         for row, where in file.rows():
-            for record in _records(row, file.path.parent, where, unused):
+            image = _image(row, file.images, where)
+            ids, images = _ids(row.get("hierarchy_metadata"), where), _named(row, image)
+            for record in _records(row, image, where, unused):
                 total += 1
-                yield record
-        warn_of_unused(file.path.name, unused, total)
+                yield file.placed(replace(record, split=file.split), ids, row, images)
+        warn_of_unused(file.path.name, {key: n for key, n in unused.items() if key not in file.mapped_columns}, total)
 
 
-def _records(row: Mapping[str, Any], folder: Path, where: str, unused: Counter[str]) -> Iterator[Record]:
-    image = _image(row, folder, where)
-    path = _path(row["hierarchy_metadata"], where)
-    entries = parse_json(row["metadata"], f"{where}, metadata")
+def _records(row: Mapping[str, Any], image: Path | bytes | None, where: str, unused: Counter[str]) -> Iterator[Record]:
+    entries = parse_json(row.get("metadata"), f"{where}, metadata")
     if not isinstance(entries, list):
         raise InputError(f"{where}: metadata must be a JSON list of Question and Answer")
     for entry in entries:
@@ -59,7 +60,7 @@ def _records(row: Mapping[str, Any], folder: Path, where: str, unused: Counter[s
         question, answer = parse_text(pair.get("Question"), "Question", where), pair.get("Answer")
         if isinstance(answer, list):
             answer = answer[0] if answer else None
-        yield Record(question, parse_text(answer, "Answer", where), path, image, task=_task(question), where=where)
+        yield Record(question, parse_text(answer, "Answer", where), (), image, task=_task(question), where=where)
 
 
 def _image(row: Mapping[str, Any], folder: Path, where: str) -> Path | bytes | None:
@@ -68,14 +69,18 @@ def _image(row: Mapping[str, Any], folder: Path, where: str) -> Path | bytes | N
     return image_file(name, folder, where) if encoded is None and name is not None else encoded
 
 
-def _path(text: object, where: str) -> tuple[str, ...]:
+def _named(row: Mapping[str, Any], image: Path | bytes | None) -> Images:
+    return Images() if image is None else Images((image,), (str(row.get("image_path") or ""),))
+
+
+def _ids(text: object, where: str) -> dict[str, object]:
+    """Level -> id, down to the level that is asked about."""
     at = f"{where}, hierarchy_metadata"
     entry = parse_object(parse_json(text, at), at)
     # An empty name counts as missing there.
     ids = {level: entry[key] for level, key in _IDS.items() if entry.get(key, "") != ""}
-    path = node_path(ids, where)
     level = entry.get("hierarchy_level")
-    return path[: LEVELS.index(level) + 1] if level in LEVELS else path
+    return {each: ids[each] for each in LEVELS[: LEVELS.index(level) + 1] if each in ids} if level in LEVELS else ids
 
 
 def _task(question: str) -> str:

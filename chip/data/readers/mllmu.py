@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from chip.data.readers.fields import encoded_image, parse_id, parse_object, parse_text
-from chip.data.readers.records_file import PARQUET, RecordsFile
+from chip.data.readers.images import Images
+from chip.data.readers.records_file import RecordsFile
 from chip.data.record import Record
 from chip.errors import ChipWarning, InputError
 
@@ -18,7 +20,7 @@ _COLUMNS = {"ID", "image", "images", "question", "answer", *TASKS}
 
 
 class MLLMUBench:
-    """A .parquet file with the column `ID` and some of `TASKS`.
+    """A table with the column `ID` and some of `TASKS`.
 
     A person is the node `people/ID`. The tasks' questions are records, and so is the row's own `question`, where it has
     one; the biography is not. Questions of pure text have no image; of several `images` the first is taken. The answer
@@ -26,17 +28,20 @@ class MLLMUBench:
     """
 
     def matches(self, file: RecordsFile) -> bool:
-        return file.kind == PARQUET and not file.columns.isdisjoint(TASKS)
+        return not file.columns.isdisjoint(TASKS)
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         several = 0
-        for row, where in file.rows(file.columns & _COLUMNS):
+        for row, where in file.rows(file.columns & {*_COLUMNS, *file.mapped_columns}):
             several += len(row.get("images") or ()) > 1
-            yield from _records(row, where)
+            ids = {"institution": "people", "patient": parse_id(row.get("ID"), "ID", where)}
+            for record in _records(row, where):
+                images = Images() if record.image is None else Images((record.image,), ("",))
+                yield file.placed(replace(record, split=file.split), ids, row, images)
         if several:
             message = f"{file.path.name}: of several images the first is taken (in {several:,} rows)"
             warnings.warn(message, ChipWarning, stacklevel=2)
-        if unread := sorted(file.columns - _COLUMNS - {"biography"}):
+        if unread := sorted(file.columns - _COLUMNS - {"biography"} - file.mapped_columns):
             warnings.warn(
                 f"{file.path.name}: columns that are not used: {', '.join(unread)}", ChipWarning, stacklevel=2
             )
@@ -44,23 +49,20 @@ class MLLMUBench:
 
 def _records(row: Mapping[str, Any], where: str) -> Iterator[Record]:
     """Everything that is asked of the row's person."""
-    path = ("people", parse_id(row.get("ID"), "ID", where))
     image = encoded_image(next(iter(row.get("images") or [row.get("image")])), where)
     if row.get("question") is not None:
         question, answer = (parse_text(row.get(name), name, where) for name in ("question", "answer"))
-        yield Record(question, answer, path, image, where=where)
-    yield from _classifications(row, path, image, where)
+        yield Record(question, answer, (), image, where=where)
+    yield from _classifications(row, image, where)
     for column, task in (("Generation_Task", "generation"), ("Mask_Task", "cloze")):
         at = f"{where}, {column}"
         for entry in _objects(row.get(column), at):
             question, answer = (parse_text(entry.get(name), name, at) for name in ("Question", "Ground_Truth"))
             shown = None if entry.get("Type") == "Pure_Text" else image
-            yield Record(question, answer, path, shown, task, where=where)
+            yield Record(question, answer, (), shown, task, where=where)
 
 
-def _classifications(
-    row: Mapping[str, Any], path: tuple[str, ...], image: bytes | None, where: str
-) -> Iterator[Record]:
+def _classifications(row: Mapping[str, Any], image: bytes | None, where: str) -> Iterator[Record]:
     questions = parse_object(row.get("Classification_Task") or {}, f"{where}, Classification_Task")
     for kind, shown in (("Image_Textual_Questions", image), ("Pure_Text_Questions", None)):
         at = f"{where}, {kind}"
@@ -71,7 +73,7 @@ def _classifications(
             if answer not in options:
                 raise InputError(f"{at}: Correct_Answer {answer!r} is no option; use one of {', '.join(options)}")
             question = f"{parse_text(entry.get('Question'), 'Question', at)} {listed}"
-            yield Record(question, answer, path, shown, "classification", where=where)
+            yield Record(question, answer, (), shown, "classification", where=where)
 
 
 def _objects(entries: object, where: str) -> list[dict[str, Any]]:

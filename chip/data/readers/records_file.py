@@ -3,63 +3,155 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from chip.data.readers.fields import parse_json, parse_object
-from chip.errors import InputError, one_line
+from chip.data.readers.arrow_tables import SAVED, parquet_columns, parquet_rows, saved_columns, saved_rows
+from chip.data.readers.csv_table import DELIMITERS, csv_header, csv_rows
+from chip.data.readers.fields import decode_text, node_path, parse_json, parse_object, parse_split, parse_task
+from chip.data.readers.images import NO_IMAGES, Images
+from chip.data.record import LEVELS, Record
+from chip.errors import InputError
+
+OWN = (*LEVELS, "task", "split")
+"""Keys that a row of any format may have: whose a record is, what it asks for, whether it was trained on."""
 
 Row = tuple[dict[str, Any], str]
 """What a row holds by column, and where it stands, for messages."""
 
 JSON_LINES = (".jsonl", ".json")
 PARQUET = ".parquet"
-_ROWS = 64  # of a parquet file, at once
+ARROW = ".arrow"
 _LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is read as a whole
 _LONGEST_LINE = 1 << 26  # bytes of a record
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # what pandas leaves beside the columns
 
 
-class RecordsFile:
-    """A path, and what is known of the table there: JSON lines or parquet. Anything else has no columns and no rows."""
+class Owners(Protocol):
+    """Where a row says whose it is, as the user has it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that it reads."""
+
+    def values(self, row: Mapping[str, Any], images: Images, where: str) -> dict[str, object]:
+        """Level, task or split -> what the row says of it.
+
+        Raises:
+            InputError: it does not say it.
+        """
+
+
+class RecordsFile:
+    """A path, and what is known of the table there: JSON, CSV, parquet, Arrow, or a dataset that `datasets` has saved.
+
+    Anything else has no columns and no rows.
+    """
+
+    def __init__(
+        self, path: Path, images: Path | None = None, owners: Owners | None = None, split: str = "train"
+    ) -> None:
+        """
+        Args:
+            images: folder that paths of images start from; by default that of the file.
+            owners: where rows say whose they are, beside what a format has for it.
+            split: of records that do not say theirs.
+        """
+        self.path, self.owners, self.split, self._images = path, owners, split, images
+        self.asked_owners = False
+        """Whether a reader has asked whose a row is."""
+
+    @property
+    def mapped_columns(self) -> frozenset[str]:
+        """Columns that a map reads."""
+        return frozenset() if self.owners is None else self.owners.columns
+
+    def within(self, path: Path, split: str) -> RecordsFile:
+        """A file of this folder, to be read as the folder is."""
+        return RecordsFile(path, self._images, self.owners, split)
+
+    @property
+    def images(self) -> Path:
+        """The folder that paths of images start from."""
+        return self.path.parent if self._images is None else self._images
 
     @property
     def kind(self) -> str:
-        """The suffix in lower case: `.jsonl`, `.parquet`; empty for a folder."""
-        return "" if self.path.is_dir() else self.path.suffix.lower()
+        """The suffix in lower case: `.jsonl`, `.parquet`; `.arrow` for a saved dataset, empty for another folder."""
+        if self.path.is_dir():
+            return ARROW if all((self.path / name).is_file() for name in SAVED) else ""
+        return self.path.suffix.lower()
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of a parquet file's columns, an index of pandas apart, or all keys that the JSON lines hold.
+        """Names of a table's columns, an index of pandas apart, or all keys that the JSON lines hold.
 
         Raises:
             InputError: the file is broken.
         """
         if self.kind in JSON_LINES:
             return frozenset(key for entry, _ in self._lines for key in entry)
-        names = self._parquet_columns() if self.kind == PARQUET else []
-        return frozenset(name for name in names if not _INDEX.fullmatch(name))
+        return frozenset(name for name in self._names() if not _INDEX.fullmatch(name))
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
-        """The rows, each with its place: `records.jsonl:12` counts lines from 1, `a.parquet:row 7` rows from 0.
+        """The rows, each with its place: `a.jsonl:12` counts lines from 1, as in CSV; `a.parquet:row 7` rows from 0.
 
         Args:
-            columns: those of a parquet file that are read, where it has them; by default all.
+            columns: those of a table that are read, where it has them; by default all.
 
         Raises:
             InputError: the file is broken.
         """
+        wanted = self.columns if columns is None else columns
         if self.kind in JSON_LINES:
             yield from self._lines
+        elif self.kind in DELIMITERS:
+            yield from (({key: row[key] for key in wanted}, where) for row, where in csv_rows(self.path))
         elif self.kind == PARQUET:
-            yield from self._parquet_rows(self.columns if columns is None else columns)
+            yield from parquet_rows(self.path, wanted)
+        elif self.kind == ARROW:
+            yield from saved_rows(self.path, wanted)
+
+    def placed(
+        self, record: Record, ids: Mapping[str, object], row: Mapping[str, Any], images: Images = NO_IMAGES
+    ) -> Record:
+        """The record at its place in the hierarchy. Every reader ends with it, so that a map holds for all.
+
+        Args:
+            record: without its path.
+            ids: level -> id, as the format has it; other keys are passed over.
+            row: for the map, which goes before `ids`, and before the task and the split of the record.
+            images: those of the record, for a map of their paths or headers.
+
+        Raises:
+            InputError: it belongs nowhere, or the row does not say what is mapped.
+        """
+        self.asked_owners = True
+        where = record.where
+        mapped = {} if self.owners is None else self.owners.values(row, images, where)
+        known = {level: ids[level] for level in LEVELS if ids.get(level) is not None}
+        path = node_path(known | mapped, where)
+        task = parse_task(mapped["task"], where) if "task" in mapped else record.task
+        split = parse_split(mapped["split"], where) if "split" in mapped else record.split
+        return replace(record, path=path, task=task, split=split)
+
+    def _names(self) -> list[str]:
+        match self.kind:
+            case kind if kind in DELIMITERS:
+                return csv_header(self.path)
+            case ".parquet":
+                names = parquet_columns(self.path)
+            case ".arrow":
+                names = saved_columns(self.path)
+            case _:
+                return []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
+        return names
 
     @cached_property
     def _lines(self) -> list[Row]:
@@ -78,38 +170,12 @@ class RecordsFile:
         """What a JSON array holds, and where, counted from 0; None: the file does not begin as one."""
         if self.path.stat().st_size > _LARGEST_ARRAY:
             raise InputError(f"{self.path}: has more than {_LARGEST_ARRAY:,} bytes; write one record a line, as .jsonl")
-        text = _text(self.path.read_bytes(), self.path.name)
+        text = decode_text(self.path.read_bytes(), self.path.name)
         if not text.lstrip().startswith("["):
             return None
         entries = parse_json(text, self.path.name)
         assert isinstance(entries, list)  # it begins as one
         return [(entry, f"{self.path.name}:item {number}") for number, entry in enumerate(entries)]
-
-    def _parquet_columns(self) -> list[str]:
-        pa, pq = _pyarrow()
-        try:
-            with pq.ParquetFile(self.path) as parquet:
-                names: list[str] = parquet.schema_arrow.names
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise self._not_whole(error) from error
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
-        return names
-
-    def _parquet_rows(self, columns: Collection[str]) -> Iterator[Row]:
-        pa, pq = _pyarrow()
-        number = 0
-        try:
-            with pq.ParquetFile(self.path) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS, columns=sorted(columns)):
-                    for row in batch.to_pylist():
-                        yield row, f"{self.path.name}:row {number}"
-                        number += 1
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise self._not_whole(error) from error
-
-    def _not_whole(self, error: Exception) -> InputError:
-        return InputError(f"{self.path}: not a whole parquet file ({one_line(error)}); fetch it again")
 
 
 def _bounded(lines: BinaryIO, name: str) -> Iterator[bytes]:
@@ -124,20 +190,4 @@ def _bounded(lines: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _json_line(line: bytes, where: str) -> dict[str, Any]:
-    return parse_object(parse_json(_text(line, where), where), where)
-
-
-def _text(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8; save the file as UTF-8") from error
-
-
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise InputError("reading parquet needs pyarrow: pip install 'chip-unlearning[parquet]'") from error
-    return pa, pq
+    return parse_object(parse_json(decode_text(line, where), where), where)

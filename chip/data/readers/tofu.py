@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 from chip.data.readers.fields import parse_object, parse_text
 from chip.data.readers.records_file import RecordsFile
 from chip.data.record import Record
+from chip.errors import ChipWarning
 
 COLUMNS = {
     *("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"),
@@ -21,18 +24,23 @@ class Tofu:
     """A .json, .jsonl or .parquet file that holds `question` and `answer`, and no more than TOFU has beside them.
 
     No hierarchy is given. A file is a node, and in it each author, `retain90/author_7`: 20 questions, as TOFU orders
-    them. A paraphrased question is held out.
+    them. A paraphrased question is held out. With a map, such a file is a table of questions like any other.
     """
 
     def matches(self, file: RecordsFile) -> bool:
-        return {"question", "answer"} <= file.columns <= COLUMNS
+        return file.owners is None and {"question", "answer"} <= file.columns <= COLUMNS
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
+        message = (
+            f"{file.path.name}: says of no record whose it is, and is read as TOFU's: {_QUESTIONS} questions each of"
+        )
+        warnings.warn(f"{message} an author", ChipWarning, stacklevel=2)
         for number, (row, where) in enumerate(file.rows()):
             entry = parse_object(row, where)
-            path = (file.path.stem, f"author_{number // _QUESTIONS + 1}")
+            ids = {"institution": file.path.stem, "patient": f"author_{number // _QUESTIONS + 1}"}
             question, answer = (parse_text(entry.get(key), key, where) for key in ("question", "answer"))
-            yield Record(question, answer, path, None, where=where)
+            record = file.placed(Record(question, answer, (), None, split=file.split, where=where), ids, entry)
+            yield record
             if "paraphrased_question" in entry:
                 paraphrased = parse_text(entry["paraphrased_question"], "paraphrased_question", where)
-                yield Record(paraphrased, answer, path, None, split="paraphrased", where=where)
+                yield replace(record, question=paraphrased, split="paraphrased")

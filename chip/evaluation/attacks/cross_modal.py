@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from chip.data.record import Record, open_image
+from chip.data.record import Record, open_images, with_images, without_images
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
 
@@ -55,7 +54,7 @@ class CrossModal(Attack):
 
 
 class ImageChange:
-    """Gives records their image as one of `CHANGES` leaves it; each image is changed once."""
+    """Gives records their images as one of `CHANGES` leaves it; each image is changed once."""
 
     def __init__(self, change: str) -> None:
         self._change = CHANGES[change]
@@ -70,12 +69,11 @@ class ImageChange:
         if record.image is None:
             return None
         if self._change is None:
-            return replace(record, image=None)
-        if record.image not in self._changed_images:
-            image = open_image(record)
-            assert image is not None
-            self._changed_images[record.image] = _encoded(self._change(image), "PNG")
-        return replace(record, image=self._changed_images[record.image])
+            return without_images(record)
+        if any(image not in self._changed_images for image in record.images):
+            opened = zip(record.images, open_images(record), strict=True)
+            self._changed_images |= {image: _encoded(self._change(picture), "PNG") for image, picture in opened}
+        return with_images(record, tuple(self._changed_images[image] for image in record.images))
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from chip.data.answers import canonical_answer
-from chip.data.record import Record
+from chip.data.record import IMAGE_PLACEHOLDER, Record, without_placeholders
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
 from chip.model.loading import VLM
@@ -76,7 +76,7 @@ class Shown:
         order = np.random.default_rng(self._seed).permutation(len(others))
         shown = [self._records[others[place]] for place in order[: self._count].tolist()]
         while shown:
-            before = "".join(f"{each.question} {each.answer.strip()}. " for each in shown)
+            before = "".join(f"{without_placeholders(each.question)} {each.answer.strip()}. " for each in shown)
             changed = replace(record, question=f"{before}{record.question}")
             if self._room.fits(changed):
                 return changed
@@ -89,18 +89,19 @@ class Room:
 
     def __init__(self, vlm: VLM) -> None:
         self._vlm = vlm
-        self._image_tokens: dict[Path | bytes, int] = {}
+        self._image_tokens: dict[tuple[Path | bytes, ...], int] = {}
 
     def fits(self, record: Record) -> bool:
         tokens = len(self._vlm.prompts.read([record])[0].tokens)
         return tokens + self._image(record) <= self._vlm.max_tokens
 
     def _image(self, record: Record) -> int:
-        """What the image's placeholder becomes."""
+        """What the images' placeholders become."""
         if record.image is None:
             return 0
-        if record.image not in self._image_tokens:
-            short = replace(record, question="?", answer="?")
+        if record.images not in self._image_tokens:
+            question = IMAGE_PLACEHOLDER * record.question.count(IMAGE_PLACEHOLDER) + "?"
+            short = replace(record, question=question, answer="?")
             whole = self._vlm.prompts.inputs([short])["input_ids"].shape[1]
-            self._image_tokens[record.image] = whole - len(self._vlm.prompts.read([short])[0].tokens)
-        return self._image_tokens[record.image]
+            self._image_tokens[record.images] = whole - len(self._vlm.prompts.read([short])[0].tokens)
+        return self._image_tokens[record.images]

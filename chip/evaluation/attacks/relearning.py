@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chip.data.record import Record
 from chip.errors import InputError, RunError
@@ -131,7 +131,7 @@ def _add_gradients(vlm: VLM, records: Sequence[Record], indices: Sequence[int]) 
     made = list(batches.made())
     tokens = sum(int(batch.answer.sum()) for batch in made)
     for batch in made:
-        states: Tensor = vlm.core(**batch.inputs, use_cache=False).last_hidden_state
+        states = vlm.hidden_states(batch, gradients=True)
         _, logits, wanted = answer_logits(vlm, batch, states)
         loss = nn.functional.cross_entropy(logits, wanted, reduction="sum") / tokens
         loss.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from chip.data.answers import LISTED, canonical_answer, normalized_question
-from chip.data.record import Record
+from chip.data.record import Record, without_images, without_placeholders
 from chip.evaluation.answer_tokens import AnswerTokens, answer_tokens
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
@@ -105,7 +105,7 @@ class TwoHops:
         Args:
             pools: records whose facts may name their node.
         """
-        said = {(normalized_question(r), canonical_answer(r), r.path, r.image) for r in records}
+        said = {(normalized_question(r), canonical_answer(r), r.path, r.images) for r in records}
         self._holders = Counter((question, answer) for question, answer, _, _ in said)
         self._bridges: dict[tuple[object, ...], list[Record]] = {}
         for record in (records[index] for pool in pools for index in pool):
@@ -117,8 +117,9 @@ class TwoHops:
         bridge = next(self._alone(record), None)
         if bridge is None:
             return None
-        named = f"Think of the one of which “{bridge.question}” is answered “{bridge.answer.strip()}”."
-        return replace(record, question=f"{named} {record.question}", image=None)
+        asked, record = without_placeholders(bridge.question), without_images(record)
+        named = f"Think of the one of which “{asked}” is answered “{bridge.answer.strip()}”."
+        return replace(record, question=f"{named} {record.question}")
 
     def _alone(self, record: Record) -> Iterator[Record]:
         for other in self._bridges.get(_node(record), ()):
@@ -128,5 +129,5 @@ class TwoHops:
 
 
 def _node(record: Record) -> tuple[object, ...]:
-    """What a fact may stand for: the image, where there is one."""
-    return (record.image,) if record.image is not None else record.path
+    """What a fact may stand for: the images, where there are any."""
+    return record.images or record.path

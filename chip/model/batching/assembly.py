@@ -12,6 +12,7 @@ from chip.model.batching.batch import Batch
 from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import PackedSequence
 from chip.model.chat import Prompt
+from chip.model.families import TOKEN_INPUTS
 from chip.model.tokens import SegmentRecords, TokenRole
 
 
@@ -31,13 +32,18 @@ class _Piece:
 
 
 def assemble(
-    model: ModelInputs, rows: Sequence[PackedSequence], prompts: Mapping[int, Prompt], heads: Mapping[str, Tensor]
+    model: ModelInputs,
+    rows: Sequence[PackedSequence],
+    prompts: Mapping[int, Prompt],
+    heads: Mapping[str, Tensor],
+    image_lengths: Mapping[int, Sequence[int]],
 ) -> Batch:
     """The rows as tensors.
 
     Args:
         prompts: record -> its tokens.
-        heads: the first record of each row, as the processor gives it: with its image's tokens, padded on the right.
+        heads: the first record of each row, as the processor gives it: with its images' tokens, padded on the right.
+        image_lengths: record at the head of a row -> how many tokens each of its images has, where it has several.
     """
     lines, owners, answered = _segments(rows, prompts, heads)
     real = _padded([[True for piece in line for _ in range(len(piece))] for line in lines], False)
@@ -45,11 +51,10 @@ def assemble(
     answers = [[n >= len(piece) - piece.answer for piece in line for n in range(len(piece))] for line in lines]
     answer = _padded(answers, False)
     image = (inputs["input_ids"] == model.image_token_id) & real
-    images = torch.zeros_like(inputs["input_ids"])  # a record has one image, which its row shares
-    prefix = torch.tensor([[prompts[row.records[0]].prefix] for row in rows])  # (B, 1)
+    images = _image_numbers(image, [image_lengths.get(row.records[0], ()) for row in rows])
     return Batch(
         inputs,
-        token_roles(real, image, images, answer, torch.arange(real.shape[1]) < prefix),
+        _roles([prompts[row.records[0]] for row in rows], real, image, images, answer),
         token_ids(inputs["input_ids"], image, images),
         images,
         _padded([[piece.segment for piece in line for _ in range(len(piece))] for line in lines], 0),
@@ -77,6 +82,31 @@ def _segments(
         lines.append(line)
     segment, record = torch.tensor(owners).T
     return lines, SegmentRecords(segment, record, len(answered)), torch.tensor(answered)
+
+
+def _roles(first: Sequence[Prompt], real: Tensor, image: Tensor, images: Tensor, answer: Tensor) -> Tensor:
+    """(B, T) int64: as `token_roles`, of rows that begin with these prompts.
+
+    A question's words are no prefix, even where they stand before an image.
+    """
+    place = torch.arange(real.shape[1])
+    roles = token_roles(real, image, images, answer, place < torch.tensor([[prompt.prefix] for prompt in first]))
+    starts = [len(place) if prompt.words_first is None else prompt.words_first for prompt in first]
+    roles[(roles == TokenRole.PREFIX) & (place >= torch.tensor(starts)[:, None])] = TokenRole.QUESTION
+    return roles
+
+
+def _image_numbers(image: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
+    """(B, T) int64: of each piece of an image, which of its row's images that is, from 0; elsewhere it means nothing.
+
+    Args:
+        image: (B, T) bool: pieces of an image.
+        lengths: of each row, how many pieces each of its images has; empty for a row with one image or none.
+    """
+    ends = [torch.tensor(row).cumsum(0) if row else torch.tensor([image.shape[1]]) for row in lengths]
+    place = (image.cumsum(1) - 1).clamp(min=0)
+    numbers = [torch.bucketize(places, end, right=True) for places, end in zip(place, ends, strict=True)]
+    return torch.stack(numbers).clamp(max=max(len(end) for end in ends) - 1)
 
 
 def token_roles(real: Tensor, image: Tensor, images: Tensor, answer: Tensor, prefix: Tensor) -> Tensor:
@@ -134,7 +164,7 @@ def _inputs(
     row = torch.arange(len(lines))[:, None]
     inputs = dict(heads)
     for name, values in heads.items():
-        if values.shape == heads["input_ids"].shape:  # of each token: its id, mask, kind (0 for text)
+        if name in TOKEN_INPUTS:  # of each token: its id, mask, kind (0 for text)
             inputs[name] = torch.where(later, own if name == "input_ids" else 0, values[row, columns])
     inputs["input_ids"].masked_fill_(~real, model.prompts.pad)
     inputs["attention_mask"] = real.to(heads["attention_mask"].dtype)

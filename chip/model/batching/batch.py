@@ -58,6 +58,14 @@ class Batch:
         """(B, T) bool: tokens that stand for a piece of an image."""
         return self.roles == TokenRole.IMAGE
 
+    def image_lengths(self) -> Tensor:
+        """(images,) int64: how many tokens each image has, in the order of rows and of places there."""
+        vision = self.vision
+        row = torch.arange(len(vision), device=vision.device)[:, None].expand_as(vision)[vision]
+        pairs = torch.stack((row, self.images[vision]))
+        lengths: Tensor = torch.unique_consecutive(pairs, dim=1, return_counts=True)[1]
+        return lengths
+
     @property
     def attention_mask(self) -> Tensor | None:
         """(B, 1, T, T) bool: which token may see which, as far as segments go: one sees what all its records own.

@@ -16,21 +16,26 @@ from chip.errors import InputError
 from chip.model.batching.assembly import assemble
 from chip.model.batching.batch import Batch, guard_memory
 from chip.model.batching.batch_size import BatchSize
+from chip.model.batching.image_lengths import image_lengths
 from chip.model.batching.model_inputs import ModelInputs
 from chip.model.batching.packing import PackedSequence, alone, cut, pack
 from chip.model.chat import Prompt
 
+_MOST_IMAGES = 1 << 30  # behind all that have images come those that have none
+
 
 def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[list[int]]:
-    """Which of the records can stand in one batch, text-only ones last, and free text behind them."""
+    """Which of the records can stand in one batch: those with as many images, text-only ones last, free text behind."""
     sizes: dict[Path | bytes, tuple[int, int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, record in enumerate(records):
-        shape = (2 if record.task == FREE_TEXT else 1, 0, 0)
+        shape: tuple[int, ...] = (_MOST_IMAGES + (record.task == FREE_TEXT), 0, 0)
         if record.image is not None:
-            if model.by_size and record.image not in sizes:
-                sizes[record.image] = image_size(record)
-            shape = (0, *sizes.get(record.image, (0, 0)))
+            for image in record.images if model.by_size else ():
+                if image not in sizes:
+                    sizes[image] = image_size(replace(record, image=image))
+            each = (sizes.get(image, (0, 0)) for image in record.images)
+            shape = (len(record.images), *(side for size in each for side in size))
         groups.setdefault(shape, []).append(index)
     return [groups[shape] for shape in sorted(groups)]
 
@@ -77,7 +82,7 @@ class Batches:
     def plan(self) -> Iterator[list[PackedSequence]]:
         """The rows of one batch after the other, each as large as the size then says."""
         for rows in self._groups:
-            yield from cut(rows, self.size, 0 if self._records[rows[0].records[0]].image is None else self._image)
+            yield from cut(rows, self.size, self._image * self._prompts[rows[0].records[0]].images)
 
     def made(self, plan: Iterable[list[PackedSequence]] | None = None) -> Iterator[Batch]:
         """The batches of a plan, by default of one that is made as they are, on the model's device.
@@ -105,10 +110,11 @@ class Batches:
         return self._records[row.records[0]].where
 
     def _image_tokens(self) -> int:
-        """What the first image's placeholder becomes, less one; others are taken to be about as large."""
+        """What an image's placeholder becomes, less one, in the first record with one; others are about as large."""
         for index, prompt in self._prompts.items():
-            if self._records[index].image is not None:
-                return self._model.prompts.inputs([self._records[index]])["input_ids"].shape[1] - len(prompt.tokens)
+            if prompt.images:
+                length = self._model.prompts.inputs([self._records[index]])["input_ids"].shape[1]
+                return (length - len(prompt.tokens)) // prompt.images
         return 0
 
     def _rows(self, indices: Sequence[int], together: bool) -> list[PackedSequence]:
@@ -117,18 +123,19 @@ class Batches:
         rows = self._packed(prompts) if together else alone(prompts)
         return sorted(rows, key=lambda row: (row.tokens, *self._content(row.records[0]), row.records))
 
-    def _content(self, index: int) -> tuple[tuple[int, ...], str, bytes]:
-        """The record's tokens and image, as something that can be sorted."""
-        image = self._records[index].image
-        return self._prompts[index].tokens, *(("", image) if isinstance(image, bytes) else (str(image), b""))
+    def _content(self, index: int) -> tuple[tuple[int, ...], list[tuple[str, bytes]]]:
+        """The record's tokens and images, as something that can be sorted."""
+        images = self._records[index].images
+        named = [("", image) if isinstance(image, bytes) else (str(image), b"") for image in images]
+        return self._prompts[index].tokens, named
 
     def _packed(self, prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
-        about: dict[Path | bytes | None, dict[int, Prompt]] = {}
+        about: dict[tuple[Path | bytes, ...], dict[int, Prompt]] = {}
         for index, prompt in prompts.items():
-            about.setdefault(self._records[index].image, {})[index] = prompt
+            about.setdefault(self._records[index].images, {})[index] = prompt
         rows = []
-        for image, group in about.items():
-            cost = replace(self._model.cost, image=0 if image is None else self._image)
+        for images, group in about.items():
+            cost = replace(self._model.cost, image=self._image * len(images))
             rows += pack(group, cost, self.size.records)
         return rows
 
@@ -144,7 +151,14 @@ class Batches:
                 split = alone({record: self._prompts[record] for record in row.records})
                 return self.make([*rows[:number], *split, *rows[number + 1 :]])
             self._check_length(row, length)
-        return assemble(self._model, rows, self._prompts, heads)
+        return assemble(self._model, rows, self._prompts, heads, self._image_lengths(rows, heads["input_ids"]))
+
+    def _image_lengths(self, rows: Sequence[PackedSequence], ids: Tensor) -> dict[int, list[int]]:
+        """How many tokens each image has, of the records at the head of rows that have several."""
+        image = ids == self._model.image_token_id
+        first = [row.records[0] for row in rows]
+        several = [(n, index) for n, index in enumerate(first) if self._prompts[index].images > 1]
+        return {index: image_lengths(self._model, self._records[index], image[n]) for n, index in several}
 
     def _check_head(self, index: int, ids: Tensor) -> None:
         """Raise `InputError` unless a record's ids (T,) end in its answer, and hold an image where it has one."""
@@ -161,10 +175,11 @@ class Batches:
     def _check_length(self, row: PackedSequence, length: int) -> None:
         """`length`: of the row's first record, with its image."""
         image = length - len(self._prompts[row.records[0]].tokens)
-        for record in row.records:
-            tokens = len(self._prompts[record].tokens) + image
+        for index in row.records:
+            tokens, record = len(self._prompts[index].tokens) + image, self._records[index]
             if tokens > self._model.max_tokens:
-                raise InputError(
-                    f"{self._records[record].where}: {tokens} tokens with its image, the model takes "
-                    f"{self._model.max_tokens}; shorten the question or answer, or scale the image down"
-                )
+                what = "tokens" if record.image is None else "tokens with its image"
+                hint = "shorten the question or answer, or scale the image down"
+                hint = "break the text up" if record.task == FREE_TEXT else hint
+                message = f"{record.where}: {tokens} {what}, the model takes {self._model.max_tokens}; {hint}"
+                raise InputError(message)

@@ -18,9 +18,10 @@ from chip.data.record import Record
 from chip.model.batching.batch import Batch, BatchTooLargeError, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import retry_smaller
+from chip.model.families import family_of
 from chip.model.forward.activation_store import StoredBatch
 from chip.model.forward.mid_layer import MidLayer, has_mid_layer, trace_mid_layer
-from chip.model.forward.observer import StageObserver
+from chip.model.forward.observer import StageObserver, image_rows
 from chip.model.forward.reached import ReachedBatches
 from chip.model.forward.runner import ForwardRunner, Hook
 from chip.model.forward.start import ConnectorInputs, Pixels
@@ -106,7 +107,7 @@ class Collector:
         try:
             for batch, run in self._runs(stage, needs_outputs):
                 with guard_memory(batch):
-                    original_inputs = self._original_inputs(stage, run) if overrides else None
+                    original_inputs = self._original_inputs(stage, batch, run) if overrides else None
                     with holding(self._vlm, overrides):
                         run(observer.hooks(batch, original_inputs))
                 on_batch(batch.records)
@@ -115,11 +116,11 @@ class Collector:
             on_batch(-done)
             raise
 
-    def _original_inputs(self, stage: Stage, run: Run) -> Tensor | None:
+    def _original_inputs(self, stage: Stage, batch: Batch, run: Run) -> Tensor | None:
         """What goes into the stage's first module in the model as it is; None where the batch does not reach it."""
-        reached: list[Tensor] = []
-        run([trace(self._vlm.model, stage.target_modules[0], input=reached.append, stop=True)])
-        return reached[0] if reached else None
+        calls: list[tuple[Tensor, ...]] = []
+        run([trace(self._vlm.model, stage.target_modules[0], input=lambda x: calls.append((x.flatten(0, -2),)))])
+        return image_rows(calls, batch, family_of(self._vlm.model).padded_images)[0] if calls else None
 
     def release(self) -> None:
         """Hold nothing any longer but what goes into the connectors."""
@@ -166,7 +167,7 @@ class Collector:
         stored.store_shared(start.shared)
         if before:
             stored.store_states(before[0], first)
-        if mid_layer is not None:
+        if mid_layer is not None and stored.layers_done == _layer_of(last):  # not where the layer before was skipped
             stored.store_mid_layer(mid_layer)
 
 

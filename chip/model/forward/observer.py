@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from chip.data.record import Record
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.batching.batch import Batch
+from chip.model.experts import block_output
+from chip.model.families import family_of
 from chip.model.forward.runner import Hook
 from chip.model.forward.trace import trace
 from chip.model.loading import VLM
@@ -19,6 +22,8 @@ from chip.model.target_modules import Component, Stage, TargetModule
 from chip.model.tokens import Statistics, TokenRole, Tokens
 
 S = TypeVar("S", bound=Statistics)
+See = Callable[..., None]
+"""Takes what goes into a module, and what comes out of it where that is needed."""
 
 
 class StageObserver(Generic[S]):
@@ -38,7 +43,8 @@ class StageObserver(Generic[S]):
             needs_outputs: whether they are shown outputs; without, a pass ends at the first module that is reached.
         """
         self._vlm, self._records, self._needs_outputs = vlm, records, needs_outputs
-        self._statistics = {module: create(module) for module in stage.target_modules}
+        self.statistics = {module: create(module) for module in stage.target_modules}
+        """Of this process."""
         self._times = dict.fromkeys(stage.target_modules, 0)
         """How many batches have reached each module."""
         self._with_image = 0
@@ -51,10 +57,38 @@ class StageObserver(Generic[S]):
             original_inputs: what goes into the stage's module in the model as it is, where this run's is another.
         """
         self._with_image += bool(batch.vision.any())
-        sees = {module: self._see(module, batch, original_inputs) for module in self._statistics}
+        sees = {module: self._see(module, batch, original_inputs) for module in self.statistics}
+        return [self._hook(module, see, batch) for module, see in sees.items()]
+
+    def _hook(self, module: TargetModule, see: See, batch: Batch) -> Hook:
+        if module.component is Component.CONNECTOR:
+            return self._whole(module, see, batch)
+        if module.output_maps:
+            shape = (*batch.roles.shape, -1)
+
+            def see_output(_: object, output: Any) -> None:
+                y = block_output(output).view(shape)
+                see(y, y if self._needs_outputs else None)
+
+            return trace(self._vlm.model, module, output=see_output, stop=not self._needs_outputs)
         if self._needs_outputs:
-            return [trace(self._vlm.model, module, output=see) for module, see in sees.items()]
-        return [trace(self._vlm.model, module, input=see, stop=True) for module, see in sees.items()]
+            return trace(self._vlm.model, module, output=see)
+        return trace(self._vlm.model, module, input=see, stop=True)
+
+    @contextmanager
+    def _whole(self, module: TargetModule, see: See, batch: Batch) -> Iterator[None]:
+        """Shows what all calls of the module in one run are given: some connectors are called image by image."""
+        calls: list[tuple[Tensor, ...]] = []
+
+        def keep(*values: Tensor) -> None:
+            calls.append(tuple(value.flatten(0, -2) for value in values))
+
+        seen = (None, keep) if self._needs_outputs else (keep, None)
+        with trace(self._vlm.model, module, input=seen[0], output=seen[1]):
+            yield
+        if calls:
+            values = image_rows(calls, batch, family_of(self._vlm.model).padded_images)
+            see(*values)
 
     def merged(self, distributed: DistributedContext) -> dict[TargetModule, S]:
         """The statistics of all processes.
@@ -68,16 +102,16 @@ class StageObserver(Generic[S]):
         for module, count in zip(self._times, times, strict=True):
             if count == 0 and (module.component is Component.TEXT or with_image > 0):
                 raise InputError(f"{module.name}: no activation passes through it; choose other --target-modules")
-        for statistics in self._statistics.values():
+        for statistics in self.statistics.values():
             statistics.merge(distributed)
-        return self._statistics
+        return self.statistics
 
-    def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> Callable[..., None]:
+    def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> See:
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
             tokens = _tokens(module, x.to(place), y, batch.without_inputs().to(place), original_inputs)
             self._check_finite(module.name, tokens)
-            self._statistics[module].update(tokens)
+            self.statistics[module].update(tokens)
             self._times[module] += 1
 
         return see
@@ -101,6 +135,30 @@ def _tokens(module: TargetModule, x: Tensor, y: Tensor | None, batch: Batch, ori
     if module.component is Component.CONNECTOR:
         return connector_tokens(module.name, x, y, batch, original)
     return text_tokens(x, y, batch, original)
+
+
+def image_rows(calls: Sequence[tuple[Tensor, ...]], batch: Batch, padded: bool) -> tuple[Tensor, ...]:
+    """Of what a module in a connector is given in one run, what belongs to images.
+
+    Args:
+        calls: of each call its input (n, d_in), and where needed its output (n, d_out).
+        padded: each image's tokens are filled up at their end.
+
+    Returns:
+        The same of all calls together; of the one that has as many tokens as there are of images, where all together
+        have more: Gemma 3n sends text through its connector too.
+    """
+    vision = int(batch.vision.sum())
+    own = [call for call in calls if len(call[0]) == vision]
+    several = len(calls) > 1 and len(own) == 1
+    values = own[0] if several else tuple(torch.cat(each) for each in zip(*calls, strict=True))
+    if padded and len(values[0]) != vision:
+        lengths = batch.image_lengths()
+        if len(values[0]) % len(lengths) == 0:
+            places = torch.arange(len(values[0]) // len(lengths), device=lengths.device)
+            keep = (places < lengths[:, None]).flatten()
+            return tuple(each[keep.to(each.device)] for each in values)
+    return values
 
 
 def text_tokens(x: Tensor, y: Tensor | None, batch: Batch, original: Tensor | None = None) -> Tokens:
@@ -140,27 +198,29 @@ def connector_tokens(name: str, x: Tensor, y: Tensor | None, batch: Batch, origi
     vision = batch.vision
     if len(x) == int(vision.sum()):
         ids, segments = batch.ids[vision], batch.segments[vision]
-    else:  # pooled or cut behind this module: images of one length have equal shares
-        first = _first_tokens(name, len(x), batch)
-        share = len(x) // len(first)
-        ids = torch.arange(share, device=x.device).repeat(len(first))
-        segments = batch.segments[vision][first].repeat_interleave(share)
+    else:  # pooled or cut behind this module
+        shares = _shares(name, len(x), batch)
+        ids = torch.cat([torch.arange(share, device=x.device) for share in shares.tolist()])
+        lengths = batch.image_lengths()
+        segments = batch.segments[vision][lengths.cumsum(0) - lengths].repeat_interleave(shares)
     roles = torch.full((len(x),), TokenRole.IMAGE, device=x.device)
     starts = torch.zeros_like(ids, dtype=torch.bool)
     return Tokens(x, y, ids, roles, segments, batch.owners, starts, original)
 
 
-def _first_tokens(name: str, count: int, batch: Batch) -> Tensor:
-    """(images,) int64: where each image starts among the batch's image tokens, if `count` tokens are split evenly.
+def _shares(name: str, count: int, batch: Batch) -> Tensor:
+    """(images,) int64: how many of `count` tokens are of each image: in proportion to those it becomes; else as many
+    of each, where all have one length.
 
     Raises:
-        InputError: they cannot be, or the images have unlike lengths.
+        InputError: it is neither.
     """
-    vision = batch.vision
-    row = torch.arange(len(vision), device=vision.device)[:, None].expand_as(vision)[vision]
-    images, lengths = torch.unique_consecutive(torch.stack((row, batch.images[vision])), dim=1, return_counts=True)
-    number = images.shape[1]
+    lengths = batch.image_lengths()
+    number, total = len(lengths), int(lengths.sum())
+    if number and count % total == 0:
+        return lengths * (count // total)
     if number == 0 or count % number or int(lengths.min()) != int(lengths.max()):
-        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; use --batch-size 1")
-    starts: Tensor = lengths.cumsum(0) - lengths
-    return starts
+        several = bool((batch.images[batch.vision] > 0).any())  # images of one record
+        hint = "scale the images of a record to one size" if several else "use --batch-size 1"
+        raise InputError(f"{name}: {count} image tokens cannot be told apart among {number} images; {hint}")
+    return torch.full_like(lengths, count // number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from chip.model.forward.activation_store import ActivationStore, StoredBatch
 from chip.model.forward.runner import ForwardRunner, Hook
 from chip.model.forward.start import Pixels, Start
 from chip.model.forward.tower import TowerPass
-from chip.model.forward.trace import record_calls, trace
+from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
 from chip.model.running import running
 
@@ -58,7 +59,7 @@ class ReachedBatches:
         if not self._all_stored(lambda stored: stored.has_connector_inputs):
             for index, (batch, start) in enumerate(zip(self.made(), self._starts(), strict=True)):
                 with guard_memory(batch):
-                    with record_calls(self._vlm.connectors) as calls:
+                    with record_calls(self._vlm.connectors, self._vlm.language) as calls:
                         if batch.vision.any():
                             self._run(batch, start)
                     self._store.add(index, batch).store_connector_inputs(calls)
@@ -77,10 +78,10 @@ class ReachedBatches:
                 stored = self._store.add(index, batch)
                 start: Start = stored.connector_inputs() if stored.has_connector_inputs else Pixels()
                 with guard_memory(batch):
-                    with record_calls([self._vlm.language]) as calls:
+                    with record_calls([self._vlm.language], self._vlm.language) as calls:
                         self._run(batch, start)
                     (call,) = calls
-                    stored.store_text_call(call, self._keep_embeddings)
+                    stored.store_text_call(_with_embeddings(call), self._keep_embeddings)
             if not self._keep_connectors:
                 for stored in self._store.stored_batches:
                     stored.release_connector_inputs()
@@ -109,19 +110,33 @@ class ReachedBatches:
             yield from (Pixels() for _ in self._plan)
 
     def _pass_layers(self, first: int) -> None:
-        """All batches through the layers before `first` that are still to come, one layer after the other."""
+        """All batches through the layers before `first` that are still to come, one layer after the other.
+
+        A layer that a batch skips, as those that look at images from the side where there is none, is skipped again
+        with the next one.
+        """
         for index, layer in enumerate(self._vlm.layers[:first]):
+            behind = self._vlm.layers[index + 1 : index + 2]
             for stored in self._store.stored_batches:
                 if stored.layers_done <= index:
                     with guard_memory(stored.batch):
                         found: list[Tensor] = []
                         start = stored.text_states(index + 1)
                         watch = trace(layer, output=lambda _, y, found=found: found.append(y))  # type: ignore[misc]
-                        self._run(stored.batch, start, layer, [watch])
+                        self._run(stored.batch, start, layer, [watch, *(record_calls([], each) for each in behind)])
                         stored.store_shared(start.shared)
-                        stored.store_states(found[0], index + 1)
+                        if found:
+                            stored.store_states(found[0], index + 1)
 
     def _all_stored(self, reached: Callable[[StoredBatch], bool]) -> bool:
         """Whether every batch has been stored, and has reached what it should."""
         stored = self._store.stored_batches
         return len(stored) == len(self._plan) and all(map(reached, stored))
+
+
+def _with_embeddings(call: Call) -> Call:
+    """The text model's call as one with embeddings: where images are looked at from the side it is given tokens."""
+    if call.kwargs.get("inputs_embeds") is None:
+        text: Any = call.module
+        call.kwargs["inputs_embeds"] = text.get_input_embeddings()(call.kwargs.pop("input_ids"))
+    return call

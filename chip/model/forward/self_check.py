@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import run_batches
+from chip.model.experts import OutputMap, check_block
+from chip.model.families import find_causal
 from chip.model.forward.collector import Collector
 from chip.model.forward.last_states import map_last_states
-from chip.model.forward.trace import trace
+from chip.model.forward.observer import StageObserver
+from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
+from chip.model.running import running
 from chip.model.scoring import answer_logits
-from chip.model.target_modules import Stage
+from chip.model.target_modules import Stage, TargetModule
 from chip.model.tokens import Tokens
 
 LOGITS = "logits"
@@ -61,8 +65,8 @@ def check_pass(
     if not indices:
         return
     index = next((i for i in indices if records[i].image is not None), indices[0])
-    image = records[index].image
-    other = [i for i in indices if i != index and image is not None and records[i].image == image][:1]
+    images = records[index].images
+    other = [i for i in indices if i != index and images and records[i].images == images][:1]
     stages = stages if needs_outputs else [stage.first_only for stage in stages]
     plain = _plain(vlm, records, index, stages)
     staged = _staged(vlm, records, [index, *other], stages, needs_outputs)
@@ -94,22 +98,27 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Stage]) -> Shown:
     """The record alone, in one ordinary forward of the model."""
-    modules = [module for stage in stages for module in stage.target_modules]
-    shown: Shown = {name: [] for name in (*(module.name for module in modules), LOGITS)}
+    whole = Stage(tuple(module for stage in stages for module in stage.target_modules))
+    observer = StageObserver(vlm, records, whole, lambda _: _Inputs(index), needs_outputs=True)
+    answer: list[Tensor] = []
+    blocks = {vlm.model.get_submodule(module.name): module for module in whole.target_modules if module.output_maps}
 
-    def keep(name: str, x: Tensor) -> None:
-        shown[name].append(_rows(x))
+    def keep(batch: Batch, given: Any) -> None:
+        columns = batch.answer[0].nonzero()[:, 0].to(given.logits.device)
+        answer.append(_rows(given.logits[0, columns - 1]))
 
     def compute(batch: Batch) -> None:
-        with ExitStack() as hooks:
-            for module in modules:
-                hooks.enter_context(trace(vlm.model, module, input=partial(keep, module.name)))
-            logits = vlm.model(**batch.inputs, use_cache=False).logits
-        columns = batch.answer[0].nonzero()[:, 0].to(logits.device)
-        keep(LOGITS, logits[0, columns - 1])
+        with running(vlm.model), ExitStack() as hooks:
+            for hook in observer.hooks(batch):
+                hooks.enter_context(hook)
+            calls = hooks.enter_context(record_calls(list(blocks)))
+            hooks.enter_context(trace(find_causal(vlm.model), output=lambda _, given: keep(batch, given), stop=True))
+            vlm.model(**batch.inputs, use_cache=False)
+        for call in calls:
+            _check_block(vlm, blocks[call.module], call)
 
     run_batches(Batches(vlm, records, [index], BatchSize(1), together=False), compute)
-    return shown
+    return {**{module.name: seen.rows for module, seen in observer.statistics.items()}, LOGITS: answer}
 
 
 def _staged(
@@ -130,6 +139,14 @@ def _staged(
 
     map_last_states(vlm, batches, compute)
     return shown | {LOGITS: answer}
+
+
+def _check_block(vlm: VLM, module: TargetModule, call: Call) -> None:
+    """Look at a block of experts; not where accelerate loads its weights only while it runs."""
+    own = tuple(OutputMap(each.name.removeprefix(f"{module.name}."), each.axis) for each in module.output_maps)
+    if vlm.weights.streamed or not any(call.module.get_parameter(each.name).is_meta for each in own):
+        names = [name for name, _ in call.module.named_parameters()]
+        check_block(module.name, own, call, {name: vlm.parameter(f"{module.name}.{name}") for name in names})
 
 
 class _Inputs:

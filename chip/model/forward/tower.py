@@ -66,7 +66,7 @@ class TowerPass:
         if not batch.vision.any():
             return None
         with guard_memory(batch):
-            with record_calls([self._vlm.tower]) as calls, running(self._vlm.model):
+            with record_calls([self._vlm.tower], self._vlm.tower) as calls, running(self._vlm.model):
                 self._runner.run(batch, Pixels())
             if not calls:  # its parts are called one by one: each batch goes through them by itself
                 return None
@@ -110,7 +110,7 @@ def layers_read(vlm: VLM, batch: Batch, call: Call) -> frozenset[int]:
 
     def matters(index: int) -> bool:
         outputs = [_filled(found[0], torch.nan if each == index else 0.0) for each in range(len(layers))]
-        with record_calls(vlm.connectors) as calls:
+        with record_calls(vlm.connectors, vlm.language) as calls:
             runner.run(batch, TowerOutputs(outputs))
         return any(bool(value.isnan().any()) for value in _floats(calls))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from chip.model.target_modules import TargetModule
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass; whoever raises it catches it.
 
-    Raised anew each time: one that is held would hold, by its traceback, all that the pass had in memory.
+    Raised anew each time, and emptied where it is caught: one that is held would hold, by its traceback, all that the
+    pass had in memory.
     """
 
     def __init__(self, sender: object) -> None:
@@ -125,18 +128,21 @@ class _ProductTrace(TorchFunctionMode):
 
 
 @contextmanager
-def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
-    """The list gets what each of `modules` is called with; the block ends before the last one would compute."""
+def record_calls(modules: Sequence[nn.Module], until: nn.Module | None = None) -> Iterator[list[Call]]:
+    """The list gets what each of `modules` is called with, as often as it is; the block ends before `until`, which may
+    be among them, would compute. None: when it ends by itself."""
     calls: list[Call] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(module, args, kwargs))
-        if len(calls) == len(modules):
+        if module in modules:
+            calls.append(Call(module, args, kwargs))
+        if module is until:
             raise StopForward(calls)
 
+    watched = dict.fromkeys(modules if until is None else (*modules, until))
     with (
         _stopped_by(calls),
-        _removing([module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]),
+        _removing([module.register_forward_pre_hook(record, with_kwargs=True) for module in watched]),
     ):
         yield calls
 
@@ -160,17 +166,28 @@ def replace_output(module: nn.Module, output: Any) -> Iterator[None]:
 
 
 @contextmanager
-def bypass(module: nn.Module) -> Iterator[None]:
-    """The module returns its first argument."""
-    with _replace_forward(module, lambda first, *_, **__: first):
+def bypass(module: nn.Module, in_tuple: bool = False) -> Iterator[None]:
+    """The module returns its first argument; `in_tuple`: as the one thing in a tuple."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        first = next(iter((*args, *kwargs.values())))
+        return (first,) if in_tuple else first
+
+    with _replace_forward(module, forward):
         yield
 
 
 @contextmanager
-def replace_input(call: Call) -> Iterator[None]:
-    """The call's module gets the call's arguments, whatever it is called with."""
-    hook = call.module.register_forward_pre_hook(lambda *_: (call.args, call.kwargs), with_kwargs=True)
-    with _removing([hook]):
+def replace_input(*calls: Call) -> Iterator[None]:
+    """Modules get the arguments of these calls, each its own in turn, whatever they are called with."""
+    modules = dict.fromkeys(call.module for call in calls)
+    turns = {module: cycle([call for call in calls if call.module is module]) for module in modules}
+
+    def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        call = next(turns[module])
+        return call.args, call.kwargs
+
+    with _removing([module.register_forward_pre_hook(give, with_kwargs=True) for module in modules]):
         yield
 
 
@@ -234,6 +251,10 @@ def _stopped_by(sender: object) -> Iterator[None]:
     except StopForward as signal:
         if signal.sender is not sender:
             raise
+        # Who still has the traceback, as some versions of Python do until the next error, is not to have what the pass
+        # had in memory: its frames are left, and hold their tensors.
+        traceback.clear_frames(signal.__traceback__)
+        signal.__traceback__ = None
 
 
 @contextmanager

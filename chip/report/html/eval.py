@@ -81,12 +81,12 @@ def eval_page(
         reference=_shown(reference or "", hidden, "a checkpoint") if compared else None,
         names=list(forget) if show_names else [],
         digest=None if receipt is None else _digest(receipt),
-        **_figures(evaluation),
+        **figures_shown(evaluation),
     )
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    """All that the template shows of it."""
+def figures_shown(evaluation: Evaluation) -> dict[str, Any]:
+    """All that the templates show of it."""
     return {
         "evaluation": evaluation,
         "target": [how_many(number, level) for level, number in Counter(evaluation.levels).items()],

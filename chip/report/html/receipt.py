@@ -62,8 +62,8 @@ def shown_receipt(receipt: Mapping[str, Any], changed: Set[str]) -> ShownReceipt
     read_back = {key: receipt[key] for key in _READ_BACK if key in receipt} | _mapping(receipt, "read_back")
     return ShownReceipt(
         facts,
-        settings=list(_flat(_mapping(receipt, "settings"))),
-        read_back=list(_flat(read_back)),
+        settings=list(flat_pairs(_mapping(receipt, "settings"))),
+        read_back=list(flat_pairs(read_back)),
         hashed=len(files),
         changed_files=[
             (name, str(file.get("sha256", "")))
@@ -88,12 +88,12 @@ def _mapping(receipt: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_pairs(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as lines: name, value."""
     for key, value in values.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):
-            yield from _flat(value, f"{name}, ")
+            yield from flat_pairs(value, f"{name}, ")
         elif isinstance(value, list):
             yield name, ", ".join(map(_text, value))
         else:

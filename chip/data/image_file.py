@@ -1,0 +1,91 @@
+"""Image files as RGB: what a decoder is given, and which way up the picture is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from chip.data.dicom import decode_dicom, dicom_size, is_dicom
+from chip.data.image_bounds import check_bounds, has_more_than_8_bits, known_formats
+from chip.data.window import Window, gray
+from chip.errors import InputError, foreign_code
+
+T = TypeVar("T")
+
+_PNG_EXIF = (b"eXIf", b"exif", b"xmp")
+"""What marks the chunks of a PNG file that can hold an orientation."""
+
+_ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
+
+
+def decode_image(source: Path | bytes, window: Window | None, where: str) -> Image.Image:
+    """The image as RGB, fully loaded and turned as its EXIF orientation says.
+
+    Args:
+        window: how the values of one with more than 8 bits become gray; without it a DICOM file's own is taken.
+        where: whose image it is, for messages.
+
+    Raises:
+        InputError: it cannot be decoded, or is beyond what `check_bounds` lets pass.
+    """
+    if is_dicom(source):
+        return decode_dicom(source, window, where, _called(source))
+    return _inspect(source, where, lambda image: _upright(_in_8_bits(image, window, where, _called(source))))
+
+
+def decoded_size(source: Path | bytes, where: str) -> tuple[int, int]:
+    """Width and height of the image as `decode_image` gives it, from the file's header.
+
+    Raises:
+        InputError: as `decode_image`.
+    """
+    if is_dicom(source):
+        return dicom_size(source, where, _called(source))
+    return _inspect(source, where, lambda image: _upright_size(image, source))
+
+
+def _in_8_bits(image: Image.Image, window: Window | None, where: str, name: str) -> Image.Image:
+    """Raises `InputError` for an image of more bits without a window: Pillow would clip it, and all turn white."""
+    if not has_more_than_8_bits(image):
+        return image
+    if window is None:
+        hint = "say which of its values become gray with --window CENTER,WIDTH, or save it with 8, as in training"
+        raise InputError(f"{where}: {name} has more than 8 bits a channel; {hint}")
+    shown = Image.fromarray(gray(window.apply(np.asarray(image, dtype=np.float64))))
+    shown.getexif().update(image.getexif())
+    return shown
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
+    if image.format == "TIFF":  # whether it is turned when it is loaded depends on its layout
+        return ImageOps.exif_transpose(image).size
+    width, height = image.size
+    if image.format == "PNG":  # may hold its EXIF behind its pixels, which would all be decoded to look for it
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if not any(mark in content for mark in _PNG_EXIF):
+            return width, height
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
+
+
+def _called(source: Path | bytes) -> str:
+    return "the image in the row" if isinstance(source, bytes) else f"the image {source}"
+
+
+def _inspect(source: Path | bytes, where: str, inspect: Callable[[Image.Image], T]) -> T:
+    name = _called(source)
+    with (
+        foreign_code(where, f"{name} cannot be read", "replace it or drop the record"),
+        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
+    ):
+        check_bounds(image, source, f"{where}: {name}")
+        return inspect(image)

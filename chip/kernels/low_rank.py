@@ -1,0 +1,57 @@
+"""The few directions of a matrix that matter most, in a metric of one's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> Tensor:
+    """Orthonormal U (m, r) such that U Uᵀ D is the matrix of rank r that is nearest to D, by tr((X − D) A (X − D)ᵀ).
+
+    With A = L Lᵀ the nearest one is the singular value decomposition of D L, cut at r, times L⁻¹ (Eckart and Young in
+    the metric A). Its left singular vectors are the eigenvectors of D A Dᵀ, so that no root of A is needed where D is
+    wide; where it is tall, its right ones are those of Lᵀ Dᵀ D L, and U spans D L V.
+
+    Args:
+        change: D (m, n), fp64 or fp32.
+        rank: r ≥ 1; less where D has no more rows or columns.
+        metric: A (n, n), in the dtype of D, symmetric positive definite; what stands below its diagonal is not read.
+            None: the identity.
+
+    Raises:
+        torch.linalg.LinAlgError: the eigenvalues do not converge, or A is not positive definite.
+    """
+    whole = None if metric is None else metric.triu() + metric.triu(1).T
+    if change.shape[0] <= change.shape[1]:
+        weighed = change if whole is None else change @ whole
+        return _leading_vectors(weighed @ change.T, rank)
+    root = change if whole is None else change @ torch.linalg.cholesky(whole)
+    outputs: Tensor = torch.linalg.qr(root @ _leading_vectors(root.T @ root, rank)).Q
+    return outputs
+
+
+def _leading_vectors(symmetric: Tensor, count: int) -> Tensor:
+    """Eigenvectors (n, count) of the largest eigenvalues, these first."""
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors[:, -count:].flip(1)
+    return vectors
+
+
+def low_rank_factors(change: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """B (m, r) and A (r, n) with B A = D but for singular values of D up to `tolerance`; r = 0 where all are.
+
+    The eigenvectors of the smaller Gram matrix are one factor, orthonormal, and the product of D with them the other:
+    an exact projection, whatever the eigenvalues' digits. Singular values below 1e-8 of the largest count as zero too:
+    squared, they are lost in fp64.
+
+    Args:
+        change: D (m, n), fp64.
+
+    Raises:
+        torch.linalg.LinAlgError: the eigenvalues do not converge.
+    """
+    wide = change.shape[0] <= change.shape[1]
+    gram = change @ change.T if wide else change.T @ change
+    squares, vectors = torch.linalg.eigh(gram)
+    kept = vectors[:, squares.clamp(min=0).sqrt() > tolerance].flip(1)
+    return (kept, kept.T @ change) if wide else (change @ kept, kept.T)

@@ -1,0 +1,102 @@
+"""How an edit is written: into the weights of a copy, or as an adapter beside them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from chip.checkpoint.adapter import Adapter
+from chip.checkpoint.contents import folder_contents
+from chip.checkpoint.folder import copy_file, flush
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.writer import check_written, copy_patched
+from chip.errors import ChipWarning, InputError
+from chip.methods.patch import Patch, check_removed
+from chip.model.adapter_export import export_adapter
+from chip.model.adapters import check_installed, merge_adapter
+from chip.progress import ProgressCallback
+from chip.report.edit_report import EditReport
+from chip.report.signing import sign_adapter, sign_output
+
+
+class Saving(Protocol):
+    """One way to write an edit."""
+
+    merged: bool
+    """Whether the output is a copy of the checkpoint, new values rounded as it stores them; else they stay in fp32."""
+
+    def write(
+        self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
+    ) -> dict[str, float]:
+        """Make the folder; ‖QᵀW′‖ / ‖QᵀW‖ as written, by tensor, where directions were taken out."""
+
+    def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
+        """The edited model, as whoever gets the folder has it."""
+
+    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
+        """Say in the folder how it was made, and leave the receipt."""
+
+
+class SaveMerged:
+    """A copy of the checkpoint with new values in some tensors."""
+
+    merged = True
+
+    def write(
+        self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
+    ) -> dict[str, float]:
+        copy_patched(source, folder, patch.tensors, link_unchanged=link_unchanged, progress=progress)
+        check_written(source, folder, patch.tensors)
+        return check_removed(source, folder, patch.removed)
+
+    def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
+        return Checkpoint.open(folder)
+
+    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
+        sign_output(source, folder, report, progress)
+
+
+class SaveAdapter:
+    """A LoRA adapter to the checkpoint in its folder; where one was merged into that, the new one takes its place."""
+
+    merged = False
+
+    def write(
+        self, source: Checkpoint, folder: Path, patch: Patch, link_unchanged: bool, progress: ProgressCallback
+    ) -> dict[str, float]:
+        export_adapter(source, folder, patch.tensors, progress)
+        own = set() if source.adapter is None else {Path(name) for name in source.adapter.processor_files}
+        for path, relative in folder_contents(source).copied:
+            if relative in own:
+                copy_file(path, folder / relative)
+        flush(folder)
+        source.check_unchanged()
+        return {}
+
+    def reopen(self, source: Checkpoint, folder: Path) -> Checkpoint:
+        return merge_adapter(replace(source, adapter=None, merged={}), Adapter.open(folder))
+
+    def sign(self, source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> None:
+        sign_adapter(source, folder, report, progress)
+
+
+def resolve_saving(save: str, link_unchanged: bool) -> Saving:
+    """The way to write that is called `save`; what an adapter is not good for is said.
+
+    Raises:
+        InputError: there is no such way, or what it needs is missing.
+    """
+    if save == "merged":
+        return SaveMerged()
+    if save != "adapter":
+        raise InputError("not known, there is merged and adapter", argument="save", value=save)
+    if link_unchanged:
+        raise InputError("an adapter's folder holds no shards; leave one out", argument="link_unchanged", value=True)
+    check_installed()
+    note = (
+        "an adapter can be taken off again, so this is not for a release: whoever has the model has what was forgotten"
+    )
+    warnings.warn(note, ChipWarning, stacklevel=3)
+    return SaveAdapter()
