@@ -68,7 +68,7 @@ def outcome(name: str, folder: Path) -> str:
     family = _write(name, source)
     method = GIVEN["shielded"]
     try:
-        with mock.patch("chip.model.loading.load_processor", lambda path: load_processor_of(family, path)):
+        with mock.patch("chip.model.processors.load_processor", lambda path: load_processor_of(family, path)):
             chip.inspect(source)
             records, out = folder / "records.jsonl", folder / f"{name}-out"
             report = chip.edit(

@@ -64,7 +64,7 @@ def test_the_pass_in_stages_is_the_models_own(name: str, folder: Path) -> None:
     if not known(OWN[name]):
         pytest.skip("it needs a newer transformers")
     source = build(folder / f"{name}-quick", OWN[name])
-    with mock.patch("chip.model.loading.load_processor", lambda path: load_processor_of(OWN[name], path)):
+    with mock.patch("chip.model.processors.load_processor", lambda path: load_processor_of(OWN[name], path)):
         vlm = load_vlm(source, "cpu")
     stages = in_data_order(default_modules(vlm, GIVEN["shielded"]))
     check_pass(vlm, read_records(folder / "records.jsonl"), [0, 1], stages, needs_outputs=False)

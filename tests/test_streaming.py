@@ -7,8 +7,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -33,7 +35,20 @@ from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
 from chip.model.weight_stream import WeightStream
-from tests.families import BEYOND_HIDDEN_STATES, FAMILIES, GIVEN, LAYOUTS, UNTRAINED, build, lacking, write_records
+from tests.all_types import NEEDS
+from tests.families import (
+    BEYOND_HIDDEN_STATES,
+    FAMILIES,
+    GIVEN,
+    LAYOUTS,
+    UNTRAINED,
+    build,
+    known,
+    lacking,
+    load_processor_of,
+    write_records,
+)
+from tests.further_families import FURTHER
 
 TARGET = "patient_1"
 QUICK = {"gemma3": "shielded", "llava": "chip"}
@@ -94,7 +109,8 @@ def assert_same_edit(folder: Path, method: Method) -> None:
     assert torch.equal(ask(vlm, folder).answer_probability, after.answer_probability)
     assert not torch.equal(after.answer_probability, before.answer_probability)
     assert [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(folder)] == []
-    assert tower._READ[vlm.model] == LAYERS_READ.get(folder.name.rpartition("-")[0], {1})
+    if (family := folder.name.rpartition("-")[0]) not in FURTHER:
+        assert tower._READ[vlm.model] == LAYERS_READ.get(family, {1})
 
 
 @pytest.mark.parametrize(("family", "method"), QUICK.items())
@@ -115,6 +131,19 @@ def test_so_it_is_with_every_family_layout_and_method(
     if "gated" in method and family in ONE_MAP:
         pytest.skip("its connector has one linear map")
     assert_same_edit(checkpoint(family, layout), GIVEN.get(method) or METHODS[method]())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mllama" else pytest.mark.slow) for n in FURTHER])
+def test_so_it_is_with_further_families(name: str, folder: Path) -> None:
+    """Some of whose layers are skipped where there is no image, or mix experts, or whose tower is timm's."""
+    if not known(FURTHER[name]):
+        pytest.skip("it needs a newer transformers")
+    if (package := NEEDS.get(name)) and find_spec(package) is None:
+        pytest.skip(f"transformers needs {package} for it")
+    source = build(folder / f"{name}-saved", FURTHER[name])
+    with mock.patch("chip.model.processors.load_processor", lambda path: load_processor_of(FURTHER[name], path)):
+        assert_same_edit(source, GIVEN["shielded"])
 
 
 @pytest.mark.parametrize("family", QUICK)

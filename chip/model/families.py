@@ -88,7 +88,7 @@ class Family:
     """Whether, without a chat template, the processor itself puts image and question before the answer, its suffix, and
     the tokens before the answer see each other in both directions."""
     takes_embeddings_apart: bool = False
-    """Whether its code takes the table of embeddings itself, beside looking tokens up in it: it must then be there."""
+    """Whether its code takes the table of embeddings itself, beside looking tokens up in it."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -96,7 +96,6 @@ FAMILIES: dict[str, Family] = {
     "mllama": Family(cross_attention=True),
     # Its processor takes question and answer apart, and there is no chat template.
     "paligemma": Family(answer_is_suffix=True),
-    # Layers that get embeddings of their own, and ids that are moved to where the table is.
     "gemma4": Family(takes_embeddings_apart=True),
     "llama4": Family(takes_embeddings_apart=True),
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
-from chip.errors import InputError, foreign_code, reason
+from chip.errors import InputError
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -45,8 +43,9 @@ from chip.model.offload import (
     check_loaded,
     computes_on_host,
 )
+from chip.model.pretrained import check_generation, load_pretrained, refusing_weights
 from chip.model.processors import load_checkpoint_processor
-from chip.model.quiet import quiet, refusing
+from chip.model.quiet import quiet
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
 from chip.model.streaming import load_streamed, needs_streaming
@@ -239,16 +238,16 @@ def load_vlm(
         place = _device(device)
         dtype = torch.float32 if place.type == "cpu" else None
         if needs_streaming(checkpoint, plan, dtype, place) if stream is None else stream:
-            _check_generation(folder)
-            with _loading(folder, None), quiet():
+            check_generation(folder)
+            with refusing_weights(folder, None), quiet():
                 model, weights = load_streamed(checkpoint, skeleton, plan, dtype, place)
         else:
-            model = _load_model(folder, place.type == "cpu", {}).to(place)
+            model = load_pretrained(folder, place.type == "cpu", {}).to(place)
     else:
         check_device_map(skeleton, device_map)
         limits = None if max_memory is None else dict(max_memory)
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
-        model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
+        model = load_pretrained(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
     vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint), weights)
     if weights is None:
@@ -266,50 +265,6 @@ def _device(name: str | None) -> torch.device:
         message = "torch finds no such device here; take cpu, cuda, cuda:1 or mps"
         raise InputError(message, argument="device", value=name) from error
     return device
-
-
-def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
-    """The model with its weights: fp32 where it computes on the CPU, else in the dtype they are stored in."""
-    _check_generation(folder)
-    with _loading(folder, options.get("device_map")), quiet():
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.float32 if on_cpu else "auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            **options,
-        )
-    for trouble in ("missing_keys", "mismatched_keys"):
-        if info[trouble]:
-            raise InputError(
-                f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete"
-            )
-    return model
-
-
-@contextmanager
-def _loading(folder: Path, device_map: DeviceMap | None) -> Iterator[None]:
-    """Whatever transformers raises at the weights becomes an `InputError`; see `foreign_code`."""
-    with foreign_code(folder, "its weights cannot be loaded", "fetch it again"):
-        try:
-            yield
-        except ValueError as error:
-            if device_map is None:
-                raise
-            message = f"{folder} cannot be spread so ({reason(error)}); give another map, or other sizes"
-            raise InputError(message, argument="device_map", value=device_map) from error
-
-
-def _check_generation(folder: Path) -> None:
-    """Loading reads the defaults for generation as well, and ends in an error of any kind where they are none."""
-    path = folder / "generation_config.json"
-    if path.exists():
-        with refusing(path, "transformers cannot read it", "remove it, or fetch it again"):
-            ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
-            raise InputError(f"{path}: eos_token_id {ends!r} is no token; remove it, or fetch the file again")
 
 
 def check_family(model: Any) -> None:
