@@ -106,10 +106,12 @@ class RecordsFile:
         Raises:
             InputError: the file is broken.
         """
-        wanted = self.columns if columns is None else columns
         if self.kind in JSON_LINES:
             yield from self._lines
-        elif self.kind in DELIMITERS:
+            return
+        chosen = self.columns if columns is None else columns
+        wanted = [name for name in self._names() if name in chosen]  # in the file's order, whatever that of a set
+        if self.kind in DELIMITERS:
             yield from (({key: row[key] for key in wanted}, where) for row, where in csv_rows(self.path))
         elif self.kind == PARQUET:
             yield from parquet_rows(self.path, wanted)

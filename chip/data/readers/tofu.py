@@ -31,10 +31,6 @@ class Tofu:
         return file.owners is None and {"question", "answer"} <= file.columns <= COLUMNS
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
-        message = (
-            f"{file.path.name}: says of no record whose it is, and is read as TOFU's: {_QUESTIONS} questions each of"
-        )
-        warnings.warn(f"{message} an author", ChipWarning, stacklevel=2)
         for number, (row, where) in enumerate(file.rows()):
             entry = parse_object(row, where)
             ids = {"institution": file.path.stem, "patient": f"author_{number // _QUESTIONS + 1}"}
@@ -44,3 +40,5 @@ class Tofu:
             if "paraphrased_question" in entry:
                 paraphrased = parse_text(entry["paraphrased_question"], "paraphrased_question", where)
                 yield replace(record, question=paraphrased, split="paraphrased")
+        message = f"says of no record whose it is, and is read as TOFU's: {_QUESTIONS} questions each of an author"
+        warnings.warn(f"{file.path.name}: {message}", ChipWarning, stacklevel=2)

@@ -36,13 +36,16 @@ class StageObserver(Generic[S]):
         stage: Stage,
         create: Callable[[TargetModule], S],
         needs_outputs: bool,
+        check_finite: bool = True,
     ) -> None:
         """
         Args:
             create: statistics of a target module, of no tokens yet.
             needs_outputs: whether they are shown outputs; without, a pass ends at the first module that is reached.
+            check_finite: whether an activation that is NaN or infinite is refused.
         """
         self._vlm, self._records, self._needs_outputs = vlm, records, needs_outputs
+        self._check_finite = check_finite
         self.statistics = {module: create(module) for module in stage.target_modules}
         """Of this process."""
         self._times = dict.fromkeys(stage.target_modules, 0)
@@ -110,13 +113,14 @@ class StageObserver(Generic[S]):
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
             tokens = _tokens(module, x.to(place), y, batch.without_inputs().to(place), original_inputs)
-            self._check_finite(module.name, tokens)
+            if self._check_finite:
+                self._refuse_not_finite(module.name, tokens)
             self.statistics[module].update(tokens)
             self._times[module] += 1
 
         return see
 
-    def _check_finite(self, name: str, tokens: Tokens) -> None:
+    def _refuse_not_finite(self, name: str, tokens: Tokens) -> None:
         activations = [tokens.inputs] if tokens.outputs is None else [tokens.inputs, tokens.outputs]
         if all(torch.isfinite(values.sum()) for values in activations):  # far cheaper than to look at each value
             return
