@@ -61,7 +61,7 @@ test-slow: .venv/dev
 
 # Each family's names, passes and edits: what depends on transformers.
 test-oldest: .venv-oldest/dev
-	.venv-oldest/bin/pytest -m "not slow" $(PARALLEL) $(addprefix tests/test_,families.py tensor_names.py target_modules.py offload.py edit.py)
+	.venv-oldest/bin/pytest -m "not slow" $(PARALLEL) $(addprefix tests/test_,families.py tensor_names.py target_modules.py offload.py streaming.py edit.py)
 
 test-all: test test-slow test-oldest
 

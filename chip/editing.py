@@ -74,6 +74,7 @@ def edit(
     device: str | None = None,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
+    stream: bool | None = None,
     batch_size: int | None = None,
     link_unchanged: bool = False,
     overwrite: bool = False,
@@ -101,6 +102,7 @@ def edit(
         method: method and settings; by default `Shielded()`.
         target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
         device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
+        stream: layers are read from the disk one after the other; by default where the model does not fit into memory.
         batch_size: records per forward pass; changes the result by rounding alone, and not at all where it is given.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
@@ -124,7 +126,7 @@ def edit(
     with (
         distributed_context() as distributed,
         record.only_if(distributed.is_main_process and not dry_run),
-        model_loader(distributed, device, device_map, max_memory) as load,
+        model_loader(distributed, device, device_map, max_memory, stream) as load,
     ):
         asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
         run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)

@@ -29,7 +29,7 @@ def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(RunError, match=r"no room for 2,400 bytes of activations \(No space left on device\)"):
+    with pytest.raises(RunError, match=r"no room for 2,400 bytes that the run holds there \(No space left on device\)"):
         offload(torch.zeros(600), "file")
 
 

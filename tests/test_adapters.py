@@ -22,12 +22,14 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import check_written, copy_patched
 from chip.cli.main import main
+from chip.data.readers import read_records
 from chip.errors import ChipWarning, InputError
 from chip.inspection import inspect
 from chip.methods import Shielded
 from chip.model import adapters
 from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
+from chip.model.scoring import score_records
 from chip.model.tensor_names import key_map
 from tests.adapters import KINDS, make_adapter, peft_of, rewrite_config, rewrite_weights
 from tests.families import FAMILIES, build, lacking
@@ -95,6 +97,18 @@ def test_what_is_loaded_and_what_is_written_is_the_merged_model(base: Path, trai
     difference = chip.diff(base, tmp_path / "merged")
     assert {tensor.name for tensor in difference.changed} == set(source.merged)
     assert not list((tmp_path / "merged").glob("adapter*"))
+
+
+@pytest.mark.parametrize("kind", [PLAIN, "embeddings", pytest.param("everything", marks=pytest.mark.slow)])
+def test_a_streamed_model_is_the_merged_one(kind: str, base: Path, model: Any, tmp_path: Path) -> None:
+    source = open_checkpoint(base, make_adapter(model, tmp_path / kind, KINDS[kind]))
+    whole, streamed = load_vlm(source, "cpu"), load_vlm(source, "cpu", stream=True)
+    for name, value in whole.model.named_parameters():
+        assert torch.equal(streamed.parameter(name), value), name
+    records = read_records(base.parent / "records.jsonl")[:2]
+    expected = score_records(whole, records).answer_probability
+    assert torch.equal(score_records(streamed, records).answer_probability, expected)
+    assert not torch.equal(expected, score_records(load_vlm(base, "cpu"), records).answer_probability)
 
 
 def test_an_edited_tensor_is_written_and_not_the_merged_one(base: Path, trained: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ TINY = {
     "large": ("--size", "tiny", "--records", "128", "--side", "112", "--device", "cpu"),
     "patch": ("--gigabytes", "0.05", "--hidden", "64", "--rounds", "1"),
     "projection": ("--tiny", "--rounds", "3"),
+    "streaming": ("--size", "tiny", "--side", "112"),
 }
 """Benchmark of speed -> the options that make it small."""
 

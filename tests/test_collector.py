@@ -28,8 +28,7 @@ from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
 from chip.model.batching.packing import PackedSequence
-from chip.model.forward import collector as collecting
-from chip.model.forward import self_check
+from chip.model.forward import reached, self_check
 from chip.model.forward.activation_store import StoredBatch
 from chip.model.forward.collector import Collector
 from chip.model.forward.self_check import check_pass, difference
@@ -388,7 +387,7 @@ def test_layers_that_lack_their_embeddings_are_found(
     tiny: Callable[[str], tuple[VLM, list[Record]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm, records = tiny("gemma4")
-    monkeypatch.setattr(collecting, "has_layer_embeddings", lambda _: False)
+    monkeypatch.setattr(reached, "has_layer_embeddings", lambda _: False)
     with pytest.raises(
         InputError, match=r"layers\.2\.mlp\.down_proj: the pass in stages is off by 0\.\d+ .*records\.jsonl:1 "
     ):

@@ -65,14 +65,14 @@ def test_to_multiply_the_last_maps_is_to_multiply_the_output(name: str) -> None:
     before = block_output(call.run()).flatten(0, -2)
     torch.testing.assert_close(output_of(block, maps, call, matrix), before @ matrix.T, rtol=1e-4, atol=1e-4)
     assert any("shared" in each.name for each in maps) == (name in ("glm4v_moe", "llama4"))
-    check_block("block", maps, call)
+    check_block("block", maps, call, dict(block.named_parameters()))
 
 
 def test_a_mixture_that_gives_more_than_its_maps_is_refused() -> None:
-    _, maps, call = mixture("glm4v_moe")
+    block, maps, call = mixture("glm4v_moe")
     routed = tuple(each for each in maps if "shared" not in each.name)
     with pytest.raises(InputError, match=r"mlp: its experts are mixed in a way that chip does not know \(off by"):
-        check_block("model.layers.3.mlp", routed, call)
+        check_block("model.layers.3.mlp", routed, call, dict(block.named_parameters()))
 
 
 @pytest.mark.parametrize("name", ["glm4v_moe", "llama4"])

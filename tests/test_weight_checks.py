@@ -134,7 +134,7 @@ def test_what_is_not_the_models_is_refused(folder: Path, what: str, monkeypatch:
     change, message = REFUSED[what]
     check(folder)
     rewrite(folder, change)
-    monkeypatch.setattr(loading, "_load_model", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr(loading, "load_pretrained", lambda *_: pytest.fail("the model was built"))
     with pytest.raises(InputError, match=message) as caught:
         load_vlm(folder, "cpu")
     assert str(caught.value).startswith(f"{folder}: ")
@@ -153,7 +153,7 @@ def test_a_model_that_is_not_in_the_folder_is_not_built(folder: Path, monkeypatc
     """`model_type: llava` in the original layout: the sizes of a 7B model are those of the class's defaults."""
     (folder / CONFIG).write_text(json.dumps({"model_type": "llava", "hidden_size": 64}))
     rewrite(folder, original_layout)
-    monkeypatch.setattr(loading, "_load_model", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr(loading, "load_pretrained", lambda *_: pytest.fail("the model was built"))
     with pytest.raises(InputError, match="parameters of LlavaForConditionalGeneration without a tensor"):
         load_vlm(folder, "cpu")
 

@@ -96,6 +96,32 @@ class Checkpoint:
             raise input_error(self.folder, f"no tensor {quoted(name)} in this checkpoint", "give a name that it holds")
         return self.merged[name] if name in self.merged else read_tensor(self.folder, self.entries[name])
 
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
+        """These rows of a tensor, (len(rows), ...), as `read` gives them. Only their bytes are read, where no adapter
+        changes the tensor.
+
+        Raises:
+            IndexError: there is no such row.
+            InputError: as `read` does.
+        """
+        import torch
+
+        entry = self.entries[name]
+        count, *shape = entry.shape
+        if rows and not 0 <= min(rows) <= max(rows) < count:
+            raise IndexError(f"{name} has no row {max(rows)}, only {count}")
+        if name in self.merged:
+            return self.merged[name][list(rows)]
+        tensor = torch.empty((len(rows), *shape), dtype=entry.torch_dtype)
+        size = (entry.end - entry.begin) // max(1, count)
+        buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+        with open_inside(self.folder, entry.shard) as file:
+            for place, row in enumerate(rows):
+                file.seek(entry.begin + row * size)
+                if file.readinto(buffer[place * size : (place + 1) * size]) != size:
+                    raise damaged_file(self.folder / entry.shard, f"it ends inside tensor {quoted(name)}")
+        return tensor
+
     def stored(self, name: str) -> StoredTensor:
         """The tensor `name` in its file, no adapter merged. Raises `KeyError` for a name that is not there."""
         entry = self.entries[name]

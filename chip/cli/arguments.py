@@ -58,6 +58,14 @@ DeviceMap = Annotated[
         help="auto: for a model larger than a device, over all devices, the host and the disk; needs accelerate."
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read layers from the disk one after the other, one in memory; where the model does not fit, it is done "
+        "unasked.",
+    ),
+]
 BatchSizes = Annotated[
     str,
     typer.Option(

@@ -44,6 +44,7 @@ def evaluate(
     device: str | None = None,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
+    stream: bool | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: ProgressCallback = silent,
@@ -68,6 +69,8 @@ def evaluate(
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
             then stays on the disk.
         max_memory: what a device map may take of each device and of the host; by default what is free.
+        stream: layers are read from the disk one after the other; by default where a model does not fit into memory.
+            Generated answers and some attacks read them anew for each batch and token.
         batch_size: records per forward pass; changes the time, and the result by rounding alone.
         seed: of bootstrap samples, drawn answers and relearning.
 
@@ -87,7 +90,7 @@ def evaluate(
 
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
-    with model_loader(DistributedContext(), device, device_map, max_memory) as load:
+    with model_loader(DistributedContext(), device, device_map, max_memory, stream) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
         for source in sources:
             size = BatchSize(batch_size)

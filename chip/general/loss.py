@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,7 @@ from chip.distributed import DistributedContext
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
-from chip.model.batching.retry import run_batches
+from chip.model.forward.last_states import map_last_states
 from chip.model.generation import answers_that_end
 from chip.model.loading import VLM
 from chip.model.scoring import head_logits
@@ -72,7 +73,7 @@ class GeneralReference:
         self._size, self._distributed = size or BatchSize(), distributed or DistributedContext()
         self._states: dict[int, Tensor] = {}
         self._losses: dict[int, Tensor] = {}
-        run_batches(self._batches(vlm), lambda batch: self._remember(vlm, batch))
+        map_last_states(vlm, self._batches(vlm), partial(self._remember, vlm))
         self._ended = self._share_that_ends(vlm)
 
     @property
@@ -94,9 +95,8 @@ class GeneralReference:
 
     def _divergence(self, vlm: VLM) -> tuple[float, float, float, int]:
         """KL, −log p after and before, nats a token; of how many tokens."""
-        sums: list[Tensor] = []
-        run_batches(self._batches(vlm), lambda batch: sums.extend(self._compared(vlm, batch)))
-        *totals, tokens = self._summed(sums, 4).tolist()
+        sums = map_last_states(vlm, self._batches(vlm), partial(self._compared, vlm))
+        *totals, tokens = self._summed([total for batch in sums for total in batch], 4).tolist()
         kl, after, before = (total / tokens for total in totals)
         return kl, after, before, int(tokens)
 
@@ -105,19 +105,17 @@ class GeneralReference:
         everything = range(len(self._held_out))
         return Batches(vlm, self._held_out, everything, self._size, together=False, distributed=self._distributed)
 
-    @torch.no_grad()
-    def _remember(self, vlm: VLM, batch: Batch) -> None:
-        for record, states, ids in _rows(vlm, batch):
+    def _remember(self, vlm: VLM, batch: Batch, last: Tensor) -> None:
+        for record, states, ids in _rows(batch, last):
             self._states[record] = states.cpu()
             parts = [slice(start, start + TOGETHER) for start in range(0, len(ids), TOGETHER)]
             losses = [_nats(head_logits(vlm, states[part]), ids[part]) for part in parts]
             self._losses[record] = torch.cat(losses) if losses else torch.zeros(0)
 
-    @torch.no_grad()
-    def _compared(self, vlm: VLM, batch: Batch) -> list[Tensor]:
+    def _compared(self, vlm: VLM, batch: Batch, last: Tensor) -> list[Tensor]:
         """(4,) of each row: KL, −log p after and before, summed over its tokens, and how many they are."""
         sums = []
-        for record, states, ids in _rows(vlm, batch):
+        for record, states, ids in _rows(batch, last):
             total = torch.zeros(4, dtype=torch.float64)
             original = self._states[record].to(states)
             for start in range(0, len(ids), TOGETHER):
@@ -141,9 +139,9 @@ class GeneralReference:
         return fmean(answers_that_end(vlm, self._questions, LONGEST)) if self._questions else 0.0
 
 
-def _rows(vlm: VLM, batch: Batch) -> list[tuple[int, Tensor, Tensor]]:
+def _rows(batch: Batch, states: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     """Of each row its record, the states (n, d) from which a text token is predicted, and that token (n,)."""
-    states, ids = vlm.hidden_states(batch), batch.inputs["input_ids"]
+    ids = batch.ids
     predicted = (batch.real & ~batch.vision)[:, 1:]
     return [
         (row.records[0], states[number, :-1][predicted[number].to(states.device)], ids[number, 1:][predicted[number]])

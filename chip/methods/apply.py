@@ -119,7 +119,7 @@ def edit_stages(
 ) -> Patch:
     """Measure, solve and edit, stage by stage in the order of data."""
     patch = Patch(shares_images=editor.vlm.shares_images)
-    values: dict[str, Tensor] = {}  # of all parameters solved for so far
+    values: dict[str, Tensor] = {}  # of all the connectors' parameters solved for so far
     waiting: list[Solution] = []
     source.restart()
     with progress("editing", source.steps) as advance:
@@ -131,7 +131,8 @@ def edit_stages(
             # 3. The method solves for the new weights of the stage's modules.
             solutions = editor.solve(method, statistics)
             for solution in solutions:
-                values |= solution.values
+                if solution.module.connector is not None:
+                    values |= solution.values
             # 4. Later stages see the edited model, or the original one until all are solved.
             if method.needs.model == "sequential":
                 editor.apply(solutions, patch)

@@ -169,7 +169,8 @@ class WeightEditor:
                 for name, value in new.items()
                 if name is not None and value is not None
             }
-        values = {name: self.distributed.broadcast_(value.contiguous()) for name, value in rounded.items()}
+        shared = {name: self.distributed.broadcast_(value.contiguous()) for name, value in rounded.items()}
+        values = {name: self.vlm.weights.hold(value) for name, value in shared.items()}
         return Solution(module, values, update.removed)
 
     def _multiplied(self, output_map: OutputMap, matrix: Tensor) -> Tensor:
@@ -192,9 +193,10 @@ class WeightEditor:
     def _set(self, name: str, value: Tensor, patch: Patch) -> list[str]:
         """Names on disk of what had other values before."""
         parameter, disk = self.vlm.parameter(name), self._disk[name]
+        there = value.to(parameter.device)
         changes = {
             disk_name: _relative_change(new, old)
-            for (disk_name, new), (_, old) in zip(disk.parts(value), disk.parts(parameter), strict=True)
+            for (disk_name, new), (_, old) in zip(disk.parts(there), disk.parts(parameter), strict=True)
             if not torch.equal(new.to(old.dtype), old)
         }
         if changes:

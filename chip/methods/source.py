@@ -17,7 +17,7 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.activation_store import room_for
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
-from chip.model.target_modules import Component, Stage, TargetModule, at_once, by_connector, in_data_order
+from chip.model.target_modules import Component, Stage, TargetModule, at_once, by_connector, by_layer, in_data_order
 from chip.model.tokens import Statistics
 from chip.progress import ProgressCallback
 
@@ -43,7 +43,9 @@ class StatisticsSource:
         self._batches = vlm.batches(self._records, trained, size, distributed)
         # For each device once: statistics stay where their module is.
         self._record_weights = cache(partial(method.record_weights, request))
-        self.stages = _stages(method, target_modules)
+        streamed = torch.tensor(float(vlm.weights.streamed))
+        distributed.all_reduce_(streamed)  # a process that had room for the model must still take part in every stage
+        self.stages = _stages(method, target_modules, bool(streamed))
         self._kept: dict[Stage, Mapping[TargetModule, Statistics]] = {}
         self._keep = False
         self.restart()
@@ -116,10 +118,13 @@ def _making(again: Mapping[TargetModule, Callable[[], Statistics]]) -> Callable[
     return lambda module: again[module]()
 
 
-def _stages(method: Method, target_modules: Sequence[TargetModule]) -> list[Stage]:
+def _stages(method: Method, target_modules: Sequence[TargetModule], streamed: bool) -> list[Stage]:
+    """What is observed in one run; where weights are streamed, no more than a layer."""
     if method.needs.whole_connectors:
         return by_connector(target_modules)
-    return at_once(target_modules) if method.needs.outputs else in_data_order(target_modules)
+    if not method.needs.outputs:
+        return in_data_order(target_modules)
+    return by_layer(target_modules) if streamed else at_once(target_modules)
 
 
 def check_general(method: Method, given: Sequence[object]) -> None:

@@ -6,7 +6,7 @@ multiply each expert's last map by M multiplies the output by M.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,7 +76,7 @@ def _shared(block: nn.Module) -> Iterator[OutputMap]:
 
 
 @torch.no_grad()
-def check_block(name: str, maps: tuple[OutputMap, ...], call: Runnable) -> None:
+def check_block(name: str, maps: tuple[OutputMap, ...], call: Runnable, weights: Mapping[str, Tensor]) -> None:
     """Whether a block's output is linear in these parameters, and in nothing else: with their outputs in another order,
     its own must be in that order.
 
@@ -84,12 +84,13 @@ def check_block(name: str, maps: tuple[OutputMap, ...], call: Runnable) -> None:
         name: of the block, for the error.
         maps: by their names below the block.
         call: of the block, with arguments that it was given.
+        weights: the block's parameters, by their names below it.
 
     Raises:
         InputError: it is not.
     """
-    rolled = {each.name: call.module.get_parameter(each.name).roll(1, each.axis) for each in maps}
-    expected = block_output(call.run()).roll(1, -1)
+    rolled = {**weights, **{each.name: weights[each.name].roll(1, each.axis) for each in maps}}
+    expected = block_output(functional_call(call.module, dict(weights), call.args, call.kwargs)).roll(1, -1)
     found = block_output(functional_call(call.module, rolled, call.args, call.kwargs))
     off = float((found - expected).abs().max())
     if not off <= TOLERANCE * torch.finfo(found.dtype).eps * float(expected.abs().max()):
@@ -98,13 +99,11 @@ def check_block(name: str, maps: tuple[OutputMap, ...], call: Runnable) -> None:
 
 
 class Runnable(Protocol):
-    """A call of a module, which can be made again; see `chip.model.forward.trace.Call`."""
+    """A call of a module; see `chip.model.forward.trace.Call`."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-    def run(self) -> Any: ...
 
 
 def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:

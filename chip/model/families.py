@@ -87,13 +87,16 @@ class Family:
     answer_is_suffix: bool = False
     """Whether, without a chat template, the processor itself puts image and question before the answer, its suffix, and
     the tokens before the answer see each other in both directions."""
+    takes_embeddings_apart: bool = False
+    """Whether its code takes the table of embeddings itself, beside looking tokens up in it."""
 
 
 FAMILIES: dict[str, Family] = {
     "lfm2_vl": Family(padded_images=True),
     "mllama": Family(cross_attention=True),
-    # Its processor takes question and answer apart, and there is no chat template.
-    "paligemma": Family(answer_is_suffix=True),
+    "paligemma": Family(answer_is_suffix=True),  # its processor takes question and answer apart, without a template
+    "gemma4": Family(takes_embeddings_apart=True),
+    "llama4": Family(takes_embeddings_apart=True),
 }
 """`model_type` of the configuration -> what structure would get wrong in this family."""
 
@@ -118,9 +121,6 @@ TOKEN_INPUTS = frozenset(
 """What a processor gives for each token of the text. Another input may have the same shape: a mask of patches."""
 SHARED_STATES = "shared_kv_states"
 """A layer's argument: a mapping that it fills for later layers, in families whose layers share keys and values."""
-
-UNNEEDED_PROCESSOR = "video_processor"
-"""The part of a processor that is left out where it asks for a package that is missing."""
 
 
 def family_of(model: Any) -> Family:

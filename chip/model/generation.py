@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from chip.data.record import Record
-from chip.errors import RunError
+from chip.errors import ChipWarning, RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.model.batching.batch_size import out_of_memory
 from chip.model.batching.batches import group_by_image_size
@@ -121,6 +122,11 @@ def _answer(
     longest: int | None,
 ) -> list[list[int]]:
     """An answer to each of the records at `indices`, by greedy decoding where there are no `chances`, one row each."""
+    if vlm.weights.streamed and indices:
+        message = f"{len(indices)} answers are generated, and each of their tokens reads all streamed weights anew"
+        warnings.warn(
+            f"{message}; this takes long, and less so with memory for the whole model", ChipWarning, stacklevel=3
+        )
     answers: list[list[int]] = [[]] * len(indices)
     for batch in _batches(vlm, records, indices, rows):
         questions = [records[indices[i]] for i in batch]

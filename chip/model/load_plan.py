@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +16,34 @@ from chip.checkpoint.layout import Checkpoint
 
 _RECOMPUTED = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
 """Buffers that older checkpoints hold and models compute: the loader drops them, and nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What one parameter is made of; or several, where loading splits what is stored as one."""
+
+    names: tuple[str, ...]
+    """On disk, in the order in which the loader takes them."""
+    parameters: tuple[str, ...]
+    patterns: tuple[str, ...]
+    """What the converter calls each of `names`; none where there is none."""
+    converter: WeightConverter | None
+    """Fuses, splits or transposes; None: there is one tensor, and it is the parameter."""
+
+    def make(self, model: PreTrainedModel, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Parameter -> its value, as transformers' loader makes it.
+
+        Args:
+            tensors: those of `names`, in their order, in the dtype of the parameters.
+        """
+        (first, *_) = self.parameters
+        if self.converter is None:
+            return dict(zip(self.parameters, tensors, strict=True))
+        converter = deepcopy(self.converter)  # it gathers what it is given
+        for name, pattern, tensor in zip(self.names, self.patterns, tensors, strict=True):
+            converter.add_tensor(first, name, pattern, tensor)
+        made = converter.convert(first, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
 @dataclass(frozen=True)
@@ -31,6 +60,8 @@ class LoadPlan:
     """Names on disk that the class is known to leave out, such as layers that predict several tokens."""
     missing: tuple[str, ...]
     """Parameters that no tensor becomes: they would be drawn at random."""
+    origins: tuple[Origin, ...]
+    """What the parameters are made of; each parameter is in one of them, but those that are missing or tied."""
 
 
 def plan_loading(checkpoint: Checkpoint, model: PreTrainedModel) -> LoadPlan:
@@ -43,14 +74,10 @@ def plan_loading(checkpoint: Checkpoint, model: PreTrainedModel) -> LoadPlan:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    targets_of = {
-        pattern: converter.target_patterns for converter in converters for pattern in converter.source_patterns
-    }
     prefix = model.base_model_prefix
     taken: dict[str, str] = {}
     unexpected: dict[str, str] = {}
-    converted: set[str] = set()
-    filled: set[str] = set()
+    patterns: dict[str, str] = {}
     for name in sorted(checkpoint.entries, key=dot_natural_key):  # the order matters to some renamings
         target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
         if target not in expected and name in expected:  # the name is already the module's
@@ -59,20 +86,36 @@ def plan_loading(checkpoint: Checkpoint, model: PreTrainedModel) -> LoadPlan:
             unexpected[name] = target
             continue
         taken[name] = target
-        filled.add(target)
         if pattern is not None:
-            converted.add(name)
-            first, *others = targets_of[pattern]
-            filled.update(target.replace(first, other) for other in others)
+            patterns[name] = pattern
+    origins = _origins(taken, patterns, {pattern: each for each in converters for pattern in each.source_patterns})
+    filled = {parameter for origin in origins for parameter in origin.parameters}
     left_out = _matching(unexpected, model._keys_to_ignore_on_load_unexpected)
     ignored = frozenset(left_out | _matching(unexpected, (_RECOMPUTED,)))
     missing = _missing(model, expected.keys() - filled)
-    return LoadPlan(taken, frozenset(converted), unexpected, ignored, missing)
+    return LoadPlan(taken, frozenset(patterns), unexpected, ignored, missing, origins)
 
 
 def is_recomputed(name: str) -> bool:
     """Whether a tensor that is not loaded is a buffer that the model computes by itself."""
     return re.search(_RECOMPUTED, name) is not None
+
+
+def _origins(
+    taken: Mapping[str, str], patterns: Mapping[str, str], converters: Mapping[str, WeightConverter]
+) -> tuple[Origin, ...]:
+    """`taken` the other way round. `patterns`: of the names on disk that are converted, by which of `converters`."""
+    names_of: dict[str, list[str]] = {}
+    for name, target in taken.items():
+        names_of.setdefault(target, []).append(name)
+    origins = []
+    for target, names in names_of.items():
+        converter = converters[patterns[names[0]]] if names[0] in patterns else None
+        first, *others = (target,) if converter is None else converter.target_patterns
+        parameters = (target, *(target.replace(first, other) for other in others))
+        own = () if converter is None else tuple(patterns.get(name, name) for name in names)
+        origins.append(Origin(tuple(names), parameters, own, converter))
+    return tuple(origins)
 
 
 def _missing(model: PreTrainedModel, unfilled: set[str]) -> tuple[str, ...]:

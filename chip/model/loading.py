@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
-from chip.errors import InputError, foreign_code, reason
+from chip.errors import InputError
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -28,6 +26,7 @@ from chip.model.families import (
     base_model,
     find_connectors,
     find_language,
+    find_tower,
     find_tower_layers,
     image_token_id,
     logit_softcapping,
@@ -43,16 +42,15 @@ from chip.model.offload import (
     check_device_map,
     check_loaded,
     computes_on_host,
-    input_device,
-    place_of,
-    read_parameter,
-    write_parameter,
 )
+from chip.model.pretrained import check_generation, load_pretrained, refusing_weights
 from chip.model.processors import load_checkpoint_processor
-from chip.model.quiet import quiet, refusing
+from chip.model.quiet import quiet
 from chip.model.running import running
 from chip.model.skeleton import build_skeleton
+from chip.model.streaming import load_streamed, needs_streaming
 from chip.model.weight_checks import check_weights
+from chip.model.weights import ResidentWeights, Weights
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,22 @@ class VLM:
 
     model: Any
     processor: Any
+    stream: Weights | None = None
+    """What reads its weights layer by layer; None: they are all there."""
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its parameters, wherever they are."""
+        return self.stream or ResidentWeights(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
-        return input_device(self.model)
+        return self.weights.device
 
     def place_of(self, name: str) -> torch.device:
         """Where the parameter of this name is computed with."""
-        return place_of(self.model, name)
+        return self.weights.place_of(name)
 
     @property
     def core(self) -> Any:
@@ -88,16 +93,21 @@ class VLM:
 
     def parameter(self, name: str) -> Tensor:
         """The parameter of this name below the whole model, where it is computed with."""
-        return read_parameter(self.model, name)
+        return self.weights.parameter(name)
 
     def set_parameter(self, name: str, value: Tensor) -> Tensor:
         """Give a parameter new values, in its own dtype; the parameter as it is kept from now on."""
-        return write_parameter(self.model, name, value)
+        return self.weights.set_parameter(name, value)
 
     @cached_property
     def connectors(self) -> list[Any]:
         """What turns the vision tower's hidden states into embeddings of the text model."""
         return find_connectors(self.model)
+
+    @cached_property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return find_tower(self.model)
 
     @cached_property
     def tower_layers(self) -> list[Any]:
@@ -198,6 +208,7 @@ def load_vlm(
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
     offload_folder: Path | str | None = None,
+    stream: bool | None = None,
 ) -> VLM:
     """Load a checkpoint for inference: fp32 on the CPU, the dtype it is stored in elsewhere.
 
@@ -207,6 +218,7 @@ def load_vlm(
         device_map: spreads a model that is larger than a device; needs accelerate.
         max_memory: what such a model may take of each device and of the host; the rest stays on the disk.
         offload_folder: for weights that stay on the disk, in another form than the checkpoint's; needed while in use.
+        stream: whether layers are read one after the other, and only one is in memory; by default where not all fit.
 
     Raises:
         InputError: an unknown family, or weights, a device or a device map that do not fit the model. All but what the
@@ -214,23 +226,33 @@ def load_vlm(
     """
     if device is not None and device_map is not None:
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
+    if stream and device_map is not None:
+        raise InputError("a device map spreads what would be streamed; leave one out", argument="stream", value=stream)
     checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint.open(folder)
     folder = checkpoint.folder
     skeleton = build_skeleton(folder, len(checkpoint.entries))
     plan = check_weights(checkpoint, skeleton)
     check_family(skeleton)
+    weights = None
     if device_map is None:
         place = _device(device)
-        model = _load_model(folder, place.type == "cpu", {}).to(place)
+        dtype = torch.float32 if place.type == "cpu" else None
+        if needs_streaming(checkpoint, plan, dtype, place) if stream is None else stream:
+            check_generation(folder)
+            with refusing_weights(folder, None), quiet():
+                model, weights = load_streamed(checkpoint, skeleton, plan, dtype, place)
+        else:
+            model = load_pretrained(folder, place.type == "cpu", {}).to(place)
     else:
         check_device_map(skeleton, device_map)
         limits = None if max_memory is None else dict(max_memory)
         options = {"device_map": device_map, "max_memory": limits, "offload_folder": offload_folder}
-        model = _load_model(folder, computes_on_host(device_map, max_memory, default_device()), options)
+        model = load_pretrained(folder, computes_on_host(device_map, max_memory, default_device()), options)
         check_loaded(model)
-    vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint))
-    for name in checkpoint.merged:  # one at a time
-        vlm.set_parameter(plan.taken[name], checkpoint.read(name))
+    vlm = VLM(model.eval().requires_grad_(False), load_checkpoint_processor(checkpoint), weights)
+    if weights is None:
+        for name in checkpoint.merged:  # one at a time
+            vlm.set_parameter(plan.taken[name], checkpoint.read(name))
     return vlm
 
 
@@ -243,50 +265,6 @@ def _device(name: str | None) -> torch.device:
         message = "torch finds no such device here; take cpu, cuda, cuda:1 or mps"
         raise InputError(message, argument="device", value=name) from error
     return device
-
-
-def _load_model(folder: Path, on_cpu: bool, options: Mapping[str, Any]) -> Any:
-    """The model with its weights: fp32 where it computes on the CPU, else in the dtype they are stored in."""
-    _check_generation(folder)
-    with _loading(folder, options.get("device_map")), quiet():
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.float32 if on_cpu else "auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            **options,
-        )
-    for trouble in ("missing_keys", "mismatched_keys"):
-        if info[trouble]:
-            raise InputError(
-                f"{folder}: {trouble.replace('_', ' ')} {sorted(info[trouble])[:3]}; the checkpoint is incomplete"
-            )
-    return model
-
-
-@contextmanager
-def _loading(folder: Path, device_map: DeviceMap | None) -> Iterator[None]:
-    """Whatever transformers raises at the weights becomes an `InputError`; see `foreign_code`."""
-    with foreign_code(folder, "its weights cannot be loaded", "fetch it again"):
-        try:
-            yield
-        except ValueError as error:
-            if device_map is None:
-                raise
-            message = f"{folder} cannot be spread so ({reason(error)}); give another map, or other sizes"
-            raise InputError(message, argument="device_map", value=device_map) from error
-
-
-def _check_generation(folder: Path) -> None:
-    """Loading reads the defaults for generation as well, and ends in an error of any kind where they are none."""
-    path = folder / "generation_config.json"
-    if path.exists():
-        with refusing(path, "transformers cannot read it", "remove it, or fetch it again"):
-            ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
-            raise InputError(f"{path}: eos_token_id {ends!r} is no token; remove it, or fetch the file again")
 
 
 def check_family(model: Any) -> None:

@@ -17,7 +17,11 @@ from chip.model.offload import DeviceMap, MaxMemory
 
 @contextmanager
 def model_loader(
-    distributed: DistributedContext, device: str | None, device_map: DeviceMap | None, max_memory: MaxMemory | None
+    distributed: DistributedContext,
+    device: str | None,
+    device_map: DeviceMap | None,
+    max_memory: MaxMemory | None,
+    stream: bool | None = None,
 ) -> Iterator[Callable[[Path | Checkpoint], VLM]]:
     """A function that loads a checkpoint, as `load_vlm` does.
 
@@ -31,11 +35,12 @@ def model_loader(
             raise InputError(
                 "says how to spread a model; give a device_map, such as auto", argument="max_memory", value=max_memory
             )
-        yield partial(load_vlm, device=device)
+        yield partial(load_vlm, device=device, stream=stream)
         return
     if distributed.world_size > 1:
         raise InputError(
             "one process uses all devices; start chip without torchrun", argument="device_map", value=device_map
         )
     with TemporaryDirectory(prefix="chip-") as folder:
-        yield partial(load_vlm, device=device, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+        spread = partial(load_vlm, device_map=device_map, max_memory=max_memory, offload_folder=folder)
+        yield partial(spread, device=device, stream=stream)

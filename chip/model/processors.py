@@ -17,11 +17,12 @@ from transformers.processing_utils import ProcessorMixin
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError, foreign_code, reason
-from chip.model.families import UNNEEDED_PROCESSOR
 from chip.model.quiet import quiet
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Where the class of a processor may be named, in the order in which transformers looks."""
+_UNNEEDED = "video_processor"
+"""The part of a processor that is left out where it asks for a package that is missing."""
 
 _SIZES, _SIDES = ("size", "crop_size", "pad_size"), ("shortest_edge", "longest_edge", "height", "width")
 LONGEST_SIDE = 1 << 14
@@ -96,7 +97,7 @@ def _load(folder: Path, class_name: str | None) -> Any:
         if class_name is None:
             raise
         processor_class: Any = getattr(transformers, class_name)
-        if UNNEEDED_PROCESSOR not in processor_class.get_attributes():
+        if _UNNEEDED not in processor_class.get_attributes():
             raise  # the trouble is another
         without_video: Any = type(class_name, (processor_class, _WithoutVideo), {})
         return without_video.from_pretrained(folder, **_SAFE)
@@ -156,17 +157,17 @@ class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        return [name for name in super().get_attributes() if name != UNNEEDED_PROCESSOR]
+        return [name for name in super().get_attributes() if name != _UNNEEDED]
 
     @classmethod
     def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
         """What `__init__` is called with: some classes insist on a video processor, so they get None."""
         arguments: list[Any] = super()._get_arguments_from_pretrained(*args, **kwargs)
-        arguments.insert(super().get_attributes().index(UNNEEDED_PROCESSOR), None)
+        arguments.insert(super().get_attributes().index(_UNNEEDED), None)
         return arguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.pop(UNNEEDED_PROCESSOR, None)
+        kwargs.pop(_UNNEEDED, None)
         names = ProcessorMixin.get_attributes.__func__(type(self))
-        needed = [arg for name, arg in zip(names, args, strict=False) if name != UNNEEDED_PROCESSOR]
+        needed = [arg for name, arg in zip(names, args, strict=False) if name != _UNNEEDED]
         super().__init__(*needed, **kwargs)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
 
 from chip.model.loading import VLM
 
 
-@contextmanager
-def restoring(vlm: VLM, names: Iterable[str] | None = None) -> Iterator[None]:
-    """Afterwards these parameters, by default all, are as before, bit for bit, also after an error.
-
-    Meanwhile a copy of them lies in the host's memory.
-    """
-    selected = (name for name, _ in vlm.model.named_parameters()) if names is None else names
-    originals = {name: vlm.parameter(name).detach().to("cpu", copy=True) for name in selected}
-    try:
-        yield
-    finally:
-        for name, value in originals.items():
-            vlm.set_parameter(name, value)
+def restoring(vlm: VLM, names: Iterable[str] | None = None) -> AbstractContextManager[None]:
+    """Afterwards these parameters, by default all, are as before, bit for bit, also after an error."""
+    return vlm.weights.restoring([name for name, _ in vlm.model.named_parameters()] if names is None else names)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from chip.errors import InputError
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
-from chip.model.batching.retry import run_batches
+from chip.model.forward.last_states import map_last_states
 from chip.model.loading import VLM
 from chip.progress import ProgressCallback, silent
 
@@ -48,15 +48,15 @@ def score(vlm: VLM, batches: Batches, count: int, on_batch: Callable[[int], None
     exact = torch.full((count,), torch.nan, dtype=torch.float64)
     probability = exact.clone()
 
-    def compute(batch: Batch) -> None:
-        owners, hits, log_probabilities = _score_tokens(vlm, batch)
+    def compute(batch: Batch, states: Tensor) -> None:
+        owners, hits, log_probabilities = _score_tokens(vlm, batch, states)
         records, row, length = torch.unique(owners, return_inverse=True, return_counts=True)
         zeros = torch.zeros(len(records), dtype=torch.float64)
         exact[records] = (zeros.index_add(0, row, hits) == length).double()
         probability[records] = (zeros.index_add(0, row, log_probabilities) / length).exp()
         on_batch(len(records))
 
-    run_batches(batches, compute)
+    map_last_states(vlm, batches, compute)
     return Scores(_merge(exact, batches.distributed), _merge(probability, batches.distributed))
 
 
@@ -94,7 +94,7 @@ def answer_logits(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tenso
     rows, columns = batch.answer.nonzero(as_tuple=True)
     logits = head_logits(vlm, states[rows, columns - 1])
     owners = batch.answered[batch.segments[rows, columns]].to(logits.device)
-    return owners, logits, batch.inputs["input_ids"][rows, columns].to(logits.device)
+    return owners, logits, batch.ids[rows, columns].to(logits.device)
 
 
 def head_logits(vlm: VLM, states: Tensor) -> Tensor:
@@ -107,10 +107,9 @@ def head_logits(vlm: VLM, states: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-@torch.no_grad()
-def _score_tokens(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _score_tokens(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each token of an answer (n,): its record, 1.0 where it is the most probable one, its log-probability."""
-    records, logits, ids = answer_logits(vlm, batch, vlm.hidden_states(batch))
+    records, logits, ids = answer_logits(vlm, batch, states)
     log_probabilities = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
     hits = logits.argmax(-1) == ids
     return records.cpu(), hits.cpu().double(), log_probabilities.cpu().double()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
@@ -274,6 +275,12 @@ def in_data_order(target_modules: Sequence[TargetModule]) -> list[Stage]:
 def at_once(target_modules: Sequence[TargetModule]) -> list[Stage]:
     """The target modules as one stage: statistics of the unedited model."""
     return [Stage(tuple(target_modules))]
+
+
+def by_layer(target_modules: Sequence[TargetModule]) -> list[Stage]:
+    """The target modules as one stage for each layer of the text model, and one for all that comes before: statistics
+    of the unedited model, where layers come one after the other."""
+    return [Stage(tuple(group)) for _, group in groupby(target_modules, lambda module: module.layer)]
 
 
 def by_connector(target_modules: Sequence[TargetModule]) -> list[Stage]:

@@ -53,7 +53,7 @@ def quantized(vlm: VLM, quantize: Quantizer) -> Iterator[None]:
     a copy in the host's memory."""
     with restoring(vlm):
         for name in _linears(vlm.model):
-            vlm.set_parameter(name, quantize(vlm.parameter(name)))
+            vlm.set_parameter(name, vlm.weights.hold(quantize(vlm.parameter(name))))
         yield
 
 

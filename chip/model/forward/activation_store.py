@@ -169,7 +169,7 @@ def _offload(tensor: Tensor, place: str | None) -> Tensor | _Offloaded:
         return tensor
     if place == "host":
         return _Offloaded(tensor.cpu(), tensor.device)
-    return _Offloaded(_in_file(tensor.cpu()), tensor.device)
+    return _Offloaded(in_file(tensor.cpu()), tensor.device)
 
 
 def _place(size: int, device: torch.device) -> str:
@@ -178,13 +178,13 @@ def _place(size: int, device: torch.device) -> str:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         if free - size > MEMORY_HEADROOM * total:
             return "device"
-    free, total = _host_memory()
+    free, total = host_memory()
     if free - size > MEMORY_HEADROOM * total:
         return "device" if device.type != "cuda" else "host"
     return "file"
 
 
-def _host_memory() -> tuple[int, int]:
+def host_memory() -> tuple[int, int]:
     """Free and total bytes, of the container where there is one."""
     memory = psutil.virtual_memory()
     for limit in _LIMITS:
@@ -193,8 +193,12 @@ def _host_memory() -> tuple[int, int]:
     return memory.available, memory.total
 
 
-def _in_file(tensor: Tensor) -> Tensor:
-    """A copy in memory mapped to a file that has no name: activations tell of people, and go with the process."""
+def in_file(tensor: Tensor) -> Tensor:
+    """A copy in memory mapped to a file that has no name: activations tell of people, and go with the process.
+
+    Raises:
+        RunError: the disk has no room for it.
+    """
     size = tensor.nbytes
     if size == 0:
         return tensor
@@ -219,6 +223,6 @@ def _allocate(file: int, size: int) -> None:
                 os.pwrite(file, _ZEROS[: size - start], start)
     except OSError as error:
         raise RunError(
-            f"{tempfile.gettempdir()}: no room for {size:,} bytes of activations ({error.strerror}); "
+            f"{tempfile.gettempdir()}: no room for {size:,} bytes that the run holds there ({error.strerror}); "
             "make room, or set TMPDIR to a folder on a larger disk"
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from chip.data.record import Record
 from chip.model.batching.batch import Batch, BatchTooLargeError, guard_memory
 from chip.model.batching.batches import Batches
 from chip.model.batching.retry import retry_smaller
-from chip.model.families import family_of, has_layer_embeddings
-from chip.model.forward.activation_store import ActivationStore, StoredBatch
+from chip.model.families import family_of
+from chip.model.forward.activation_store import StoredBatch
 from chip.model.forward.mid_layer import MidLayer, has_mid_layer, trace_mid_layer
 from chip.model.forward.observer import StageObserver, image_rows
+from chip.model.forward.reached import ReachedBatches
 from chip.model.forward.runner import ForwardRunner, Hook
-from chip.model.forward.start import ConnectorInputs, Pixels, Start
-from chip.model.forward.trace import Call, record_calls, trace
+from chip.model.forward.start import ConnectorInputs, Pixels
+from chip.model.forward.trace import trace
 from chip.model.loading import VLM
 from chip.model.restoring import holding
 from chip.model.target_modules import Component, Stage, TargetModule
@@ -56,14 +57,8 @@ class Collector:
             keep_connectors: what goes into the connectors stays held, for stages in them after those of the text model.
         """
         self._vlm, self._batches, self._records = vlm, batches, records
-        self._place, self._keep_connectors = place, keep_connectors
         self._runner = ForwardRunner(vlm)
-        self._keep_embeddings = has_layer_embeddings(vlm.model)
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self._plan = list(self._batches.plan())
-        self._store = ActivationStore(self._place)
+        self._reached = ReachedBatches(vlm, batches, place, keep_connectors)
 
     @torch.no_grad()
     def collect(
@@ -97,7 +92,7 @@ class Collector:
             self._observe(observer, stage, on_batch, needs_outputs, overrides)
             return observer
 
-        return retry_smaller(self._batches, attempt, self._start_over).merged(self._batches.distributed)
+        return retry_smaller(self._batches, attempt, self._reached.start_over).merged(self._batches.distributed)
 
     def _observe(
         self,
@@ -129,20 +124,20 @@ class Collector:
 
     def release(self) -> None:
         """Hold nothing any longer but what goes into the connectors."""
-        self._store.release()
+        self._reached.release()
 
     def _runs(self, stage: Stage, needs_outputs: bool) -> Iterator[tuple[Batch, Run]]:
         """Each batch with what runs it through the stage."""
         first, last = stage.target_modules[0], stage.target_modules[-1]
         if last.component is Component.CONNECTOR:
-            for stored in self._reach_connectors():
+            for stored in self._reached.at_connectors():
                 yield stored.batch, partial(self._run_connectors, stored, stage)
         elif first.component is Component.CONNECTOR:
             stop = _layer_of(last)
-            for batch in self._made():
+            for batch in self._reached.made():
                 yield batch, partial(self._runner.run, batch, Pixels(), self._vlm.layers[stop])
         else:
-            for stored in self._reach_text(_layer_of(first)):
+            for stored in self._reached.at_text(_layer_of(first)):
                 yield stored.batch, partial(self._run_layers, stored, stage, needs_outputs)
 
     def _run_connectors(self, stored: StoredBatch, stage: Stage, observe: Iterable[Hook]) -> None:
@@ -174,52 +169,6 @@ class Collector:
             stored.store_states(before[0], first)
         if mid_layer is not None and stored.layers_done == _layer_of(last):  # not where the layer before was skipped
             stored.store_mid_layer(mid_layer)
-
-    def _reach_connectors(self) -> list[StoredBatch]:
-        """Every batch, with what goes into the connectors."""
-        if not self._all_stored(lambda stored: stored.has_connector_inputs):
-            for index, batch in enumerate(self._made()):
-                with guard_memory(batch):
-                    with record_calls(self._vlm.connectors, self._vlm.language) as calls:
-                        if batch.vision.any():
-                            self._runner.run(batch, Pixels())
-                    self._store.add(index, batch).store_connector_inputs(calls)
-        return self._store.stored_batches
-
-    def _reach_text(self, first: int) -> list[StoredBatch]:
-        """Every batch, with what goes into the text model, or into a layer that is not behind `first`.
-
-        Where what goes into the connectors is stored, it goes on from there.
-        """
-        if not self._all_stored(lambda stored: stored.can_reach(first)):
-            for index, batch in enumerate(self._made()):
-                stored = self._store.add(index, batch)
-                start: Start = stored.connector_inputs() if stored.has_connector_inputs else Pixels()
-                with guard_memory(batch):
-                    with record_calls([self._vlm.language], self._vlm.language) as calls:
-                        self._runner.run(batch, start)
-                    (call,) = calls
-                    stored.store_text_call(_with_embeddings(call), self._keep_embeddings)
-            if not self._keep_connectors:
-                for stored in self._store.stored_batches:
-                    stored.release_connector_inputs()
-        return self._store.stored_batches
-
-    def _all_stored(self, reached: Callable[[StoredBatch], bool]) -> bool:
-        """Whether every batch has been stored, and has reached what it should."""
-        stored = self._store.stored_batches
-        return len(stored) == len(self._plan) and all(map(reached, stored))
-
-    def _made(self) -> Iterator[Batch]:
-        return self._batches.made(self._plan)
-
-
-def _with_embeddings(call: Call) -> Call:
-    """The text model's call as one with embeddings: where images are looked at from the side it is given tokens."""
-    if call.kwargs.get("inputs_embeds") is None:
-        text: Any = call.module
-        call.kwargs["inputs_embeds"] = text.get_input_embeddings()(call.kwargs.pop("input_ids"))
-    return call
 
 
 def _layer_of(module: TargetModule) -> int:

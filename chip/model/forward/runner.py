@@ -10,7 +10,7 @@ from torch import nn
 
 from chip.model.batching.batch import Batch
 from chip.model.forward.mid_layer import resume_mid_layer
-from chip.model.forward.start import ConnectorInputs, InsideLayer, Pixels, Start, TextEmbeddings
+from chip.model.forward.start import ConnectorInputs, InsideLayer, Pixels, Start, TextEmbeddings, TowerOutputs
 from chip.model.forward.trace import (
     block_diagonal_attention,
     bypass,
@@ -61,15 +61,17 @@ class ForwardRunner:
 
     def _start_hooks(self, start: Start) -> Iterator[Hook]:
         """What keeps from computing all that comes before the start."""
-        if isinstance(start, Pixels):
+        if isinstance(start, Pixels | TowerOutputs):
             yield from (trace(layer, output=self._see_tower) for layer in self._vlm.tower_layers[:1])
+        if isinstance(start, TowerOutputs):
+            yield from map(replace_output, self._vlm.tower_layers, start.outputs)
         elif isinstance(start, ConnectorInputs):
             yield from (bypass(layer, self._tower_gives_tuples) for layer in self._vlm.tower_layers)
             yield replace_input(*start.calls)
         elif isinstance(start, TextEmbeddings):
             layers, done = self._vlm.layers, start.layers_done
             yield from (replace_output(layer, start.states) for layer in layers[:done])
-            yield carry_shared_states(layers[done], start.shared)
+            yield from (carry_shared_states(layer, start.shared) for layer in layers[done : done + 1])
             if isinstance(start, InsideLayer):
                 yield resume_mid_layer(layers[done], start.mid_layer)
 

@@ -19,6 +19,7 @@ from chip.model.batching.retry import run_batches
 from chip.model.experts import OutputMap, check_block
 from chip.model.families import find_causal
 from chip.model.forward.collector import Collector
+from chip.model.forward.last_states import map_last_states
 from chip.model.forward.observer import StageObserver
 from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
@@ -115,7 +116,7 @@ def _plain(vlm: VLM, records: Sequence[Record], index: int, stages: Sequence[Sta
             hooks.enter_context(trace(find_causal(vlm.model), output=lambda _, given: keep(batch, given), stop=True))
             vlm.model(**batch.inputs, use_cache=False)
         for call in calls:
-            _check_block(blocks[call.module], call)
+            _check_block(vlm, blocks[call.module], call)
 
     run_batches(Batches(vlm, records, [index], BatchSize(1), together=False), compute)
     return {**{module.name: seen.rows for module, seen in observer.statistics.items()}, LOGITS: answer}
@@ -133,19 +134,20 @@ def _staged(
         shown |= {module.name: each.rows for module, each in seen.items()}
     answer: list[Tensor] = []
 
-    def compute(batch: Batch) -> None:
-        owners, logits, _ = answer_logits(vlm, batch, vlm.hidden_states(batch))
+    def compute(batch: Batch, states: Tensor) -> None:
+        owners, logits, _ = answer_logits(vlm, batch, states)
         answer.append(_rows(logits[owners == indices[0]]))
 
-    run_batches(batches, compute)
+    map_last_states(vlm, batches, compute)
     return shown | {LOGITS: answer}
 
 
-def _check_block(module: TargetModule, call: Call) -> None:
-    """Look at a block of experts; not where its weights are loaded only while it runs."""
+def _check_block(vlm: VLM, module: TargetModule, call: Call) -> None:
+    """Look at a block of experts; not where accelerate loads its weights only while it runs."""
     own = tuple(OutputMap(each.name.removeprefix(f"{module.name}."), each.axis) for each in module.output_maps)
-    if not any(call.module.get_parameter(each.name).is_meta for each in own):
-        check_block(module.name, own, call)
+    if vlm.weights.streamed or not any(call.module.get_parameter(each.name).is_meta for each in own):
+        names = [name for name, _ in call.module.named_parameters()]
+        check_block(module.name, own, call, {name: vlm.parameter(f"{module.name}.{name}") for name in names})
 
 
 class _Inputs:

@@ -18,6 +18,14 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class TowerOutputs:
+    """From what the vision tower's layers returned: they do not compute."""
+
+    outputs: Sequence[Any]
+    """Of its first layers, in their order."""
+
+
+@dataclass(frozen=True)
 class ConnectorInputs:
     """From what the connectors are called with: the vision tower does not compute."""
 
@@ -67,5 +75,5 @@ class InsideLayer(TextEmbeddings):
         return self.layer
 
 
-Start: TypeAlias = Pixels | ConnectorInputs | TextEmbeddings
+Start: TypeAlias = Pixels | TowerOutputs | ConnectorInputs | TextEmbeddings
 """`TextEmbeddings` with its subclasses `HiddenStates` and `InsideLayer`."""
