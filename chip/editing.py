@@ -197,7 +197,7 @@ class _Run:
         never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
             Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
-        shared = self.size, self.progress, self.distributed
+        shared = self.terms.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
@@ -211,11 +211,7 @@ class _Run:
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
         records = self.request.hierarchy.records if records is None else records
-        return score_records(vlm, records, self.size, self.progress, what, self.distributed)
-
-    @property
-    def size(self) -> BatchSize:
-        return self.terms.size
+        return score_records(vlm, records, self.terms.size, self.progress, what, self.distributed)
 
     def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
         scores = self.score(vlm, "asking after")
