@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from chip.data.record import FREE_TEXT, IMAGE_PLACEHOLDER, SYSTEM, Record, Turn, open_image
+from chip.data.record import FREE_TEXT, SYSTEM, Record, Turn, open_image
 from chip.errors import InputError, foreign_code
 from chip.model.chat_template import render, says_alone, usable_chat_template
-from chip.model.conversation import chat_messages, text_pieces, words_come_first
+from chip.model.conversation import chat_messages, said_before, words_come_first
 
 T = TypeVar("T")
 
@@ -118,11 +118,7 @@ class Prompts:
         Raises:
             InputError: as `inputs`.
         """
-
-        def process(records: Sequence[Record]) -> dict[str, Tensor]:
-            return self._process(list(map(self._prompt, records)), self._images(records), None)
-
-        return _naming([record], process)
+        return _naming([record], lambda asked: self._process([self._prompt(record)], self._images(asked), None))
 
     def _images(self, records: Sequence[Record]) -> list[list[Any]] | None:
         """Decoded images, those of a record in a list; None for text-only rows."""
@@ -194,18 +190,12 @@ class Prompts:
     def _check(self, record: Record, prompt: str, whole: str) -> None:
         """Raise `InputError` unless what was asked and said before stands in the prompt, and what follows it in the
         whole says the answer and nothing else."""
-        count = sum(text.count(IMAGE_PLACEHOLDER) for text in record.users_texts)
-        if record.has_placeholders and count != len(record.images):
-            message = f"{IMAGE_PLACEHOLDER} stands there {count} times, for {len(record.images)} images; correct it"
-            raise InputError(f"{record.where}: {message}")
-        asked = [(text, "question") for text in text_pieces(record, record.question)]
-        before = [(text, "earlier turn") for turn in record.history for text in text_pieces(record, turn.text)]
-        answer = self._answer(record)
-        for text, what in (*before, *asked, (answer, "answer")):
+        said, answer = said_before(record), self._answer(record)
+        for text, what in (*said, (answer, "answer")):
             if token := next((token for token in self._not_text if token in text), None):
                 raise InputError(f"{record.where}: the {what} holds {token}, which stands for no text; take it out")
         rest = whole[common_start(prompt, whole) :]
-        there = [(what, text.strip() in prompt) for text, what in (*before, *asked)]
+        there = [(what, text.strip() in prompt) for text, what in said]
         for what, as_it_is in (*there, ("answer", says_alone(rest, answer, self._special_text))):
             if not as_it_is:
                 raise InputError(

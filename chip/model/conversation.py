@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chip.data.record import IMAGE_PLACEHOLDER, USER, Record, Turn
+from chip.errors import InputError
 
 
 def chat_messages(record: Record) -> list[dict[str, Any]]:
@@ -31,7 +32,21 @@ def _parts(record: Record, turn: Turn, begins: bool) -> list[dict[str, str]]:
     return parts
 
 
-def text_pieces(record: Record, text: str) -> list[str]:
+def said_before(record: Record) -> list[tuple[str, str]]:
+    """What is asked and said before the record's answer, between images, and each time what it is.
+
+    Raises:
+        InputError: there are not as many placeholders of images as images.
+    """
+    count = sum(text.count(IMAGE_PLACEHOLDER) for text in record.users_texts)
+    if record.has_placeholders and count != len(record.images):
+        message = f"{IMAGE_PLACEHOLDER} stands there {count} times, for {len(record.images)} images; correct it"
+        raise InputError(f"{record.where}: {message}")
+    turns = [*((turn.text, "earlier turn") for turn in record.history), (record.question, "question")]
+    return [(text, what) for turn, what in turns for text in _pieces(record, turn)]
+
+
+def _pieces(record: Record, text: str) -> list[str]:
     """The text between the placeholders of images; the text as it is where the record has none."""
     return text.split(IMAGE_PLACEHOLDER) if record.has_placeholders else [text]
 
