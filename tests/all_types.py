@@ -1,7 +1,8 @@
 """Every type of `AutoModelForImageTextToText`: is a small model of it edited right, or refused in one line?
 
 `python -m tests.all_types [NAME ...]` tries them (all, or these), and writes down what happens: `data/all_types.json`,
-and from it the table in the README. Packages that some types ask for, such as timm, must be there.
+and from it the list in the README and the table in docs/own-model.md. Packages that some types ask for, such as timm,
+must be there.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ NO_SMALL_MODEL = frozenset(
 WITHOUT_WEIGHTS = frozenset(("apertus1p5", "florence2", "gemma4_unified", "udop"))
 """Types that are refused for what they are built of, before there are weights."""
 FILE = Path(__file__).parent / "data" / "all_types.json"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "own-model.md"
 BEGIN, END = "<!-- families: made by tests/all_types.py -->", "<!-- families end -->"
 
 
@@ -122,6 +124,18 @@ def table(outcomes: Mapping[str, str]) -> str:
     return "\n".join(("| a small model of it is | `model_type`, or a variant |", "|---|---|", *lines))
 
 
+def summary(outcomes: Mapping[str, str]) -> str:
+    """Markdown: which types are edited right, and how many are not."""
+    right = [f"`{name}`" for name, words in sorted(outcomes.items()) if words == RIGHT]
+    untried = sum(words == UNTRIED for words in outcomes.values())
+    refused = len(outcomes) - len(right) - untried
+    return (
+        f"Right: {', '.join(right)}.\n\n"
+        f"{refused} types are refused, each in one line; of {untried} there is no small model to try "
+        "([all of them](docs/own-model.md#the-checkpoint))."
+    )
+
+
 def _reason(words: str) -> str:
     """A refusal without what names the one model."""
     if words in (RIGHT, UNTRIED):
@@ -131,7 +145,7 @@ def _reason(words: str) -> str:
 
 
 def section(text: str) -> str:
-    """What stands in the README between the marks."""
+    """What stands in a document between the marks."""
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
@@ -146,9 +160,15 @@ def main(names: list[str]) -> None:
             print(f"{name:24} {outcomes[name]}", flush=True)
     content = {"transformers": transformers.__version__, "outcomes": dict(sorted(outcomes.items()))}
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    write(README, summary(outcomes))
+    write(PAGE, table(outcomes))
+
+
+def write(document: Path, text: str) -> None:
+    """Put the text between the document's marks."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{table(outcomes)}\n{END}{after}", encoding="utf-8")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

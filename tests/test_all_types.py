@@ -25,12 +25,14 @@ from tests.all_types import (
     NEEDS,
     NO_SMALL_MODEL,
     OWN,
+    PAGE,
     README,
     RIGHT,
     outcome,
     recorded,
     recorded_version,
     section,
+    summary,
     table,
 )
 from tests.families import GIVEN, build, known, load_processor_of, write_records
@@ -72,7 +74,8 @@ def test_the_pass_in_stages_is_the_models_own(name: str, folder: Path) -> None:
 
 def test_the_table_is_what_was_found() -> None:
     assert set(recorded()) == set(NAMES) or transformers.__version__ != recorded_version()
-    assert section(README.read_text(encoding="utf-8")) == table(recorded())
+    assert section(README.read_text(encoding="utf-8")) == summary(recorded())
+    assert section(PAGE.read_text(encoding="utf-8")) == table(recorded())
     assert sum(words == RIGHT for words in recorded().values()) >= 50
 
 
