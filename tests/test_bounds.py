@@ -19,6 +19,8 @@ from chip.data.keep import read_keep
 from chip.data.readers import read_records, records_file
 from chip.data.record import Record, image_size, open_image
 from chip.errors import InputError
+from chip.model.batching.batch_size import BatchSize
+from chip.request_checks import Terms
 from tests.families import UNTRAINED, build, write_records
 from tests.hostile.images import many_scans, png
 
@@ -121,6 +123,6 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path, part: str, trouble
 
 
 @pytest.mark.parametrize("label", ["a\nb", "a\x1b[2Jb", "a\udcffb"])
-def test_a_label_can_be_shown(tmp_path: Path, label: str) -> None:
+def test_a_label_can_be_shown(label: str) -> None:
     with pytest.raises(InputError, match="holds what cannot be shown"):
-        chip.edit(tmp_path, ["patient_1"], label=label)
+        Terms(label, max_left=None, accept=False, force=False, size=BatchSize())
