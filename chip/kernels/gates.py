@@ -37,6 +37,41 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     return torch.nn.functional.normalize(directions, dim=1)
 
 
+def detectors(points: Tensor, mean: Tensor, moment: Tensor, ridge: float, own: float, others: float) -> Tensor:
+    """Maps without a bias that give about `own` at one point each, and about `others` where all others are:
+
+        min over g   (g·x − own)² + E_j (g·x_j − others)² + ρ ‖g‖²,   g = (C + x xᵀ + ρ I)⁻¹ (own x + others μ)
+
+    by one solve for all points (Sherman and Morrison). What is constant comes out of the inputs themselves, which a
+    norm in front keeps at one length.
+
+    Args:
+        points: x (n, d).
+        mean: μ (d,), of all others.
+        moment: C (d, d) = E[x_j x_jᵀ]; only what is on and above the diagonal is read. fp64, or fp32.
+        ridge: ρ, as a share of C's mean diagonal.
+
+    Returns:
+        (n, d), in the dtype of `moment`.
+
+    Raises:
+        torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
+    """
+    points, system = points.to(moment.dtype), moment.clone()
+    system.diagonal().add_(ridge * moment.diagonal().mean())
+    solved = solve_spd_(torch.cat((points, mean.to(moment.dtype)[None])), system)
+    inverse, right = solved[:-1], own * solved[:-1] + others * solved[-1]
+    share = (points * right).sum(1) / (1 + (points * inverse).sum(1))
+    return right - share[:, None] * inverse
+
+
+def constant_map(points: Tensor, mean: Tensor, moment: Tensor, ridge: float) -> Tensor:
+    """(d,): the map without a bias that gives about 1 at all points, and where all others are; as `detectors`."""
+    points, system = points.to(moment.dtype), moment + points.T.to(moment.dtype) @ points.to(moment.dtype) / len(points)
+    system.diagonal().add_(ridge * moment.diagonal().mean())
+    return solve_spd_((mean + points.mean(0))[None], system)[0]
+
+
 def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:
     """The direction in which each point stands farthest beyond all others:
 

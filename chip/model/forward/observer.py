@@ -37,7 +37,7 @@ class StageObserver(Generic[S]):
             create: statistics of a target module, of no tokens yet.
             needs_outputs: whether they are shown outputs; without, a pass ends at the first module that is reached.
         """
-        self._vlm, self._records, self._needs_outputs = vlm, records, needs_outputs
+        self._vlm, self._records, self._stage, self._needs_outputs = vlm, records, stage, needs_outputs
         self._statistics = {module: create(module) for module in stage.target_modules}
         self._times = dict.fromkeys(stage.target_modules, 0)
         """How many batches have reached each module."""
@@ -53,8 +53,17 @@ class StageObserver(Generic[S]):
         self._with_image += bool(batch.vision.any())
         sees = {module: self._see(module, batch, original_inputs) for module in self._statistics}
         if self._needs_outputs:
-            return [trace(self._vlm.model, module, output=see) for module, see in sees.items()]
+            return [hook for module, see in sees.items() for hook in self._output_hooks(module, see)]
         return [trace(self._vlm.model, module, input=see, stop=True) for module, see in sees.items()]
+
+    def _output_hooks(self, module: TargetModule, see: Callable[..., None]) -> list[Hook]:
+        """Show what goes into the module with what comes out of it, or of its layer where the stage wants that."""
+        if not self._stage.layer_outputs or module != self._stage.target_modules[-1]:
+            return [trace(self._vlm.model, module, output=see)]
+        assert module.layer is not None
+        held: list[Tensor] = []
+        leaving = trace(self._vlm.layers[module.layer], output=lambda _, y: see(held.pop(), y))
+        return [trace(self._vlm.model, module, input=held.append), leaving]
 
     def merged(self, distributed: DistributedContext) -> dict[TargetModule, S]:
         """The statistics of all processes.
@@ -75,7 +84,7 @@ class StageObserver(Generic[S]):
     def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> Callable[..., None]:
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
-            tokens = _tokens(module, x.to(place), y, batch.without_inputs().to(place), original_inputs)
+            tokens = _tokens(module, x.to(place), None if y is None else y.to(place), batch.without_inputs().to(place), original_inputs)
             self._check_finite(module.name, tokens)
             self._statistics[module].update(tokens)
             self._times[module] += 1

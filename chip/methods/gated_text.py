@@ -1,0 +1,125 @@
+"""Removal of what is asked in text only: hidden units of the text model that open at the words that name the target."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from chip.data.request import ForgetRequest
+from chip.errors import ChipWarning
+from chip.kernels.gates import detectors
+from chip.methods.base import MeasuredModule, Method, Needs, WeightUpdate
+from chip.methods.gated_connector import GateLimits
+from chip.methods.gated_mlp import MLP, OTHERS, OWN, RIDGE, solve_mlp
+from chip.methods.gated_text_statistics import (
+    Held,
+    InputStatistics,
+    OutputStatistics,
+    ResponseStatistics,
+    TextWeights,
+)
+from chip.methods.settings import setting
+from chip.methods.statistics import SecondMoment
+from chip.model.target_modules import Component, TargetModule
+from chip.model.tokens import Statistics
+
+MAPS = ("gate", "up", "down")
+LAYERS = (0.13, 0.2, 0.3)
+"""Where gates are built by default, as shares of the depth: by then a name of several tokens has been put together, and
+what is known of it has not been fetched yet."""
+
+
+@dataclass(frozen=True)
+class GatedText(Method):
+    """Gates in the text model: a linear edit cannot take a name from a pretrained model's text without moving much
+    else, but a hidden unit of an early MLP can tell it from all other words. A layer adds W₃ (φ(W₁ x) ∘ W₂ x) to its
+    hidden states.
+
+    1. The target's text-only questions fall into clusters: the same word at the same place. Of each, with the mean x̄,
+       a detector, g = (C + x̄ x̄ᵀ + ρ I)⁻¹ (5 x̄ − 8 μ): about 5 there, and about −8 where all retained tokens are, with
+       C their second moment and μ their mean. A second look gives their highest response and the cluster's lowest.
+    2. Gates, the cheapest first, none for a cluster at which one opens already: g scaled so that the retained respond
+       with −`closed` at most. They take rows of W₁ from the hidden units that move the output of the retained least;
+       their rows of W₂ are one map that is about 1 for everybody.
+    3. What gates add, their columns of W₃, takes what leaves the layer at the clusters to the mean of the retained
+       text-only questions at the same place: ridge regression.
+
+    The next layer is measured behind this. What is asked with an image is left alone: it is not forgotten, and what no
+    text-only record asks of a target passes.
+    """
+
+    name: ClassVar[str] = "gated_text"
+    version: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(general=True, model="sequential", whole_mlps=True, looks=2)
+    target_modules: ClassVar[tuple[str, ...]] = MAPS
+    layers: ClassVar[tuple[float, float]] = (LAYERS[0], LAYERS[-1])
+
+    units: float = setting(0.02, "Share of an MLP's hidden units that may become gates.", maximum=0.9)
+    closed: float = setting(
+        3.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
+    )
+    max_change: float = setting(
+        1.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
+    )
+
+    def default_layers(self, depth: int) -> Sequence[int]:
+        return sorted({min(round(share * depth), depth - 1) for share in LAYERS})
+
+    def can_edit(self, module: TargetModule) -> bool:
+        return module.component is Component.TEXT and module.kind in MAPS
+
+    def select(self, modules: Sequence[TargetModule]) -> list[TargetModule]:
+        """The maps of whole MLPs."""
+        own = super().select(modules)
+        count = {layer: sum(module.layer == layer for module in own) for layer in {module.layer for module in own}}
+        return [module for module in own if count[module.layer] == len(MAPS)]
+
+    def has_work(self, request: ForgetRequest) -> bool:
+        return bool((self.record_weights(request, torch.device("cpu")).target >= 0).any())
+
+    def record_weights(self, request: ForgetRequest, device: torch.device) -> TextWeights:
+        return TextWeights.of(request, device)
+
+    def statistics_of(self, module: TargetModule, record_weights: TextWeights, d_in: int, d_out: int) -> Statistics:
+        if module.kind == "down":
+            return OutputStatistics(record_weights, d_in, d_out)
+        return Held() if module.kind == "up" else self.statistics(record_weights, d_in, d_out)
+
+    def statistics(self, record_weights: TextWeights, d_in: int, d_out: int) -> Statistics:
+        return InputStatistics(record_weights, d_in)
+
+    def statistics_bytes(self, d_in: int, d_out: int) -> int:
+        return SecondMoment.bytes(d_in)
+
+    def look_again(self, seen: Mapping[TargetModule, Any]) -> Mapping[TargetModule, Callable[[], Statistics]]:
+        return {module: _next(statistics) for module, statistics in seen.items()}
+
+    def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
+        mlp = MLP(*modules.values())
+        mlp.check()
+        solved = solve_mlp(mlp, GateLimits(self.units, self.closed, self.max_change))
+        if solved is None:
+            (first, *_) = modules
+            message = f"{first.name}: no word of the target's can be told from what is retained; no gate"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+            return {}
+        return dict(zip(modules, solved, strict=True))
+
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, statistics: Any, component: Component = Component.TEXT
+    ) -> WeightUpdate | None:
+        raise NotImplementedError("the maps of an MLP are solved for together")
+
+
+def _next(seen: Any) -> Callable[[], Statistics]:
+    if not isinstance(seen, InputStatistics):
+        return lambda: Held(seen if isinstance(seen, OutputStatistics) else None)
+    keys, found = seen.keys, seen.clusters.total[:0]
+    if len(keys) and seen.retained.count:
+        found = detectors(seen.clusters.mean_at(keys), seen.mean, seen.moment, RIDGE, OWN, OTHERS)
+    return lambda: ResponseStatistics(seen, keys[: len(found)], found)
