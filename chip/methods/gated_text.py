@@ -59,12 +59,14 @@ class GatedText(Method):
     target_modules: ClassVar[tuple[str, ...]] = MAPS
     layers: ClassVar[tuple[float, float]] = (LAYERS[0], LAYERS[-1])
 
-    units: float = setting(0.02, "Share of an MLP's hidden units that may become gates.", maximum=0.9)
+    text_units: float = setting(
+        0.02, "Share of an MLP's hidden units that may become gates, in the text model.", maximum=0.9
+    )
     closed: float = setting(
         3.0, "How far below 0 the pre-activation of a gate is for the nearest of what is retained.", minimum=0.1
     )
     max_change: float = setting(
-        1.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
+        2.0, "Norm that the weights of all gates may have, as a share of the map's: narrow gaps are left out for it."
     )
 
     def default_layers(self, depth: int) -> Sequence[int]:
@@ -102,7 +104,7 @@ class GatedText(Method):
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
         mlp = MLP(*modules.values())
         mlp.check()
-        solved = solve_mlp(mlp, GateLimits(self.units, self.closed, self.max_change))
+        solved = solve_mlp(mlp, GateLimits(self.text_units, self.closed, self.max_change))
         if solved is None:
             (first, *_) = modules
             message = f"{first.name}: no word of the target's can be told from what is retained; no gate"

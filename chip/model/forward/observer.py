@@ -84,7 +84,8 @@ class StageObserver(Generic[S]):
     def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> Callable[..., None]:
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
-            tokens = _tokens(module, x.to(place), None if y is None else y.to(place), batch.without_inputs().to(place), original_inputs)
+            outputs = None if y is None else y.to(place)
+            tokens = _tokens(module, x.to(place), outputs, batch.without_inputs().to(place), original_inputs)
             self._check_finite(module.name, tokens)
             self._statistics[module].update(tokens)
             self._times[module] += 1
