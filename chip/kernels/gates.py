@@ -37,18 +37,21 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     return torch.nn.functional.normalize(directions, dim=1)
 
 
-def detectors(points: Tensor, mean: Tensor, moment: Tensor, ridge: float, own: float, others: float) -> Tensor:
+def detectors(
+    points: Tensor, mean: Tensor, moment: Tensor, nearest: Tensor, *, ridge: float, own: float, others: float
+) -> Tensor:
     """Maps without a bias that give about `own` at one point each, and about `others` where all others are:
 
-        min over g   (g·x − own)² + E_j (g·x_j − others)² + ρ ‖g‖²,   g = (C + x xᵀ + ρ I)⁻¹ (own x + others μ)
+        min over g   (g·x − own)² + E_j (g·x_j − others)² + E_n (g·x_n − others)² + ρ ‖g‖²
 
-    by one solve for all points (Sherman and Morrison). What is constant comes out of the inputs themselves, which a
-    norm in front keeps at one length.
+    by one solve for all points (Woodbury): those nearest to a point weigh as much as all others together, and the point
+    too. What is constant comes out of the inputs themselves, which a norm in front keeps at one length.
 
     Args:
         points: x (n, d).
         mean: μ (d,), of all others.
         moment: C (d, d) = E[x_j x_jᵀ]; only what is on and above the diagonal is read. fp64, or fp32.
+        nearest: x_n (n, k, d): of each point the others that are hard to tell from it; k may be 0.
         ridge: ρ, as a share of C's mean diagonal.
 
     Returns:
@@ -57,12 +60,17 @@ def detectors(points: Tensor, mean: Tensor, moment: Tensor, ridge: float, own: f
     Raises:
         torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
     """
-    points, system = points.to(moment.dtype), moment.clone()
+    system, count = moment.clone(), nearest.shape[1]
     system.diagonal().add_(ridge * moment.diagonal().mean())
-    solved = solve_spd_(torch.cat((points, mean.to(moment.dtype)[None])), system)
-    inverse, right = solved[:-1], own * solved[:-1] + others * solved[-1]
-    share = (points * right).sum(1) / (1 + (points * inverse).sum(1))
-    return right - share[:, None] * inverse
+    rows = torch.cat((points[:, None], nearest / max(1, count) ** 0.5), 1).to(moment.dtype)  # (n, 1 + k, d)
+    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), system)
+    solved, of_mean = inverse[:-1].view(rows.shape), inverse[-1]
+    sizes = rows.new_tensor([own, *[others / max(1, count) ** 0.5] * count])
+    right = sizes @ solved + others * of_mean  # (n, d)
+    small = rows @ solved.mT + torch.eye(1 + count, dtype=rows.dtype, device=rows.device)
+    share = torch.linalg.solve(small, (rows @ right[:, :, None])[:, :, 0])
+    found: Tensor = right - (share[:, None] @ solved)[:, 0]
+    return found
 
 
 def constant_map(points: Tensor, mean: Tensor, moment: Tensor, ridge: float) -> Tensor:

@@ -12,7 +12,7 @@ from chip.errors import InputError
 from chip.kernels.gates import choose_gates, constant_map, output_columns
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import COLUMN_RIDGE, OPENING, GateLimits, idle_units, side_by_side
-from chip.methods.gated_text_statistics import OutputStatistics, ResponseStatistics
+from chip.methods.gated_text_statistics import DestinationStatistics, OutputStatistics, ResponseStatistics
 
 RIDGE = 1e-2
 """Of the detectors, as a share of the mean diagonal of the retained inputs' second moment."""
@@ -39,7 +39,15 @@ class MLP:
 
     @property
     def outputs(self) -> OutputStatistics:
-        seen: OutputStatistics = self.down.statistics.seen
+        return self._destinations.seen
+
+    def moves(self, keys: Tensor) -> Tensor:
+        """(c, d_out): from where the target's clusters leave the layer to where they are sent."""
+        return self._destinations.moves(keys)
+
+    @property
+    def _destinations(self) -> DestinationStatistics:
+        seen: DestinationStatistics = self.down.statistics.seen
         return seen
 
     def hidden(self, x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
@@ -76,7 +84,7 @@ def choose_text_gates(mlp: MLP, count: int, limits: GateLimits) -> TextGates:
 
     A gate costs what it takes of the norm that its weights may have in the gate projection and in the last map.
     """
-    seen, moves = mlp.inputs, mlp.outputs.moves(mlp.inputs.keys)
+    seen, moves = mlp.inputs, mlp.moves(mlp.inputs.keys)
     points, lowest = seen.seen.clusters.mean_at(seen.keys), seen.lowest
     possible = (seen.highest < 0) & (lowest > 0) & (-seen.highest >= NARROWEST * lowest)
     scale = limits.closed / torch.where(possible, -seen.highest, 1.0)

@@ -17,8 +17,10 @@ from chip.methods.base import MeasuredModule, Method, Needs, WeightUpdate
 from chip.methods.gated_connector import GateLimits
 from chip.methods.gated_mlp import MLP, OTHERS, OWN, RIDGE, solve_mlp
 from chip.methods.gated_text_statistics import (
+    DestinationStatistics,
     Held,
     InputStatistics,
+    NearWords,
     OutputStatistics,
     ResponseStatistics,
     TextWeights,
@@ -28,6 +30,8 @@ from chip.methods.statistics import SecondMoment
 from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
 
+NEAREST_LOOKS = 2
+"""In how many passes the retained tokens are looked for that are hard to tell from the target's."""
 MAPS = ("gate", "up", "down")
 LAYERS = (0.13, 0.2, 0.3)
 """Where gates are built by default, as shares of the depth: by then a name of several tokens has been put together, and
@@ -55,7 +59,7 @@ class GatedText(Method):
 
     name: ClassVar[str] = "gated_text"
     version: ClassVar[int] = 1
-    needs: ClassVar[Needs] = Needs(general=True, model="sequential", whole_mlps=True, looks=2)
+    needs: ClassVar[Needs] = Needs(general=True, model="sequential", whole_mlps=True, looks=2 + NEAREST_LOOKS)
     target_modules: ClassVar[tuple[str, ...]] = MAPS
     layers: ClassVar[tuple[float, float]] = (LAYERS[0], LAYERS[-1])
 
@@ -119,9 +123,23 @@ class GatedText(Method):
 
 
 def _next(seen: Any) -> Callable[[], Statistics]:
-    if not isinstance(seen, InputStatistics):
-        return lambda: Held(seen if isinstance(seen, OutputStatistics) else None)
-    keys, found = seen.keys, seen.clusters.total[:0]
-    if len(keys) and seen.retained.count:
-        found = detectors(seen.clusters.mean_at(keys), seen.mean, seen.moment, RIDGE, OWN, OTHERS)
-    return lambda: ResponseStatistics(seen, keys[: len(found)], found)
+    """What follows a look."""
+    if isinstance(seen, InputStatistics):
+        found = _detectors(seen, seen.mean.new_empty(len(seen.keys), 0, len(seen.mean)))
+        return lambda: NearWords(seen, found)
+    if isinstance(seen, NearWords):
+        found = _detectors(seen.seen, seen.nearest)
+        if seen.looks < NEAREST_LOOKS:
+            return lambda: NearWords(seen.seen, found, seen)
+        return lambda: ResponseStatistics(seen.seen, found)
+    if isinstance(seen, OutputStatistics):
+        return lambda: DestinationStatistics(seen)
+    return lambda: Held(seen if isinstance(seen, DestinationStatistics) else getattr(seen, "seen", None))
+
+
+def _detectors(seen: InputStatistics, nearest: Tensor) -> Tensor:
+    """(c, d_in): one of each cluster; none where nothing is retained."""
+    if not len(seen.keys) or not seen.retained.count:
+        return seen.mean.new_empty(0, len(seen.mean))
+    points = seen.clusters.mean_at(seen.keys)
+    return detectors(points, seen.mean, seen.moment, nearest, ridge=RIDGE, own=OWN, others=OTHERS)

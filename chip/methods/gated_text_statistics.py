@@ -11,14 +11,18 @@ from torch import Tensor
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.methods.gated_statistics import NEAREST, NearestStatistics
 from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
 from chip.model.tokens import TokenRole, Tokens
 
 WORDS, PLACES = 2**24, 2**20
 """A cluster's key is (target's number × `PLACES` + place in the question) × `WORDS` + vocabulary id."""
-EVERYWHERE = -1
-"""In the place of a place: in any question, with an image or without."""
-MOST_CLUSTERS = 4096
+COMMON = 0.5
+"""A word is common if the questions about so large a share of other nodes have it: it tells nothing of whom they ask.
+Of a rare one others with the same word are no example: they may have the name."""
+FEWEST = 0.05
+"""A cluster is looked at if so large a share of its target's questions is in it."""
+MOST_CLUSTERS = 1024
 """That are looked at; of more those that the most questions show."""
 SAMPLE = 32
 """Tokens of the first batch that are held, to see what stands between the maps."""
@@ -32,8 +36,9 @@ class TextWeights:
     """(records,) int64: the number of the target whose text-only record it is; else −1."""
     retained: Tensor
     """(records,) fp32, 1 or 0; general records too."""
-    text_only: Tensor
-    """(records,) fp32, 1 or 0: the retained records that have no image, general ones apart."""
+    node: Tensor
+    """(records,) int64: of retained text-only records the number of the node they ask about, one of the target's level;
+    else −1. Where there are none, each retained text-only record counts as asking about a node of its own."""
 
     @classmethod
     def of(cls, request: ForgetRequest, device: torch.device) -> TextWeights:
@@ -43,8 +48,24 @@ class TextWeights:
             target[[i for i in indices if records[i].image is None and not records[i].held_out]] = number
         retained = torch.zeros(len(records))
         retained[[*request.partition.retained, *range(own, len(records))]] = 1
-        plain = torch.tensor([record.image is None for record in records[:own]] + [False] * (len(records) - own))
-        return cls(target.to(device), retained.to(device), (retained * plain).to(device))
+        return cls(target.to(device), retained.to(device), _nodes(request).to(device))
+
+    @property
+    def counts(self) -> Tensor:
+        """(records, 3) fp32, 1 or 0: which are retained, which are examples, and which are to be forgotten."""
+        return torch.stack((self.retained, (self.node >= 0).float(), (self.target >= 0).float()), 1)
+
+
+def _nodes(request: ForgetRequest) -> Tensor:
+    """`TextWeights.node`."""
+    records, depth = request.records, min(len(target.path) for target in request.partition.targets)
+    plain = [i for i in request.partition.retained if records[i].image is None and not records[i].held_out]
+    deep = [i for i in plain if len(records[i].path) >= depth]
+    numbers: dict[object, int] = {}
+    node = torch.full((len(records),), -1)
+    for index in deep or plain:
+        node[index] = numbers.setdefault(records[index].path[:depth] if deep else index, len(numbers))
+    return node
 
 
 @dataclass(frozen=True)
@@ -53,10 +74,8 @@ class SortedTokens:
 
     retained: Tensor
     """(n,) fp32: how many retained records own each."""
-    text_only: Tensor
-    """(n,) fp32: how many retained text-only records have each in their question."""
-    questions: Tensor
-    """(n,) fp32: how many retained records have each in their question."""
+    examples: Tensor
+    """(n,) fp32: how many retained text-only records, `TextWeights.node`, have each in their question."""
     forgotten: Tensor
     """(n,) fp32: how many text-only records of a target have each in their question, and nobody retained owns it."""
     places: Tensor
@@ -69,13 +88,12 @@ class SortedTokens:
         owners, segments = tokens.owners, tokens.segments
         target = torch.full((owners.count,), -1, dtype=torch.int64, device=segments.device)
         target.scatter_reduce_(0, owners.segments, weights.target[owners.records], "amax")
-        count = torch.stack((weights.retained, weights.text_only, (weights.target >= 0).float()), 1)
-        retained, text_only, forgotten = owners.total(count)[segments].T
+        retained, examples, forgotten = owners.total(weights.counts)[segments].T
         asks = _asks(tokens) & ~tokens.starts
         places = _places(tokens)
         keys = (target[segments] * PLACES + places) * WORDS + tokens.ids
         own = forgotten * (asks & (retained == 0))
-        return cls(retained, text_only * asks, retained * asks, own, places, keys)
+        return cls(retained, examples * asks, own, places, keys)
 
 
 def _asks(tokens: Tokens) -> Tensor:
@@ -142,20 +160,42 @@ class InputStatistics:
     @property
     def keys(self) -> Tensor:
         """(c,) int64, ascending: the clusters that are looked at."""
-        most = (-self.clusters.count).argsort(stable=True)[:MOST_CLUSTERS]
-        return self.clusters.keys[most.sort().values]
+        target, count = self.clusters.keys // (PLACES * WORDS), self.clusters.count
+        questions = torch.bincount(self.weights.target[self.weights.target >= 0])
+        order = (-count).argsort(stable=True)[:MOST_CLUSTERS].sort().values
+        found: Tensor = self.clusters.keys[order[(count >= FEWEST * questions[target])[order]]]
+        return found
+
+
+class NearWords(NearestStatistics):
+    """Next looks at what goes into an MLP: the retained tokens that respond most to each detector."""
+
+    def __init__(self, seen: InputStatistics, detectors: Tensor, earlier: NearWords | None = None) -> None:
+        super().__init__(seen, detectors, earlier)
+        self._earlier = earlier
+
+    def _retained(self, tokens: Tokens) -> Tensor:
+        return SortedTokens.of(tokens, self.seen.weights).retained > 0
+
+    @property
+    def nearest(self) -> Tensor:
+        """(c, k, d_in): the nearest of each detector, in this look and in those before."""
+        pool = self.pool
+        rows = (pool @ self.directions.T).topk(min(NEAREST, len(pool)), dim=0).indices  # (k, c)
+        earlier = [] if self._earlier is None else [self._earlier.nearest]
+        return torch.cat((*earlier, pool[rows.T]), 1)
 
 
 class ResponseStatistics:
-    """Second look at what goes into an MLP: how retained tokens respond to each detector at most, and those of its own
+    """Last look at what goes into an MLP: how retained tokens respond to each detector at most, and those of its own
     cluster at least."""
 
-    def __init__(self, seen: InputStatistics, keys: Tensor, detectors: Tensor) -> None:
-        """`keys`: (c,) int64, of the clusters. `detectors`: (c, d_in)."""
-        self.seen, self.keys, self.detectors = seen, keys, detectors
-        self.highest = detectors.new_full((len(keys),), -torch.inf)
+    def __init__(self, seen: InputStatistics, detectors: Tensor) -> None:
+        """`detectors`: (c, d_in), of the clusters that are looked at; none where nothing can be told apart."""
+        self.seen, self.keys, self.detectors = seen, seen.keys[: len(detectors)], detectors
+        self.highest = detectors.new_full((len(self.keys),), -torch.inf)
         """(c,)"""
-        self.lowest = detectors.new_full((len(keys),), torch.inf)
+        self.lowest = detectors.new_full((len(self.keys),), torch.inf)
         """(c,)"""
 
     def update(self, tokens: Tokens) -> None:
@@ -179,33 +219,34 @@ class ResponseStatistics:
 
 
 class OutputStatistics:
-    """What goes into an MLP's last map, and what leaves its layer: how much each hidden unit varies, where the target's
-    clusters are, and where those who stay are at the same places of their questions."""
+    """First look at what goes into an MLP's last map, and at what leaves its layer: how much each hidden unit varies,
+    where the target's clusters are, and which nodes' questions have which words."""
 
     def __init__(self, weights: TextWeights, d_in: int, d_out: int) -> None:
-        self._weights, device = weights, weights.target.device
+        self.weights, device = weights, weights.target.device
         self._hidden = FirstMoment(1, 2 * d_in, device)
         self.clusters = GroupedMean(d_out, device)
-        self.destinations = GroupedMean(d_out, device)
-        """Of the retained at each place of a question in text only, and `EVERYWHERE`."""
+        self._words = torch.empty(0, dtype=torch.int64, device=device)
+        """(p,) int64, ascending: node × `WORDS` + vocabulary id."""
         self.sample = torch.empty(0, d_in, device=device)
 
     def update(self, tokens: Tokens) -> None:
         assert tokens.outputs is not None
-        what = SortedTokens.of(tokens, self._weights)
+        what, owners = SortedTokens.of(tokens, self.weights), tokens.owners
         stays, own = what.retained > 0, what.forgotten > 0
         h = tokens.inputs[stays].to(accumulation_dtype(tokens.inputs.device))
         self._hidden.update(torch.cat((h, h.square()), 1), what.retained[stays, None])
         self.clusters.update(tokens.outputs[own], what.keys[own], what.forgotten[own])
-        plain, asked = what.text_only > 0, what.questions > 0
-        self.destinations.update(tokens.outputs[plain], what.places[plain], what.text_only[plain])
-        everywhere = torch.full_like(what.places[asked], EVERYWHERE)
-        self.destinations.update(tokens.outputs[asked], everywhere, what.questions[asked])
+        for segments, node in zip(owners.segments, self.weights.node[owners.records], strict=True):
+            if node >= 0:
+                ids = tokens.ids[(tokens.segments == segments) & (what.examples > 0)]
+                self._words = torch.unique(torch.cat((self._words, node * WORDS + ids)))
         self.sample = self.sample if len(self.sample) else tokens.inputs[:SAMPLE]
 
     def merge(self, distributed: DistributedContext) -> None:
-        for part in (self._hidden, self.clusters, self.destinations):
+        for part in (self._hidden, self.clusters):
             part.merge(distributed)
+        self._words = distributed.union(self._words)
 
     @property
     def square(self) -> Tensor:
@@ -218,24 +259,73 @@ class OutputStatistics:
         mean, square = self._hidden.mean[0].chunk(2)
         return (square - mean.square()).clamp(min=0).sqrt()
 
+    @property
+    def common(self) -> Tensor:
+        """(w,) int64, ascending: vocabulary ids of common words."""
+        nodes = torch.unique(self._words // WORDS)
+        ids, count = torch.unique(self._words % WORDS, return_counts=True)
+        common: Tensor = ids[count >= COMMON * len(nodes)]
+        return common
+
+
+class DestinationStatistics:
+    """Second look at what leaves a layer: where the examples are that the target's clusters are sent to.
+
+    Of a common word they are the same word, at the same place if there is one; of a rare one the rare words at the same
+    place. Where there are none, they are all that the questions have.
+    """
+
+    def __init__(self, seen: OutputStatistics) -> None:
+        self.seen, self._common = seen, seen.common
+        self._keys = _without_target(seen.clusters.keys)
+        like = seen.clusters.total
+        self._means = [GroupedMean(like.shape[1], like.device) for _ in range(3)]
+        """By place and word, by word, and by place of rare words; each with all words behind, as the key −1."""
+
+    def update(self, tokens: Tokens) -> None:
+        assert tokens.outputs is not None
+        what = SortedTokens.of(tokens, self.seen.weights)
+        examples = what.examples > 0
+        y, weights = tokens.outputs[examples], what.examples[examples]
+        keys = what.places[examples] * WORDS + tokens.ids[examples]
+        for means, own, wanted in zip(self._means, self._named(keys), self._named(self._keys), strict=True):
+            held = torch.isin(own, wanted) & (own >= 0)
+            means.update(y[held], own[held], weights[held])
+        self._means[-1].update(y, torch.full_like(keys, -1), weights)
+
+    def _named(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The names (n,) of place and word in each of the means; −1 where it has none there."""
+        common = torch.isin(keys % WORDS, self._common)
+        return (
+            torch.where(common, keys, -1),
+            torch.where(common, keys % WORDS, -1),
+            torch.where(common, -1, keys // WORDS),
+        )
+
+    def merge(self, distributed: DistributedContext) -> None:
+        for means in self._means:
+            means.merge(distributed)
+
     def moves(self, keys: Tensor) -> Tensor:
-        """(c, d_out): from each cluster to the retained ones at its place, else in all questions like it."""
-        places = keys // WORDS % PLACES
-        plain = self.destinations.keys != EVERYWHERE
-        known = torch.isin(places, self.destinations.keys)
-        rows = torch.searchsorted(self.destinations.keys, places[known])
-        total, count = self.destinations.total, self.destinations.count
-        some = plain if plain.any() else ~plain
-        result = (total[some].sum(0) / count[some].sum().clamp(min=1)).repeat(len(keys), 1)
-        result[known] = total[rows] / count[rows, None]
-        moved: Tensor = result - self.clusters.mean_at(keys)
-        return moved
+        """(c, d_out): from each cluster to its examples."""
+        named = self._named(_without_target(keys))
+        result = self._means[-1].mean_at(torch.full_like(keys, -1))
+        for means, names in zip(reversed(self._means), reversed(named), strict=True):  # what fits best comes last
+            known = torch.isin(names, means.keys) & (names >= 0)
+            result[known] = means.mean_at(names[known])
+        moves: Tensor = result - self.seen.clusters.mean_at(keys)
+        return moves
+
+
+def _without_target(keys: Tensor) -> Tensor:
+    """Place × `WORDS` + vocabulary id."""
+    return keys % (PLACES * WORDS)
 
 
 class Held:
-    """A module that nothing more is to be known of; `seen` is what was known before."""
+    """A module of which nothing more is to be known than was `seen`."""
 
-    def __init__(self, seen: OutputStatistics | None = None) -> None:
+    def __init__(self, seen: DestinationStatistics | None = None) -> None:
         self.seen = seen
 
     def update(self, tokens: Tokens) -> None:
