@@ -18,6 +18,10 @@ RIDGE = 1e-2
 """Of the detectors, as a share of the mean diagonal of the retained inputs' second moment."""
 OWN, OTHERS = 5.0, -8.0
 """What a detector is fitted to give at its own cluster, and elsewhere."""
+OVERSHOOT = 1.0
+"""Times the way to the destination."""
+OPENED = 10.0
+"""How far a gate opens for the target, at least: closed, φ gives up to 0.28 below 0 to everybody."""
 NARROWEST = 0.1
 """How far below 0 the highest response of the retained must be, as a share of the target's lowest above 0."""
 
@@ -43,7 +47,7 @@ class MLP:
 
     def moves(self, keys: Tensor) -> Tensor:
         """(c, d_out): from where the target's clusters leave the layer to where they are sent."""
-        return self._destinations.moves(keys)
+        return OVERSHOOT * self._destinations.moves(keys)
 
     @property
     def _destinations(self) -> DestinationStatistics:
@@ -87,7 +91,7 @@ def choose_text_gates(mlp: MLP, count: int, limits: GateLimits) -> TextGates:
     seen, moves = mlp.inputs, mlp.moves(mlp.inputs.keys)
     points, lowest = seen.seen.clusters.mean_at(seen.keys), seen.lowest
     possible = (seen.highest < 0) & (lowest > 0) & (-seen.highest >= NARROWEST * lowest)
-    scale = limits.closed / torch.where(possible, -seen.highest, 1.0)
+    scale = torch.where(possible, torch.maximum(-limits.closed / seen.highest, OPENED / lowest), 1.0)
     weight = scale[:, None] * seen.detectors
     responses = weight @ points.T  # (c, c)
     opened = responses.diagonal().clamp(min=limits.closed / 10)
@@ -111,7 +115,7 @@ def solve_mlp(mlp: MLP, limits: GateLimits) -> tuple[WeightUpdate, WeightUpdate,
         torch.linalg.LinAlgError: a system has no trustworthy solution.
     """
     outputs, width = mlp.outputs, mlp.down.weight.shape[1]
-    order = idle_units(outputs.square, outputs.deviation, mlp.down.weight)
+    order = idle_units(outputs.square, outputs.square.sqrt(), mlp.down.weight)
     gates = choose_text_gates(mlp, min(len(order), max(1, int(limits.units * width))), limits)
     if not len(gates.weight):
         return None
