@@ -47,7 +47,7 @@ class MLP:
 
     def moves(self, keys: Tensor) -> Tensor:
         """(c, d_out): from where the target's clusters leave the layer to where they are sent."""
-        return OVERSHOOT * self._destinations.moves(keys)
+        return self._destinations.moves(keys)
 
     @property
     def _destinations(self) -> DestinationStatistics:

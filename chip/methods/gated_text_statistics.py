@@ -20,6 +20,12 @@ WORDS, PLACES = 2**24, 2**20
 COMMON = 0.5
 """A word is common if the questions about so large a share of other nodes have it: it tells nothing of whom they ask.
 Of a rare one others with the same word are no example: they may have the name."""
+NEAR = 3
+"""How many places further examples of a rare word may stand, since names are not of one length."""
+MOST_BEHIND = 64
+"""Rare words in a row that are counted."""
+ANYWHERE = PLACES - 1
+"""In the place of a place: at any."""
 FEWEST = 0.05
 """A cluster is looked at if so large a share of its target's questions is in it."""
 MOST_CLUSTERS = 1024
@@ -116,9 +122,7 @@ def _places(tokens: Tokens) -> Tensor:
     before = counted.cumsum(0) - counted.long()
     within = before - before[begin.clamp(max=max(len(index) - 1, 0))][tokens.segments]
     # What a record shares with others stands in the first of its segments.
-    records, row = torch.unique(owners.records, return_inverse=True)
-    first = torch.full((len(records),), owners.count, device=index.device)
-    first.scatter_reduce_(0, row, owners.segments, "amin")
+    first, row = _first_segments(tokens)
     ahead = torch.zeros_like(count)
     ahead[owners.segments] = torch.where(first[row] < owners.segments, count[first[row]], 0)
     places: Tensor = within + ahead[tokens.segments]
@@ -271,55 +275,97 @@ class OutputStatistics:
 class DestinationStatistics:
     """Second look at what leaves a layer: where the examples are that the target's clusters are sent to.
 
-    Of a common word they are the same word, at the same place if there is one; of a rare one the rare words at the same
-    place. Where there are none, they are all that the questions have.
+    Of a common word they are the same word, at the same place if there is one. Of a rare one, which may be a piece of a
+    name, they are the rare words near that place that have as many others behind them before the next common one: a
+    name is known at its end. Where there are none, they are all that the questions have.
     """
 
     def __init__(self, seen: OutputStatistics) -> None:
         self.seen, self._common = seen, seen.common
-        self._keys = _without_target(seen.clusters.keys)
-        like = seen.clusters.total
-        self._means = [GroupedMean(like.shape[1], like.device) for _ in range(3)]
-        """By place and word, by word, and by place of rare words; each with all words behind, as the key −1."""
+        keys, like = seen.clusters.keys, seen.clusters.total
+        self._wanted = torch.unique(torch.cat((keys % (PLACES * WORDS), ANYWHERE * WORDS + keys % WORDS)))
+        self._common_means = GroupedMean(like.shape[1], like.device)
+        """By place and word; by word with the place `ANYWHERE`; and of all as the key −1."""
+        self._rare_means = GroupedMean(like.shape[1], like.device)
+        """By how many rare words follow, times `PLACES`, and place."""
+        self._behind = torch.full_like(keys, MOST_BEHIND)
+        """(c,): how many rare words follow each cluster."""
 
     def update(self, tokens: Tokens) -> None:
         assert tokens.outputs is not None
         what = SortedTokens.of(tokens, self.seen.weights)
-        examples = what.examples > 0
-        y, weights = tokens.outputs[examples], what.examples[examples]
-        keys = what.places[examples] * WORDS + tokens.ids[examples]
-        for means, own, wanted in zip(self._means, self._named(keys), self._named(self._keys), strict=True):
-            held = torch.isin(own, wanted) & (own >= 0)
-            means.update(y[held], own[held], weights[held])
-        self._means[-1].update(y, torch.full_like(keys, -1), weights)
+        common, behind = torch.isin(tokens.ids, self._common), _rare_behind(tokens, self._common)
+        own = what.forgotten > 0
+        rows = torch.searchsorted(self.seen.clusters.keys, what.keys[own])
+        self._behind.scatter_reduce_(0, rows, behind[own], "amin")
+        everyone = torch.full_like(what.places, -1)
+        for place in (what.places, torch.full_like(what.places, ANYWHERE)):
+            keys = place * WORDS + tokens.ids
+            self._add(self._common_means, what.examples * (common & torch.isin(keys, self._wanted)), keys, tokens)
+        self._add(self._common_means, what.examples, everyone, tokens)
+        self._add(self._rare_means, what.examples * ~common, behind * PLACES + what.places, tokens)
 
-    def _named(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The names (n,) of place and word in each of the means; −1 where it has none there."""
-        common = torch.isin(keys % WORDS, self._common)
-        return (
-            torch.where(common, keys, -1),
-            torch.where(common, keys % WORDS, -1),
-            torch.where(common, -1, keys // WORDS),
-        )
+    def _add(self, means: GroupedMean, weights: Tensor, keys: Tensor, tokens: Tokens) -> None:
+        assert tokens.outputs is not None
+        counted = weights > 0
+        means.update(tokens.outputs[counted], keys[counted], weights[counted])
 
     def merge(self, distributed: DistributedContext) -> None:
-        for means in self._means:
-            means.merge(distributed)
+        self._common_means.merge(distributed)
+        self._rare_means.merge(distributed)
+        of_each = self._behind.new_zeros(distributed.world_size, len(self._behind))
+        of_each[distributed.rank] = self._behind
+        distributed.all_reduce_(of_each)
+        self._behind = of_each.amin(0)
 
     def moves(self, keys: Tensor) -> Tensor:
         """(c, d_out): from each cluster to its examples."""
-        named = self._named(_without_target(keys))
-        result = self._means[-1].mean_at(torch.full_like(keys, -1))
-        for means, names in zip(reversed(self._means), reversed(named), strict=True):  # what fits best comes last
-            known = torch.isin(names, means.keys) & (names >= 0)
-            result[known] = means.mean_at(names[known])
+        names, behind = keys % (PLACES * WORDS), self._behind[torch.searchsorted(self.seen.clusters.keys, keys)]
+        result = self._common_means.mean_at(torch.full_like(keys, -1))
+        for name in (ANYWHERE * WORDS + keys % WORDS, names):  # what fits best comes last
+            known = torch.isin(name, self._common_means.keys)
+            result[known] = self._common_means.mean_at(name[known])
+        rare = ~torch.isin(keys % WORDS, self._common)
+        means = self._rare_means
+        for row in rare.nonzero()[:, 0].tolist():
+            near = (means.keys % PLACES - names[row] // WORDS).abs() <= NEAR
+            like = near & (means.keys // PLACES == behind[row])
+            if like.any():
+                result[row] = means.total[like].sum(0) / means.count[like].sum()
         moves: Tensor = result - self.seen.clusters.mean_at(keys)
         return moves
 
 
-def _without_target(keys: Tensor) -> Tensor:
-    """Place × `WORDS` + vocabulary id."""
-    return keys % (PLACES * WORDS)
+def _rare_behind(tokens: Tokens, common: Tensor) -> Tensor:
+    """(n,) int64: how many words that are not common follow each token before the next one that is, in its question.
+
+    Of tokens that several records share it is the fewest.
+    """
+    owners, index = tokens.owners, torch.arange(len(tokens.ids), device=tokens.ids.device)
+    rare = (tokens.roles == TokenRole.QUESTION) & ~torch.isin(tokens.ids, common)
+    stops = torch.where(rare, len(index), index).flip(0).cummin(0).values.flip(0)  # the next that is not rare
+    end = torch.zeros(owners.count, dtype=torch.int64, device=index.device)
+    end.scatter_reduce_(0, tokens.segments, index + 1, "amax")
+    begin = torch.full_like(end, len(index)).scatter_reduce_(0, tokens.segments, index, "amin")
+    behind = torch.minimum(stops, end[tokens.segments]) - index - 1
+    # A shared piece goes on in the pieces of those that share it.
+    start = begin.clamp(max=len(index) - 1)
+    lead = torch.minimum(stops[start], end) - start
+    first, row = _first_segments(tokens)
+    later = owners.segments > first[row]
+    more = torch.full_like(end, MOST_BEHIND)
+    more.scatter_reduce_(0, first[row][later], lead[owners.segments[later]], "amin")
+    goes_on = (stops >= end[tokens.segments]) & (more < MOST_BEHIND)[tokens.segments]
+    result: Tensor = (behind + torch.where(goes_on, more[tokens.segments], 0)).clamp(0, MOST_BEHIND)
+    return result
+
+
+def _first_segments(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The first segment of each record (r,); and of each pair of segment and record the record's row (p,)."""
+    owners = tokens.owners
+    records, row = torch.unique(owners.records, return_inverse=True)
+    first = torch.full((len(records),), owners.count, device=row.device)
+    return first.scatter_reduce_(0, row, owners.segments, "amin"), row
 
 
 class Held:
