@@ -23,7 +23,15 @@ from chip.kernels.gates import constant_map, detectors
 from chip.methods import GatedText, ShieldedGatedText, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
-from chip.methods.gated_text_statistics import PLACES, WORDS, SortedTokens, TextWeights
+from chip.methods.gated_text_tokens import (
+    MOST_BEHIND,
+    PLACES,
+    WORDS,
+    SortedTokens,
+    TextWeights,
+    rare_behind,
+    words_of_nodes,
+)
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM
 from chip.model.target_modules import Component, TargetModule, available_modules, by_mlp, parse_layers
@@ -48,16 +56,17 @@ def _request(image: bytes | None = None) -> ForgetRequest:
 
 
 @settings(max_examples=5)
-@given(SEEDS)
-def test_a_detector_is_the_ridge_regression_of_what_it_is_to_give(seed: int) -> None:
-    points, others = _drawn(seed, 3, 6), _drawn(seed + 1, 40, 6) + 1
+@given(SEEDS, st.sampled_from((0, 4)))
+def test_a_detector_is_the_ridge_regression_of_what_it_is_to_give(seed: int, near: int) -> None:
+    points, others, nearest = _drawn(seed, 3, 6), _drawn(seed + 1, 40, 6) + 1, _drawn(seed + 2, 3, near, 6)
     moment, mean, n = others.T @ others / 40, others.mean(0), 40
-    found = detectors(points, mean, moment, 1e-3, 5.0, -8.0)
+    found = detectors(points, mean, moment, nearest, ridge=1e-3, own=5.0, others=-8.0)
     ridge = torch.eye(6).double() * (1e-3 * moment.diagonal().mean()).sqrt()
-    for x, g in zip(points, found, strict=True):
-        rows = torch.cat((x[None], others / n**0.5, ridge))
-        wanted = torch.cat((torch.tensor([5.0]), torch.full((n,), -8 / n**0.5), torch.zeros(6))).double()
-        torch.testing.assert_close(g, torch.linalg.lstsq(rows, wanted[:, None]).solution[:, 0])
+    for x, hard, g in zip(points, nearest, found, strict=True):
+        rows = torch.cat((x[None], others / n**0.5, hard / max(near, 1) ** 0.5, ridge))
+        wanted = [5.0, *[-8 / n**0.5] * n, *[-8 / max(near, 1) ** 0.5] * near, *[0.0] * 6]
+        best = torch.linalg.lstsq(rows, torch.tensor(wanted).double()[:, None]).solution[:, 0]
+        torch.testing.assert_close(g, best, atol=1e-6, rtol=1e-6)
     extended = torch.cat((others, torch.ones(40, 1).double()), 1)  # what is constant comes out of the inputs
     one = constant_map(extended[:2], extended.mean(0), extended.T @ extended / 40, 1e-9)
     torch.testing.assert_close(extended @ one, torch.ones(40).double(), atol=1e-6, rtol=0)
@@ -79,15 +88,31 @@ def test_a_question_is_counted_from_its_start_wherever_its_tokens_stand() -> Non
     assert alone.forgotten.tolist() == [0, *[1] * (EACH - 2), 0]  # the answer's first, and no more of it
     assert (alone.keys[1:9] % WORDS).tolist() == list(range(4, 12))
     assert (alone.keys[1:9] // WORDS % PLACES).tolist() == list(range(8))
-    # Two records of the target that share what they begin with, of which some is question.
-    two = ForgetRequest.of(Hierarchy([Record("q", a, path, None) for a in "ab" for path in PATHS]), ["target"])
+
+
+def _packed() -> Tokens:
+    """Two records that share what they begin with: the prefix 0 and the words 1 2; the rest each has for itself."""
     roles = [TokenRole.PREFIX, *[TokenRole.QUESTION] * 4, TokenRole.ANSWER, TokenRole.QUESTION, *[TokenRole.ANSWER] * 2]
     owners = SegmentRecords(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 4, 0, 4]), 3)
     segments, start = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]), torch.arange(9) == 0
-    packed = Tokens(torch.zeros(9, 1), None, torch.arange(9), torch.tensor(roles), segments, owners, start)
-    together = SortedTokens.of(packed, TextWeights.of(two, CPU))
+    return Tokens(torch.zeros(9, 1), None, torch.arange(9), torch.tensor(roles), segments, owners, start)
+
+
+def test_records_that_share_a_row_are_seen_as_if_alone() -> None:
+    two = ForgetRequest.of(Hierarchy([Record("q", a, path, None) for a in "ab" for path in PATHS]), ["target"])
+    together = SortedTokens.of(_packed(), TextWeights.of(two, CPU))
     assert together.places[1:].tolist() == [0, 1, 2, 3, 4, 2, 3, 4]
     assert together.forgotten.tolist() == [0, 2, 2, 1, 1, 1, 1, 1, 0]
+    words = words_of_nodes(_packed(), torch.arange(9) > 1, torch.tensor([7, -1, -1, -1, 3]))
+    assert words.tolist() == [
+        node * WORDS + word for node, ids in ((3, (2, 6, 7, 8)), (7, (2, 3, 4, 5))) for word in ids
+    ]
+
+
+def test_rare_words_are_counted_to_the_next_common_one() -> None:
+    assert rare_behind(_packed(), torch.tensor([3, 6])).tolist()[1:5] == [1, 0, 0, 0]
+    assert rare_behind(_packed(), torch.tensor([4])).tolist()[1:4] == [2, 1, 0]  # of 3, and of 6 alone: the fewest
+    assert int(rare_behind(_packed(), torch.tensor([], dtype=torch.int64)).amax()) < MOST_BEHIND
 
 
 class _Mlp:
@@ -187,7 +212,19 @@ def test_what_cannot_be_told_apart_gets_no_gate_and_what_is_no_gated_mlp_is_refu
             GatedText().solve_stage(measured | {MODULES[0]: gate})
 
 
-ADDED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"}
+ADDED = {
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+}
+"""Families whose layers add what their MLP gives as it is."""
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES)])
@@ -213,7 +250,7 @@ def test_only_units_of_the_chosen_layers_change(vlm: VLM, hospital: Path, forget
     before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
     method = GatedText()
     modules = default_modules(vlm, method)
-    assert {module.layer for module in modules} == {0, 1}  # of four
+    assert {module.layer for module in modules} == {1}  # of four
     patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, forget_request, modules)
     changed = {name for name, parameter in vlm.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
@@ -246,7 +283,7 @@ def test_each_step_takes_its_own_modules(vlm: VLM) -> None:
     assert gates.select(modules) == default_modules(vlm, gates)
     assert [stage.target_modules for stage in by_mlp(gates.select(modules))] == [
         tuple(module for module in modules if module.layer == layer and module.kind in ("gate", "up", "down"))
-        for layer in (0, 1)
+        for layer in (1,)
     ]
     assert GatedText().default_layers(30) == [4, 6, 9]
     assert {m.layer for m in default_modules(vlm, method, None, "2") if m.layer is not None} == {*parse_layers("2", 4)}

@@ -23,8 +23,8 @@ from chip.methods.gated_text_statistics import (
     NearWords,
     OutputStatistics,
     ResponseStatistics,
-    TextWeights,
 )
+from chip.methods.gated_text_tokens import TextWeights
 from chip.methods.settings import setting
 from chip.methods.statistics import SecondMoment
 from chip.model.target_modules import Component, TargetModule
