@@ -134,7 +134,8 @@ class _Mlp:
 
     def output(self, updates: dict[TargetModule, WeightUpdate] | None = None) -> Tensor:
         down = self.down if updates is None else updates[MODULES[2]].weight
-        return self.residual + self.hidden(updates) @ down.T
+        output: Tensor = self.residual + self.hidden(updates) @ down.T
+        return output
 
     def measured(self, order: Sequence[int] = range(len(PATHS))) -> dict[TargetModule, MeasuredModule]:
         weights, seen = self.method.record_weights(_request(), CPU), dict[TargetModule, Any]()

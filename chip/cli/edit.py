@@ -72,7 +72,10 @@ def edit(
     keep_model: KeepModel = None,
     out: Out = None,
     label: Label = None,
-    method: Annotated[str, typer.Option(help="shielded, gated, shielded+gated, or chip as published.")] = "shielded",
+    method: Annotated[
+        str,
+        typer.Option(help="shielded, gated, gated_text, shielded+gated, shielded+gated_text, or chip as published."),
+    ] = "shielded",
     target_modules: TargetModules = None,
     layers: Layers = None,
     device: Device = None,

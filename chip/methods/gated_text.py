@@ -45,16 +45,16 @@ class GatedText(Method):
     hidden states.
 
     1. The target's text-only questions fall into clusters: the same word at the same place. Of each, with the mean x̄,
-       a detector, g = (C + x̄ x̄ᵀ + ρ I)⁻¹ (5 x̄ − 8 μ): about 5 there, and about −8 where all retained tokens are, with
-       C their second moment and μ their mean. A second look gives their highest response and the cluster's lowest.
+       a detector g, by ridge regression: 5 at x̄, −8 where all that is retained is, and −8 once more at the retained
+       tokens nearest to it. A last look gives the highest response of the retained and the cluster's lowest.
     2. Gates, the cheapest first, none for a cluster at which one opens already: g scaled so that the retained respond
-       with −`closed` at most. They take rows of W₁ from the hidden units that move the output of the retained least;
-       their rows of W₂ are one map that is about 1 for everybody.
+       with −`closed` at most, and the target with 10 at least. They take the rows of W₁ of those hidden units that give
+       least for what is retained; their rows of W₂ are one map that is about 1 for everybody.
     3. What gates add, their columns of W₃, takes what leaves the layer at the clusters to the mean of the retained
-       text-only questions at the same place: ridge regression.
+       text-only questions: of a word that most nodes' questions have, where they have the same word; of any other, as
+       the pieces of a name are, where they have other such words near that place, as far from the last piece.
 
-    The next layer is measured behind this. What is asked with an image is left alone: it is not forgotten, and what no
-    text-only record asks of a target passes.
+    The next layer is measured behind this. A target's questions with an image are neither forgotten nor retained.
     """
 
     name: ClassVar[str] = "gated_text"
