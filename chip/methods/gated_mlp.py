@@ -50,6 +50,11 @@ class MLP:
         return self._destinations.moves(keys)
 
     @property
+    def has_destinations(self) -> bool:
+        """Whether anybody else is asked about in text."""
+        return self._destinations.has_examples
+
+    @property
     def _destinations(self) -> DestinationStatistics:
         seen: DestinationStatistics = self.down.statistics.seen
         return seen
@@ -91,6 +96,7 @@ def choose_text_gates(mlp: MLP, count: int, limits: GateLimits) -> TextGates:
     seen, moves = mlp.inputs, mlp.moves(mlp.inputs.keys)
     points, lowest = seen.seen.clusters.mean_at(seen.keys), seen.lowest
     possible = (seen.highest < 0) & (lowest > 0) & (-seen.highest >= NARROWEST * lowest)
+    possible &= mlp.has_destinations
     scale = torch.where(possible, torch.maximum(-limits.closed / seen.highest, OPENED / lowest), 1.0)
     weight = scale[:, None] * seen.detectors
     responses = weight @ points.T  # (c, c)

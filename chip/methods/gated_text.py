@@ -111,7 +111,8 @@ class GatedText(Method):
         solved = solve_mlp(mlp, GateLimits(self.text_units, self.closed, self.max_change))
         if solved is None:
             (first, *_) = modules
-            message = f"{first.name}: no word of the target's can be told from what is retained; no gate"
+            what = "no word of the target's can be told from all others, or there are no others' questions in text"
+            message = f"{first.name}: {what}; no gate"
             warnings.warn(message, ChipWarning, stacklevel=2)
             return {}
         return dict(zip(modules, solved, strict=True))

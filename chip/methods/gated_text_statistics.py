@@ -223,6 +223,10 @@ class DestinationStatistics:
         distributed.all_reduce_(of_each)
         self._behind = of_each.amin(0)
 
+    @property
+    def has_examples(self) -> bool:
+        return len(self._common_means.keys) > 0
+
     def moves(self, keys: Tensor) -> Tensor:
         """(c, d_out): from each cluster to its examples."""
         names, behind = keys % (PLACES * WORDS), self._behind[torch.searchsorted(self.seen.clusters.keys, keys)]
