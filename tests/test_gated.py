@@ -280,7 +280,7 @@ def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> No
         torch.testing.assert_close(one.weight, other.weight, atol=1e-6, rtol=1e-6)
 
 
-class _Twin(DistributedContext):
+class Twin(DistributedContext):
     """One of two processes, which are threads."""
 
     world_size = 2
@@ -307,7 +307,7 @@ class _Twin(DistributedContext):
 
 def test_several_processes_find_what_one_does() -> None:
     connector, barrier = _Connector(3), threading.Barrier(2)
-    twins = [_Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
+    twins = [Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
         shares = [
             threads.submit(connector.measured, order, distributed=twin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from chip.model.loading import VLM
 from chip.model.target_modules import Component, TargetModule, available_modules, by_mlp, parse_layers
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 from tests.families import FAMILIES
+from tests.test_gated import Twin
 
 SEEDS = st.integers(0, 2**32 - 1)
 CPU = torch.device("cpu")
@@ -139,7 +142,9 @@ class _Mlp:
         output: Tensor = self.residual + self.hidden(updates) @ down.T
         return output
 
-    def measured(self, order: Sequence[int] = range(len(PATHS))) -> dict[TargetModule, MeasuredModule]:
+    def measured(
+        self, order: Sequence[int] = range(len(PATHS)), distributed: DistributedContext | None = None
+    ) -> dict[TargetModule, MeasuredModule]:
         weights, seen = self.method.record_weights(self.request, CPU), dict[TargetModule, Any]()
         inputs, outputs = (self.x, self.x, self.hidden()), (self.x, self.x, self.output())
         for look in range(self.method.needs.looks):
@@ -149,7 +154,7 @@ class _Mlp:
                 for record in order:
                     own = slice(record * EACH, (record + 1) * EACH)
                     made.update(_tokens(record, x[own], y[own]))
-                made.merge(DistributedContext())
+                made.merge(distributed or DistributedContext())
                 seen[module] = made
         maps = zip(MODULES, (self.gate, self.up, self.down), (nn.functional.silu, None, None), strict=True)
         return {module: MeasuredModule(weight, None, seen[module], behind) for module, weight, behind in maps}
@@ -191,6 +196,19 @@ def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> No
     mlp = _Mlp(seed)
     for one, other in zip(mlp.solve().values(), mlp.solve(order).values(), strict=True):
         torch.testing.assert_close(one.weight, other.weight, atol=1e-6, rtol=1e-6)
+
+
+def test_several_processes_find_what_one_does() -> None:
+    mlp, barrier, values = _Mlp(3), threading.Barrier(2), [torch.empty(0)] * 2
+    with ThreadPoolExecutor(2) as threads:
+        shares = [
+            threads.submit(mlp.measured, order, Twin(rank, values, barrier))
+            for rank, order in enumerate(([0, 2], [3, 1]))
+        ]
+        solved = [mlp.method.solve_stage(share.result()) for share in shares]
+    for module, alone in mlp.solve().items():
+        for one in solved:
+            torch.testing.assert_close(one[module].weight, alone.weight, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_stay_within_the_change_that_is_allowed() -> None:

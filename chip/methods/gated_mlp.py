@@ -121,7 +121,7 @@ def solve_mlp(mlp: MLP, limits: GateLimits) -> tuple[WeightUpdate, WeightUpdate,
         torch.linalg.LinAlgError: a system has no trustworthy solution.
     """
     outputs, width = mlp.outputs, mlp.down.weight.shape[1]
-    order = idle_units(outputs.square, outputs.square.sqrt(), mlp.down.weight)
+    order = idle_units(outputs.square, outputs.square.sqrt(), mlp.down.weight)  # no bias takes over what is constant
     gates = choose_text_gates(mlp, min(len(order), max(1, int(limits.units * width))), limits)
     if not len(gates.weight):
         return None

@@ -129,12 +129,12 @@ class ResponseStatistics:
 
 
 class OutputStatistics:
-    """First look at what goes into an MLP's last map, and at what leaves its layer: how much each hidden unit varies,
+    """First look at what goes into an MLP's last map, and at what leaves its layer: how large each hidden unit is,
     where the target's clusters are, and which nodes' questions have which words."""
 
     def __init__(self, weights: TextWeights, d_in: int, d_out: int) -> None:
         self.weights, device = weights, weights.target.device
-        self._hidden = FirstMoment(1, 2 * d_in, device)
+        self._squares = FirstMoment(1, d_in, device)
         self.clusters = GroupedMean(d_out, device)
         self._words = torch.empty(0, dtype=torch.int64, device=device)
         """(p,) int64, ascending: node × `WORDS` + vocabulary id."""
@@ -145,7 +145,7 @@ class OutputStatistics:
         what = SortedTokens.of(tokens, self.weights)
         stays, own = what.retained > 0, what.forgotten > 0
         h = tokens.inputs[stays].to(accumulation_dtype(tokens.inputs.device))
-        self._hidden.update(torch.cat((h, h.square()), 1), what.retained[stays, None])
+        self._squares.update(h.square(), what.retained[stays, None])
         self.clusters.update(tokens.outputs[own], what.keys[own], what.forgotten[own])
         self._words = torch.unique(
             torch.cat((self._words, words_of_nodes(tokens, what.examples > 0, self.weights.node)))
@@ -153,20 +153,14 @@ class OutputStatistics:
         self.sample = self.sample if len(self.sample) else tokens.inputs[:SAMPLE]
 
     def merge(self, distributed: DistributedContext) -> None:
-        for part in (self._hidden, self.clusters):
+        for part in (self._squares, self.clusters):
             part.merge(distributed)
         self._words = distributed.union(self._words)
 
     @property
     def square(self) -> Tensor:
         """(d_in,): E[h²] of the retained."""
-        return self._hidden.mean[0].chunk(2)[1]
-
-    @property
-    def deviation(self) -> Tensor:
-        """(d_in,): standard deviation of h of the retained."""
-        mean, square = self._hidden.mean[0].chunk(2)
-        return (square - mean.square()).clamp(min=0).sqrt()
+        return self._squares.mean[0]
 
     @property
     def common(self) -> Tensor:
