@@ -18,11 +18,9 @@ RIDGE = 1e-2
 """Of the detectors, as a share of the mean diagonal of the retained inputs' second moment."""
 OWN, OTHERS = 5.0, -8.0
 """What a detector is fitted to give at its own cluster, and elsewhere."""
-OVERSHOOT = 1.0
-"""Times the way to the destination."""
 OPENED = 10.0
 """How far a gate opens for the target, at least: closed, φ gives up to 0.28 below 0 to everybody."""
-NARROWEST = 0.1
+NARROWEST = 0.6
 """How far below 0 the highest response of the retained must be, as a share of the target's lowest above 0."""
 
 Activation = Callable[[Tensor], Tensor]
