@@ -20,7 +20,7 @@ OWN, OTHERS = 5.0, -8.0
 """What a detector is fitted to give at its own cluster, and elsewhere."""
 OPENED = 10.0
 """How far a gate opens for the target, at least: closed, φ gives up to 0.28 below 0 to everybody."""
-NARROWEST = 0.6
+NARROWEST = 0.1
 """How far below 0 the highest response of the retained must be, as a share of the target's lowest above 0."""
 
 Activation = Callable[[Tensor], Tensor]
