@@ -18,7 +18,7 @@ from chip.model.adapters import open_checkpoint
 from chip.model.families import find_language
 from chip.model.loading import load_vlm
 from chip.model.skeleton import build_skeleton
-from chip.model.target_modules import Component, TargetModule, available_modules, layer_range
+from chip.model.target_modules import Component, TargetModule, available_modules
 from chip.model.unreached import describe_unreached
 from chip.sinks import LargestToken, largest_tokens
 
@@ -127,6 +127,9 @@ def _row(model: Any, kind: str, modules: Sequence[TargetModule]) -> TargetModule
 def _edited_by(kind: str, component: Component, depth: int) -> Iterator[str]:
     """Methods whose default is to edit this kind; with their layers, in a text model of `depth` layers."""
     for name, method in find_methods().items():
-        if kind in method.target_modules:
-            span = layer_range(method.layers, depth)
-            yield f"{name} {span.start}-{span.stop - 1}" if component is Component.TEXT else name
+        steps = [step for step in method().steps if kind in step.target_modules]
+        layers = sorted({layer for step in steps for layer in step.default_layers(depth)})
+        if steps:
+            near = layers == list(range(layers[0], layers[-1] + 1))
+            shown = f"{layers[0]}-{layers[-1]}" if near else ",".join(map(str, layers))
+            yield f"{name} {shown}" if component is Component.TEXT else name

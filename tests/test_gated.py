@@ -35,7 +35,7 @@ from chip.kernels.gates import (
 from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
-from chip.methods.gated_connector import _side_by_side
+from chip.methods.gated_connector import side_by_side
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
 from chip.model.activations import activation_behind
@@ -279,7 +279,7 @@ def test_the_order_of_batches_does_not_matter(seed: int, order: list[int]) -> No
         torch.testing.assert_close(one.weight, other.weight, atol=1e-6, rtol=1e-6)
 
 
-class _Twin(DistributedContext):
+class Twin(DistributedContext):
     """One of two processes, which are threads."""
 
     world_size = 2
@@ -306,7 +306,7 @@ class _Twin(DistributedContext):
 
 def test_several_processes_find_what_one_does() -> None:
     connector, barrier = _Connector(3), threading.Barrier(2)
-    twins = [_Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
+    twins = [Twin(rank, values, barrier) for values in [[torch.empty(0)] * 2] for rank in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
         shares = [
             threads.submit(connector.measured, order, distributed=twin)
@@ -373,10 +373,10 @@ def test_more_tokens_than_can_be_told_apart_are_refused(monkeypatch: pytest.Monk
         _Connector(0).measured()
 
 
-def test_freed_units_come_to_lie_side_by_side() -> None:
+def test_freed_units_come_to_lieside_by_side() -> None:
     freed = torch.zeros(96, dtype=torch.bool)
     freed[[3, 33, 34, 36, 90]] = True
-    order, place = _side_by_side(freed)
+    order, place = side_by_side(freed)
     assert place.tolist() == [32, 33, 34, 35, 36]
     assert sorted(order.tolist()) == list(range(96))
     assert set(order[place].tolist()) == {3, 33, 34, 36, 90}

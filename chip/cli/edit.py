@@ -108,7 +108,10 @@ def edit(
     save: Save = "merged",
     rank: Rank = None,
     label: Label = None,
-    method: Annotated[str, typer.Option(help="shielded, gated, shielded+gated, or chip as published.")] = "shielded",
+    method: Annotated[
+        str,
+        typer.Option(help="shielded, gated, gated_text, shielded+gated, shielded+gated_text, or chip as published."),
+    ] = "shielded",
     target_modules: TargetModules = None,
     layers: Layers = None,
     device: Device = None,

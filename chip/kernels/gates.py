@@ -37,6 +37,49 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     return torch.nn.functional.normalize(directions, dim=1)
 
 
+def detectors(
+    points: Tensor, mean: Tensor, moment: Tensor, nearest: Tensor, *, ridge: float, own: float, others: float
+) -> Tensor:
+    """Maps without a bias that give about `own` at one point each, and about `others` where all others are:
+
+        min over g   (g·x − own)² + E_j (g·x_j − others)² + E_n (g·x_n − others)² + ρ ‖g‖²
+
+    by one solve for all points (Woodbury): those nearest to a point weigh as much as all others together, and the point
+    too. What is constant comes out of the inputs themselves, which a norm in front keeps at one length.
+
+    Args:
+        points: x (n, d).
+        mean: μ (d,), of all others.
+        moment: C (d, d) = E[x_j x_jᵀ]; only what is on and above the diagonal is read. fp64, or fp32.
+        nearest: x_n (n, k, d): of each point the others that are hard to tell from it; k may be 0.
+        ridge: ρ, as a share of C's mean diagonal.
+
+    Returns:
+        (n, d), in the dtype of `moment`.
+
+    Raises:
+        torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
+    """
+    system, count = moment.clone(), nearest.shape[1]
+    system.diagonal().add_(ridge * moment.diagonal().mean())
+    rows = torch.cat((points[:, None], nearest / max(1, count) ** 0.5), 1).to(moment.dtype)  # (n, 1 + k, d)
+    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), system)
+    solved, of_mean = inverse[:-1].view(rows.shape), inverse[-1]
+    sizes = rows.new_tensor([own, *[others / max(1, count) ** 0.5] * count])
+    right = sizes @ solved + others * of_mean  # (n, d)
+    small = rows @ solved.mT + torch.eye(1 + count, dtype=rows.dtype, device=rows.device)
+    share = torch.linalg.solve(small, (rows @ right[:, :, None])[:, :, 0])
+    found: Tensor = right - (share[:, None] @ solved)[:, 0]
+    return found
+
+
+def constant_map(points: Tensor, mean: Tensor, moment: Tensor, ridge: float) -> Tensor:
+    """(d,): the map without a bias that gives about 1 at all points, and where all others are; as `detectors`."""
+    points, system = points.to(moment.dtype), moment + points.T.to(moment.dtype) @ points.to(moment.dtype) / len(points)
+    system.diagonal().add_(ridge * moment.diagonal().mean())
+    return solve_spd_((mean + points.mean(0))[None], system)[0]
+
+
 def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:
     """The direction in which each point stands farthest beyond all others:
 

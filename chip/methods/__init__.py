@@ -9,19 +9,23 @@ from chip.errors import InputError
 from chip.methods.base import Method, Needs, WeightUpdate, membership
 from chip.methods.chip import Chip
 from chip.methods.gated import Gated
+from chip.methods.gated_text import GatedText
 from chip.methods.settings import setting, settings_of
 from chip.methods.shielded import Shielded
 from chip.methods.shielded_gated import ShieldedGated
+from chip.methods.shielded_gated_text import ShieldedGatedText
 from chip.plugins import load_plugins
 
 __all__ = [
     "METHODS",
     "Chip",
     "Gated",
+    "GatedText",
     "Method",
     "Needs",
     "Shielded",
     "ShieldedGated",
+    "ShieldedGatedText",
     "WeightUpdate",
     "find_methods",
     "make_method",
@@ -47,7 +51,7 @@ def register_method(method: type[Method]) -> type[Method]:
     return method
 
 
-for _method in (Shielded, Gated, ShieldedGated, Chip):
+for _method in (Shielded, Gated, GatedText, ShieldedGated, ShieldedGatedText, Chip):
     register_method(_method)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from torch import Tensor
 from chip.checkpoint.layout import Checkpoint
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import InputError
+from chip.errors import ChipWarning, InputError
 from chip.general.loss import GeneralReference
 from chip.methods.base import Method, Search
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
@@ -24,17 +25,19 @@ from chip.model.forward.self_check import check_pass
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 from chip.model.scoring import score_records
-from chip.model.target_modules import TargetModule, layer_range, parse_layers, select_modules
+from chip.model.target_modules import TargetModule, available_modules, parse_layers, select_modules
 from chip.progress import ProgressCallback, silent
 
 
 def default_modules(
     vlm: VLM, method: Method, kinds: Sequence[str] | None = None, layers: str | None = None
 ) -> list[TargetModule]:
-    """The modules to edit, in the order of data: as asked for, else the method's own choice for this depth."""
-    depth = len(vlm.layers)
-    span = layer_range(method.layers, depth) if layers is None else parse_layers(layers, depth)
-    return select_modules(vlm.model, method.target_modules if kinds is None else kinds, span)
+    """The modules to edit, in the order of data: as asked for, else what the method's steps choose for this depth."""
+    depth, chosen = len(vlm.layers), set[TargetModule]()
+    for step in method.steps:
+        span = step.default_layers(depth) if layers is None else parse_layers(layers, depth)
+        chosen |= set(select_modules(vlm.model, step.target_modules if kinds is None else kinds, span))
+    return [module for module in available_modules(vlm.model) if module in chosen]
 
 
 def edit_model(
@@ -67,7 +70,12 @@ def edit_model(
     check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
     for step in method.steps:
-        modules = [module for module in target_modules if step.can_edit(module)]
+        if not step.has_work(request):
+            if len(method.steps) == 1:
+                message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
+                warnings.warn(message, ChipWarning, stacklevel=2)
+            continue
+        modules = step.select(target_modules)
         if not modules:
             message = f"method {step.name} edits none of these modules; choose others"
             raise InputError(message, argument="target_modules")

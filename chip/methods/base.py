@@ -14,7 +14,7 @@ from torch import Tensor
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.methods.settings import check_settings
-from chip.model.target_modules import Component, TargetModule
+from chip.model.target_modules import Component, TargetModule, layer_range
 from chip.model.tokens import Statistics
 
 
@@ -73,6 +73,9 @@ class Needs:
     what came in before the edit as well. Goes with `outputs=False`."""
     whole_connectors: bool = False
     """The maps of a connector are measured in one pass, and solved for together. Goes with `outputs=True`."""
+    whole_mlps: bool = False
+    """The maps of a layer's MLP are measured in one pass, and solved for together; what comes out of the last one is
+    then what leaves the layer. Goes with `outputs=True`."""
     looks: int = 1
     """How many passes a stage takes; see `Method.look_again`."""
 
@@ -87,7 +90,8 @@ class MeasuredModule:
     """(d_out,)"""
     statistics: Any
     activation: Callable[[Tensor], Tensor] | None
-    """In a connector what its output goes through, value by value, before the next linear map; None: nothing known."""
+    """In a connector what its output goes through, value by value, before the next linear map; of a gated MLP's `gate`,
+    what its output goes through. None: nothing known."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,20 @@ class Method(ABC):
         """Edits to make one after the other, each in the model that the one before has left."""
         return (self,)
 
+    def default_layers(self, depth: int) -> Sequence[int]:
+        """The layers of a text model of `depth` layers that it edits by default."""
+        return layer_range(self.layers, depth)
+
     def can_edit(self, module: TargetModule) -> bool:
         """Whether the method has anything to say about such a module."""
+        return True
+
+    def select(self, modules: Sequence[TargetModule]) -> list[TargetModule]:
+        """Those of the modules that it edits."""
+        return [module for module in modules if self.can_edit(module)]
+
+    def has_work(self, request: ForgetRequest) -> bool:
+        """Whether the request holds anything that the method would take out."""
         return True
 
     def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
@@ -161,6 +177,10 @@ class Method(ABC):
     @abstractmethod
     def statistics(self, record_weights: Any, d_in: int, d_out: int) -> Statistics:
         """What to collect at a module; `record_weights` as this method's own function gives them."""
+
+    def statistics_of(self, module: TargetModule, record_weights: Any, d_in: int, d_out: int) -> Statistics:
+        """As `statistics`, where modules of a stage are asked for different things."""
+        return self.statistics(record_weights, d_in, d_out)
 
     @abstractmethod
     def statistics_bytes(self, d_in: int, d_out: int) -> int:

@@ -95,7 +95,8 @@ def solve_connector(
         torch.linalg.LinAlgError: a system has no trustworthy solution.
     """
     hidden: GatedStatistics = second.statistics.seen
-    order = _idle_units(hidden, second.weight)
+    square = hidden.moment.diagonal()[:-1]
+    order = idle_units(square, hidden.covariance.diagonal().clamp(min=0).sqrt(), second.weight)
     count = min(len(order), int(limits.units * second.weight.shape[1]))
     gates = build_gates(first, second, count, limits)
     if not len(gates.bias):
@@ -103,10 +104,15 @@ def solve_connector(
     return *_replace_units(first, second, gates, order[: len(gates.bias)], limits), gates
 
 
-def _idle_units(hidden: GatedStatistics, weight: Tensor) -> Tensor:
-    """(u,) int64: hidden units in ascending order of how much they move the output, but for gates of earlier edits."""
-    deviation = hidden.covariance.diagonal().clamp(min=0).sqrt()
-    square, columns = hidden.moment.diagonal()[:-1], torch.linalg.norm(weight.to(deviation.dtype), dim=0)
+def idle_units(square: Tensor, deviation: Tensor, weight: Tensor) -> Tensor:
+    """(u,) int64: hidden units in ascending order of how much they move the output, but for gates of earlier edits.
+
+    Args:
+        square: (h,): mean square of each, of the retained.
+        deviation: (h,): standard deviation, likewise.
+        weight: (d_out, h), of the map behind.
+    """
+    columns = torch.linalg.norm(weight.to(deviation.dtype), dim=0)
     earlier = (square < SILENT * square.mean()) & (columns > columns.median() / 2)
     order = (deviation * columns).argsort()
     idle: Tensor = order[~earlier[order]]
@@ -122,7 +128,7 @@ def _replace_units(
     is_freed = torch.zeros(second.weight.shape[1], dtype=torch.bool, device=freed.device).index_fill_(0, freed, True)
     old_bias = _or_zeros(second.bias, second.weight).to(dtype)
     behind, shift = refit_without(second.weight, hidden.moment, is_freed, REFIT_RIDGE, second.bias is not None)
-    order, place = _side_by_side(is_freed)
+    order, place = side_by_side(is_freed)
     weight, bias = first.weight.to(dtype)[order], _or_zeros(first.bias, first.weight).to(dtype)[order]
     behind = behind[:, order]
     weight[place], bias[place] = gates.weight, gates.bias
@@ -138,7 +144,7 @@ def _replace_units(
     )
 
 
-def _side_by_side(freed: Tensor) -> tuple[Tensor, Tensor]:
+def side_by_side(freed: Tensor) -> tuple[Tensor, Tensor]:
     """An order of the hidden units that has the freed ones side by side, from the beginning of a group on.
 
     A large column spoils the scale of its group where weights are rounded to 4 bits. Few units move: the place is where

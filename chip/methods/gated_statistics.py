@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,9 +148,10 @@ class GatedStatistics:
 class NearestStatistics:
     """Later looks: of what is retained, the tokens that respond most along some directions."""
 
-    def __init__(self, seen: GatedStatistics, directions: Tensor, earlier: NearestStatistics | None = None) -> None:
-        """`directions`: (c, d_in). `earlier`: the look before, whose tokens are among these too."""
-        self.seen, self._directions = seen, directions
+    def __init__(self, seen: Any, directions: Tensor, earlier: NearestStatistics | None = None) -> None:
+        """`seen`: of the first look. `directions`: (c, d_in). `earlier`: the look before, whose tokens are among these
+        too."""
+        self.seen, self.directions = seen, directions
         self.looks: int = 1 if earlier is None else earlier.looks + 1
         self._held = directions.new_empty(0, directions.shape[1]) if earlier is None else earlier.pool
         self._found = self._held[:0]
@@ -166,12 +168,17 @@ class NearestStatistics:
         return tokens
 
     def update(self, tokens: Tokens) -> None:
-        _, retained = roles_of(tokens, self.seen.record_weights)
-        if len(self._directions) and retained.any():
+        retained = self._retained(tokens)
+        if len(self.directions) and retained.any():
             x = tokens.inputs[retained].to(self._found.dtype)
-            values = x @ self._directions.T
+            values = x @ self.directions.T
             rows = torch.arange(len(x), device=x.device)[:, None].expand_as(values)
             self._add(x, values, rows)
+
+    def _retained(self, tokens: Tokens) -> Tensor:
+        """(n,) bool."""
+        _, retained = roles_of(tokens, self.seen.record_weights)
+        return retained
 
     def _add(self, found: Tensor, values: Tensor, rows: Tensor) -> None:
         """Take notice of further tokens; arguments as the attributes of these names."""

@@ -17,7 +17,16 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.activation_store import room_for
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
-from chip.model.target_modules import Component, Stage, TargetModule, at_once, by_connector, by_layer, in_data_order
+from chip.model.target_modules import (
+    Component,
+    Stage,
+    TargetModule,
+    at_once,
+    by_connector,
+    by_layer,
+    by_mlp,
+    in_data_order,
+)
 from chip.model.tokens import Statistics
 from chip.progress import ProgressCallback
 
@@ -111,7 +120,8 @@ class StatisticsSource:
 
     def _create(self, module: TargetModule) -> Statistics:
         d_out, d_in = module.shape(self._vlm.model)
-        return self._method.statistics(self._record_weights(self._vlm.place_of(module.weight_name)), d_in, d_out)
+        weights = self._record_weights(self._vlm.place_of(module.weight_name))
+        return self._method.statistics_of(module, weights, d_in, d_out)
 
 
 def _making(again: Mapping[TargetModule, Callable[[], Statistics]]) -> Callable[[TargetModule], Statistics]:
@@ -122,6 +132,8 @@ def _stages(method: Method, target_modules: Sequence[TargetModule], streamed: bo
     """What is observed in one run; where weights are streamed, no more than a layer."""
     if method.needs.whole_connectors:
         return by_connector(target_modules)
+    if method.needs.whole_mlps:
+        return by_mlp(target_modules)
     if not method.needs.outputs:
         return in_data_order(target_modules)
     return by_layer(target_modules) if streamed else at_once(target_modules)

@@ -103,6 +103,8 @@ class Stage:
     """Target modules that are observed in the same run through the model, in the order of data."""
 
     target_modules: tuple[TargetModule, ...]
+    layer_outputs: bool = False
+    """What comes out of the last one is taken to be what leaves its layer."""
 
     @property
     def first(self) -> int | None:
@@ -177,7 +179,7 @@ def _expert_blocks(model: Any, name: str, layer: nn.Module, index: int) -> Itera
         yield TargetModule(block, "down", Component.TEXT, index, bias=False, output_maps=named)
 
 
-def select_modules(model: Any, kinds: Sequence[str], layers: range) -> list[TargetModule]:
+def select_modules(model: Any, kinds: Sequence[str], layers: Sequence[int]) -> list[TargetModule]:
     """The target modules of these kinds, in the order of data; `layers` restricts those of the text model.
 
     Raises:
@@ -292,6 +294,14 @@ def by_connector(target_modules: Sequence[TargetModule]) -> list[Stage]:
         else:
             stages.append([module])
     return [Stage(tuple(stage)) for stage in stages]
+
+
+def by_mlp(target_modules: Sequence[TargetModule]) -> list[Stage]:
+    """The target modules, of MLPs in the text model, as stages of one MLP each, with what leaves its layer."""
+    layers: dict[int | None, list[TargetModule]] = {}
+    for module in target_modules:
+        layers.setdefault(module.layer, []).append(module)
+    return [Stage(tuple(modules), layer_outputs=True) for modules in layers.values()]
 
 
 def _same_input(a: TargetModule, b: TargetModule) -> bool:

@@ -44,7 +44,7 @@ class StageObserver(Generic[S]):
             needs_outputs: whether they are shown outputs; without, a pass ends at the first module that is reached.
             check_finite: whether an activation that is NaN or infinite is refused.
         """
-        self._vlm, self._records, self._needs_outputs = vlm, records, needs_outputs
+        self._vlm, self._records, self._stage, self._needs_outputs = vlm, records, stage, needs_outputs
         self._check_finite = check_finite
         self.statistics = {module: create(module) for module in stage.target_modules}
         """Of this process."""
@@ -61,11 +61,11 @@ class StageObserver(Generic[S]):
         """
         self._with_image += bool(batch.vision.any())
         sees = {module: self._see(module, batch, original_inputs) for module in self.statistics}
-        return [self._hook(module, see, batch) for module, see in sees.items()]
+        return [hook for module, see in sees.items() for hook in self._hooks_at(module, see, batch)]
 
-    def _hook(self, module: TargetModule, see: See, batch: Batch) -> Hook:
+    def _hooks_at(self, module: TargetModule, see: See, batch: Batch) -> list[Hook]:
         if module.component is Component.CONNECTOR:
-            return self._whole(module, see, batch)
+            return [self._whole(module, see, batch)]
         if module.output_maps:
             shape = (*batch.roles.shape, -1)
 
@@ -73,10 +73,10 @@ class StageObserver(Generic[S]):
                 y = block_output(output).view(shape)
                 see(y, y if self._needs_outputs else None)
 
-            return trace(self._vlm.model, module, output=see_output, stop=not self._needs_outputs)
+            return [trace(self._vlm.model, module, output=see_output, stop=not self._needs_outputs)]
         if self._needs_outputs:
-            return trace(self._vlm.model, module, output=see)
-        return trace(self._vlm.model, module, input=see, stop=True)
+            return self._output_hooks(module, see)
+        return [trace(self._vlm.model, module, input=see, stop=True)]
 
     @contextmanager
     def _whole(self, module: TargetModule, see: See, batch: Batch) -> Iterator[None]:
@@ -92,6 +92,15 @@ class StageObserver(Generic[S]):
         if calls:
             values = image_rows(calls, batch, family_of(self._vlm.model).padded_images)
             see(*values)
+
+    def _output_hooks(self, module: TargetModule, see: See) -> list[Hook]:
+        """Show what goes into the module with what comes out of it, or of its layer where the stage wants that."""
+        if not self._stage.layer_outputs or module != self._stage.target_modules[-1]:
+            return [trace(self._vlm.model, module, output=see)]
+        assert module.layer is not None
+        held: list[Tensor] = []
+        leaving = trace(self._vlm.layers[module.layer], output=lambda _, y: see(held.pop(), y))
+        return [trace(self._vlm.model, module, input=held.append), leaving]
 
     def merged(self, distributed: DistributedContext) -> dict[TargetModule, S]:
         """The statistics of all processes.
@@ -112,7 +121,8 @@ class StageObserver(Generic[S]):
     def _see(self, module: TargetModule, batch: Batch, original_inputs: Tensor | None) -> See:
         def see(x: Tensor, y: Tensor | None = None) -> None:
             place = self._vlm.place_of(module.weight_name)  # a device map has layers elsewhere than the batch
-            tokens = _tokens(module, x.to(place), y, batch.without_inputs().to(place), original_inputs)
+            outputs = None if y is None else y.to(place)
+            tokens = _tokens(module, x.to(place), outputs, batch.without_inputs().to(place), original_inputs)
             if self._check_finite:
                 self._refuse_not_finite(module.name, tokens)
             self.statistics[module].update(tokens)

@@ -1,0 +1,252 @@
+"""What gates in the text model are made from: what goes into an MLP at the words of the target's questions and at all
+other tokens, and what leaves its layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chip.distributed import DistributedContext
+from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.methods.gated_statistics import NEAREST, NearestStatistics
+from chip.methods.gated_text_tokens import (
+    ANYWHERE,
+    MOST_BEHIND,
+    PLACES,
+    WORDS,
+    SortedTokens,
+    TextWeights,
+    rare_behind,
+    words_of_nodes,
+)
+from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
+from chip.model.tokens import Tokens
+
+COMMON = 0.5
+"""A word is common if the questions about so large a share of other nodes have it: it tells nothing of whom they ask.
+Of a rare one others with the same word are no example: they may have the name."""
+NEAR = 3
+"""How many places further examples of a rare word may stand, since names are not of one length."""
+FEWEST = 0.05
+"""A cluster is looked at if so large a share of its target's questions is in it."""
+MOST_CLUSTERS = 1024
+"""That are looked at; of more those that the most questions show."""
+SAMPLE = 32
+"""Tokens of the first batch that are held, to see what stands between the maps."""
+
+
+class InputStatistics:
+    """First look at what goes into an MLP: moments of what is retained, and means of the target's tokens, in clusters:
+    the same word at the same place of the question."""
+
+    def __init__(self, weights: TextWeights, d_in: int) -> None:
+        self.weights, device = weights, weights.target.device
+        self.retained, self._sum = SecondMoment(d_in, device), FirstMoment(1, d_in, device)
+        self.clusters = GroupedMean(d_in, device)
+        self.sample = torch.empty(0, d_in, device=device)
+
+    def update(self, tokens: Tokens) -> None:
+        what = SortedTokens.of(tokens, self.weights)
+        stays, own = what.retained > 0, what.forgotten > 0
+        self.retained.update(tokens.inputs[stays], what.retained[stays])
+        self._sum.update(tokens.inputs[stays], what.retained[stays, None])
+        self.clusters.update(tokens.inputs[own], what.keys[own], what.forgotten[own])
+        self.sample = self.sample if len(self.sample) else tokens.inputs[:SAMPLE]
+
+    def merge(self, distributed: DistributedContext) -> None:
+        for part in (self.retained, self._sum, self.clusters):
+            part.merge(distributed)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d_in,): of the retained."""
+        return self._sum.mean[0]
+
+    @property
+    def moment(self) -> Tensor:
+        """C (d_in, d_in): E[x xᵀ] of the retained; symmetric."""
+        return symmetrize_(self.retained.upper.clone()) / self.retained.count.clamp(min=1)
+
+    @property
+    def keys(self) -> Tensor:
+        """(c,) int64, ascending: the clusters that are looked at."""
+        target, count = self.clusters.keys // (PLACES * WORDS), self.clusters.count
+        questions = torch.bincount(self.weights.target[self.weights.target >= 0])
+        order = (-count).argsort(stable=True)[:MOST_CLUSTERS].sort().values
+        found: Tensor = self.clusters.keys[order[(count >= FEWEST * questions[target])[order]]]
+        return found
+
+
+class NearWords(NearestStatistics):
+    """Next looks at what goes into an MLP: the retained tokens that respond most to each detector."""
+
+    def __init__(self, seen: InputStatistics, detectors: Tensor, earlier: NearWords | None = None) -> None:
+        super().__init__(seen, detectors, earlier)
+        self._earlier = earlier
+
+    def _retained(self, tokens: Tokens) -> Tensor:
+        return SortedTokens.of(tokens, self.seen.weights).retained > 0
+
+    @property
+    def nearest(self) -> Tensor:
+        """(c, k, d_in): the nearest of each detector, in this look and in those before."""
+        pool = self.pool
+        rows = (pool @ self.directions.T).topk(min(NEAREST, len(pool)), dim=0).indices  # (k, c)
+        earlier = [] if self._earlier is None else [self._earlier.nearest]
+        return torch.cat((*earlier, pool[rows.T]), 1)
+
+
+class ResponseStatistics:
+    """Last look at what goes into an MLP: how retained tokens respond to each detector at most, and those of its own
+    cluster at least."""
+
+    def __init__(self, seen: InputStatistics, detectors: Tensor) -> None:
+        """`detectors`: (c, d_in), of the clusters that are looked at; none where nothing can be told apart."""
+        self.seen, self.keys, self.detectors = seen, seen.keys[: len(detectors)], detectors
+        self.highest = detectors.new_full((len(self.keys),), -torch.inf)
+        """(c,)"""
+        self.lowest = detectors.new_full((len(self.keys),), torch.inf)
+        """(c,)"""
+
+    def update(self, tokens: Tokens) -> None:
+        what = SortedTokens.of(tokens, self.seen.weights)
+        stays, own = what.retained > 0, torch.isin(what.keys, self.keys) & (what.forgotten > 0)
+        if len(self.keys) and stays.any():
+            responses = tokens.inputs[stays].to(self.detectors.dtype) @ self.detectors.T
+            self.highest = torch.maximum(self.highest, responses.amax(0))
+        if own.any():
+            rows = torch.searchsorted(self.keys, what.keys[own])
+            responses = (tokens.inputs[own].to(self.detectors.dtype) * self.detectors[rows]).sum(1)
+            self.lowest.scatter_reduce_(0, rows, responses, "amin")
+
+    def merge(self, distributed: DistributedContext) -> None:
+        of_each = self.highest.new_zeros(distributed.world_size, 2, len(self.keys))
+        of_each[distributed.rank] = torch.stack((self.highest, -self.lowest)).nan_to_num(
+            neginf=torch.finfo(self.highest.dtype).min
+        )
+        distributed.all_reduce_(of_each)
+        self.highest, self.lowest = of_each[:, 0].amax(0), -of_each[:, 1].amax(0)
+
+
+class OutputStatistics:
+    """First look at what goes into an MLP's last map, and at what leaves its layer: how large each hidden unit is,
+    where the target's clusters are, and which nodes' questions have which words."""
+
+    def __init__(self, weights: TextWeights, d_in: int, d_out: int) -> None:
+        self.weights, device = weights, weights.target.device
+        self._squares = FirstMoment(1, d_in, device)
+        self.clusters = GroupedMean(d_out, device)
+        self._words = torch.empty(0, dtype=torch.int64, device=device)
+        """(p,) int64, ascending: node × `WORDS` + vocabulary id."""
+        self.sample = torch.empty(0, d_in, device=device)
+
+    def update(self, tokens: Tokens) -> None:
+        assert tokens.outputs is not None
+        what = SortedTokens.of(tokens, self.weights)
+        stays, own = what.retained > 0, what.forgotten > 0
+        h = tokens.inputs[stays].to(accumulation_dtype(tokens.inputs.device))
+        self._squares.update(h.square(), what.retained[stays, None])
+        self.clusters.update(tokens.outputs[own], what.keys[own], what.forgotten[own])
+        self._words = torch.unique(
+            torch.cat((self._words, words_of_nodes(tokens, what.examples > 0, self.weights.node)))
+        )
+        self.sample = self.sample if len(self.sample) else tokens.inputs[:SAMPLE]
+
+    def merge(self, distributed: DistributedContext) -> None:
+        for part in (self._squares, self.clusters):
+            part.merge(distributed)
+        self._words = distributed.union(self._words)
+
+    @property
+    def square(self) -> Tensor:
+        """(d_in,): E[h²] of the retained."""
+        return self._squares.mean[0]
+
+    @property
+    def common(self) -> Tensor:
+        """(w,) int64, ascending: vocabulary ids of common words."""
+        nodes = torch.unique(self._words // WORDS)
+        ids, count = torch.unique(self._words % WORDS, return_counts=True)
+        common: Tensor = ids[count >= COMMON * len(nodes)]
+        return common
+
+
+class DestinationStatistics:
+    """Second look at what leaves a layer: where the examples are that the target's clusters are sent to.
+
+    Of a common word they are the same word, at the same place if there is one. Of a rare one, which may be a piece of a
+    name, they are the rare words near that place that have as many others behind them before the next common one: a
+    name is known at its end. Where there are none, they are all that the questions have.
+    """
+
+    def __init__(self, seen: OutputStatistics) -> None:
+        self.seen, self._common = seen, seen.common
+        keys, like = seen.clusters.keys, seen.clusters.total
+        self._wanted = torch.unique(torch.cat((keys % (PLACES * WORDS), ANYWHERE * WORDS + keys % WORDS)))
+        self._common_means = GroupedMean(like.shape[1], like.device)
+        """By place and word; by word with the place `ANYWHERE`; and of all as the key −1."""
+        self._rare_means = GroupedMean(like.shape[1], like.device)
+        """By how many rare words follow, times `PLACES`, and place."""
+        self._behind = torch.full_like(keys, MOST_BEHIND)
+        """(c,): how many rare words follow each cluster."""
+
+    def update(self, tokens: Tokens) -> None:
+        assert tokens.outputs is not None
+        what = SortedTokens.of(tokens, self.seen.weights)
+        common, behind = torch.isin(tokens.ids, self._common), rare_behind(tokens, self._common)
+        own = what.forgotten > 0
+        rows = torch.searchsorted(self.seen.clusters.keys, what.keys[own])
+        self._behind.scatter_reduce_(0, rows, behind[own], "amin")
+        everyone = torch.full_like(what.places, -1)
+        for place in (what.places, torch.full_like(what.places, ANYWHERE)):
+            keys = place * WORDS + tokens.ids
+            self._add(self._common_means, what.examples * (common & torch.isin(keys, self._wanted)), keys, tokens)
+        self._add(self._common_means, what.examples, everyone, tokens)
+        self._add(self._rare_means, what.examples * ~common, behind * PLACES + what.places, tokens)
+
+    def _add(self, means: GroupedMean, weights: Tensor, keys: Tensor, tokens: Tokens) -> None:
+        assert tokens.outputs is not None
+        counted = weights > 0
+        means.update(tokens.outputs[counted], keys[counted], weights[counted])
+
+    def merge(self, distributed: DistributedContext) -> None:
+        self._common_means.merge(distributed)
+        self._rare_means.merge(distributed)
+        of_each = self._behind.new_zeros(distributed.world_size, len(self._behind))
+        of_each[distributed.rank] = self._behind
+        distributed.all_reduce_(of_each)
+        self._behind = of_each.amin(0)
+
+    @property
+    def has_examples(self) -> bool:
+        return len(self._common_means.keys) > 0
+
+    def moves(self, keys: Tensor) -> Tensor:
+        """(c, d_out): from each cluster to its examples."""
+        names, behind = keys % (PLACES * WORDS), self._behind[torch.searchsorted(self.seen.clusters.keys, keys)]
+        result = self._common_means.mean_at(torch.full_like(keys, -1))
+        for name in (ANYWHERE * WORDS + keys % WORDS, names):  # what fits best comes last
+            known = torch.isin(name, self._common_means.keys)
+            result[known] = self._common_means.mean_at(name[known])
+        rare = ~torch.isin(keys % WORDS, self._common)
+        means = self._rare_means
+        for row in rare.nonzero()[:, 0].tolist():
+            near = (means.keys % PLACES - names[row] // WORDS).abs() <= NEAR
+            like = near & (means.keys // PLACES == behind[row])
+            if like.any():
+                result[row] = means.total[like].sum(0) / means.count[like].sum()
+        moves: Tensor = result - self.seen.clusters.mean_at(keys)
+        return moves
+
+
+class Held:
+    """A module of which nothing more is to be known than was `seen`."""
+
+    def __init__(self, seen: DestinationStatistics | None = None) -> None:
+        self.seen = seen
+
+    def update(self, tokens: Tokens) -> None:
+        """Nothing."""
+
+    def merge(self, distributed: DistributedContext) -> None:
+        """Nothing."""
