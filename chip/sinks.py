@@ -13,7 +13,8 @@ from chip.methods import Shielded
 from chip.methods.apply import default_modules
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
-from chip.model.target_modules import TargetModule, in_data_order
+from chip.model.stages import in_data_order
+from chip.model.target_modules import TargetModule
 from chip.model.tokens import Tokens
 
 RECORDS = 32

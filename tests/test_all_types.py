@@ -19,7 +19,7 @@ from chip.methods.apply import default_modules
 from chip.model.families import ORIGINAL_LAYOUTS
 from chip.model.forward.self_check import check_pass
 from chip.model.loading import load_vlm
-from chip.model.target_modules import in_data_order
+from chip.model.stages import in_data_order
 from tests.all_types import (
     NAMES,
     NEEDS,

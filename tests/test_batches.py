@@ -27,7 +27,7 @@ from chip.model.forward.runner import ForwardRunner
 from chip.model.forward.start import Pixels
 from chip.model.loading import VLM
 from chip.model.scoring import answer_logits
-from chip.model.target_modules import at_once
+from chip.model.stages import at_once
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 P, I, Q, A, _ = TokenRole  # noqa: E741

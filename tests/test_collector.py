@@ -34,7 +34,8 @@ from chip.model.forward.collector import Collector
 from chip.model.forward.self_check import check_pass, difference
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
-from chip.model.target_modules import Stage, TargetModule, at_once, in_data_order
+from chip.model.stages import Stage, at_once, in_data_order
+from chip.model.target_modules import TargetModule
 from chip.model.tokens import Tokens
 from tests.families import BEYOND_HIDDEN_STATES, GIVEN, build, lacking, write_records
 

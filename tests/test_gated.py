@@ -40,7 +40,8 @@ from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTok
 from chip.methods.gated_views import ALTERATIONS, altered_images
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM, load_vlm
-from chip.model.target_modules import Component, TargetModule, available_modules, by_connector
+from chip.model.stages import by_connector
+from chip.model.target_modules import Component, TargetModule, available_modules
 from chip.model.tensor_names import disk_names
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 from tests.families import FAMILIES, build, lacking, write_records

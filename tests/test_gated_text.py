@@ -36,7 +36,8 @@ from chip.methods.gated_text_tokens import (
 )
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM
-from chip.model.target_modules import Component, TargetModule, available_modules, by_mlp, parse_layers
+from chip.model.stages import by_mlp
+from chip.model.target_modules import Component, TargetModule, available_modules, parse_layers
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 from tests.families import FAMILIES
 from tests.test_gated import Twin

@@ -31,7 +31,7 @@ from chip.model.loading import VLM, load_vlm
 from chip.model.offload import DeviceMap, MaxMemory, computes_on_host
 from chip.model.scoring import score
 from chip.model.skeleton import build_skeleton
-from chip.model.target_modules import Stage
+from chip.model.stages import Stage
 from tests.families import GIVEN, UNTRAINED, build, write_records
 from tests.rounding import assert_equal_but_for_rounding
 

@@ -8,16 +8,8 @@ import torch
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
 from chip.model.loading import VLM
-from chip.model.target_modules import (
-    KINDS,
-    Component,
-    Stage,
-    available_modules,
-    in_data_order,
-    layer_range,
-    parse_layers,
-    select_modules,
-)
+from chip.model.stages import Stage, in_data_order
+from chip.model.target_modules import KINDS, Component, available_modules, layer_range, parse_layers, select_modules
 
 
 @pytest.mark.parametrize(

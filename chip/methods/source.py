@@ -17,16 +17,8 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.activation_store import room_for
 from chip.model.forward.collector import Collector
 from chip.model.loading import VLM
-from chip.model.target_modules import (
-    Component,
-    Stage,
-    TargetModule,
-    at_once,
-    by_connector,
-    by_layer,
-    by_mlp,
-    in_data_order,
-)
+from chip.model.stages import Stage, at_once, by_connector, by_layer, by_mlp, in_data_order
+from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
 from chip.progress import ProgressCallback
 

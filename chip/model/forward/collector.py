@@ -28,7 +28,8 @@ from chip.model.forward.start import ConnectorInputs, Pixels
 from chip.model.forward.trace import trace
 from chip.model.loading import VLM
 from chip.model.restoring import holding
-from chip.model.target_modules import Component, Stage, TargetModule
+from chip.model.stages import Stage
+from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
 
 S = TypeVar("S", bound=Statistics)

@@ -18,7 +18,8 @@ from chip.model.families import family_of
 from chip.model.forward.runner import Hook
 from chip.model.forward.trace import trace
 from chip.model.loading import VLM
-from chip.model.target_modules import Component, Stage, TargetModule
+from chip.model.stages import Stage
+from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics, TokenRole, Tokens
 
 S = TypeVar("S", bound=Statistics)

@@ -25,7 +25,8 @@ from chip.model.forward.trace import Call, record_calls, trace
 from chip.model.loading import VLM
 from chip.model.running import running
 from chip.model.scoring import answer_logits
-from chip.model.target_modules import Stage, TargetModule
+from chip.model.stages import Stage
+from chip.model.target_modules import TargetModule
 from chip.model.tokens import Tokens
 
 LOGITS = "logits"
