@@ -140,13 +140,15 @@ FILES: list[Case] = [
 
 
 DATA = {
-    **dict.fromkeys(("images", "image_path", "img", "picture", "pixel_values", "IMAGES", "image_url"), "give one path"),
-    **dict.fromkeys(("video", "audios"), "an image or none"),
+    **dict.fromkeys(("images", "image_path", "img", "picture"), "both hold images"),
+    **dict.fromkeys(("pixel_values", "IMAGES", "image_url"), "give its path as image"),
+    **dict.fromkeys(("video", "audios"), "images or none"),
     **dict.fromkeys(("messages", "conversations"), "each turn"),
-    **dict.fromkeys(("system", "context"), "into the question"),
+    "system": "must be a string",
+    "context": "into the question",
     **dict.fromkeys(("instruction", "response"), "what was asked"),
 }
-"""Keys of other formats that hold data, and what is said to do."""
+"""Keys that hold data beside the record's own, and what is said."""
 MISSPELT = {
     "patient": ("pateint", "Patient", "patients", "patient_id", "patient ", "PatientID", "subject_id", "MRN"),
     "study": ("stduy", "Study", "study_uid", "exam"),
@@ -178,8 +180,9 @@ CASES: list[Case] = [
     ),
     *(
         refused(f"{mark} in a question", record(question=f"where is {mark} it"), f"{WHERE}: .*holds", EVAL)
-        for mark in ("<image>", "<s>", "</s>", "<pad>")
+        for mark in ("<s>", "</s>", "<pad>")
     ),
+    passes("a placeholder in the middle", record(question="where is <image> it"), EVAL),
     refused("a placeholder without its image", record(question="<image> where", image=None), f"{WHERE}: .*holds", TREE),
     passes("a placeholder at the start", record(question="<image>\nwhere is the lesion"), TREE),
     *(refused(f"a line: {name}", line(content), AT, TREE) for name, content in BAD_LINES.items()),
