@@ -182,7 +182,7 @@ CASES: list[Case] = [
         refused(f"{mark} in a question", record(question=f"where is {mark} it"), f"{WHERE}: .*holds", EVAL)
         for mark in ("<s>", "</s>", "<pad>")
     ),
-    passes("a placeholder in the middle", record(question="where is <image> it"), EVAL),
+    passes("a placeholder in the middle", record(question="where is <image> it"), TREE),
     refused("a placeholder without its image", record(question="<image> where", image=None), f"{WHERE}: .*holds", TREE),
     passes("a placeholder at the start", record(question="<image>\nwhere is the lesion"), TREE),
     *(refused(f"a line: {name}", line(content), AT, TREE) for name, content in BAD_LINES.items()),
