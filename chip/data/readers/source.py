@@ -121,7 +121,8 @@ class RecordSource:
 
     @property
     def _kept(self) -> Path:
-        return self.path.with_name(f"{self.path.name if self.path.is_dir() else self.path.stem}{KEPT}")
+        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (not resolve(): beside a link; and `.` has a name so)
+        return path.parent / f"{path.name if path.is_dir() else path.stem}{KEPT}"
 
     @property
     def _is_kept(self) -> bool:
