@@ -6,16 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
-from chip.methods.settings import check_settings
+from chip.methods.settings import check_settings, settings_of
 from chip.model.target_modules import Component, TargetModule, layer_range
 from chip.model.tokens import Statistics
+
+M = TypeVar("M", bound="Method")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,10 @@ class Method(ABC):
     def tighten(self, factor: float) -> Self | None:
         """The same method with an edit that may change general data less, by `factor` below 1; None where it cannot."""
         return None
+
+    def only(self, method: type[M]) -> M:
+        """One of the methods that this one is made of, with the settings that it has here."""
+        return method(**{name: getattr(self, name) for name in settings_of(method)})
 
     @property
     def steps(self) -> tuple[Method, ...]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from chip.methods.base import Method
 from chip.methods.gated import Gated
-from chip.methods.settings import settings_of
 from chip.methods.shielded import Shielded
-
-M = TypeVar("M", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,4 @@ class ShieldedGated(Shielded, Gated):  # type: ignore[misc]  # it only has the s
 
     @property
     def steps(self) -> tuple[Method, ...]:
-        return self._only(Shielded), self._only(Gated)
-
-    def _only(self, method: type[M]) -> M:
-        return method(**{name: getattr(self, name) for name in settings_of(method)})
+        return self.only(Shielded), self.only(Gated)

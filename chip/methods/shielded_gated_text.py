@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from chip.methods.base import Method
 from chip.methods.gated_text import GatedText
-from chip.methods.settings import settings_of
 from chip.methods.shielded import Shielded
 from chip.model.target_modules import TargetModule
-
-M = TypeVar("M", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,4 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
 
     @property
     def steps(self) -> tuple[Method, ...]:
-        return self._only(_Linear), self._only(GatedText)
-
-    def _only(self, method: type[M]) -> M:
-        return method(**{name: getattr(self, name) for name in settings_of(method)})
+        return self.only(_Linear), self.only(GatedText)
