@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from chip.data.files import bounded_lines
 from chip.errors import InputError, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -48,7 +48,8 @@ def _lines(path: Path) -> Iterator[tuple[list[str], str]]:
     """The lines that hold something, as fields."""
     csv.field_size_limit(LONGEST_FIELD)
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(_bounded(file, path.name), delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        lines = bounded_lines(file, path.name, LONGEST_FIELD, "write one record a row")
+        reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
         start = 1
         while True:
             where = f"{path.name}:{start}"
@@ -63,14 +64,3 @@ def _lines(path: Path) -> Iterator[tuple[list[str], str]]:
             if fields:
                 yield fields, where
             start = reader.line_num + 1
-
-
-def _bounded(file: TextIO, name: str) -> Iterator[str]:
-    """The lines, none of which is read beyond what a row can be."""
-    for number in count(1):
-        line = file.readline(LONGEST_FIELD + 1)
-        if len(line) > LONGEST_FIELD:
-            raise InputError(f"{name}:{number}: has more than {LONGEST_FIELD:,} characters; write one record a row")
-        if not line:
-            return
-        yield line

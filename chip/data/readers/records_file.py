@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
+from chip.data.files import bounded_lines
 from chip.data.readers.arrow_tables import SAVED, parquet_columns, parquet_rows, saved_columns, saved_rows
 from chip.data.readers.csv_table import DELIMITERS, csv_header, csv_rows
 from chip.data.readers.fields import decode_text, node_path, parse_json, parse_object, parse_split, parse_task
@@ -164,7 +164,9 @@ class RecordsFile:
         with self.path.open("rb") as lines:
             return [
                 (_json_line(line, f"{name}:{number}"), f"{name}:{number}")
-                for number, line in enumerate(_bounded(lines, name), start=1)
+                for number, line in enumerate(
+                    bounded_lines(lines, name, _LONGEST_LINE, "write one record a line"), start=1
+                )
                 if line.strip()
             ]
 
@@ -178,17 +180,6 @@ class RecordsFile:
         entries = parse_json(text, self.path.name)
         assert isinstance(entries, list)  # it begins as one
         return [(entry, f"{self.path.name}:item {number}") for number, entry in enumerate(entries)]
-
-
-def _bounded(lines: BinaryIO, name: str) -> Iterator[bytes]:
-    """The lines, none of which is read beyond what a record can be."""
-    for number in count(1):
-        line = lines.readline(_LONGEST_LINE + 1)
-        if len(line) > _LONGEST_LINE:
-            raise InputError(f"{name}:{number}: has more than {_LONGEST_LINE:,} bytes; write one record a line")
-        if not line:
-            return
-        yield line
 
 
 def _json_line(line: bytes, where: str) -> dict[str, Any]:
