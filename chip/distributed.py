@@ -32,8 +32,9 @@ _DIGITS = 9
 class DistributedContext:
     """One process on its own: every method does what it does among several, for a world of size one.
 
-    Every process has to call the collective methods (`all_reduce_`, `union`, `broadcast_`, `broadcast_object`,
-    `barrier`) in the same order. Among several processes they raise `RunError` when another process has stopped.
+    Every process has to call the collective methods (`all_reduce_`, `greatest`, `union`, `broadcast_`,
+    `broadcast_object`, `barrier`) in the same order. Among several processes they raise `RunError` when another process
+    has stopped.
     """
 
     rank = 0
@@ -62,6 +63,15 @@ class DistributedContext:
     def broadcast_object(self, value: T) -> T:
         """The main process's `value`, which can be pickled; what the others pass is ignored."""
         return value
+
+    def greatest(self, values: Tensor) -> Tensor:
+        """The greatest of all processes' values, each by itself; −inf becomes the least number of its dtype."""
+        if values.is_floating_point():
+            values = values.nan_to_num(neginf=torch.finfo(values.dtype).min)
+        of_each = values.new_zeros(self.world_size, *values.shape)
+        of_each[self.rank] = values
+        self.all_reduce_(of_each)
+        return of_each.amax(0)
 
     def barrier(self) -> None:
         """Wait until all processes have come here."""

@@ -217,10 +217,7 @@ class HighestStatistics:
             self.highest = torch.maximum(self.highest, responses.amax(0))
 
     def merge(self, distributed: DistributedContext) -> None:
-        of_each = self.highest.new_zeros(distributed.world_size, len(self.highest))
-        of_each[distributed.rank] = self.highest.nan_to_num(neginf=torch.finfo(self.highest.dtype).min)
-        distributed.all_reduce_(of_each)
-        self.highest = of_each.amax(0)
+        self.highest = distributed.greatest(self.highest)
 
 
 def roles_of(tokens: Tokens, weights: GatedWeights) -> tuple[Tensor, Tensor]:

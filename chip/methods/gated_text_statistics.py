@@ -120,12 +120,7 @@ class ResponseStatistics:
             self.lowest.scatter_reduce_(0, rows, responses, "amin")
 
     def merge(self, distributed: DistributedContext) -> None:
-        of_each = self.highest.new_zeros(distributed.world_size, 2, len(self.keys))
-        of_each[distributed.rank] = torch.stack((self.highest, -self.lowest)).nan_to_num(
-            neginf=torch.finfo(self.highest.dtype).min
-        )
-        distributed.all_reduce_(of_each)
-        self.highest, self.lowest = of_each[:, 0].amax(0), -of_each[:, 1].amax(0)
+        self.highest, self.lowest = distributed.greatest(self.highest), -distributed.greatest(-self.lowest)
 
 
 class OutputStatistics:
@@ -212,10 +207,7 @@ class DestinationStatistics:
     def merge(self, distributed: DistributedContext) -> None:
         self._common_means.merge(distributed)
         self._rare_means.merge(distributed)
-        of_each = self._behind.new_zeros(distributed.world_size, len(self._behind))
-        of_each[distributed.rank] = self._behind
-        distributed.all_reduce_(of_each)
-        self._behind = of_each.amin(0)
+        self._behind = -distributed.greatest(-self._behind)
 
     @property
     def has_examples(self) -> bool:
