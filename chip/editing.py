@@ -65,6 +65,7 @@ def edit(
     out: Path | str | None = None,
     adapter: Path | str | None = None,
     base: Path | str | None = None,
+    revision: str | None = None,
     save: str = "merged",
     rank: int | None = None,
     label: str | None = None,
@@ -89,13 +90,15 @@ def edit(
     """Make a model forget some nodes, and write it as a new checkpoint.
 
     Args:
-        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
+        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to. Or a
+            repository on the Hub, as `checkpoint_folder` finds it; so are `adapter`, `base` and the model of `keep`.
         forget: ids or paths of institutions, patients, studies or sections.
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
-        out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it.
+        out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it, or here.
         adapter: folder of a LoRA adapter to merge into the checkpoint first; PEFT does that, in fp32.
         base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
+        revision: of the checkpoint on the Hub: a branch, tag or commit.
         save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
         rank: the most directions by which a module's weight changes; by default as many as the method wants.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
@@ -117,7 +120,7 @@ def edit(
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
-    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, adapter, base, revision, rounded=saving.merged)  # 1. Resolve the request.
     terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)

@@ -67,19 +67,20 @@ def inspect(
     *,
     adapter: Path | str | None = None,
     base: Path | str | None = None,
+    revision: str | None = None,
 ) -> Inspection:
     """Look at a checkpoint folder.
 
     Args:
-        checkpoint: the folder, or that of a LoRA adapter alone.
-        adapter, base: as `edit` takes them.
+        checkpoint: the folder, that of a LoRA adapter alone, or a repository on the Hub.
+        adapter, base, revision: as `edit` takes them.
         records: a few of these pass through the model, to see the attention sinks in it; without, no weights are read.
         device: for that; by default the best there is.
 
     Raises:
         InputError: it is not one that chip can edit, or the records cannot be read.
     """
-    source = open_checkpoint(checkpoint, adapter, base)
+    source = open_checkpoint(checkpoint, adapter, base, revision)
     model = build_skeleton(source.folder, len(source.entries))
     notes = [*_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:

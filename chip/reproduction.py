@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from chip.checkpoint.adapter import Adapter
+from chip.checkpoint.hub import checkpoint_folder, recorded_commit
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
@@ -71,7 +72,7 @@ def reproduce(
     Args:
         receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
             tensors that differ.
-        source: folder that was edited.
+        source: folder that was edited; or its repository on the Hub, whose commit the receipt has.
         adapter: folder of the adapter that was merged into it before the edit.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
@@ -84,8 +85,10 @@ def reproduce(
             another source.
     """
     then = read_receipt(Path(receipt))
+    source = checkpoint_folder(source, recorded_commit(then.hub, source), argument="source")
+    adapter = None if adapter is None else checkpoint_folder(adapter, argument="adapter")
     _check_adapter(adapter, then)
-    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
+    asked, original = _arguments(then, receipt), Checkpoint.open(source)
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:

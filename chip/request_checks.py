@@ -6,15 +6,17 @@ import os
 import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.folder import files_in
+from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.output import check_output
+from chip.checkpoint.paths import hub_name, hub_revision
 from chip.checkpoint.receipt import RECEIPT
 from chip.checkpoint.signing import Signer, SigningKey
 from chip.checkpoint.texts import lists_words, texts_of
@@ -134,15 +136,15 @@ def resolve_output(
     output = _default_output(source.place) if out is None else Path(out)
     options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
     check_output(source, output, progress=progress, **options)
+    if link_unchanged and hub_name(source.folder) is not None:
+        note = "unchanged shards become second names of files in the Hub's cache: a write to one changes both"
+        warnings.warn(note, ChipWarning, stacklevel=3)
     if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
 
 
 def _default_output(folder: Path) -> Path:
-    if folder.absolute().parent.name == "snapshots":
-        hint = f"{folder} is in the hub's cache, which chip does not write to; say where the output goes"
-        raise InputError(hint, argument="out")
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}-edited")
 
@@ -176,6 +178,8 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
     """What is to be kept; refused where the method has no use for it, or the output would hold it."""
     resolved = Keep.of(keep)
     files = [Path(each) for each in resolved.sources if each not in (AUTO, NONE)]
+    if resolved.model is not None:
+        resolved = replace(resolved, model=checkpoint_folder(resolved.model, argument="keep_model"))
     check_general(method, files)
     _check_outside(source, files)
     return GivenKeep(resolved, tuple(resolved.given()))
@@ -193,6 +197,9 @@ def _check_not_named(source: Checkpoint, request: ForgetRequest, label: str | No
     names = TargetNames.of(request.hierarchy, request.partition.targets)
     if label is not None and (name := names.find_in_label(label)):
         raise InputError(f"names {name}, which is to be forgotten; choose another", argument="label", value=label)
+    if (revision := hub_revision(source.folder)) and (name := names.find(revision)):
+        hint = "copy it into a folder of another name, and give that"
+        raise InputError(f"{revision}: names {name}, and the receipt and the model card would say where from; {hint}")
     if found := _find_name(folder_contents(source).copied, names):
         path, name = found
         hint = "take that out of it, or call the node in the records otherwise"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import settings
@@ -26,7 +27,10 @@ settings.load_profile("chip")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With a worker on each core (`pytest -n 2`), each has one thread, and so have the commands it starts."""
+    """No test asks the Hub. With a worker on each core (`pytest -n 2`), each has one thread, and so have the commands
+    it starts."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"

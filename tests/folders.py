@@ -1,6 +1,7 @@
 """A small checkpoint as the hub's cache keeps one, a part of the demo, and folders as what they hold."""
 
 import json
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from chip.checkpoint.layout import INDEX, Checkpoint
 from chip.checkpoint.receipt import Edit, Receipt, write_receipt
 from chip.checkpoint.writer import write_patched
 
+COMMIT = 10 * "0f1e"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
@@ -35,6 +37,21 @@ def make_snapshot(parent: Path) -> Checkpoint:
     (folder / SHARDS[1]).rename(blobs / "0123")
     (folder / SHARDS[1]).symlink_to(blobs / "0123")
     return Checkpoint.open(folder)
+
+
+def into_cache(folder: Path, cache: Path, name: str = "org/name", commit: str = COMMIT, branch: str = "main") -> Path:
+    """A copy of `folder` in a cache of the Hub, as `snapshot_download` leaves it: blobs, and links to them."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot, blobs, refs = repository / "snapshots" / commit, repository / "blobs", repository / "refs"
+    for made in (snapshot, blobs, refs):
+        made.mkdir(parents=True, exist_ok=True)
+    (refs / branch).write_text(commit)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        link, blob = snapshot / path.relative_to(folder), blobs / f"{commit}-{len(list(blobs.iterdir()))}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blob)
+        link.symlink_to(blob)
+    return snapshot
 
 
 def write_signed(source: Checkpoint, output: Path, tensors: Mapping[str, torch.Tensor]) -> None:

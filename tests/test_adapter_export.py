@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 import chip
-from chip.checkpoint.adapter import ADAPTER_WEIGHTS, hub_name
+from chip.checkpoint.adapter import ADAPTER_WEIGHTS
 from chip.checkpoint.bom import bom
 from chip.checkpoint.layout import ADAPTER_CONFIG, CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD
 from chip.checkpoint.overwrite import check_replaceable
+from chip.checkpoint.paths import hub_name
 from chip.checkpoint.receipt import RECEIPT, read_receipt
 from chip.checkpoint.sequence import EditSequence
 from chip.checkpoint.signing import Signer, SigningKey
@@ -151,7 +152,8 @@ def test_a_signed_adapter_is_as_its_receipt_says(signed: Path, hospital: Path, t
     assert receipt.base.keys() == {CONFIG, *Checkpoint.open(hospital / "ckpt").shards}
     assert receipt.files.keys() == {path.name for path in signed.iterdir()} - {RECEIPT}
     card = (signed / CARD).read_text()
-    assert card.startswith("# An edit of a checkpoint, as an adapter to it\n")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "---\n# An edit of a checkpoint, as an adapter to it\n" in card
     assert "1 tensors have changed, by this adapter to it. It can be taken off again" in card
     assert not verify(signed).faults
     assert not verify(signed, hospital / "ckpt").faults

@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 import chip
+from chip.checkpoint.model_card import CARD
+from chip.checkpoint.receipt import read_receipt
+from chip.checkpoint.verify import verify
 from chip.errors import RunError
 from chip.methods import find_methods
 from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
-from tests.folders import contents
+from tests.folders import contents, into_cache
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "cli.py"), "edit", "ckpt", "--forget", "patient_1", "--device", "cpu"]
@@ -224,19 +228,33 @@ def test_a_label_that_tells_is_refused(folder: Path, label: str) -> None:
         chip.edit(folder / "ckpt", ["patient_1"], label=label, device="cpu")
 
 
-def test_nothing_goes_into_the_hubs_cache_unasked(folder: Path) -> None:
-    snapshot = folder / "models--a--b" / "snapshots" / "0123"
-    blobs = folder / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
-    for number, path in enumerate(sorted((folder / "ckpt").iterdir())):
-        shutil.move(path, blobs / str(number))
-        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    before = contents(folder / "models--a--b")
-    with pytest.raises(chip.InputError, match="say where the output goes"):
-        chip.edit(snapshot, ["patient_1"], records=folder / "records.jsonl", device="cpu")
-    records, out = folder / "records.jsonl", folder / "out"
-    chip.edit(snapshot, ["patient_1"], records=records, out=out, device="cpu", **UNTRAINED)
-    assert contents(folder / "models--a--b") == before
-    assert not any(path.is_symlink() for path in (folder / "out").iterdir())
-    assert chip.verify(folder / "out", snapshot).faults == ()
+def test_a_model_of_the_hub_is_edited_beside_its_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ckpt" / CARD).write_text("---\nlicense: mit\ntags:\n- chest\n---\n# Of lungs\n")
+    cache = folder / "cache"
+    snapshot = into_cache(folder / "ckpt", cache)
+    shutil.rmtree(folder / "ckpt")
+    before = contents(cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(folder)  # the records lie here
+    report = chip.edit("org/name", ["patient_1"], revision="main", device="cpu", **UNTRAINED)
+    assert report.output == "name-edited"
+    assert contents(cache) == before
+    out = folder / "name-edited"
+    assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in out.rglob("*") if path.is_file())
+    assert read_receipt(out).hub == {"model": f"org/name@{snapshot.name}"}
+    into_cache(snapshot, cache, commit=10 * "abcd")  # what was edited is a commit, and no branch
+    (cache / "models--org--name" / "snapshots" / (10 * "abcd") / "config.json").unlink()
+    assert verify(out, "org/name").faults == ()
+    card = ModelCard.load(out / CARD)
+    assert card.text.startswith("# Of lungs\n\n## Edited to forget\n")
+    assert card.data.to_dict() == {
+        "license": "mit",
+        "tags": ["chest", "machine-unlearning"],
+        "base_model": "org/name",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
+    into_cache(snapshot, cache, "org/patient_1")
+    with pytest.raises(chip.InputError, match=r"^org/patient_1@0f1e.*: names patient_1"):
+        chip.edit("org/patient_1", ["patient_1"], device="cpu")

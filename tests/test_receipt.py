@@ -16,7 +16,7 @@ import torch
 
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.model_card import CARD, Figure, write_card
+from chip.checkpoint.model_card import CARD, Figure, Metadata, write_card
 from chip.checkpoint.read_back import read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
 from chip.checkpoint.sequence import Drift
@@ -24,7 +24,7 @@ from chip.checkpoint.statement import EDIT, statement_text
 from chip.checkpoint.verify import verify
 from chip.checkpoint.writer import copy_patched
 from chip.errors import InputError
-from tests.folders import SHARDS, contents
+from tests.folders import SHARDS, contents, into_cache
 
 SETTINGS = {"retain_weight": 8.0, "target_modules": ["connector", "down"]}
 NEW = {"a": torch.arange(30.0).reshape(6, 5), "c": torch.full((3, 4), 0.5)}
@@ -52,6 +52,7 @@ def edit_folder(
             label=label,
             changed_tensors=len(tensors),
             figures=[Figure("target", "trained", 1.0, 0.25)],
+            metadata=Metadata("finetune", "transformers"),
         )
         receipt = Receipt.of(source, edit, read_back(source, folder, tensors.keys(), own={CARD, RECEIPT}))
         write_receipt(folder, receipt)
@@ -319,19 +320,6 @@ def test_a_receipt_that_lists_nothing_says_so(edited: Path, source: Checkpoint) 
     )
 
 
-def _download_into_cache(edited: Path, hub: Path) -> Path:
-    """What `snapshot_download` leaves: links to blobs."""
-    blobs, snapshot = hub / "models--me--edited" / "blobs", hub / "models--me--edited" / "snapshots" / "abc"
-    for folder in (blobs, snapshot):
-        folder.mkdir(parents=True)
-    for number, path in enumerate(path for path in edited.rglob("*") if path.is_file()):
-        link = snapshot / path.relative_to(edited)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, blobs / str(number))
-        link.symlink_to(blobs / str(number))
-    return snapshot
-
-
 def _download_into_folder(edited: Path, hub: Path) -> Path:
     """What `snapshot_download(local_dir=...)` leaves: files, and notes of its own."""
     shutil.copytree(edited, hub)
@@ -340,7 +328,7 @@ def _download_into_folder(edited: Path, hub: Path) -> Path:
     return hub
 
 
-@pytest.mark.parametrize("download", [_download_into_cache, _download_into_folder])
+@pytest.mark.parametrize("download", [into_cache, _download_into_folder])
 @pytest.mark.parametrize("has_attributes", [True, False])
 def test_a_folder_that_comes_back_from_the_hub_is_what_was_written(
     source: Checkpoint, tmp_path: Path, download: Callable[[Path, Path], Path], has_attributes: bool
@@ -390,7 +378,8 @@ def test_a_card_is_continued_and_verified(source: Checkpoint, tmp_path: Path) ->
     (source.folder / CARD).write_bytes(card.encode())
     edit_folder(Checkpoint.open(source.folder), tmp_path / "out")
     text = (tmp_path / "out" / CARD).read_bytes().decode()
-    assert text.startswith(f"{card}\n\n## Edited to forget\n")
+    assert text.startswith("---\nlicense: mit\n")
+    assert "---\n# A model\r\nof lungs\n\n## Edited to forget\n" in text
     row = "| target | trained | 1.00 | 0.25 |"
     for said in ("- Request: request 7", "- Method: shielded", "target_modules connector+down", row):
         assert said in text

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from chip.checkpoint.file_signature import FileSignature
 from chip.checkpoint.hashing import digest
 from chip.checkpoint.header import FLOATS, TensorEntry, read_header
+from chip.checkpoint.hub import checkpoint_folder, is_hub_id
 from chip.checkpoint.json_file import read_json
-from chip.checkpoint.layout import ADAPTER_CONFIG, CONFIG, INDEX, SINGLE, read_tensor
+from chip.checkpoint.layout import ADAPTER_CONFIG, INDEX, SINGLE, read_tensor
 from chip.checkpoint.paths import input_error, quoted, resolve_inside
 from chip.errors import InputError
 
@@ -103,12 +104,10 @@ def holds_adapter(folder: Path) -> bool:
 
 
 def find_base(adapter: Adapter) -> Path:
-    """The folder of the model that the adapter says it was trained on: a path, or a repository in the hub's cache.
-
-    Nothing is fetched.
+    """The folder of the model that the adapter says it was trained on: a path, or a repository on the Hub.
 
     Raises:
-        InputError: it names none, or one that is not here.
+        InputError: it names none, or one that is not here and cannot be fetched, as `checkpoint_folder` says.
     """
     name, revision = adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")
     if not isinstance(name, str) or not name:
@@ -117,18 +116,10 @@ def find_base(adapter: Adapter) -> Path:
     for path in (Path(name), adapter.folder / name):
         if path.is_dir():
             return path
-    if (snapshot := _cached(name, revision if isinstance(revision, str) else None)) is not None:
-        return snapshot
-    message = f"{adapter.folder}: its base {quoted(name)} is no folder here, nor in the hub's cache; give its folder"
-    raise InputError(message, argument="base")
-
-
-def hub_name(folder: Path) -> str | None:
-    """The repository of which a folder is a snapshot in the hub's cache; None elsewhere, where a name is the user's."""
-    repository = folder.absolute().parents[1].name if len(folder.absolute().parents) > 1 else ""
-    if folder.absolute().parent.name != "snapshots" or not repository.startswith("models--"):
-        return None
-    return repository.removeprefix("models--").replace("--", "/")
+    if not is_hub_id(name):
+        message = f"{adapter.folder}: its base {quoted(name)} is no folder here; give its folder"
+        raise InputError(message, argument="base")
+    return checkpoint_folder(name, revision if isinstance(revision, str) else None, argument="base")
 
 
 def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -146,15 +137,3 @@ def _check_is_safetensors(folder: Path) -> None:
     if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl")):
         raise input_error(folder, "its weights are a pickle", "save it with peft as safetensors (save_pretrained)")
     raise input_error(folder, f"no {ADAPTER_WEIGHTS}", "give the folder that peft's save_pretrained wrote")
-
-
-def _cached(name: str, revision: str | None) -> Path | None:
-    """The snapshot of a repository in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, CONFIG, revision=revision)
-    except HFValidationError:  # no name of a repository
-        return None
-    return Path(found).parent if isinstance(found, str) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
+from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.stored_tensor import StoredTensor, same_bytes
 from chip.checkpoint.tensor_diff import TensorDiff
@@ -72,7 +73,7 @@ class CheckpointDiff:
 
 
 def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> CheckpointDiff:
-    """Compare the checkpoint folders `a` and `b`.
+    """Compare the checkpoints `a` and `b`: folders, or repositories on the Hub.
 
     Bytes are compared in blocks, several tensors at a time, and what differs is measured in blocks, one tensor after
     the other: memory does not grow with the checkpoints, but for what `measure` says.
@@ -81,9 +82,11 @@ def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> C
     far as transformers has code for the models; all others by their names.
 
     Raises:
-        InputError: as `Checkpoint.open` does, and where a tensor that differs has a dtype chip cannot read.
+        InputError: as `checkpoint_folder` and `Checkpoint.open` do, and where a tensor that differs has a
+            dtype chip cannot read.
     """
-    first, second = Checkpoint.open(Path(a)), Checkpoint.open(Path(b))
+    first = Checkpoint.open(checkpoint_folder(a, argument="a"))
+    second = Checkpoint.open(checkpoint_folder(b, argument="b"))
     names = _same_tensors(first, second)
     pairs: list[tuple[StoredTensor, StoredTensor]] = []
     shape_differs: list[ShapeDiff] = []

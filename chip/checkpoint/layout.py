@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from chip.checkpoint.config_checks import check_config, check_quantization_files
@@ -14,7 +14,7 @@ from chip.checkpoint.file_signature import FileSignature
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.header import TensorEntry, read_header
 from chip.checkpoint.json_file import read_json
-from chip.checkpoint.paths import damaged_file, input_error, open_inside, quoted
+from chip.checkpoint.paths import damaged_file, hub_name, hub_revision, input_error, open_inside, quoted
 from chip.checkpoint.stored_tensor import StoredTensor
 from chip.errors import RunError, printable
 
@@ -55,8 +55,17 @@ class Checkpoint:
 
     @property
     def place(self) -> Path:
-        """The folder that a user takes for the model's: its adapter's, where it has one."""
-        return self.folder if self.adapter is None else self.adapter.folder
+        """The folder that a user takes for the model's: its adapter's, where it has one. What lies in the Hub's cache,
+        where nobody has files, stands for a folder of the repository's name in the current one."""
+        folder = self.folder if self.adapter is None else self.adapter.folder
+        name = hub_name(folder)
+        return folder if name is None else Path(PurePath(name).name)
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """`model`, and `adapter` where one is merged -> `organization/name@commit`, of those from the Hub's cache."""
+        folders = {"model": self.folder, **({} if self.adapter is None else {"adapter": self.adapter.folder})}
+        return {name: found for name, folder in folders.items() if (found := hub_revision(folder)) is not None}
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

@@ -117,6 +117,25 @@ def _belongs(target: Path, folder: Path) -> bool:
     return target.parent == shared and _SHARED_BLOB.fullmatch(target.name) is not None
 
 
+def hub_name(folder: Path) -> str | None:
+    """The repository of which a folder is a snapshot in the Hub's cache; None elsewhere, where a name is the user's."""
+    repository = folder.absolute().parents[1].name if len(folder.absolute().parents) > 1 else ""
+    if folder.absolute().parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/")
+
+
+def hub_revision(folder: Path) -> str | None:
+    """The repository and its commit, `organization/name@0123...`, where `hub_name` knows it."""
+    name = hub_name(folder)
+    return None if name is None else f"{name}@{folder.absolute().name}"
+
+
+def shown_name(folder: Path) -> str:
+    """What to call a model by: the folder's name; of a snapshot, which is called like its commit, the repository's."""
+    return hub_name(folder) or folder.resolve().name
+
+
 def input_error(place: Path, what: str, hint: str) -> InputError:
     """The error of one line that says where, what is wrong, and what to do."""
     return InputError(f"{printable(str(place))}: {what}; {hint}")

@@ -30,7 +30,7 @@ RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
-_OPTIONAL = ("adapter", "base")
+_OPTIONAL = ("adapter", "base", "hub")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Receipt:
     """File -> SHA-256 of what was merged into the source's weights before the edit; left out where nothing was."""
     base: dict[str, str] | None = None
     """File -> SHA-256 of the weights that the folder is an adapter to; left out of the receipt of a checkpoint."""
+    hub: dict[str, str] | None = None
+    """`Checkpoint.hub` of the source; left out where nothing of it is of the Hub."""
 
     @classmethod
     def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
@@ -149,6 +151,7 @@ class Receipt:
             limits=list(LIMITS),
             adapter=None if source.adapter is None else source.adapter.digests(),
             base=None if base is None else dict(base),
+            hub=source.hub or None,
         )
         norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
         return replace(receipt, sequence=receipt.expected_sequence(norms))

@@ -13,8 +13,9 @@ from chip.checkpoint.adapter import ADAPTER_WEIGHTS, CHAT_TEMPLATES, PROCESSOR_F
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest, digest_all
+from chip.checkpoint.hub import checkpoint_folder, recorded_commit
 from chip.checkpoint.layout import CONFIG, Checkpoint
-from chip.checkpoint.model_card import CARD
+from chip.checkpoint.model_card import CARD, card_text
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
 from chip.checkpoint.signing import SIGNATURE, SignatureCheck, TrustedKeys
@@ -67,6 +68,7 @@ def verify(
     that was written as an adapter is checked by its files, and the original by being the one that it belongs to.
 
     Args:
+        edited, original: folders, or repositories on the Hub; the original's commit is the one that the receipt has.
         public_key: PEM file: the folder must be signed with its private key.
         trust: PEM files of certificates: the folder must be signed with a key that one of them vouches for.
         evaluation: statement of `chip eval`: it must be of this folder's files, and signed as the folder is.
@@ -76,19 +78,25 @@ def verify(
             used.
     """
     check = _signature_check(public_key, trust)
-    receipt = read_receipt(Path(edited))
-    source = None if original is None else Checkpoint.open(Path(original))
+    edited = checkpoint_folder(edited, argument="edited")
+    receipt = read_receipt(edited)
+    source = None if original is None else _original(original, receipt)
     find = _checkpoint_faults if receipt.base is None else _adapter_faults
     try:
-        faults = list(find(receipt, Path(edited), source, progress))
+        faults = list(find(receipt, edited, source, progress))
     except InputError as error:  # a folder that cannot be read is not what was written
         faults = [str(error)]
     if check is not None:
-        faults += check.faults(Path(edited), RECEIPT)
+        faults += check.faults(edited, RECEIPT)
     if evaluation is not None:
-        faults += _evaluation_faults(Path(evaluation), Path(edited), receipt, check)
+        faults += _evaluation_faults(Path(evaluation), edited, receipt, check)
     signed_by = None if check is None else str(check.keys)
-    return Verification(receipt, source is not None, tuple(faults), (Path(edited) / SIGNATURE).exists(), signed_by)
+    return Verification(receipt, source is not None, tuple(faults), (edited / SIGNATURE).exists(), signed_by)
+
+
+def _original(model: Path | str, receipt: Receipt) -> Checkpoint:
+    """Of a repository on the Hub, the commit that was edited, if it was that one."""
+    return Checkpoint.open(checkpoint_folder(model, recorded_commit(receipt.hub, model), argument="original"))
 
 
 def _evaluation_faults(file: Path, edited: Path, receipt: Receipt, check: SignatureCheck | None) -> Iterator[str]:
@@ -277,4 +285,5 @@ def _tensor_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
 
 
 def _continues(original: Path, edited: Path) -> bool:
-    return edited.is_file() and edited.read_bytes().startswith(original.read_bytes())
+    """Whether the card's text does; its metadata are written anew."""
+    return edited.is_file() and card_text(edited.read_bytes()).startswith(card_text(original.read_bytes()))

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from chip.ledger import Ledger
 
 CheckpointFolder = Annotated[
-    Path, typer.Argument(help="Folder in the Hugging Face format, safetensors; or of a LoRA adapter.", metavar="CKPT")
+    Path,
+    typer.Argument(
+        help="Folder in the Hugging Face format, safetensors; or of a LoRA adapter; or organization/name on the Hub.",
+        metavar="CKPT",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Where CKPT is on the Hub: branch, tag or commit.", metavar="REVISION")
 ]
 AdapterFolder = Annotated[
     Path | None, typer.Option(help="A LoRA adapter to merge into CKPT first; needs peft.", metavar="FOLDER")

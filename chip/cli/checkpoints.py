@@ -17,6 +17,7 @@ from chip.cli.arguments import (
     ImageWindow,
     Json,
     OwnerMap,
+    Revision,
     print_json,
     record_source,
 )
@@ -29,6 +30,7 @@ def inspect(
     ] = None,
     adapter: AdapterFolder = None,
     base: BaseFolder = None,
+    revision: Revision = None,
     owners: OwnerMap = None,
     window: ImageWindow = None,
     images: ImageFolder = None,
@@ -44,7 +46,7 @@ def inspect(
 
     source = record_source(records, owners, window, images)
     given = None if records is None and not source.given else source
-    inspection = look(checkpoint, given, device, adapter=adapter, base=base)
+    inspection = look(checkpoint, given, device, adapter=adapter, base=base, revision=revision)
     print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 
@@ -56,6 +58,8 @@ def diff(
 ) -> None:
     """Show what differs between two checkpoints, tensor by tensor. Exit 0 when equal, 1 when different."""
     from chip.checkpoint.diff import diff as compare
+    from chip.checkpoint.hub import checkpoint_folder
+    from chip.checkpoint.paths import shown_name
     from chip.cli import console
     from chip.cli.progress import progress_bar
     from chip.report.html.diff import diff_page
@@ -64,11 +68,12 @@ def diff(
     from chip.report.text.diff import print_diff
 
     console.quiet_libraries()
+    a, b = checkpoint_folder(a, argument="a"), checkpoint_folder(b, argument="b")
     if html is not None:
         check_page(html, a, b)
     difference = compare(a, b, progress_bar)
     if html is not None:
-        write_page(html, diff_page(difference, a.resolve().name, b.resolve().name, receipt_in(b)))
+        write_page(html, diff_page(difference, shown_name(a), shown_name(b), receipt_in(b)))
     print_json(difference.to_json()) if as_json else print_diff(difference, console.out)
     raise typer.Exit(0 if difference.equal else 1)
 

@@ -8,6 +8,8 @@ import warnings
 
 from rich.console import Console
 
+from chip.checkpoint.hub import keep_libraries_offline
+
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 """Where results go; piped, wide enough that no line is broken."""
 err = Console(stderr=True, highlight=False)
@@ -17,7 +19,7 @@ err = Console(stderr=True, highlight=False)
 def quiet_libraries() -> None:
     """Keep advice that is meant for developers of transformers off the user's terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    keep_libraries_offline()
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="pydicom")
     warnings.filterwarnings("ignore", module="PIL")  # a picture is as it should be, or its record is refused

@@ -21,6 +21,7 @@ from chip.cli.arguments import (
     LedgerKeyFile,
     OwnerMap,
     RecordsFile,
+    Revision,
     SignCertificates,
     SignKey,
     Stream,
@@ -105,6 +106,7 @@ def edit(
     out: Out = None,
     adapter: AdapterFolder = None,
     base: BaseFolder = None,
+    revision: Revision = None,
     save: Save = "merged",
     rank: Rank = None,
     label: Label = None,
@@ -137,6 +139,7 @@ def edit(
 
     Exit code 3: it is written, and the target is still there.
     """
+    from chip.checkpoint.hub import checkpoint_folder
     from chip.cli import console
 
     console.quiet_libraries()
@@ -151,7 +154,7 @@ def edit(
     requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
 
     def find(requests: Ledger) -> list[str]:
-        return open_targets(requests, checkpoint, source, progress=progress_bar)
+        return open_targets(requests, checkpoint_folder(checkpoint, revision), source, progress=progress_bar)
 
     report = run(
         checkpoint,
@@ -161,6 +164,7 @@ def edit(
         out=out,
         adapter=adapter,
         base=base,
+        revision=revision,
         save=save,
         rank=rank,
         label=label,

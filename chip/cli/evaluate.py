@@ -24,6 +24,7 @@ from chip.cli.arguments import (
     LedgerKeyFile,
     OwnerMap,
     RecordsFile,
+    Revision,
     SignCertificates,
     SignKey,
     Stream,
@@ -80,6 +81,7 @@ def evaluate(
     ] = None,
     adapter: AdapterFolder = None,
     base: BaseFolder = None,
+    revision: Revision = None,
     attacks: Attacks = "",
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
@@ -106,6 +108,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
+    from chip.checkpoint.hub import checkpoint_folder
     from chip.cli import console
 
     console.quiet_libraries()
@@ -115,6 +118,9 @@ def evaluate(
     from chip.recording.targets import edited_targets
     from chip.report.text.eval import print_evaluation
 
+    checkpoint = checkpoint_folder(checkpoint, revision)
+    reference = None if reference is None else checkpoint_folder(reference, argument="reference")
+    base = None if base is None else checkpoint_folder(base, argument="base")
     _check_page(html, show_names, checkpoint, reference)
     key = signing_key(sign, sign_certificate)
     pending = _pending(statement, checkpoint, adapter, base, reference, key)
@@ -183,12 +189,13 @@ def _check_page(file: Path | None, show_names: bool, checkpoint: Path, reference
 def _write_page(
     file: Path, evaluation: Evaluation, checkpoint: Path, reference: Path | None, forget: list[str], show_names: bool
 ) -> None:
+    from chip.checkpoint.paths import shown_name
     from chip.report.html.eval import eval_page
     from chip.report.html.page import write_page
     from chip.report.html.receipt import receipt_in
 
-    other, receipt = None if reference is None else reference.resolve().name, receipt_in(checkpoint)
-    name = checkpoint.resolve().name
+    other, receipt = None if reference is None else shown_name(reference), receipt_in(checkpoint)
+    name = shown_name(checkpoint)
     write_page(file, eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
@@ -39,6 +40,7 @@ def evaluate(
     original: Path | str | None = None,
     adapter: Path | str | None = None,
     base: Path | str | None = None,
+    revision: str | None = None,
     attacks: str | Collection[str | Attack] = (),
     judge: Judge | None = None,
     device: str | None = None,
@@ -52,7 +54,8 @@ def evaluate(
     """Ask a model about what it was to forget and what it was to keep, and attack it. Nothing is written.
 
     Args:
-        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit; or an adapter alone.
+        checkpoint: folder in the Hugging Face format: an edited model, or one before an edit; or an adapter alone. It,
+            and each model below, may be a repository on the Hub, as `edit` takes it.
         forget: ids or paths of the nodes that are, or would be, forgotten.
         records: file or folder of records, or a `RecordSource` that says how to read it; by default those beside the
             checkpoint, else `CHIP_RECORDS`.
@@ -61,6 +64,7 @@ def evaluate(
             one that is asked.
         adapter: folder of a LoRA adapter that is merged into the checkpoint.
         base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
+        revision: of the checkpoint, where it is a repository: a branch, tag or commit.
         attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
             text: `all`, or names with commas between them. `standard` stands for those that cost little. One that lacks
             what it needs is skipped, and `Evaluation.skipped` says why.
@@ -79,8 +83,8 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     # 1. Whom the request concerns, and what is asked.
-    sources = [open_checkpoint(checkpoint, adapter, base)]
-    sources += [] if reference is None else [Checkpoint.open(Path(reference))]
+    sources = [open_checkpoint(checkpoint, adapter, base, revision)]
+    sources += [] if reference is None else [Checkpoint.open(checkpoint_folder(reference, argument="reference"))]
     records_source = find_source(sources[0].place, records, sources[0].folder)
     request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
@@ -91,7 +95,8 @@ def evaluate(
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
     with model_loader(DistributedContext(), device, device_map, max_memory, stream) as load:
-        before = None if original is None else load(Checkpoint.open(Path(original)).folder)
+        found = None if original is None else checkpoint_folder(original, argument="original")
+        before = None if found is None else load(Checkpoint.open(found).folder)
         for source in sources:
             size = BatchSize(batch_size)
             outputs.append(_measure(load(source), config, size, progress, before, reference is not None))

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip.checkpoint.adapter import hub_name, write_adapter
+from chip.checkpoint.adapter import write_adapter
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.paths import counted, listed
+from chip.checkpoint.paths import counted, hub_name, listed
 from chip.errors import ChipWarning, InputError
 from chip.kernels.low_rank import low_rank_factors
 from chip.model.skeleton import build_skeleton
@@ -117,6 +117,7 @@ def _config(source: Checkpoint, ranks: Mapping[str, int], whole: list[str]) -> d
         alpha_pattern={path: rank for path, rank in ranks.items() if rank != most},
         modules_to_save=whole or None,
         base_model_name_or_path=hub_name(source.folder),
+        revision=hub_name(source.folder) and source.folder.name,
         inference_mode=True,
     ).to_dict()
     return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip.checkpoint.adapter import Adapter, find_base, holds_adapter, hub_name
+from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
+from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
-from chip.checkpoint.paths import counted, input_error, listed, quoted
+from chip.checkpoint.paths import counted, hub_name, input_error, listed, quoted
 from chip.checkpoint.writer import round_once
 from chip.errors import ChipWarning, InputError
 from chip.model.quiet import refusing
@@ -57,21 +58,29 @@ Merge = Callable[[Read], Tensor]
 
 
 def open_checkpoint(
-    model: Path | str, adapter: Path | str | None = None, base: Path | str | None = None, *, rounded: bool = True
+    model: Path | str,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
+    revision: str | None = None,
+    *,
+    rounded: bool = True,
 ) -> Checkpoint:
     """The checkpoint in a folder; with an adapter, its base's as it is once the adapter is merged.
+
+    Each may be the name of a repository on the Hub, as `checkpoint_folder` takes it.
 
     Args:
         model: folder of a checkpoint; or of an adapter alone, which belongs to `base`.
         adapter: folder of the adapter to merge into the checkpoint.
         base: folder of the adapter's base; by default the one that its `adapter_config.json` names.
+        revision: of `model`, where that is a repository.
         rounded: merged tensors have the dtype they are stored in; else they stay in fp32.
 
     Raises:
-        InputError: as `Checkpoint.open`, `Adapter.open`, `find_base` and `merge_adapter` do, and where the arguments
-            contradict each other.
+        InputError: as `checkpoint_folder`, `Checkpoint.open`, `Adapter.open`, `find_base` and `merge_adapter` do, and
+            where the arguments contradict each other.
     """
-    folder = Path(model)
+    folder = checkpoint_folder(model, revision)
     if adapter is None and not holds_adapter(folder):
         if base is not None:
             message = "goes with an adapter, whose base it is; the model here is no adapter"
@@ -79,13 +88,13 @@ def open_checkpoint(
         return Checkpoint.open(folder)
     if adapter is None:
         opened = Adapter.open(folder)
-        folder = find_base(opened) if base is None else Path(base)
+        folder = find_base(opened) if base is None else checkpoint_folder(base, argument="base")
     elif base is not None:
         raise InputError("the model is the adapter's base; leave this out", argument="base", value=base)
     elif holds_adapter(folder):
         raise InputError("the model is an adapter itself; give the base of both", argument="adapter", value=adapter)
     else:
-        opened = Adapter.open(Path(adapter))
+        opened = Adapter.open(checkpoint_folder(adapter, argument="adapter"))
     _warn_of_other_base(opened, folder)
     return merge_adapter(Checkpoint.open(folder), opened, rounded=rounded)
 

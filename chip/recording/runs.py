@@ -128,9 +128,10 @@ class EvalRecord(_RunRecord):
         super().__init__(None)
         if ledger is None:
             return
-        hierarchy = Hierarchy(read_records(find_source(checkpoint, records)))
+        opened = Checkpoint.open(checkpoint)
+        hierarchy = Hierarchy(read_records(find_source(opened.place, records)))
         super().__init__(ledger, (find_node(hierarchy, name) for name in forget))
-        self._result = weights_digest(Checkpoint.open(checkpoint), progress)
+        self._result = weights_digest(opened, progress)
         self._reference = None if reference is None else weights_digest(Checkpoint.open(reference), progress)
         ledger.check(self._pseudonyms, Evaluated(self._result, None, {}))
 

@@ -76,7 +76,7 @@ def _nodes_of(
 ) -> list[str]:
     """Paths of the requests' nodes. Raises `InputError` where the records lack one."""
     key = ledger.require_key()
-    found = find_source(checkpoint.folder, records)
+    found = find_source(checkpoint.place, records)
     nodes = {key.pseudonym(node.path): str(node) for node in Hierarchy(read_records(found)).nodes}
     lacking = [short(request.pseudonym) for request in requests if request.pseudonym not in nodes]
     if lacking:

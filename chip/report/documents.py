@@ -10,7 +10,8 @@ from pathlib import Path
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import digest_all
 from chip.checkpoint.layout import CONFIG, Checkpoint
-from chip.checkpoint.model_card import CARD, UNTOUCHED, Figure, write_card
+from chip.checkpoint.model_card import CARD, UNTOUCHED, Figure, Metadata, license_of, write_card
+from chip.checkpoint.paths import hub_name
 from chip.checkpoint.read_back import ReadBack, WrittenFile, read_back
 from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
 from chip.checkpoint.sequence import MAX_DRIFT
@@ -28,7 +29,8 @@ def document_merged(source: Checkpoint, folder: Path, report: EditReport, progre
     """Say in the written folder how it was made, read all of it back, and leave the receipt; the report, with what the
     receipt has counted."""
     changes = written_changes(source, folder, report.relative_change)
-    _write_card(folder, report, len(changes), UNTOUCHED if source.adapter is None else _MERGED)
+    metadata = Metadata("finetune", "transformers", hub_name(source.folder))
+    _write_card(folder, report, len(changes), metadata, UNTOUCHED if source.adapter is None else _MERGED)
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
     files = read_back(source, folder, changes.keys(), own={CARD, RECEIPT}, progress=progress)
     return _leave(Receipt.of(source, _edit(report, changes, report.remaining), files), folder, report)
@@ -37,7 +39,8 @@ def document_merged(source: Checkpoint, folder: Path, report: EditReport, progre
 def document_adapter(source: Checkpoint, folder: Path, report: EditReport, progress: ProgressCallback) -> EditReport:
     """`document_merged` of a folder that holds an adapter to the weights of the source's."""
     (folder / CARD).write_text("# An edit of a checkpoint, as an adapter to it\n", encoding="utf-8")
-    _write_card(folder, report, len(report.relative_change), _AS_ADAPTER)
+    metadata = Metadata("adapter", "peft", hub_name(source.folder), license_of(source.folder))
+    _write_card(folder, report, len(report.relative_change), metadata, _AS_ADAPTER)
     written = {str(relative): path for path, relative in files_in(folder)}
     base = {name: source.folder / name for name in (CONFIG, *source.shards)}
     with progress("hashing", len(written) + len(base)) as advance:
@@ -47,7 +50,7 @@ def document_adapter(source: Checkpoint, folder: Path, report: EditReport, progr
     return _leave(Receipt.of(source, _edit(report, {}, {}), ReadBack(files, {}, 0), of_base), folder, report)
 
 
-def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
+def _write_card(folder: Path, report: EditReport, changed_tensors: int, metadata: Metadata, scope: str) -> None:
     write_card(
         folder,
         method=report.method,
@@ -60,6 +63,7 @@ def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: s
             for split, result in results.items()
             if result.exact_match.after is not None
         ],
+        metadata=metadata,
         scope=scope,
     )
 
