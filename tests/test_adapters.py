@@ -96,6 +96,11 @@ def test_what_is_loaded_and_what_is_written_is_the_merged_model(base: Path, trai
         assert torch.equal(value, other), name
     difference = chip.diff(base, tmp_path / "merged")
     assert {tensor.name for tensor in difference.changed} == set(source.merged)
+    assert chip.diff(base, tmp_path / "merged", adapter=trained).equal
+    assert chip.diff(trained, tmp_path / "merged", base=base).equal
+    assert chip.diff(base, trained) == difference  # without a written model
+    with pytest.raises(InputError, match=r"^base=.*: goes with an adapter"):
+        chip.diff(base, tmp_path / "merged", base=base)
     assert not list((tmp_path / "merged").glob("adapter*"))
 
 

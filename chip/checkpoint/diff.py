@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from chip.checkpoint.adapter import holds_adapter
 from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
 from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import Checkpoint
@@ -72,7 +73,14 @@ class CheckpointDiff:
         }
 
 
-def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> CheckpointDiff:
+def diff(
+    a: Path | str,
+    b: Path | str,
+    progress: ProgressCallback = silent,
+    *,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
+) -> CheckpointDiff:
     """Compare the checkpoints `a` and `b`: folders, or repositories on the Hub.
 
     Bytes are compared in blocks, several tensors at a time, and what differs is measured in blocks, one tensor after
@@ -81,17 +89,25 @@ def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> C
     Where the names on disk differ, the tensors that both load into the same parameter of the model are compared, as
     far as transformers has code for the models; all others by their names.
 
+    Args:
+        a, b: the folder of a LoRA adapter stands for its base with the adapter merged, rounded to the base's dtype.
+        adapter: one to merge into `a`, as `edit` takes it.
+        base: of a folder that is an adapter; by default for `a` the one that it names, for `b` that of `a`.
+
     Raises:
-        InputError: as `checkpoint_folder` and `Checkpoint.open` do, and where a tensor that differs has a
-            dtype chip cannot read.
+        InputError: as `checkpoint_folder`, `Checkpoint.open` and `open_checkpoint` do, and where a tensor that differs
+            has a dtype chip cannot read.
     """
-    first = Checkpoint.open(checkpoint_folder(a, argument="a"))
-    second = Checkpoint.open(checkpoint_folder(b, argument="b"))
+    folders = checkpoint_folder(a, argument="a"), checkpoint_folder(b, argument="b")
+    if base is not None and not any(map(holds_adapter, folders)):
+        raise InputError("goes with an adapter, whose base it is; neither is one", argument="base", value=base)
+    first = _opened(folders[0], adapter, base)
+    second = _opened(folders[1], None, base or first.folder)
     names = _same_tensors(first, second)
     pairs: list[tuple[StoredTensor, StoredTensor]] = []
     shape_differs: list[ShapeDiff] = []
     for name in sorted(names, key=_natural_order):
-        x, y = first.stored(name), second.stored(names[name])
+        x, y = first.compared(name), second.compared(names[name])
         if x.entry.shape == y.entry.shape:
             pairs.append((x, y))
         else:
@@ -102,6 +118,15 @@ def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> C
         only_in_a=tuple(sorted(first.entries.keys() - names.keys(), key=_natural_order)),
         only_in_b=tuple(sorted(second.entries.keys() - set(names.values()), key=_natural_order)),
     )
+
+
+def _opened(folder: Path, adapter: Path | str | None, base: Path | str | None) -> Checkpoint:
+    is_adapter = holds_adapter(folder)
+    if adapter is None and not is_adapter:
+        return Checkpoint.open(folder)
+    from chip.model.adapters import open_checkpoint  # brings transformers and peft
+
+    return open_checkpoint(folder, adapter, base if is_adapter else None)
 
 
 def _compare_all(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.header import TensorEntry, read_header
 from chip.checkpoint.json_file import read_json
 from chip.checkpoint.paths import damaged_file, hub_name, hub_revision, input_error, open_inside, quoted
-from chip.checkpoint.stored_tensor import StoredTensor
+from chip.checkpoint.stored_tensor import MergedTensor, StoredTensor
 from chip.errors import RunError, printable
 
 if TYPE_CHECKING:  # torch takes a second, and who only compares bytes does without
@@ -135,6 +136,14 @@ class Checkpoint:
         """The tensor `name` in its file, no adapter merged. Raises `KeyError` for a name that is not there."""
         entry = self.entries[name]
         return StoredTensor(self.folder / entry.shard, entry)
+
+    def compared(self, name: str) -> StoredTensor:
+        """The tensor `name` as `read` gives it, to be read in parts. Raises `KeyError` for a name that is not there."""
+        stored = self.stored(name)
+        if name not in self.merged:
+            return stored
+        entry = replace(stored.entry, begin=0, end=stored.entry.end - stored.entry.begin)
+        return MergedTensor(stored.path, entry, partial(self.merged.__getitem__, name))
 
     def check_unchanged(self) -> None:
         """Raise `RunError` if the config, the index or a shard is not the file that was opened.

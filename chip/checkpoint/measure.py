@@ -6,14 +6,13 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from io import FileIO
 
 import numpy as np
 import torch
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from chip.checkpoint.stored_tensor import StoredTensor
+from chip.checkpoint.stored_tensor import Source, StoredTensor
 from chip.checkpoint.tensor_diff import DIRECTIONS, LARGEST_GRAM, TensorDiff, ratio
 
 _VALUES = 1 << 21  # values of each side measured at once, 16 MB in fp64
@@ -31,7 +30,7 @@ def measure(a: StoredTensor, b: StoredTensor, spectrum: bool = True) -> TensorDi
     Raises:
         InputError: a dtype chip cannot read; a file that has become shorter.
     """
-    with a.path.open("rb", buffering=0) as file_a, b.path.open("rb", buffering=0) as file_b:
+    with a.open() as file_a, b.open() as file_b:
         A, B = _Matrix(file_a, a), _Matrix(file_b, b)
         measured, rows = _measure_values(A, B)
         if spectrum and len(a.entry.shape) > 1 and sys.float_info.min < measured.change**2 < math.inf:
@@ -46,7 +45,7 @@ def frobenius_norm(stored: StoredTensor) -> float:
     Raises:
         InputError: as `measure` does.
     """
-    with stored.path.open("rb", buffering=0) as file:
+    with stored.open() as file:
         A = _Matrix(file, stored)
         blocks = (A.part(*block) for block in _blocks(A.rows, A.columns))
         return math.sqrt(sum(_square(block.nan_to_num_(0.0, 0.0, 0.0)) for block in blocks))
@@ -55,7 +54,7 @@ def frobenius_norm(stored: StoredTensor) -> float:
 class _Matrix:
     """A stored tensor as a matrix, its first dimension by all others, of which parts are read."""
 
-    def __init__(self, file: FileIO, stored: StoredTensor) -> None:
+    def __init__(self, file: Source, stored: StoredTensor) -> None:
         shape = stored.entry.shape
         self.rows = shape[0] if shape else 1
         self.columns = math.prod(shape[1:])

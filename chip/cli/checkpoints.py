@@ -53,6 +53,15 @@ def inspect(
 def diff(
     a: Annotated[Path, typer.Argument(help="A checkpoint folder.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter to merge into A first; needs peft.", metavar="FOLDER")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where A or B is an adapter alone: its base; by default the one it names, or A.", metavar="FOLDER"
+        ),
+    ] = None,
     html: Html = None,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +80,7 @@ def diff(
     a, b = checkpoint_folder(a, argument="a"), checkpoint_folder(b, argument="b")
     if html is not None:
         check_page(html, a, b)
-    difference = compare(a, b, progress_bar)
+    difference = compare(a, b, progress_bar, adapter=adapter, base=base)
     if html is not None:
         write_page(html, diff_page(difference, shown_name(a), shown_name(b), receipt_in(b)))
     print_json(difference.to_json()) if as_json else print_diff(difference, console.out)

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -136,10 +137,12 @@ class MergedTensors(Mapping[str, Tensor]):
     def __init__(self, base: Checkpoint, merges: Mapping[str, Merge], names: Mapping[str, str], rounded: bool) -> None:
         """`merges` and `names`: the model's name of a parameter -> what computes it, and its name on disk."""
         self._base, self._names, self._rounded = base, names, rounded
+        self._lock = Lock()  # PEFT merges in place, and warnings are silenced for all threads
         self._merges = {names[parameter]: merge for parameter, merge in merges.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self._merges[name](lambda parameter: self._base.read(self._names[parameter]))
+        with self._lock:
+            value = self._merges[name](lambda parameter: self._base.read(self._names[parameter]))
         return round_once(value, self._base.entries[name].torch_dtype) if self._rounded else value
 
     def __iter__(self) -> Iterator[str]:
