@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
 
 from benchmarks import demo, demo_rows, sequences
 from benchmarks.large import work
@@ -62,6 +63,19 @@ def check_timings(file: Path) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_committed_timings_are_rows(name: str) -> None:
     check_timings(RESULTS / f"{name}.json")
+
+
+def test_a_mixture_of_experts_forgets_as_its_dense_twin() -> None:
+    _, rows = read_rows(RESULTS / "experts.json")
+    for tokens in (4, 16):
+        after = {
+            model: torch.tensor(
+                [row["after"] for row in rows if (row["tokens"], row["model"], row["rank"]) == (tokens, model, None)]
+            )
+            for model in ("dense", "experts")
+        }
+        assert all(len(values) == 12 for values in after.values())
+        assert (after["dense"].mean(0) - after["experts"].mean(0)).abs().max() < 0.05
 
 
 def test_committed_results_are_small() -> None:
