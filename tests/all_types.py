@@ -43,17 +43,41 @@ NAMES = tuple(dict.fromkeys((*OWN, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 """Types, and variants of some: another text model or vision tower."""
 RIGHT, UNTRIED = "right", "not tried"
 NEEDS = dict.fromkeys(("gemma3n", "perception_lm", "fast_vlm"), "timm")
-NO_SMALL_MODEL = frozenset(
-    (
-        *("chameleon", "cohere_compass", "deepseek_ocr2", "diffusion_gemma", "dots3_note"),
-        *("emu3", "ernie4_5_vl_moe", "evolla", "fast_vlm", "glm5_next"),
-        *("granite4_vision", "hunyuan_vl", "hy_v4_vl", "inkling2", "inkling2_loop"),
-        *("inkling_mm_model", "kimi_k25", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
-        *("mistral_large4", "molmo2", "muse_glimmer", "muse_spark", "qwen4_exp"),
-        *("shieldgemma2", "step3p7", "unlimited_ocr"),
-    )
-)
-"""Types whose defaults make no small model, or no inputs are made for here."""
+_PARTS = "its defaults lack sizes that go together"
+_INPUTS = "its pictures become inputs in a way of its own"
+_LARGE = "its defaults stay large, whatever is made small"
+_CODES = "its pictures become words of a vocabulary, and no connector's outputs"
+NO_SMALL_MODEL = {
+    "chameleon": _CODES,
+    "cohere_compass": _PARTS,
+    "deepseek_ocr2": _PARTS,
+    "diffusion_gemma": "writes whole blocks, and no next token",
+    "dots3_note": _PARTS,
+    "emu3": _CODES,
+    "ernie4_5_vl_moe": _PARTS,
+    "evolla": "reads proteins, and no images",
+    "fast_vlm": "timm makes its vision tower, by a pretrained one's name",
+    "glm5_next": _LARGE,
+    "granite4_vision": _PARTS,
+    "hunyuan_vl": _PARTS,
+    "hy_v4_vl": _PARTS,
+    "inkling2": _LARGE,
+    "inkling2_loop": _LARGE,
+    "inkling_mm_model": _LARGE,
+    "kimi_k25": _PARTS,
+    "minicpm_ocr": _INPUTS,
+    "minicpmv4_6": _INPUTS,
+    "minicpmv4_7": _INPUTS,
+    "mistral_large4": _PARTS,
+    "molmo2": _INPUTS,
+    "muse_glimmer": _PARTS,
+    "muse_spark": _PARTS,
+    "qwen4_exp": _PARTS,
+    "shieldgemma2": "classifies a picture, and answers with yes or no",
+    "step3p7": _PARTS,
+    "unlimited_ocr": _INPUTS,
+}
+"""Types of which there is no small model here -> why."""
 WITHOUT_WEIGHTS = frozenset(("apertus1p5", "florence2", "gemma4_unified", "udop"))
 """Types that are refused for what they are built of, before there are weights."""
 FILE = Path(__file__).parent / "data" / "all_types.json"
@@ -119,7 +143,7 @@ def table(outcomes: Mapping[str, str]) -> str:
     by_outcome: defaultdict[str, list[str]] = defaultdict(list)
     for name, words in sorted(outcomes.items()):
         by_outcome[_reason(words)].append(f"`{name}`")
-    order = sorted(by_outcome, key=lambda words: (words != RIGHT, words == UNTRIED, words))
+    order = sorted(by_outcome, key=lambda words: (not words.startswith("edited"), words.startswith(UNTRIED), words))
     lines = [f"| {words} | {', '.join(by_outcome[words])} |" for words in order]
     return "\n".join(("| a small model of it is | `model_type`, or a variant |", "|---|---|", *lines))
 
@@ -127,7 +151,7 @@ def table(outcomes: Mapping[str, str]) -> str:
 def summary(outcomes: Mapping[str, str]) -> str:
     """Markdown: which types are edited right, and how many are not."""
     right = [f"`{name}`" for name, words in sorted(outcomes.items()) if words == RIGHT]
-    untried = sum(words == UNTRIED for words in outcomes.values())
+    untried = sum(words.startswith(UNTRIED) for words in outcomes.values())
     refused = len(outcomes) - len(right) - untried
     return (
         f"Right: {', '.join(right)}.\n\n"
@@ -138,8 +162,10 @@ def summary(outcomes: Mapping[str, str]) -> str:
 
 def _reason(words: str) -> str:
     """A refusal without what names the one model."""
-    if words in (RIGHT, UNTRIED):
-        return {RIGHT: "edited right", UNTRIED: UNTRIED}[words]
+    if words == RIGHT:
+        return "edited right"
+    if words.startswith(UNTRIED):
+        return words
     words = re.sub(r"^(\S+='?\w+'?: )?\w+: |; .*$| \(.*\)", "", words)
     return f"refused: {re.sub(r'layer [0-9]+', 'a layer', words)}"
 
@@ -156,7 +182,9 @@ def main(names: list[str]) -> None:
     with TemporaryDirectory() as folder:
         write_records(Path(folder))
         for name in names or NAMES:
-            outcomes[name] = UNTRIED if name in NO_SMALL_MODEL else outcome(name, Path(folder))
+            outcomes[name] = (
+                f"{UNTRIED}: {NO_SMALL_MODEL[name]}" if name in NO_SMALL_MODEL else outcome(name, Path(folder))
+            )
             print(f"{name:24} {outcomes[name]}", flush=True)
     content = {"transformers": transformers.__version__, "outcomes": dict(sorted(outcomes.items()))}
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -116,7 +116,8 @@ def _described(card: bytes, metadata: Metadata) -> bytes:
         data["base_model"], data["base_model_relation"] = metadata.base_model, metadata.relation
     data["library_name"] = data.get("library_name") or metadata.library
     data["pipeline_tag"] = data.get("pipeline_tag") or _TASK
-    data["tags"] = list(dict.fromkeys([*(data.get("tags") or ()), _TAG]))
+    tags = data.get("tags") or []
+    data["tags"] = tags if _TAG in tags else [*tags, _TAG]
     return str(parsed).encode()
 
 
