@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ from chip.methods.gated_text_tokens import TextWeights
 from chip.methods.settings import setting
 from chip.methods.statistics import SecondMoment
 from chip.model.activations import activation_behind
-from chip.model.loading import VLM
 from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
+
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
 
 NEAREST_LOOKS = 2
 """In how many passes the retained tokens are looked for that are hard to tell from the target's."""

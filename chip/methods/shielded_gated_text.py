@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning
 from chip.methods.base import Method
 from chip.methods.gated_text import GatedText
 from chip.methods.shielded import Shielded
-from chip.model.loading import VLM
 from chip.model.target_modules import TargetModule
+
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
 
 
 @dataclass(frozen=True)
