@@ -168,7 +168,7 @@ def _header() -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[dict[str, Any]], which: str, group: int) -> float:
-    return sum(row[which][group] for row in rows) / len(rows)
+    return float(sum(row[which][group] for row in rows) / len(rows))
 
 
 if __name__ == "__main__":
