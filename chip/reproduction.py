@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
 from chip.checkpoint.adapter import Adapter
 from chip.checkpoint.layout import Checkpoint
@@ -15,12 +15,13 @@ from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
 from chip.checkpoint.weights import weights_digest
 from chip.data.readers import RecordSource
+from chip.edit_options import Arguments
 from chip.editing import edit
 from chip.errors import ChipWarning, InputError, reason
 from chip.general.collect import AUTO, NONE, Keep
 from chip.methods import Method, make_method
+from chip.model.loading_options import LoadingOptions, check_keywords
 from chip.progress import ProgressCallback, silent
-from chip.request_checks import Arguments
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,11 @@ def reproduce(
     source: Path | str,
     forget: Sequence[str],
     *,
-    adapter: Path | str | None = None,
     records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] | None = None,
-    device: str | None = None,
     scratch: Path | str | None = None,
     progress: ProgressCallback = silent,
+    **options: Unpack[LoadingOptions],
 ) -> Reproduction:
     """Make the edit of a receipt again, with its settings, and compare the weights. What it writes is removed again.
 
@@ -72,19 +72,19 @@ def reproduce(
         receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
             tensors that differ.
         source: folder that was edited.
-        adapter: folder of the adapter that was merged into it before the edit.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
         keep: where files were to be kept: the same again.
-        device: by default the best there is.
         scratch: folder for the copy that is made and removed; by default the system's for temporary files.
+        options: see `LoadingOptions`: the adapter that was merged before the edit, and where the model runs.
 
     Raises:
         InputError: as `edit` does; the receipt is of chip 0.1.0, of an edit that was written as an adapter, or of
             another source.
     """
+    check_keywords("reproduce", LoadingOptions, options)
     then = read_receipt(Path(receipt))
-    _check_adapter(adapter, then)
+    _check_adapter(options.get("adapter"), then)
     asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
@@ -94,18 +94,17 @@ def reproduce(
             source,
             forget,
             records=records,
-            adapter=adapter,
             rank=asked.rank,
             keep=kept,
             out=again,
             method=method,
             target_modules=asked.target_modules,
             layers=asked.layers,
-            device=device,
             batch_size=asked.batch_size,
             accept=True,
             force=True,
             progress=progress,
+            **options,
         )
         result = Path(receipt) if Path(receipt).is_dir() else None
         return _compare(then, read_receipt(again), Checkpoint.open(again), result)

@@ -26,6 +26,7 @@ from chip.checkpoint.statement import read_statement
 from chip.checkpoint.verify import verify
 from chip.checkpoint.weights import combined_digest, weights_digest
 from chip.data.hierarchy import Hierarchy
+from chip.edit_options import EditOptions
 from chip.errors import ChipWarning, InputError
 from chip.evaluation.rows import Evaluation
 from chip.methods import Chip, Shielded
@@ -116,13 +117,14 @@ def test_a_base_is_named_only_as_the_hub_does(tmp_path: Path) -> None:
 
 def test_it_is_said_that_an_adapter_is_no_release() -> None:
     with pytest.warns(ChipWarning, match="can be taken off again, so this is not for a release"):
-        assert isinstance(resolve_saving("adapter", False), SaveAdapter)
-    for arguments, message in (
-        (("lora", False), "there is merged and adapter"),
-        (("adapter", True), "holds no shards"),
-    ):
+        assert isinstance(resolve_saving({"save": "adapter"}), SaveAdapter)
+    wrong: tuple[tuple[EditOptions, str], ...] = (
+        ({"save": "lora"}, "there is merged and adapter"),
+        ({"save": "adapter", "link_unchanged": True}, "holds no shards"),
+    )
+    for options, message in wrong:
         with pytest.raises(InputError, match=message):
-            resolve_saving(*arguments)
+            resolve_saving(options)
 
 
 def report_of(changes: dict[str, float]) -> EditReport:

@@ -66,6 +66,8 @@ class Evaluation:
     """Attack, or a step of one, that was asked for and could not be run -> why."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """What the model ran with: versions, device, dtype."""
+    targets: tuple[str, ...] = ()
+    """The nodes that were to be forgotten. In nothing that is written, unless somebody asks for their names."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""
