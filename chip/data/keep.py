@@ -192,13 +192,13 @@ def without_target(given: Sequence[Record], request: ForgetRequest) -> list[Reco
         InputError: nothing is left.
     """
     tells = tells_of_target(request)
-    kept = [record for record in given if not tells(record)]
-    if given and not kept:
+    remaining = [record for record in given if not tells(record)]
+    if given and not remaining:
         raise InputError("every text holds an answer or an id of what is to be forgotten; give others", argument="keep")
-    if len(kept) < len(given):
-        dropped = f"{len(given) - len(kept)} of {len(given)} texts to keep hold an answer or an id of the target"
+    if len(remaining) < len(given):
+        dropped = f"{len(given) - len(remaining)} of {len(given)} texts to keep hold an answer or an id of the target"
         warnings.warn(f"{dropped}; they are left out", ChipWarning, stacklevel=2)
-    return kept
+    return remaining
 
 
 def _phrase(text: str) -> str:

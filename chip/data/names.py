@@ -76,9 +76,9 @@ class TargetNames:
         text = normalize(text)
         words = _WORDS.findall(text.replace("\n", " , ") if vocabulary else text)
         for length, names in self._sequences.items():
-            for found in filter(names.__contains__, _following(words, length)):
-                if not vocabulary or (length > 1 and "".join(found).isalnum()):
-                    return names[found]
+            for spelling in filter(names.__contains__, _following(words, length)):
+                if not vocabulary or (length > 1 and "".join(spelling).isalnum()):
+                    return names[spelling]
         if vocabulary or not self._unspaced:
             return None
         text = _SEPARATORS.sub("", text)

@@ -77,8 +77,8 @@ class Evaluation:
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that figures are of: those of `GROUPS` in their order, then what others there are."""
-        found = dict.fromkeys(row.group for row in self.rows if row.group not in (GAP, RETAINED))
-        return (*(group for group in GROUPS if group in found), *(group for group in found if group not in GROUPS))
+        names = dict.fromkeys(row.group for row in self.rows if row.group not in (GAP, RETAINED))
+        return (*(group for group in GROUPS if group in names), *(group for group in names if group not in GROUPS))
 
     @property
     def few_questions(self) -> dict[str, int]:

@@ -196,11 +196,11 @@ def _about_images(request: ForgetRequest, generator: np.random.Generator, seed: 
     windows = {image: records[i].window for image, i in pictured}
     retained = list(windows)
     some = [retained[i] for i in generator.permutation(len(retained))[:IMAGES]]
-    asked = [
+    records_asked = [
         image_record(image, "general image", IMAGE_QUESTIONS[n % len(IMAGE_QUESTIONS)])
         for n, image in enumerate((*draw_pictures(IMAGES, seed), *some))
     ]
-    return [replace(record, window=windows.get(image)) for record in asked for image in record.images]
+    return [replace(record, window=windows.get(image)) for record in records_asked for image in record.images]
 
 
 def _first(vlm: VLM, records: Sequence[Record], tokens: float) -> list[Record]:

@@ -53,5 +53,5 @@ def low_rank_factors(change: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     wide = change.shape[0] <= change.shape[1]
     gram = change @ change.T if wide else change.T @ change
     squares, vectors = torch.linalg.eigh(gram)
-    kept = vectors[:, squares.clamp(min=0).sqrt() > tolerance].flip(1)
-    return (kept, kept.T @ change) if wide else (change @ kept, kept.T)
+    leading = vectors[:, squares.clamp(min=0).sqrt() > tolerance].flip(1)
+    return (leading, leading.T @ change) if wide else (change @ leading, leading.T)
