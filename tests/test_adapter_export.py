@@ -36,7 +36,7 @@ from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import holding
 from chip.progress import silent
-from chip.recording.weights import edited_as_receipt_says
+from chip.recording.weights import edited_as_receipt_says, result_digest
 from chip.report.attestation import PendingStatement
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
@@ -158,6 +158,7 @@ def test_a_signed_adapter_is_as_its_receipt_says(signed: Path, hospital: Path, t
     assert not verify(signed).faults
     assert not verify(signed, hospital / "ckpt").faults
     assert edited_as_receipt_says(signed, None).source == original
+    assert result_digest(open_checkpoint(hospital / "ckpt", signed)) == receipt.result_digest  # as an evaluation has it
     for file in signed.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
 
