@@ -19,7 +19,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     So a list of options that several commands have stands once, as that class.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if _is_group(kind)}
 
     def run(**values: Any) -> None:
         made = {
@@ -35,9 +35,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _is_group(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
 def _expanded(function: Callable[..., None], hints: Mapping[str, Any]) -> Iterator[Parameter]:
     for name, parameter in signature(function).parameters.items():
-        if is_dataclass(hints[name]):
+        if _is_group(hints[name]):
             yield from _expanded(hints[name], get_type_hints(hints[name], include_extras=True))
         else:
             yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
