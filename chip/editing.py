@@ -27,7 +27,7 @@ from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
-from chip.methods import Method, Shielded
+from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
@@ -36,7 +36,6 @@ from chip.model.loading import VLM
 from chip.model.loading_options import check_keywords
 from chip.model.model_loader import ModelLoader, model_loader
 from chip.model.scoring import Scores, score_records
-from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.recording.targets import open_targets
@@ -75,7 +74,7 @@ def edit(
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it.
-        method: method and settings; by default `Shielded()`.
+        method: method and settings; by default `ShieldedGatedText()`.
         dry_run: compute the edit, and write nothing.
         ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
         options: see `EditOptions`: where the model runs, what of it is edited, and how that is written.
@@ -85,7 +84,7 @@ def edit(
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
     check_keywords("edit", EditOptions, options)
-    method, saving = method or Shielded(), resolve_saving(options)
+    method, saving = method or DEFAULT(), resolve_saving(options)
     # 1. Resolve the request.
     source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), rounded=saving.merged)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
@@ -118,7 +117,6 @@ class _Edited:
     """The edit, before it is written."""
 
     patch: Patch
-    target_modules: Sequence[TargetModule]
     before: Scores
     """What the unedited model answers."""
     never_trained: float
@@ -178,7 +176,7 @@ class _Run:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
+        return _Edited(patch, before, never, general, environment_of(vlm, self.distributed))
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -249,11 +247,11 @@ def _settings(edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
     choice = edited.patch.choice
     limits = {} if choice is None else choice.limits
-    layers = [module.layer for module in edited.target_modules if module.layer is not None]
+    layers = [module.layer for module in edited.patch.target_modules if module.layer is not None]
     return {
         **{name: value for name, value in edited.patch.settings.items() if value is not None},
         **limits,
-        "target_modules": sorted({module.kind for module in edited.target_modules}),
+        "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
 

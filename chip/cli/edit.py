@@ -106,8 +106,8 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
     method: Annotated[
         str,
-        typer.Option(help="shielded, gated, gated_text, shielded+gated, shielded+gated_text, or chip as published."),
-    ] = "shielded",
+        typer.Option(help="shielded+gated_text, shielded, gated_text, gated, shielded+gated, or chip as published."),
+    ] = "shielded+gated_text",
     keeping: Keeping,
     editing: Editing,
     running: Running,
