@@ -134,7 +134,7 @@ class Prompts:
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         assert self._template is not None
-        return render(self._processor, self._template, messages, prompt=answer is None)
+        return render(self._processor, self._template, messages, answer is None, record.where)
 
     def _written_tokens(self) -> set[str]:
         """The special tokens that begin and end a text, and those that the chat format itself writes. Others may belong
