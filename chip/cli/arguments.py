@@ -86,7 +86,7 @@ SignKey = Annotated[
     str | None,
     typer.Option(
         "--sign",
-        help="Private key that signs what is written: a PEM file, or a PKCS #11 URI; needs chip-unlearning[sign].",
+        help="Private key that signs what is written: a PEM file, or a PKCS #11 URI; needs the extra sign.",
         metavar="KEY",
     ),
 ]
