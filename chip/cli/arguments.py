@@ -179,7 +179,7 @@ class Signing:
         str | None,
         typer.Option(
             "--sign",
-            help="Private key that signs what is written: a PEM file, or a PKCS #11 URI; needs chip-unlearning[sign].",
+            help="Private key that signs what is written: a PEM file, or a PKCS #11 URI; needs the extra sign.",
             metavar="KEY",
         ),
     ] = None

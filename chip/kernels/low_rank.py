@@ -32,7 +32,8 @@ def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> 
 
 
 def _leading_vectors(symmetric: Tensor, count: int) -> Tensor:
-    """Eigenvectors (n, count) of the largest eigenvalues, these first."""
+    """Eigenvectors (n, count) of the largest eigenvalues, these first; all n where count is more."""
+    count = min(count, len(symmetric))  # torch warns of a slice beyond 64 bits
     vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors[:, -count:].flip(1)
     return vectors
 

@@ -167,7 +167,7 @@ def short(pseudonym: str) -> str:
 
 def _objection(request: Request | None, details: Details) -> str | None:
     if request is None:
-        return None if isinstance(details, Received) else "was never received"
+        return None if isinstance(details, Received) else "was never received; `chip ledger add received` comes first"
     if request.state not in ALLOWED[details.event]:
         if isinstance(details, Received):
             return "is open already"
