@@ -40,6 +40,7 @@ from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
+from chip.report.documents import count_edits
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.request_checks import (
@@ -131,7 +132,7 @@ def edit(
         asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
         run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)
         if dry_run:
-            return run.report(run.edit(load))
+            return run.count(run.report(run.edit(load)))
         with _output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
@@ -256,6 +257,11 @@ class _Run:
             arguments=asdict(self.arguments),
             environment=edited.environment,
         )
+
+    def count(self, report: EditReport) -> EditReport:
+        """The report of a dry run, with the place in its sequence that the edit would have."""
+        main = self.distributed.is_main_process
+        return count_edits(self.source, report, self.saving.merged, self.progress) if main else report
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.

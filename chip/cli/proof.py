@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from chip.cli.arguments import (
+    BaseFolder,
     Device,
     ImageFolder,
     ImageWindow,
@@ -32,11 +33,12 @@ def reproduce(
     receipt: Annotated[
         Path, typer.Argument(help="A folder that `chip edit` has written, or its receipt.", metavar="RECEIPT")
     ],
-    source: Annotated[Path, typer.Option(help="The checkpoint it was made from.", metavar="CKPT")],
+    source: Annotated[Path, typer.Option(help="The checkpoint, or adapter, it was made from.", metavar="CKPT")],
     forget: Annotated[list[str], typer.Option(help="The node, which no receipt holds; repeat.", metavar="NODE")],
     adapter: Annotated[
         Path | None, typer.Option(help="The adapter that was merged into it before the edit.", metavar="FOLDER")
     ] = None,
+    base: BaseFolder = None,
     records: RecordsFile = None,
     owners: OwnerMap = None,
     window: ImageWindow = None,
@@ -63,6 +65,7 @@ def reproduce(
         source,
         forget,
         adapter=adapter,
+        base=base,
         records=record_source(records, owners, window, images),
         keep=keep,
         device=device,

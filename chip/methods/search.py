@@ -21,9 +21,9 @@ from chip.model.scoring import Scores
 LOSS_WEIGHT = 3.0
 """What is lost by those who stay counts so many times what is left of the target: they are many more."""
 ENOUGH = 0.05
-"""Answer probability of a target above never trained on, below which a stronger edit is not looked for. It would take more
-from those who stay than trials see, who are asked in trained words; where a model is edited again and again, that adds
-up (`benchmarks.sequences`)."""
+"""Answer probability of a target above never trained on, below which no stronger edit is looked for. It would take more
+from those who stay than trials see, which ask in trained words; where a model is edited again and again, that adds up
+(`benchmarks.sequences`)."""
 MAX_ENDED_DROP = 0.02
 """What may be lost of the part of general answers that end by themselves."""
 TIGHTENINGS = 4
@@ -41,9 +41,9 @@ Limit = Literal[
     "weakest",
 ]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
-on general data, or not ended its general answers, hardly more of the target is left than if it had never been trained on,
-or less would be, those who stay would have lost more than the target, or the grid ended, at the strongest forgetting
-or, where even that made the target too improbable, at the weakest."""
+on general data, or not ended its general answers, hardly more of the target is left than if it had never been trained
+on, or less would be, those who stay would have lost more than the target, or the grid ended, at the strongest
+forgetting or, where even that made the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def hold_general(method: Method, search: Search, divergence: Callable[[Method], 
 
 
 def _best(trials: Sequence[Trial], default: Trial) -> Trial:
-    """Of the trials that keep all limits, the weakest that leaves no more than enough; else the one with the least cost."""
+    """Of trials that keep all limits, the weakest that leaves no more than enough; else the one with the least cost."""
     enough = [each for each in trials if each.forget_excess <= ENOUGH]
     return max(enough, key=_value) if enough else min(trials, key=lambda each: each.cost, default=default)
 
