@@ -70,7 +70,7 @@ def test_an_edit_is_signed_and_says_what_it_was(signed: Path, keys: Keys) -> Non
     assert receipt.environment["dtype"] == "float32"
     assert receipt.figures is not None
     assert set(receipt.figures["groups"]) == {"target", "siblings", "other"}
-    assert (receipt.version, receipt.attacks) == (3, [])
+    assert (receipt.version, receipt.attacks) == (2, [])
     assert receipt.sequence is not None
     assert receipt.sequence.number == 1
     for name in (RECEIPT, SIGNATURE):

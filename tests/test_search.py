@@ -82,7 +82,7 @@ UNKNOWN = {retain_weight: min(1.0, 0.3 + 0.1 * number) for number, retain_weight
 def test_strongest_within_the_tolerance_of_the_siblings() -> None:
     choice, trials = _chosen(Model(UNKNOWN, _falling(0.076), KEPT))  # 0.076, 0.038, 0.019: the third
     assert choice.value == GRID[2]
-    assert trials == len(choice.trials) == 6
+    assert trials == len(choice.trials) == 5
     between = float(f"{(GRID[1] * GRID[2]) ** 0.5:.3g}")
     assert f"with {between:g} siblings lose 0.028" in choice.reason
     assert choice.limit == "max_retain_drop"
@@ -111,16 +111,8 @@ def test_not_below_what_was_never_trained_on() -> None:
     choice, _ = _chosen(Model(target, KEPT, KEPT))
     assert choice.never_trained == pytest.approx(NEVER)
     assert choice.value == GRID[2]  # half a step further it is below
-    assert "never trained on, they would have 0.20" in choice.reason
-    assert choice.limit == "enough"
-
-
-def test_no_stronger_than_it_has_to_be() -> None:
-    """A strong edit may leave more of the target than a weaker one: what it gives up for those who stay comes back."""
-    left = (0.24, 0.22, *[0.205] * 10, 0.19, 0.19, 0.19, 0.19, 0.21, 0.26, 0.3, 0.4, 0.5)
-    choice, trials = _chosen(Model(dict(zip(GRID, left, strict=True)), KEPT, _falling(0.02)))
-    assert choice.value == 887  # between the last that leaves enough, 768, and the first that leaves more
-    assert (choice.limit, trials) == ("enough", 5)
+    assert "never trained on they would have 0.20" in choice.reason
+    assert choice.limit == "never_trained"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +127,7 @@ def test_says_so_at_either_end(model: Model, retain_weight: float, told: str, li
     assert choice.value == retain_weight
     assert told in choice.reason
     assert choice.limit == limit
-    assert trials in (3, 5)
+    assert trials in (4, 5)
 
 
 def test_refuses_where_every_shield_costs_more_than_is_allowed() -> None:

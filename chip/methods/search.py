@@ -20,10 +20,6 @@ from chip.model.scoring import Scores
 
 LOSS_WEIGHT = 3.0
 """What is lost by those who stay counts so many times what is left of the target: they are many more."""
-ENOUGH = 0.05
-"""Answer probability of a target above never trained on, below which no stronger edit is looked for. It would take more
-from those who stay than trials see, which ask in trained words; where a model is edited again and again, that adds up
-(`benchmarks.sequences`)."""
 MAX_ENDED_DROP = 0.02
 """What may be lost of the part of general answers that end by themselves."""
 TIGHTENINGS = 4
@@ -31,19 +27,12 @@ TIGHTENINGS = 4
 
 
 Limit = Literal[
-    "max_retain_drop",
-    "max_general_kl",
-    "general_ends",
-    "enough",
-    "never_trained",
-    "small_gain",
-    "strongest",
-    "weakest",
+    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "strongest", "weakest"
 ]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
-on general data, or not ended its general answers, hardly more of the target is left than if it had never been trained
-on, or less would be, those who stay would have lost more than the target, or the grid ended, at the strongest
-forgetting or, where even that made the target too improbable, at the weakest."""
+on general data, or not ended its general answers, the target would have become less probable than if it had never been
+trained on, those who stay would have lost more than the target, or the grid ended, at the strongest forgetting or,
+where even that made the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +119,12 @@ def run_search(
     on_trial: Callable[[], None],
     general: Callable[[], GeneralLoss] | None = None,
 ) -> Choice:
-    """The weakest forgetting that leaves hardly more of the target (`ENOUGH`) than if it had never been trained on, and
-    not less; where none does, the strongest at which siblings and others lose no more than `max_retain_drop` each, and
-    general data no more than `max_general_kl`.
+    """The strongest forgetting at which siblings and others lose no more than `max_retain_drop` each, general data no
+    more than `max_general_kl`, and at which the target is not made less probable than if it had never been trained on.
 
-    It is found by halves, from the weak side: a strong edit may leave more of the target than a weaker one. One more
-    trial is half a step further. Of the trials that keep to all that, and leave more than enough, the one with the
-    least `cost` is taken: the last step often takes more from those who stay than from the target.
+    All grow weaker along the grid, so that a search by halves finds it; and one more trial, half a step further. Of the
+    trials that keep to all that, the one with the least `cost` is taken: the last step often takes more from those who
+    stay than from the target.
 
     Args:
         score: asks the model as it is.
@@ -159,18 +147,19 @@ def run_search(
             on_trial()
         return trials[value]
 
-    def stronger_pays(result: Trial) -> bool:
-        return result.exceeded(search) is None and result.forget_excess > ENOUGH
+    def acceptable(value: float) -> bool:
+        result = trial(value)
+        return result.exceeded(search) is None and result.forget_excess >= 0
 
-    low, high, place = 0, len(search.grid), 3 * len(search.grid) // 4
+    low, high = 0, len(search.grid)
     while low < high:
-        low, high = (low, place) if stronger_pays(trial(search.grid[place])) else (place + 1, high)
-        place = (low + high) // 2
+        middle = (low + high) // 2
+        low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
     best = trial(search.grid[min(low, len(search.grid) - 1)])
     _check_within(search, best)
     if 0 < low < len(search.grid):
         trial(float(f"{sqrt(best.value * search.grid[low - 1]):.3g}"))  # so that a person can give it again
-    best = _best([each for each in trials.values() if each.exceeded(search) is None and each.forget_excess >= 0], best)
+    best = min([each for each in trials.values() if acceptable(each.value)], key=lambda each: each.cost, default=best)
     stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, float(never.mean()))
     means = {group: float(answers.probability.mean()) for group, answers in before.items()}
@@ -198,12 +187,6 @@ def hold_general(method: Method, search: Search, divergence: Callable[[Method], 
             return method
         method = tighter
     return method
-
-
-def _best(trials: Sequence[Trial], default: Trial) -> Trial:
-    """Of trials that keep all limits, the weakest that leaves no more than enough; else the one with the least cost."""
-    enough = [each for each in trials if each.forget_excess <= ENOUGH]
-    return max(enough, key=_value) if enough else min(trials, key=lambda each: each.cost, default=default)
 
 
 def _check_within(search: Search, weakest: Trial) -> None:
@@ -244,8 +227,6 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
     ).removesuffix(", ")
     if best.forget_excess < 0:
         return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
-    if best.forget_excess <= ENOUGH:
-        return "enough", f"{effect}; never trained on, they would have {never:.2f}"
     if stronger is None:
         return "strongest", f"{effect}; nothing stronger was tried"
     exceeded = stronger.exceeded(search)

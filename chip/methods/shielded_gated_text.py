@@ -28,7 +28,7 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     """
 
     name: ClassVar[str] = "shielded+gated_text"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 1
     target_modules: ClassVar[tuple[str, ...]] = (*Shielded.target_modules, "gate", "up")
 
     @property

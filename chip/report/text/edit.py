@@ -26,7 +26,6 @@ LIMITS = {
     "max_general_kl": "a stronger edit would have moved general text by more than --max-general-kl",
     "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
-    "enough": "hardly more is left than never trained on, so that nothing stronger was needed",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
