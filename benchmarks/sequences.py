@@ -209,12 +209,11 @@ def table_of(rows: Sequence[Row]) -> Iterator[list[str]]:
 
 def _cells(row: Row) -> list[str]:
     targets = row["targets"][: row["step"]]
-    weight = "–" if row["setting"] is None else f"{row['setting']:g}"
-    siblings = "–" if row["siblings"] is None else f"{row['siblings']:.2f}"
+    shown = {"setting": "g", "siblings": ".2f", "change": ".3f", "distance": ".3f", "seconds": ".0f"}
+    weight, siblings, *more = ("–" if row[name] is None else f"{row[name]:{form}}" for name, form in shown.items())
     left = (f"{targets[0]:.2f}", f"{mean(targets):.2f} ({max(targets):.2f})")
-    norms = (f"{row[name]:.3f}" for name in ("change", "distance"))
     first = f"{row['step']}" if row["kind"] == SEQUENCE else UNION
-    return [first, weight, *left, siblings, f"{row['others'][1]:.3f}", *norms, f"{row['seconds']:.0f}"]
+    return [first, weight, *left, siblings, f"{row['others'][1]:.3f}", *more]
 
 
 def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
