@@ -14,10 +14,9 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -58,11 +57,8 @@ def _demo(folder: Path) -> tuple[Path, Path]:
     return folder / "ckpt", folder / "records.jsonl"
 
 
-WORLDS: Mapping[str, Callable[[Path], tuple[Path, Path]]] = {
-    "demo": _demo,
-    "crowded": lambda folder: crowded.write_world(folder, 2),
-}
-"""What makes a world in a folder, where it is missing: its checkpoint, and its records file."""
+WORLDS = {"demo": _demo, "crowded": lambda folder: crowded.write_world(folder, 2)}
+"""What makes a world in a folder, where it is missing, and says where its checkpoint and its records are."""
 
 
 @dataclass(frozen=True)
@@ -194,12 +190,6 @@ def came_back(rows: Sequence[Row]) -> list[list[float]]:
     return [[row["targets"][i] - own[i] for i in range(row["step"] - 1)] for row in steps]
 
 
-TITLES = (
-    *("request", "retain weight", "first", "all so far (worst)", "siblings", "others", "‖ΔW‖", "‖W_n − W_0‖"),
-    *("seconds", "came back (worst)"),
-)
-
-
 def table_of(rows: Sequence[Row]) -> Iterator[list[str]]:
     """A line for each step, and one for the union."""
     for row, above in zip(steps_of(rows), came_back(rows), strict=True):
@@ -239,9 +229,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=2, fontsize=6)
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=80)
-    with Image.open(drawn) as image:  # a few colors take a third of the bytes
+    figure.savefig(file, dpi=80)
+    with Image.open(file) as image:  # a few colors take a third of the bytes
         image.convert("RGB").quantize(32).save(file, optimize=True)
 
 
@@ -270,7 +259,8 @@ def main(
                 break
     draw(rows, picture)
     for name, own in sequences(rows).items():
-        print_table(name, TITLES, table_of(own), {0}, width=150)
+        titles = "request, weight, first, all so far (worst), siblings, others, ‖ΔW‖, ‖W_n − W_0‖, s, came back (worst)"
+        print_table(name, titles.split(", "), table_of(own), {0}, width=150)
 
 
 if __name__ == "__main__":
