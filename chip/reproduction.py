@@ -89,6 +89,7 @@ def reproduce(
             says.
     """
     then = read_receipt(Path(receipt))
+    _check_adapter(source if adapter is None and holds_adapter(Path(source)) else adapter, then)
     asked = _arguments(then, receipt)
     original = _open_source(source, adapter, base, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
@@ -128,8 +129,6 @@ def _open_source(
     Raises:
         InputError: something else was.
     """
-    alone = adapter is None and holds_adapter(Path(source))
-    _check_adapter(source if alone else adapter, then)
     opened = open_checkpoint(source, adapter, base, rounded=then.base is None)
     if weights_digest(opened, progress) != then.source_digest:
         message = "not the weights that were edited; give the folder that the receipt's was made from"
