@@ -157,6 +157,7 @@ class Run:
         """It is written whatever it costs, and whatever is left: that is what is measured."""
         world, gone = self.world, step - 1 if kind == SEQUENCE else 0
         shutil.rmtree(after, ignore_errors=True)
+        options: dict[str, Any] = {"device": "cpu", "accept": True, "force": True, **self.edit.others}
         start = time.monotonic()
         report = chip.edit(
             before,
@@ -164,7 +165,7 @@ class Run:
             records=world.records_without(world.order[:gone]),
             out=after,
             method=self.edit.method,
-            **{"device": "cpu", "accept": True, "force": True, **self.edit.others},
+            **options,
         )
         return {
             **self.key,
