@@ -14,9 +14,9 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -57,7 +57,10 @@ def _demo(folder: Path) -> tuple[Path, Path]:
     return folder / "ckpt", folder / "records.jsonl"
 
 
-WORLDS = {"demo": _demo, "crowded": lambda folder: crowded.write_world(folder, 2)}
+WORLDS: Mapping[str, Callable[[Path], tuple[Path, Path]]] = {
+    "demo": _demo,
+    "crowded": partial(crowded.write_world, seed=2),
+}
 """What makes a world in a folder, where it is missing, and says where its checkpoint and its records are."""
 
 
