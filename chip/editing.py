@@ -39,6 +39,7 @@ from chip.model.scoring import Scores, score_records
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.recording.targets import open_targets
+from chip.report.documents import count_edits
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.request_checks import (
@@ -102,7 +103,7 @@ def edit(
         arguments = Arguments.of(method, general.keep, options)
         run = _Run(source, request, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
-            return run.report(run.edit(load))
+            return run.count(run.report(run.edit(load)))
         with _output_folder(output, options.get("overwrite", False), distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, options.get("link_unchanged", False))  # 3. Write.
@@ -226,6 +227,11 @@ class _Run:
             arguments=asdict(self.arguments),
             environment=edited.environment,
         )
+
+    def count(self, report: EditReport) -> EditReport:
+        """The report of a dry run, with the place in its sequence that the edit would have."""
+        main = self.distributed.is_main_process
+        return count_edits(self.source, report, self.saving.merged, self.progress) if main else report
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.

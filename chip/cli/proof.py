@@ -23,7 +23,7 @@ def reproduce(
     receipt: Annotated[
         Path, typer.Argument(help="A folder that `chip edit` has written, or its receipt.", metavar="RECEIPT")
     ],
-    source: Annotated[Path, typer.Option(help="The checkpoint it was made from.", metavar="CKPT")],
+    source: Annotated[Path, typer.Option(help="The checkpoint, or adapter, it was made from.", metavar="CKPT")],
     forget: Annotated[list[str], typer.Option(help="The node, which no receipt holds; repeat.", metavar="NODE")],
     *,
     records: RecordsFile = None,
