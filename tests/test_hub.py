@@ -132,9 +132,9 @@ def test_no_pickle_no_code_and_nothing_twice_is_fetched() -> None:
 
 def test_hard_links_into_the_cache_are_said(cache: Path, model: Path) -> None:
     source = Checkpoint.open(into_cache(model, cache))
-    assert resolve_output(source, None, False, False) == Path("name-edited")
+    assert resolve_output(source, None, {}) == Path("name-edited")
     with pytest.warns(ChipWarning, match="second names of files in the Hub's cache"):
-        resolve_output(source, None, False, True)
+        resolve_output(source, None, {"link_unchanged": True})
 
 
 def test_metadata_that_cannot_be_read_stay(tmp_path: Path) -> None:

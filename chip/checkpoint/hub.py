@@ -63,9 +63,9 @@ def checkpoint_folder(model: Path | str, revision: str | None = None, *, argumen
 
 
 def recorded_commit(hub: Mapping[str, str] | None, model: Path | str) -> str | None:
-    """The commit of the repository `model`, where a receipt's `hub` has it as what was edited."""
-    name, _, commit = (hub or {}).get("model", "").partition("@")
-    return commit if name == str(model) and is_hub_id(name) else None
+    """The commit of the repository `model`, where a receipt's `hub` has it as what was edited, or as its adapter."""
+    commits = dict(recorded.split("@", 1) for recorded in (hub or {}).values() if "@" in recorded)
+    return commits.get(str(model)) if is_hub_id(str(model)) else None
 
 
 def _snapshot(name: str, revision: str | None, *, local: bool) -> Path:
