@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.contents import folder_contents
-from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.signing import SigningKey
+from chip.checkpoint.weights import weight_files
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -32,6 +30,7 @@ from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
+from chip.model.copies import open_copy
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
@@ -51,7 +50,7 @@ from chip.request_checks import (
     resolve_request,
     resolve_signer,
 )
-from chip.saving import Saving, resolve_saving
+from chip.saving import Saving, output_folder, resolve_saving
 
 ModelLoader = Callable[[Path | Checkpoint], VLM]
 
@@ -67,6 +66,7 @@ def edit(
     base: Path | str | None = None,
     save: str = "merged",
     rank: int | None = None,
+    measure_on: Path | str | None = None,
     label: str | None = None,
     method: Method | None = None,
     target_modules: Sequence[str] | None = None,
@@ -89,7 +89,8 @@ def edit(
     """Make a model forget some nodes, and write it as a new checkpoint.
 
     Args:
-        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
+        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to. Where
+            it is quantized, what is edited and written is dequantized to bf16.
         forget: ids or paths of institutions, patients, studies or sections.
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
@@ -98,6 +99,8 @@ def edit(
         base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
         save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
         rank: the most directions by which a module's weight changes; by default as many as the method wants.
+        measure_on: folder of a copy of the model, such as a quantized one, through which the records pass when
+            statistics are measured; edited and written are the checkpoint's own weights. Both are in memory.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `Shielded()`.
         target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
@@ -117,7 +120,8 @@ def edit(
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
-    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged, progress=progress)  # 1. Resolve.
+    measured = None if measure_on is None else open_copy(Path(measure_on), source, progress)
     terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
@@ -129,10 +133,10 @@ def edit(
         model_loader(distributed, device, device_map, max_memory, stream) as load,
     ):
         asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
-        run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)
+        run = _Run(source, measured, request, general, method, saving, asked, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
-        with _output_folder(output, overwrite, distributed) as folder:
+        with output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
@@ -168,6 +172,8 @@ class _Run:
     """What all steps of one edit share."""
 
     source: Checkpoint
+    measured: Checkpoint | None
+    """The copy that statistics are measured on; None: the source."""
     request: ForgetRequest
     keep: GivenKeep
     method: Method
@@ -201,12 +207,19 @@ class _Run:
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
-        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
+        seen, watched = vlm, general.reference
+        if self.measured is not None:
+            seen = replace(load(self.measured), processor=vlm.processor)
+            watched = None if watched is None else watched.of(seen)
+        patch = edit_model(seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
+        environment = environment_of(vlm, self.distributed)
+        if self.source.quantized is not None:
+            environment |= {"dequantized_from": self.source.quantized.scheme}
+        return _Edited(patch, modules, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -255,6 +268,7 @@ class _Run:
             version=self.method.version,
             arguments=asdict(self.arguments),
             environment=edited.environment,
+            measured_on=None if self.measured is None else weight_files(self.measured),
         )
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
@@ -284,14 +298,3 @@ def _settings(edited: _Edited) -> dict[str, Any]:
         "target_modules": sorted({module.kind for module in edited.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
-
-
-@contextmanager
-def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
-    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
-        yield Path(distributed.broadcast_object(str(folder)))
-        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
-            check_replaceable(output, hashes=False)
-    distributed.barrier()  # so that all fail if putting it in place does

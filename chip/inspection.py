@@ -81,7 +81,7 @@ def inspect(
     """
     source = open_checkpoint(checkpoint, adapter, base)
     model = build_skeleton(source.folder, len(source.entries))
-    notes = [*_adapter_note(source), *describe_unreached(source, model)]
+    notes = [*_quantized_note(source), *_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:
         notes.append(describe_left_out(left_out))
     by_kind: defaultdict[str, list[TargetModule]] = defaultdict(list)
@@ -101,7 +101,12 @@ def inspect(
 
 
 def _largest_tokens(source: Checkpoint, records: Path | str | RecordSource, device: str | None) -> list[LargestToken]:
-    return largest_tokens(load_vlm(source, device), read_records(find_source(source.place, records, source.folder)))
+    return largest_tokens(load_vlm(source, device), read_records(find_source(source.place, records, source.given)))
+
+
+def _quantized_note(source: Checkpoint) -> Iterator[str]:
+    if source.quantized is not None:
+        yield f"quantized ({source.quantized.scheme}): what is shown, edited and written is dequantized to bf16"
 
 
 def _adapter_note(source: Checkpoint) -> Iterator[str]:

@@ -85,7 +85,7 @@ def reproduce(
     """
     then = read_receipt(Path(receipt))
     _check_adapter(adapter, then)
-    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
+    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source), quantized=True)
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:

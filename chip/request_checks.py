@@ -154,7 +154,7 @@ def resolve_request(
     label: str | None,
 ) -> ForgetRequest:
     """Who is to be forgotten, among whom; refused where the output would tell of it."""
-    found = find_source(source.place, records, source.folder)
+    found = find_source(source.place, records, source.given)
     _check_outside(source, [found.path])  # before a map is kept beside it
     hierarchy = Hierarchy(read_records(found))
     request = ForgetRequest.of(hierarchy, forget)
@@ -184,7 +184,7 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
 def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
     """Raise `InputError` for one that would be copied with the checkpoint."""
     for path in paths:
-        if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(source.given.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
@@ -79,9 +79,9 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     # 1. Whom the request concerns, and what is asked.
-    sources = [open_checkpoint(checkpoint, adapter, base)]
-    sources += [] if reference is None else [Checkpoint.open(Path(reference))]
-    records_source = find_source(sources[0].place, records, sources[0].folder)
+    sources = [open_checkpoint(checkpoint, adapter, base, progress=progress)]
+    sources += [] if reference is None else [open_plain(Path(reference), progress)]
+    records_source = find_source(sources[0].place, records, sources[0].given)
     request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
     if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
@@ -91,7 +91,7 @@ def evaluate(
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
     with model_loader(DistributedContext(), device, device_map, max_memory, stream) as load:
-        before = None if original is None else load(Checkpoint.open(Path(original)).folder)
+        before = None if original is None else load(Path(original))
         for source in sources:
             size = BatchSize(batch_size)
             outputs.append(_measure(load(source), config, size, progress, before, reference is not None))

@@ -36,7 +36,7 @@ def open_targets(
     opened = history.opened(*IN_WINDOW)
     if not opened:
         raise InputError("no request waits for an edit; `chip ledger due` shows what is open", argument="open")
-    source = Checkpoint.open(Path(checkpoint))
+    source = Checkpoint.open(Path(checkpoint), quantized=True)
     targets = _nodes_of(ledger, opened, source, records)
     if history.window_source is not None and weights_digest(source, progress) != history.window_source:
         what = f"whose weights have the digest {short(history.window_source)}..."

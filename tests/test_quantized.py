@@ -1,0 +1,175 @@
+"""Quantized checkpoints: dequantized to the values that their formats define, or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
+from chip.errors import ChipWarning, InputError
+from chip.model import quantization_formats
+from chip.model.quantization_formats import find_format
+from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
+
+
+def needs(kind: Kind) -> None:
+    if kind.package is not None and find_spec(kind.package) is None:
+        pytest.skip(f"{kind.package} is not installed")
+
+
+def checkpoint_of(scheme: object, **config: object) -> Checkpoint:
+    """One without tensors."""
+    return Checkpoint(Path("hub"), {}, (), {"quantization_config": scheme, **config}, {})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_weight_is_what_its_format_says(name: str) -> None:
+    kind = KINDS[name]
+    needs(kind)
+    weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    stored = kind.store(weight)
+    form = find_format(checkpoint_of(dict(kind.scheme)))
+    names = {f"layers.0.up{end}" for end in (*stored.parts, *kind.beside)} | {"norm.weight"}
+    weights = form.weights(names)
+    assert weights == {"layers.0.up.weight": {ending(end, form.weight): f"layers.0.up{end}" for end in stored.parts}}
+    assert all(form.leaves_out(f"layers.0.up{end}") for end in kind.beside)
+    assert not form.leaves_out("norm.weight")
+    parts = {ending(end, form.weight): part for end, part in stored.parts.items()}
+    common = "layers.0.up" + ("" if form.weight else ".weight")
+    value = form.dequantize(common, parts)
+    assert value.shape == weight.shape
+    torch.testing.assert_close(value.double(), stored.value, rtol=3e-7, atol=0)
+    assert (value - weight).norm() < 0.4 * weight.norm()
+    assert form.words == kind.words
+
+
+def ending(end: str, weight: str) -> str:
+    """`.weight_scale_inv` belongs to a common name that is the weight's own in the format of fp8."""
+    return end if weight else end.removeprefix(".weight")
+
+
+def in_language(name: str) -> bool:
+    return "language_model.model.layers." in name and "_proj." in name
+
+
+@pytest.fixture(scope="module")
+def quantized(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The demo's checkpoint as GPTQ stores it, and what it is dequantized. Nobody writes into it."""
+    folder = tmp_path_factory.mktemp("quantized") / "ckpt"
+    return folder, quantized_copy(hospital / "ckpt", folder, KINDS["gptq"], in_language)
+
+
+def test_a_dequantized_checkpoint_is_a_plain_one(quantized: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    folder, expected = quantized
+    with pytest.warns(ChipWarning, match=r"quantized \(GPTQ, 4 bits\); its weights are dequantized.*plain bf16"):
+        plain = open_plain(folder)
+    assert plain.place == plain.given == folder
+    assert "quantization_config" not in plain.config
+    assert plain.config["dtype"] == "bfloat16"
+    tensors = tensors_of(plain)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    assert {path.name for path in plain.folder.iterdir()} == {path.name for path in folder.iterdir()}
+    copy = plain.folder
+    with pytest.warns(ChipWarning):
+        again = open_plain(folder)
+    assert (again.folder / "model.safetensors").read_bytes() == (copy / "model.safetensors").read_bytes()
+    del plain
+    assert not copy.exists()
+
+
+def test_several_files_have_an_index(
+    quantized: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = quantized
+    monkeypatch.setattr("chip.model.dequantization._SHARD", 1_000_000)
+    with pytest.warns(ChipWarning):
+        plain = open_plain(folder)
+    assert len(plain.shards) > 4
+    assert tensors_of(plain).keys() == expected.keys()
+
+
+def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    def refusal(scheme: object, **config: object) -> str:
+        with pytest.raises(InputError) as caught:
+            find_format(Checkpoint(tmp_path, {}, (), {"quantization_config": scheme, **config}, {}))
+        return str(caught.value).removeprefix(f"{tmp_path}/config.json: ")
+
+    unreadable = "the weights are quantized ('hqq'), in a form that chip does not read"
+    again = "then quantize again"
+    assert refusal({"quant_method": "hqq"}) == f"{unreadable}; edit the unquantized base checkpoint, {again}"
+    named = refusal({"quant_method": "hqq"}, _name_or_path="org/model")
+    assert named == f"{unreadable}; edit the unquantized base checkpoint, 'org/model', {again}"
+    (tmp_path / "README.md").write_text("---\nbase_model:\n- org/base\n---\n# A model\n")
+    assert "base checkpoint, 'org/base', then" in refusal({"quant_method": "hqq"}, _name_or_path="org/model")
+    for scheme in (
+        {"quant_method": "gptq", "bits": "four"},
+        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+        {"quant_method": "awq", "bits": 4, "version": "gemv"},
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "\x1b[2J"},
+        {"quant_method": "compressed-tensors", "format": "a b"},
+        {"quant_method": "compressed-tensors", "format": "dense", "sparsity_config": {"format": "sparse-24-bitmask"}},
+        {"quant_method": 7},
+        "gptq",
+        True,
+    ):
+        assert "in a form that chip does not read" in (message := refusal(scheme)), message
+        assert message.isprintable()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization_formats, "find_spec", lambda name: None)
+    needed = r"bitsandbytes is needed to read them; pip install 'chip-unlearning\[quantized\]'; or edit the unquantized"
+    with pytest.raises(InputError, match=needed):
+        find_format(checkpoint_of({"load_in_8bit": True}))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+QUERY = "language_model.model.layers.0.self_attn.q_proj"
+SPOILED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "no scales": (lambda t: t.pop(f"{QUERY}.scales"), rf"'{QUERY}.weight' cannot be dequantized .*'.scales'"),
+    "short zeros": (lambda t: t.update({f"{QUERY}.qzeros": t[f"{QUERY}.qzeros"][:, :3].clone()}), "cannot be deq"),
+    "a group too many": (lambda t: t[f"{QUERY}.g_idx"].fill_(9), "cannot be dequantized"),
+    "infinite": (lambda t: t[f"{QUERY}.scales"].fill_(float("inf")), "NaN or infinite once dequantized"),
+    "other codes": (
+        lambda t: t.update({"language_model.model.norm.weight": torch.ones(128, dtype=torch.int8)}),
+        "norm.weight' is stored as I8, of which GPTQ, 4 bits says nothing",
+    ),
+    "other scales": (
+        lambda t: t.update({"language_model.model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1)}),
+        "like '.*weight_scale_inv'",
+    ),
+    "a weight too few": (
+        lambda t: [t.pop(f"{QUERY}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")],
+        "1 parameter of LlavaForConditionalGeneration without a tensor",
+    ),
+    "nothing quantized": (
+        lambda t: [t.pop(name) for name in list(t) if name.endswith("qweight")],
+        r"the weights are quantized \(GPTQ, 4 bits\) by its word, and no tensor is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_is_no_whole_checkpoint_is_refused(
+    case: str, quantized: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    change, message = SPOILED[case]
+    folder = Path(shutil.copytree(quantized[0], tmp_path / "ckpt"))
+    rewrite(folder, change)
+    with pytest.raises(InputError, match=message) as caught:
+        open_plain(folder)
+    assert str(folder) in str(caught.value)
+    assert "chip-" not in str(caught.value).replace("chip-unlearning", "")
