@@ -13,7 +13,7 @@ from chip.checkpoint.adapter import Adapter
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
-from chip.checkpoint.weights import weights_digest
+from chip.checkpoint.weights import weight_files, weights_digest
 from chip.data.readers import RecordSource
 from chip.editing import edit
 from chip.errors import ChipWarning, InputError, reason
@@ -60,6 +60,7 @@ def reproduce(
     forget: Sequence[str],
     *,
     adapter: Path | str | None = None,
+    measure_on: Path | str | None = None,
     records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] | None = None,
     device: str | None = None,
@@ -73,6 +74,7 @@ def reproduce(
             tensors that differ.
         source: folder that was edited.
         adapter: folder of the adapter that was merged into it before the edit.
+        measure_on: folder of the copy that its statistics were measured on.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
         keep: where files were to be kept: the same again.
@@ -85,6 +87,7 @@ def reproduce(
     """
     then = read_receipt(Path(receipt))
     _check_adapter(adapter, then)
+    _check_copy(measure_on, then)
     asked, original = _arguments(then, receipt), Checkpoint.open(Path(source), quantized=True)
     _check_source(original, then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
@@ -95,6 +98,7 @@ def reproduce(
             forget,
             records=records,
             adapter=adapter,
+            measure_on=measure_on,
             rank=asked.rank,
             keep=kept,
             out=again,
@@ -125,6 +129,13 @@ def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
         raise InputError("the edit merged an adapter first; give its folder", argument="adapter")
     message = "not the one that was merged before the edit" if then.adapter else "the edit merged none; leave it out"
     raise InputError(message, argument="adapter", value=adapter)
+
+
+def _check_copy(measure_on: Path | str | None, then: Receipt) -> None:
+    given = None if measure_on is None else weight_files(Checkpoint.open(Path(measure_on), quantized=True))
+    if given != then.measured_on:
+        message = "not what the edit's statistics were measured on; give that copy, or leave it out if it was none"
+        raise InputError(message, argument="measure_on", value=measure_on)
 
 
 def _arguments(then: Receipt, place: Path | str) -> Arguments:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +13,38 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chip.checkpoint.diff import diff
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.plain import open_plain
+from chip.checkpoint.receipt import read_receipt
+from chip.checkpoint.verify import verify
+from chip.checkpoint.weights import weights_digest
+from chip.cli.main import main
 from chip.errors import ChipWarning, InputError
 from chip.model import quantization_formats
+from chip.model.adapters import open_checkpoint
 from chip.model.quantization_formats import find_format
+from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
+
+REQUEST = (
+    *("--forget", "patient_1", "--device", "cpu", "--retain-weight", "8", "--layers", "1-1"),
+    *("--target-modules", "down", "--keep", "none", "--batch-size", "8", *UNTRAINED_OPTIONS),
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in ("few questions", ".* its weights are dequantized", ".* statistics are measured on this copy")
+]
+
+
+def run(*arguments: object) -> int:
+    """Exit code of `chip ARGUMENTS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["chip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)
 
 
 def needs(kind: Kind) -> None:
@@ -68,7 +96,7 @@ def quantized(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_a_dequantized_checkpoint_is_a_plain_one(quantized: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, expected = quantized
-    with pytest.warns(ChipWarning, match=r"quantized \(GPTQ, 4 bits\); its weights are dequantized.*plain bf16"):
+    with pytest.warns(ChipWarning, match=r"quantized \(GPTQ, 4 bits\); its weights are dequantized to bf16"):
         plain = open_plain(folder)
     assert plain.place == plain.given == folder
     assert "quantization_config" not in plain.config
@@ -173,3 +201,100 @@ def test_what_is_no_whole_checkpoint_is_refused(
         open_plain(folder)
     assert str(folder) in str(caught.value)
     assert "chip-" not in str(caught.value).replace("chip-unlearning", "")
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model, `fp8`, its quantized copy, and `edited`, an edit of that by the command."""
+    folder = tmp_path_factory.mktemp("small")
+    write_records(folder)
+    build(folder / "ckpt", "llava")
+    (folder / "ckpt" / "README.md").write_text("# A model\n")
+    quantized_copy(folder / "ckpt", folder / "fp8", KINDS["fp8"], lambda name: "down_proj" in name)
+    assert run("edit", folder / "fp8", "--out", folder / "edited", *REQUEST) == 0
+    return folder
+
+
+def test_an_edit_of_a_quantized_checkpoint_is_that_of_its_dequantized_one(
+    edited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(ChipWarning, match="quantized"):
+        plain = open_plain(edited / "fp8")
+    shutil.copytree(plain.folder, edited / "plain")
+    assert run("edit", edited / "plain", "--out", edited / "same", *REQUEST) == 0
+    a, b = (Checkpoint.open(edited / name) for name in ("edited", "same"))
+    assert all(torch.equal(value, tensors_of(b)[name]) for name, value in tensors_of(a).items())
+    assert a.config == b.config == plain.config
+    receipt = read_receipt(edited / "edited")
+    assert receipt.quantized == {
+        name: hashlib.sha256((edited / "fp8" / name).read_bytes()).hexdigest()
+        for name in ("config.json", "model.safetensors")
+    }
+    assert receipt.source_digest == weights_digest(Checkpoint.open(edited / "fp8", quantized=True))
+    assert receipt.environment is not None
+    assert receipt.environment["dequantized_from"] == "fp8"
+    card = (edited / "edited" / "README.md").read_text()
+    assert "all weights were dequantized to bf16 first (fp8), and every other byte is what that gave" in card
+    assert read_receipt(edited / "same").quantized is None
+    assert str(plain.folder.parent) not in (edited / "edited" / "chip_receipt.json").read_text()
+
+
+def test_verify_and_diff_compare_with_the_dequantized_original(
+    edited: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    assert run("verify", edited / "edited", "--original", edited / "fp8") == 0
+    assert "the original is the quantized checkpoint that was dequantized" in capsys.readouterr().out
+    assert run("verify", edited / "edited", "--original", edited / "ckpt") == 1
+    assert "the original is not the quantized checkpoint that was edited" in capsys.readouterr().out
+    difference = diff(edited / "fp8", edited / "edited")
+    changed = read_receipt(edited / "edited").tensors
+    assert {tensor.name for tensor in difference.changed} == changed.keys()
+    assert (difference.only_in_a, difference.only_in_b, difference.shape_differs) == ((), (), ())
+
+
+def test_an_adapter_to_a_quantized_checkpoint_is_not_made(edited: Path) -> None:
+    with pytest.raises(InputError, match="the adapter would belong to its dequantized weights; save merged") as caught:
+        open_checkpoint(edited / "fp8", rounded=False)
+    assert caught.value.argument == "save"
+
+
+def test_nothing_is_written_into_the_quantized_folder(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("edit", edited / "fp8", "--out", edited / "fp8" / "inside", *REQUEST) == 2
+    assert "overlaps the source" in capsys.readouterr().err
+
+
+def test_statistics_of_a_copy(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The edit is near that of the model's own statistics; what is not edited is the model's own, bit for bit."""
+    assert run("edit", edited / "ckpt", "--out", edited / "own", *REQUEST) == 0
+    assert run("edit", edited / "ckpt", "--out", edited / "copied", *REQUEST, "--measure-on", edited / "fp8") == 0
+    source, own, copied = (Checkpoint.open(edited / name) for name in ("ckpt", "own", "copied"))
+    changed = read_receipt(edited / "copied").tensors
+    assert changed.keys() == read_receipt(edited / "own").tensors.keys()
+    for name in source.entries:
+        if name not in changed:
+            assert torch.equal(copied.read(name), source.read(name))
+    for name in changed:
+        before, expected, value = (each.read(name).double() for each in (source, own, copied))
+        assert 0 < (value - expected).norm() < 0.3 * (expected - before).norm()
+    assert read_receipt(edited / "copied").measured_on == read_receipt(edited / "edited").quantized
+    assert not verify(edited / "copied", edited / "ckpt").faults
+
+
+def test_a_copy_of_another_model_is_refused(edited: Path, hospital: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("edit", edited / "ckpt", "--out", edited / "no", *REQUEST, "--measure-on", hospital / "ckpt") == 2
+    assert "has another shape; give one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--stream",), ("--retain-weight", "auto"), ("--method", "shielded+gated_text")],
+    ids=" ".join,
+)
+def test_the_model_itself_is_a_copy_of_it(options: tuple[str, ...], edited: Path, tmp_path: Path) -> None:
+    for source in ("ckpt", "fp8"):
+        for out, more in (("own", ()), ("itself", ("--measure-on", edited / source))):
+            place = tmp_path / source / out
+            assert run("edit", edited / source, "--out", place, *REQUEST, *options, *more) == 0
+        own, itself = (tensors_of(Checkpoint.open(tmp_path / source / name)) for name in ("own", "itself"))
+        assert all(torch.equal(value, itself[name]) for name, value in own.items())

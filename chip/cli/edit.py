@@ -84,6 +84,13 @@ Save = Annotated[
 Rank = Annotated[
     int | None, typer.Option(help="Most directions by which a weight changes; by default what the method wants.")
 ]
+MeasureOn = Annotated[
+    Path | None,
+    typer.Option(
+        help="A copy of the model, such as a quantized one, to measure on; CKPT's own weights are edited.",
+        metavar="FOLDER",
+    ),
+]
 
 STILL_THERE = 3
 """Exit code of an edit that was written, and left more of the target than it may."""
@@ -107,6 +114,7 @@ def edit(
     base: BaseFolder = None,
     save: Save = "merged",
     rank: Rank = None,
+    measure_on: MeasureOn = None,
     label: Label = None,
     method: Annotated[
         str,
@@ -163,6 +171,7 @@ def edit(
         base=base,
         save=save,
         rank=rank,
+        measure_on=measure_on,
         label=label,
         method=make_method(method, given_settings(context)),
         target_modules=None if target_modules is None else target_modules.split(","),

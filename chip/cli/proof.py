@@ -37,6 +37,9 @@ def reproduce(
     adapter: Annotated[
         Path | None, typer.Option(help="The adapter that was merged into it before the edit.", metavar="FOLDER")
     ] = None,
+    measure_on: Annotated[
+        Path | None, typer.Option(help="The copy that its statistics were measured on.", metavar="FOLDER")
+    ] = None,
     records: RecordsFile = None,
     owners: OwnerMap = None,
     window: ImageWindow = None,
@@ -63,6 +66,7 @@ def reproduce(
         source,
         forget,
         adapter=adapter,
+        measure_on=measure_on,
         records=record_source(records, owners, window, images),
         keep=keep,
         device=device,

@@ -59,7 +59,7 @@ def dequantize(quantized: Checkpoint, progress: ProgressCallback = silent) -> Ch
         check_weights(plain, skeleton)
     except InputError as error:  # about the copy, of which nobody knows
         raise InputError(error.message.replace(str(target), str(folder))) from error
-    message = f"{folder}: quantized ({form.words}); its weights are dequantized, and what is written is plain bf16"
+    message = f"{folder}: quantized ({form.words}); its weights are dequantized to bf16 first"
     warnings.warn(message, ChipWarning, stacklevel=3)
     return replace(plain, quantized=Quantized(quantized, form.words, copy))
 
