@@ -273,7 +273,7 @@ def quantized_copy(source: Path, folder: Path, kind: Kind, names: Callable[[str]
         stored = kind.store(value.float())
         expected[name] = stored.value.float().bfloat16()
         common = name.removesuffix(".weight")
-        tensors |= {common + end: part for end, part in (stored.parts | kind.beside).items()}
+        tensors |= {common + end: part.clone() for end, part in (stored.parts | kind.beside).items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": dict(kind.scheme)}))

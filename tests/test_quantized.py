@@ -23,7 +23,10 @@ from chip.cli.main import main
 from chip.errors import ChipWarning, InputError
 from chip.model import quantization_formats
 from chip.model.adapters import open_checkpoint
+from chip.model.loading import load_vlm
 from chip.model.quantization_formats import find_format
+from tests.adapters import KINDS as ADAPTERS
+from tests.adapters import make_adapter
 from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
 
@@ -298,3 +301,16 @@ def test_the_model_itself_is_a_copy_of_it(options: tuple[str, ...], edited: Path
             assert run("edit", edited / source, "--out", place, *REQUEST, *options, *more) == 0
         own, itself = (tensors_of(Checkpoint.open(tmp_path / source / name)) for name in ("own", "itself"))
         assert all(torch.equal(value, itself[name]) for name, value in own.items())
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_the_dequantized_weights(
+    quantized: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    """As one of QLoRA was trained to them."""
+    plain = open_plain(quantized[0])
+    folder = make_adapter(load_vlm(plain, "cpu").model, tmp_path / "adapter", ADAPTERS["lora"])
+    merged, expected = open_checkpoint(quantized[0], folder), open_checkpoint(plain.folder, folder)
+    assert merged.merged.keys() == expected.merged.keys()
+    assert all(torch.equal(value, expected.merged[name]) for name, value in merged.merged.items())
+    assert (merged.place, merged.given) == (folder, quantized[0])

@@ -3,10 +3,12 @@ so on a CPU."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -99,12 +101,11 @@ def _bitsandbytes_4(scheme: Mapping[str, Any]) -> Format:
         raise ValueError(f"{kind!r}")
 
     def read(common: str, parts: Mapping[str, Tensor]) -> Tensor:
-        from bitsandbytes.functional import QuantState, dequantize_4bit
-
+        library = _bitsandbytes_functions()
         stored = {end.removeprefix(".weight."): value for end, value in parts.items() if end != ".weight"}
-        state = QuantState.from_dict(stored, torch.device("cpu"))
+        state = library.QuantState.from_dict(stored, torch.device("cpu"))
         state.dtype = torch.float32  # else it rounds on some machines otherwise than on others
-        weight: Tensor = dequantize_4bit(parts[".weight"], state)
+        weight: Tensor = library.dequantize_4bit(parts[".weight"], state)
         return weight
 
     return Format(
@@ -120,14 +121,17 @@ def _bitsandbytes_8() -> Format:
     """LLM.int8: a scale a row."""
 
     def read(common: str, parts: Mapping[str, Tensor]) -> Tensor:
-        from bitsandbytes.functional import int8_vectorwise_dequant
-
         if parts.get(".weight_format", torch.zeros(())).any():
             raise ValueError("its codes are in the order of an old GPU kernel")
-        weight: Tensor = int8_vectorwise_dequant(parts[".weight"], parts[".SCB"])
+        weight: Tensor = _bitsandbytes_functions().int8_vectorwise_dequant(parts[".weight"], parts[".SCB"])
         return weight
 
     return Format("bitsandbytes, 8 bits", (".SCB",), (".weight", ".weight_format"), read, package="bitsandbytes")
+
+
+def _bitsandbytes_functions() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here would use
+    return import_module("bitsandbytes.functional")
 
 
 def _fp8(scheme: Mapping[str, Any]) -> Format:
