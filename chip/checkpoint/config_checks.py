@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chip.checkpoint.paths import input_error, quoted
+from chip.checkpoint.paths import input_error, quoted, resolve_inside
+from chip.errors import InputError
 
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
 """Where ModelOpt, GPTQ, AWQ and others say how weights are quantized, when `config.json` does not."""
@@ -69,20 +70,20 @@ def find_scheme(config: Mapping[str, Any]) -> Any:
 def edit_the_base(folder: Path, config: Mapping[str, Any]) -> str:
     """What to do about quantized weights, with the name of the unquantized model: the one that the card in the folder
     or `config.json` says it was made from, where one does."""
-    card = _card_data(folder / "README.md")
+    card = _card_data(folder)
     named = [card.get("base_model"), config.get("_name_or_path")]
     first = next((name[0] if isinstance(name, list) else name for name in named if name), None)
     return UNQUANTIZED if not isinstance(first, str) else UNQUANTIZED.replace(",", f", {quoted(first)},", 1)
 
 
-def _card_data(path: Path) -> Mapping[str, Any]:
-    """What a model card says in its header; nothing where there is no card, or none that can be read."""
+def _card_data(folder: Path) -> Mapping[str, Any]:
+    """What the folder's model card says in its header; nothing where there is no card, or none that can be read."""
     from huggingface_hub.repocard import metadata_load
     from yaml import YAMLError
 
     try:
-        return metadata_load(path) or {}
-    except (OSError, ValueError, YAMLError):  # no card; bytes that are no text, or a header that is no object; no YAML
+        return metadata_load(resolve_inside(folder, "README.md")) or {}
+    except (InputError, OSError, ValueError, YAMLError, RecursionError):  # no file, no text, no object, no YAML
         return {}
 
 
