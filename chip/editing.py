@@ -121,7 +121,7 @@ def edit(
     """
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
     source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged, progress=progress)  # 1. Resolve.
-    measured = None if measure_on is None else open_copy(Path(measure_on), source, progress)
+    measured = None if measure_on is None else open_copy(Path(measure_on), source, device_map, progress)
     terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)

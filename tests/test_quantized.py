@@ -286,6 +286,9 @@ def test_statistics_of_a_copy(edited: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_copy_of_another_model_is_refused(edited: Path, hospital: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("edit", edited / "ckpt", "--out", edited / "no", *REQUEST, "--measure-on", hospital / "ckpt") == 2
     assert "has another shape; give one" in capsys.readouterr().err
+    spread = ("--measure-on", edited / "fp8", "--device-map", "auto")
+    assert run("edit", edited / "ckpt", "--out", edited / "no", *REQUEST[:2], *REQUEST[4:], *spread) == 2
+    assert "a device map spreads one model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

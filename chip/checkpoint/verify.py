@@ -243,11 +243,8 @@ def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iter
     """What only the original can show."""
     written, source = copy.checkpoint, original.checkpoint
     if (None if source.quantized is None else weight_files(source)) != receipt.quantized:
-        yield (
-            "the original is not the quantized checkpoint that was edited"
-            if receipt.quantized
-            else ("the original is quantized, and the checkpoint that was edited was not")
-        )
+        was = "the quantized checkpoint" if receipt.quantized else "the checkpoint, not quantized,"
+        yield f"the original is not {was} that was edited"
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return

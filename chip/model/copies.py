@@ -8,18 +8,24 @@ from pathlib import Path
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.plain import open_plain
 from chip.errors import ChipWarning, InputError
+from chip.model.offload import DeviceMap
 from chip.model.skeleton import build_skeleton
 from chip.progress import ProgressCallback, silent
 
 
-def open_copy(folder: Path, source: Checkpoint, progress: ProgressCallback = silent) -> Checkpoint:
+def open_copy(
+    folder: Path, source: Checkpoint, device_map: DeviceMap | None, progress: ProgressCallback = silent
+) -> Checkpoint:
     """The checkpoint in a folder, to measure on in the place of `source`; that is said.
 
     That it holds the same model in other numbers nothing can tell: what is checked is that it could.
 
     Raises:
-        InputError: it is of another architecture, or a parameter has another shape; or as `open_plain` does.
+        InputError: there is a device map, for one model; it is of another architecture, or a parameter has another shape; or as `open_plain` does.
     """
+    if device_map is not None:
+        message = "a device map spreads one model, and this is a second one; leave one out, or stream both"
+        raise InputError(message, argument="measure_on", value=folder)
     copy = open_plain(folder, progress)
     ours, theirs = (build_skeleton(each.folder, len(each.entries)) for each in (source, copy))
     if type(ours) is not type(theirs):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from chip.checkpoint.layout import CONFIG, INDEX, SINGLE, Checkpoint
 from chip.checkpoint.paths import input_error, quoted
 from chip.checkpoint.quantized import Quantized, TemporaryFolder
 from chip.checkpoint.writer import round_once
-from chip.errors import ChipWarning, InputError, foreign_code
+from chip.errors import ChipWarning, InputError, reason
 from chip.model.quantization_formats import Format, find_format
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
@@ -48,11 +49,13 @@ def dequantize(quantized: Checkpoint, progress: ProgressCallback = silent) -> Ch
     form = find_format(quantized)
     skeleton = build_skeleton(folder, len(quantized.entries))
     target = copy.path / folder.resolve().name
-    trouble, hint = "cannot be written dequantized", "free some space, or have TMPDIR name a disk that has it"
-    with foreign_code(folder, trouble, hint):
+    try:
         target.mkdir()
         _copy_others(quantized, target)
         _write_weights(_tensors(quantized, form, progress), target)
+    except (OSError, SafetensorError) as error:
+        what = f"cannot be written dequantized ({reason(error)})"
+        raise input_error(folder, what, "free some space, or have TMPDIR name a disk that has it") from error
     quantized.check_unchanged()
     try:
         plain = Checkpoint.open(target)

@@ -157,7 +157,7 @@ def _achieved(report: EditReport) -> Text:
 
 def _dequantized(report: EditReport) -> Iterator[str]:
     if (scheme := report.environment.get("dequantized_from")) is not None:
-        yield f"the source was quantized ({escaped(scheme)}), and this is plain bf16"
+        yield f"the source was quantized ({scheme}), and this is plain bf16"
 
 
 def _never_trained(outcome: Outcome) -> str:
