@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chip.checkpoint.diff import diff
@@ -125,6 +126,17 @@ def test_several_files_have_an_index(
         plain = open_plain(folder)
     assert len(plain.shards) > 4
     assert tensors_of(plain).keys() == expected.keys()
+
+
+def test_a_full_disk_is_one_line(
+    quantized: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("chip.model.dequantization.save_file", full)
+    with pytest.raises(InputError, match=r"cannot be written dequantized \(I/O error: No space.*free some space"):
+        open_plain(quantized[0])
 
 
 def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def open_copy(
     That it holds the same model in other numbers nothing can tell: what is checked is that it could.
 
     Raises:
-        InputError: there is a device map, for one model; it is of another architecture, or a parameter has another shape; or as `open_plain` does.
+        InputError: there is a device map, which is for one model; it is of another architecture, or a parameter has
+            another shape; or as `open_plain` does.
     """
     if device_map is not None:
         message = "a device map spreads one model, and this is a second one; leave one out, or stream both"
