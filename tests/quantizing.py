@@ -65,7 +65,8 @@ def grid(weight: Tensor, groups: int, levels: int) -> np.ndarray:
 def coded(weight: Tensor, scales: np.ndarray, zeros: np.ndarray, groups: np.ndarray, bits: int) -> np.ndarray:
     """(d_out, d_in) codes; `scales` and `zeros` (d_out, G), `groups` (d_in,)."""
     exact = weight.double().numpy() / scales.astype(np.float64)[:, groups] + zeros[:, groups]
-    return np.clip(np.rint(exact), 0, 2**bits - 1).astype(np.int64)
+    rounded: np.ndarray = np.clip(np.rint(exact), 0, 2**bits - 1).astype(np.int64)
+    return rounded
 
 
 def gptq(bits: int, shift: int, act_order: bool) -> Callable[[Tensor], Stored]:
