@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
@@ -71,9 +71,10 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     check_keywords("evaluate", RunOptions, options)
-    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"))  # 1. Resolve the request.
-    retrained = None if reference is None else Checkpoint.open(Path(reference))
-    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.folder)))
+    # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), progress=progress)
+    retrained = None if reference is None else open_plain(Path(reference), progress)
+    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.given)))
     forget = edited_targets(ledger, source, hierarchy, progress) if forget is None else forget
     config = EvalConfig(ForgetRequest.of(hierarchy, forget), find_attacks(attacks), seed, judge=judge)
     _check_needed(original, config)
@@ -81,7 +82,7 @@ def evaluate(
         EvalRecord(ledger, config.request, source, retrained, progress) as record,
         model_loader(DistributedContext(), options) as load,
     ):
-        before = None if original is None else load(Checkpoint.open(Path(original)).folder)
+        before = None if original is None else load(Path(original))
         outputs = []
         for model in (source, *([] if retrained is None else [retrained])):  # 2. Measure, one in memory at a time.
             size = BatchSize(options.get("batch_size"))
