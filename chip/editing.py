@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from chip.checkpoint.contents import folder_contents
-from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.overwrite import check_replaceable
+from chip.checkpoint.weights import weight_files
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -31,6 +29,7 @@ from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
+from chip.model.copies import open_copy
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
 from chip.model.loading_options import check_keywords
@@ -50,7 +49,7 @@ from chip.request_checks import (
     resolve_request,
     resolve_signer,
 )
-from chip.saving import Saving, resolve_saving
+from chip.saving import Saving, output_folder, resolve_saving
 
 
 def edit(
@@ -71,6 +70,7 @@ def edit(
     Args:
         checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to. Or a
             repository on the Hub, as `checkpoint_folder` finds it; so are adapters, bases and the model of `keep`.
+            Where it is quantized, what is edited and written is dequantized to bf16.
         forget: ids or paths of institutions, patients, studies or sections; None: all whose requests are open in the
             ledger, one edit for them together.
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
@@ -89,7 +89,8 @@ def edit(
     method, saving = method or DEFAULT(), resolve_saving(options)
     # 1. Resolve the request.
     opened = options.get("adapter"), options.get("base"), options.get("revision")
-    source = open_checkpoint(checkpoint, *opened, rounded=saving.merged)
+    source = open_checkpoint(checkpoint, *opened, rounded=saving.merged, progress=progress)
+    measured = open_copy(options.get("measure_on"), source, options.get("device_map"), progress)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
     general = resolve_keep(source, keep, method)
     hierarchy = resolve_records(source, records)
@@ -103,10 +104,10 @@ def edit(
         model_loader(distributed, options) as load,
     ):
         arguments = Arguments.of(method, general.keep, options)
-        run = _Run(source, request, general, method, saving, arguments, distributed, progress, terms)
+        run = _Run(source, measured, request, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
-        with _output_folder(output, options.get("overwrite", False), distributed) as folder:
+        with output_folder(output, options.get("overwrite", False), distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, options.get("link_unchanged", False))  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
@@ -141,6 +142,8 @@ class _Run:
     """What all steps of one edit share."""
 
     source: Checkpoint
+    measured: Checkpoint | None
+    """The copy that statistics are measured on; None: the source."""
     request: ForgetRequest
     keep: GivenKeep
     method: Method
@@ -174,12 +177,19 @@ class _Run:
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = replace(self.request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
-        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
+        seen, watched = vlm, general.reference
+        if self.measured is not None:
+            seen = replace(load(self.measured), processor=vlm.processor)
+            watched = None if watched is None else watched.of(seen)
+        patch = edit_model(seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, before, never, general, environment_of(vlm, self.distributed))
+        environment = environment_of(vlm, self.distributed)
+        if self.source.quantized is not None:
+            environment |= {"dequantized_from": self.source.quantized.scheme}
+        return _Edited(patch, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -228,6 +238,7 @@ class _Run:
             version=self.method.version,
             arguments=asdict(self.arguments),
             environment=edited.environment,
+            measured_on=None if self.measured is None else weight_files(self.measured),
         )
 
     def count(self, report: EditReport) -> EditReport:
@@ -262,14 +273,3 @@ def _settings(edited: _Edited) -> dict[str, Any]:
         "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
-
-
-@contextmanager
-def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
-    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
-        yield Path(distributed.broadcast_object(str(folder)))
-        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
-            check_replaceable(output, hashes=False)
-    distributed.barrier()  # so that all fail if putting it in place does

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from chip.checkpoint.hub import checkpoint_folder
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
@@ -74,18 +74,18 @@ def evaluate(
     """
     check_keywords("evaluate", RunOptions, options)
     # 1. Resolve the request.
-    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), options.get("revision"))
-    retrained = _opened(reference, "reference")
-    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.folder)))
+    opened = options.get("adapter"), options.get("base"), options.get("revision")
+    source = open_checkpoint(checkpoint, *opened, progress=progress)
+    retrained = None if reference is None else open_plain(checkpoint_folder(reference, argument="reference"), progress)
+    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.given)))
     forget = edited_targets(ledger, source, hierarchy, progress) if forget is None else forget
     config = EvalConfig(ForgetRequest.of(hierarchy, forget), find_attacks(attacks), seed, judge=judge)
     _check_needed(original, config)
-    unedited = _opened(original, "original")
     with (
         EvalRecord(ledger, config.request, source, retrained, progress) as record,
         model_loader(DistributedContext(), options) as load,
     ):
-        before = None if unedited is None else load(unedited.folder)
+        before = None if original is None else load(checkpoint_folder(original, argument="original"))
         outputs = []
         for model in (source, *([] if retrained is None else [retrained])):  # 2. Measure, one in memory at a time.
             size = BatchSize(options.get("batch_size"))
@@ -94,10 +94,6 @@ def evaluate(
         evaluation = replace(evaluation, environment=outputs[0][1], targets=tuple(forget))
         record.evaluated(evaluation)
         return evaluation
-
-
-def _opened(model: Path | str | None, argument: str) -> Checkpoint | None:
-    return None if model is None else Checkpoint.open(checkpoint_folder(model, argument=argument))
 
 
 def _check_needed(original: Path | str | None, config: EvalConfig) -> None:

@@ -71,7 +71,7 @@ def _default_output(folder: Path) -> Path:
 
 def resolve_records(source: Checkpoint, records: Path | str | RecordSource | None) -> Hierarchy:
     """All records; refused where they would be copied with the checkpoint."""
-    found = find_source(source.place, records, source.folder)
+    found = find_source(source.place, records, source.given)
     _check_outside(source, [found.path])  # before a map is kept beside it
     return Hierarchy(read_records(found))
 
@@ -109,7 +109,7 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
 def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
     """Raise `InputError` for one that would be copied with the checkpoint."""
     for path in paths:
-        if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(source.given.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
 
 
@@ -118,7 +118,7 @@ def _check_not_named(source: Checkpoint, request: ForgetRequest, label: str | No
     names = TargetNames.of(request.hierarchy, request.partition.targets)
     if label is not None and (name := names.find_in_label(label)):
         raise InputError(f"names {name}, which is to be forgotten; choose another", argument="label", value=label)
-    if (revision := hub_revision(source.folder)) and (name := names.find(revision)):
+    if (revision := hub_revision(source.given)) and (name := names.find(revision)):
         hint = "copy it into a folder of another name, and give that"
         raise InputError(f"{revision}: names {name}, and the receipt and the model card would say where from; {hint}")
     if found := _find_name(folder_contents(source).copied, names):

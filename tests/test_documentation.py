@@ -24,8 +24,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 150
 
-OTHER_PROGRAMS = {"--nproc-per-node", "--editable", "--quick", "--cache", "--signature"}
-"""Options in the documents that are torchrun's, pip's, the benchmarks' and model_signing's."""
+OTHER_PROGRAMS = {
+    *("--nproc-per-node", "--editable", "--signature"),
+    *("--quick", "--cache", "--edit", "--level", "--requests", "--world"),
+}
+"""Options in the documents that are torchrun's, pip's and model_signing's, and the benchmarks'."""
 
 
 def links(document: Path) -> list[str]:

@@ -14,6 +14,7 @@ from chip.checkpoint.adapter import holds_adapter
 from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
 from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.stored_tensor import StoredTensor, same_bytes
 from chip.checkpoint.tensor_diff import TensorDiff
 from chip.checkpoint.threads import in_threads
@@ -87,7 +88,7 @@ def diff(
     the other: memory does not grow with the checkpoints, but for what `measure` says.
 
     Where the names on disk differ, the tensors that both load into the same parameter of the model are compared, as
-    far as transformers has code for the models; all others by their names.
+    far as transformers has code for the models; all others by their names. Quantized weights are compared dequantized.
 
     Args:
         a, b: the folder of a LoRA adapter stands for its base with the adapter merged, rounded to the base's dtype.
@@ -95,14 +96,14 @@ def diff(
         base: of a folder that is an adapter; by default for `a` the one that it names, for `b` that of `a`.
 
     Raises:
-        InputError: as `checkpoint_folder`, `Checkpoint.open` and `open_checkpoint` do, and where a tensor that differs
+        InputError: as `checkpoint_folder`, `open_plain` and `open_checkpoint` do, and where a tensor that differs
             has a dtype chip cannot read.
     """
     folders = checkpoint_folder(a, argument="a"), checkpoint_folder(b, argument="b")
     if base is not None and not any(map(holds_adapter, folders)):
         raise InputError("goes with an adapter, whose base it is; neither is one", argument="base", value=base)
-    first = _opened(folders[0], adapter, base)
-    second = _opened(folders[1], None, base or first.folder)
+    first = _opened(folders[0], adapter, base, progress)
+    second = _opened(folders[1], None, base or first.given, progress)
     names = _same_tensors(first, second)
     pairs: list[tuple[StoredTensor, StoredTensor]] = []
     shape_differs: list[ShapeDiff] = []
@@ -120,13 +121,15 @@ def diff(
     )
 
 
-def _opened(folder: Path, adapter: Path | str | None, base: Path | str | None) -> Checkpoint:
+def _opened(
+    folder: Path, adapter: Path | str | None, base: Path | str | None, progress: ProgressCallback
+) -> Checkpoint:
     is_adapter = holds_adapter(folder)
     if adapter is None and not is_adapter:
-        return Checkpoint.open(folder)
+        return open_plain(folder, progress)
     from chip.model.adapters import open_checkpoint  # brings transformers and peft
 
-    return open_checkpoint(folder, adapter, base if is_adapter else None)
+    return open_checkpoint(folder, adapter, base if is_adapter else None, progress=progress)
 
 
 def _compare_all(

@@ -16,10 +16,12 @@ from chip.checkpoint.hashing import Digest, Range, digest, digest_all
 from chip.checkpoint.hub import checkpoint_folder, recorded_commit
 from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD, card_text
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
 from chip.checkpoint.signing import SIGNATURE, SignatureCheck, TrustedKeys
 from chip.checkpoint.statement import EVALUATION, read_statement
+from chip.checkpoint.weights import weight_files
 from chip.errors import InputError, printable
 from chip.progress import ProgressCallback, silent
 
@@ -65,7 +67,8 @@ def verify(
     compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
     Where an adapter was merged, the original is its base, and the changes that are checked are those of both. An edit
-    that was written as an adapter is checked by its files, and the original by being the one that it belongs to.
+    that was written as an adapter is checked by its files, and the original by being the one that it belongs to. A
+    quantized original is dequantized again.
 
     Args:
         edited, original: folders, or repositories on the Hub; the original's commit is the one that the receipt has.
@@ -80,7 +83,7 @@ def verify(
     check = _signature_check(public_key, trust)
     edited = checkpoint_folder(edited, argument="edited")
     receipt = read_receipt(edited)
-    source = None if original is None else _original(original, receipt)
+    source = None if original is None else _original(original, receipt, progress)
     find = _checkpoint_faults if receipt.base is None else _adapter_faults
     try:
         faults = list(find(receipt, edited, source, progress))
@@ -94,9 +97,9 @@ def verify(
     return Verification(receipt, source is not None, tuple(faults), (edited / SIGNATURE).exists(), signed_by)
 
 
-def _original(model: Path | str, receipt: Receipt) -> Checkpoint:
+def _original(model: Path | str, receipt: Receipt, progress: ProgressCallback) -> Checkpoint:
     """Of a repository on the Hub, the commit that was edited, if it was that one."""
-    return Checkpoint.open(checkpoint_folder(model, recorded_commit(receipt.hub, model), argument="original"))
+    return open_plain(checkpoint_folder(model, recorded_commit(receipt.hub, model), argument="original"), progress)
 
 
 def _evaluation_faults(file: Path, edited: Path, receipt: Receipt, check: SignatureCheck | None) -> Iterator[str]:
@@ -247,6 +250,9 @@ def _untouched_bytes(receipt: Receipt, copy: _Digests) -> int:
 def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iterator[str]:
     """What only the original can show."""
     written, source = copy.checkpoint, original.checkpoint
+    if (None if source.quantized is None else weight_files(source)) != receipt.quantized:
+        was = "the quantized checkpoint" if receipt.quantized else "the checkpoint, not quantized,"
+        yield f"the original is not {was} that was edited"
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return

@@ -76,6 +76,10 @@ class GeneralReference:
         map_last_states(vlm, self._batches(vlm), partial(self._remember, vlm))
         self._ended = self._share_that_ends(vlm)
 
+    def of(self, vlm: VLM) -> GeneralReference:
+        """The same of another model."""
+        return GeneralReference(vlm, self._held_out, self._questions, self._size, self._distributed)
+
     @property
     def nats(self) -> float:
         """−log p of the held-out data, nats a token, in the unedited model."""

@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
+from chip.checkpoint.config_checks import find_scheme
 from chip.checkpoint.hub import checkpoint_folder
 from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
 from chip.checkpoint.paths import counted, hub_name, input_error, listed, quoted
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.writer import round_once
 from chip.errors import ChipWarning, InputError
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
 from chip.model.tensor_names import disk_names
+from chip.progress import ProgressCallback, silent
 
 _MERGED = frozenset(
     {
@@ -65,8 +68,10 @@ def open_checkpoint(
     revision: str | None = None,
     *,
     rounded: bool = True,
+    progress: ProgressCallback = silent,
 ) -> Checkpoint:
-    """The checkpoint in a folder; with an adapter, its base's as it is once the adapter is merged.
+    """The checkpoint in a folder, dequantized where it is quantized; with an adapter, its base's as it is once the
+    adapter is merged.
 
     Each may be the name of a repository on the Hub, as `checkpoint_folder` takes it.
 
@@ -75,18 +80,18 @@ def open_checkpoint(
         adapter: folder of the adapter to merge into the checkpoint.
         base: folder of the adapter's base; by default the one that its `adapter_config.json` names.
         revision: of `model`, where that is a repository.
-        rounded: merged tensors have the dtype they are stored in; else they stay in fp32.
+        rounded: merged tensors have the dtype they are stored in; else they stay in fp32, for an adapter to be made.
 
     Raises:
-        InputError: as `checkpoint_folder`, `Checkpoint.open`, `Adapter.open`, `find_base` and `merge_adapter` do, and
-            where the arguments contradict each other.
+        InputError: as `checkpoint_folder`, `open_plain`, `Adapter.open`, `find_base` and `merge_adapter` do, and where
+            the arguments contradict each other.
     """
     folder = checkpoint_folder(model, revision)
     if adapter is None and not holds_adapter(folder):
         if base is not None:
             message = "goes with an adapter, whose base it is; the model here is no adapter"
             raise InputError(message, argument="base", value=base)
-        return Checkpoint.open(folder)
+        return _opened(folder, rounded, progress)
     if adapter is None:
         opened = Adapter.open(folder)
         folder = find_base(opened) if base is None else checkpoint_folder(base, argument="base")
@@ -97,7 +102,14 @@ def open_checkpoint(
     else:
         opened = Adapter.open(checkpoint_folder(adapter, argument="adapter"))
     _warn_of_other_base(opened, folder)
-    return merge_adapter(Checkpoint.open(folder), opened, rounded=rounded)
+    return merge_adapter(_opened(folder, rounded, progress), opened, rounded=rounded)
+
+
+def _opened(folder: Path, rounded: bool, progress: ProgressCallback) -> Checkpoint:
+    if not rounded and find_scheme(Checkpoint.open(folder, quantized=True).config) is not None:
+        message = f"{folder} is quantized, and the adapter would belong to its dequantized weights; save merged"
+        raise InputError(message, argument="save", value="adapter")
+    return open_plain(folder, progress)
 
 
 def _warn_of_other_base(adapter: Adapter, folder: Path) -> None:
