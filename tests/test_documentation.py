@@ -24,11 +24,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 150
 
-OTHER_PROGRAMS = {
-    *("--nproc-per-node", "--editable", "--signature"),
-    *("--quick", "--cache", "--edit", "--level", "--requests", "--world"),
-}
-"""Options in the documents that are torchrun's, pip's and model_signing's, and the benchmarks'."""
+OTHER_PROGRAMS = {"--nproc-per-node", "--editable", "--quick", "--cache", "--edit", "--world", "--signature"}
+"""Options in the documents that are torchrun's, pip's, the benchmarks' and model_signing's."""
 
 
 def links(document: Path) -> list[str]:
