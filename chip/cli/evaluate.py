@@ -52,6 +52,14 @@ Attacks = Annotated[
         metavar="A,B|standard|all",
     ),
 ]
+GeneralSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What general ability is measured on: auto (prose that comes with chip; the default), none, a file of "
+        "text or JSON lines, or a folder of images; repeat for several. Give other text than --keep got.",
+        metavar="auto|none|PATH",
+    ),
+]
 JudgeAddress = Annotated[
     str | None,
     typer.Option(
@@ -76,11 +84,15 @@ def evaluate(
     ] = None,
     original: Annotated[
         Path | None,
-        typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
+        typer.Option(
+            help="The model before the edit, for the attacks steering and depth, and beside general ability.",
+            metavar="CKPT",
+        ),
     ] = None,
     adapter: AdapterFolder = None,
     base: BaseFolder = None,
     attacks: Attacks = "",
+    general: GeneralSources = None,
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     device: Device = None,
@@ -134,6 +146,7 @@ def evaluate(
             adapter=adapter,
             base=base,
             attacks=attacks,
+            general=general or ("auto",),
             judge=_judge(judge, judge_model),
             device=device,
             device_map=device_map,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from chip.evaluation.attacks import ATTACKS, Attack, find_attacks
 from chip.evaluation.attacks.base import ORIGINAL
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
+from chip.evaluation.general import GeneralAbility, GivenGeneral
 from chip.evaluation.judge import Judge
 from chip.evaluation.measure import measure
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
+from chip.general.collect import AUTO
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
 from chip.model.environment import environment_of
@@ -40,6 +43,7 @@ def evaluate(
     adapter: Path | str | None = None,
     base: Path | str | None = None,
     attacks: str | Collection[str | Attack] = (),
+    general: Sequence[Path | str] = (AUTO,),
     judge: Judge | None = None,
     device: str | None = None,
     device_map: DeviceMap | None = None,
@@ -57,13 +61,15 @@ def evaluate(
         records: file or folder of records, or a `RecordSource` that says how to read it; by default those beside the
             checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
-        original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
-            one that is asked.
+        original: folder of the model before the edit, for the attacks that need it, which hold it in memory beside
+            the one that is asked, and to compare general ability with.
         adapter: folder of a LoRA adapter that is merged into the checkpoint.
         base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
         attacks: names of attacks in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a
             text: `all`, or names with commas between them. `standard` stands for those that cost little. One that lacks
             what it needs is skipped, and `Evaluation.skipped` says why.
+        general: what general ability is measured on: files and folders as `chip.edit` keeps by, but others; `auto`:
+            prose that comes with chip, and that no edit protects; or `none`. Plain questions are asked with any.
         judge: a language model that is sent questions and answers, to say which of those generated are right.
         device: by default the best there is.
         device_map: for a model larger than a device: `auto`, or as in transformers. What does not fit lies on the host,
@@ -84,17 +90,24 @@ def evaluate(
     records_source = find_source(sources[0].place, records, sources[0].folder)
     request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
-    if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
+    given = GivenGeneral.of(general)
+    attacked = any(ORIGINAL in attack.needs for attack in config.attacks_to_run)
+    if original is not None and not attacked and not given:
         names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
-        raise InputError(f"no attack that is run needs it; run one of {names}", argument="original", value=original)
+        message = f"no attack that is run needs it; run one of {names}, or measure general ability"
+        raise InputError(message, argument="original", value=original)
 
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
     with model_loader(DistributedContext(), device, device_map, max_memory, stream) as load:
         before = None if original is None else load(Checkpoint.open(Path(original)).folder)
+        ability = GeneralAbility(given, request, before, BatchSize(batch_size))
+        if not attacked:
+            before = None
+            gc.collect()  # a spread model refers to itself
         for source in sources:
             size = BatchSize(batch_size)
-            outputs.append(_measure(load(source), config, size, progress, before, reference is not None))
+            outputs.append(_measure(load(source), config, size, progress, before, reference is not None, ability))
 
     # 3. What that says of them.
     return replace(compare(config, *(output for output, _ in outputs)), environment=outputs[0][1])

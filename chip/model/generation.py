@@ -46,14 +46,25 @@ def answer_greedily(
     return _decode(vlm, _answer(vlm, records, list(range(len(records))), None, rows, on_batch, longest))
 
 
-def answers_that_end(vlm: VLM, records: Sequence[Record], longest: int, rows: int = ROWS) -> list[bool]:
-    """Whether the most probable answer to each record's question ends by itself within `longest` tokens.
+@dataclass(frozen=True)
+class OpenAnswer:
+    """An answer of which nobody says how long it is to be."""
+
+    text: str
+    """Without special tokens."""
+    ended: bool
+    """Whether it came to an end by itself."""
+
+
+def answer_openly(vlm: VLM, records: Sequence[Record], longest: int, rows: int = ROWS) -> list[OpenAnswer]:
+    """The most probable answer to each record's question, cut off after `longest` tokens.
 
     Raises: as `answer_greedily`.
     """
     ends = _end_tokens(vlm, records)
     answers = _answer(vlm, records, list(range(len(records))), None, rows, lambda _: None, longest)
-    return [not ends.isdisjoint(answer) for answer in answers]
+    pairs = zip(_decode(vlm, answers), answers, strict=True)
+    return [OpenAnswer(text, not ends.isdisjoint(tokens)) for text, tokens in pairs]
 
 
 def draw_answers(
