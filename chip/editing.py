@@ -249,6 +249,7 @@ class _Run:
             groups=groups,
             general=general,
             general_note=edited.general.note,
+            general_digest=edited.general.digest if self.method.needs.general else None,
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,

@@ -36,6 +36,8 @@ class Reproduction:
     """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change."""
     environment: Mapping[str, tuple[Any, Any]]
     """What it ran with, where that was something else then -> then and now."""
+    same_general_data: bool | None
+    """Whether the same general data was protected; None where there was none, then and now."""
     batch_size_given: bool
     """Without, batches are as large as the machine's speed makes them, and rounding follows."""
 
@@ -50,6 +52,7 @@ class Reproduction:
             "differ": dict(self.differ),
             "relative_change": {name: list(pair) for name, pair in self.relative_change.items()},
             "environment": {name: list(pair) for name, pair in self.environment.items()},
+            "same_general_data": self.same_general_data,
             "batch_size_given": self.batch_size_given,
         }
 
@@ -178,6 +181,7 @@ def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None
         {name: None if written is None else _distance(written, again, name, change.get(name, 0.0)) for name in differ},
         {name: (_change(then, name), _change(now, name)) for name in differ},
         {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
+        None if then.general is None and now.general is None else then.general == now.general,
         (then.arguments or {}).get("batch_size") is not None,
     )
 

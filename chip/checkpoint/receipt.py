@@ -7,6 +7,7 @@ The file is a statement of in-toto about the folder's files (`chip.checkpoint.st
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,7 @@ RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
-_OPTIONAL = ("adapter", "base")
+_OPTIONAL = ("adapter", "base", "general")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Edit:
     """What it ran with: versions, device, dtype."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured before and after."""
+    general_digest: bytes | None = None
+    """Of the general data that was protected; None where there was none."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ class Receipt:
     """File -> SHA-256 of what was merged into the source's weights before the edit; left out where nothing was."""
     base: dict[str, str] | None = None
     """File -> SHA-256 of the weights that the folder is an adapter to; left out of the receipt of a checkpoint."""
+    general: str | None = None
+    """HMAC-SHA256 of the digest of the general data that was protected, by `source_digest`; left out without any. It
+    shows whether the same was protected again, and nothing of what that was."""
 
     @classmethod
     def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
@@ -151,7 +157,10 @@ class Receipt:
             base=None if base is None else dict(base),
         )
         norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
-        return replace(receipt, sequence=receipt.expected_sequence(norms))
+        key, general = bytes.fromhex(receipt.source_digest), None
+        if edit.general_digest is not None:
+            general = hmac.new(key, edit.general_digest, hashlib.sha256).hexdigest()
+        return replace(receipt, sequence=receipt.expected_sequence(norms), general=general)
 
     @property
     def source_digest(self) -> str:

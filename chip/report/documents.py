@@ -84,6 +84,7 @@ def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[s
         arguments=report.arguments,
         environment=report.environment,
         figures=figures,
+        general_digest=report.general_digest,
     )
 
 

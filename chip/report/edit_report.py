@@ -37,6 +37,8 @@ class EditReport:
     """What held-out general data has lost; None where there is none."""
     general_note: str | None = None
     """What general data was protected, in words; None where none was asked for."""
+    general_digest: bytes | None = None
+    """Of the general data that was protected. It is written with a key alone: see `Receipt.general`."""
     left_out: tuple[str, ...] = ()
     """Files of the source that were not copied: what may hold the weights in another form."""
     version: int | None = None
