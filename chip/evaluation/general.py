@@ -64,7 +64,7 @@ class GeneralAbility:
         Raises:
             InputError: an image cannot be read; see `held_out_data`.
         """
-        self._given, self._request = given, request
+        self._given, self._request, self._original_given = given, request, original is not None
         self._data = None if original is None else self._collect(original)
         self._before: GeneralReference | None = None
         if original is not None and self._data is not None and self._data.held_out:
@@ -79,7 +79,8 @@ class GeneralAbility:
         if self._data is None:
             self._data = self._collect(context.vlm)
         if self._data.note:
-            context.skip(ABILITY, self._data.note)
+            lost = "" if self._original_given else ", or has lost it: --original would show that"
+            context.skip(ABILITY, f"{self._data.note}{lost}")
         if self._data.held_out:
             with context.progress("measuring general ability", 1) as advance:
                 context.outputs.general.update(self._figures(context, self._data))

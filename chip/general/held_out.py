@@ -36,7 +36,7 @@ def held_out_data(vlm: VLM, request: ForgetRequest, auto: bool, given: Sequence[
     texts = with_own_answers(vlm, fitting(vlm, without_target(given, request, argument)))
     note = ""
     if auto and (no_language := why_no_language(vlm)):
-        note = f"{no_language}; there is no general ability to measure"
+        note = f"{no_language}; it has no general ability to measure"
     elif auto:
         tells = tells_of_target(request)
         prose = [text_record(text, PROSE) for text in reserved_prose()]
