@@ -329,9 +329,9 @@ def test_general_ability_has_a_table_of_its_own() -> None:
     result = replace(evaluation(), skipped={"general": "it has none"})
     page = text_of(eval_page(result, "folder", "other"))
     table = page.partition("General ability On text and plain questions")[2].partition("About the target")[0]
-    assert "KL to before How far its predictions" in table
-    assert "On 4,017 tokens. 0.125 0.100–0.150" in table
-    assert "On 4,017 questions. 12% 10–15%" in table
+    assert "KL to beforeHow far its predictions" in table
+    assert "On 4,017 tokens.0.1250.100–0.150" in table
+    assert "On 4,017 questions.12%10–15%" in table
     assert "not measured on prose: it has none" in page
     headline, _, sentences = said(result)
     assert (headline, sentences) == (said(evaluation())[0], said(evaluation())[2])

@@ -188,18 +188,18 @@ def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
     return tells
 
 
-def without_target(given: Sequence[Record], request: ForgetRequest, argument: str = "keep") -> list[Record]:
-    """What the user gave, without what tells of the target; how much is left out is said by a `ChipWarning`.
+def without_target(given: Sequence[Record], request: ForgetRequest, argument: str | None = "keep") -> list[Record]:
+    """What was given, without what tells of the target; how much is left out is said by a `ChipWarning`.
 
     Args:
-        argument: what an error calls it.
+        argument: what an error calls it; None: nothing need be left.
 
     Raises:
         InputError: nothing is left.
     """
     tells = tells_of_target(request)
     kept = [record for record in given if not tells(record)]
-    if given and not kept:
+    if given and not kept and argument is not None:
         message = "every text holds an answer or an id of what is to be forgotten; give others"
         raise InputError(message, argument=argument)
     if len(kept) < len(given):
