@@ -91,11 +91,7 @@ def evaluate(
     request = ForgetRequest.of(Hierarchy(read_records(records_source)), forget)
     config = EvalConfig(request, find_attacks(attacks), seed, judge=judge)
     given = GivenGeneral.of(general)
-    attacked = any(ORIGINAL in attack.needs for attack in config.attacks_to_run)
-    if original is not None and not attacked and not given:
-        names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
-        message = f"no attack that is run needs it; run one of {names}, or measure general ability"
-        raise InputError(message, argument="original", value=original)
+    attacked = _check_needed(original, config, given)
 
     # 2. What each model shows, one of them in memory at a time.
     outputs: list[tuple[EvalOutputs, dict[str, Any]]] = []
@@ -111,6 +107,16 @@ def evaluate(
 
     # 3. What that says of them.
     return replace(compare(config, *(output for output, _ in outputs)), environment=outputs[0][1])
+
+
+def _check_needed(original: Path | str | None, config: EvalConfig, general: GivenGeneral) -> bool:
+    """Whether an attack needs the model before the edit; refused where that is given, and nothing looks at it."""
+    attacked = any(ORIGINAL in attack.needs for attack in config.attacks_to_run)
+    if original is not None and not attacked and not general:
+        names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
+        message = f"no attack that is run needs it; run one of {names}, or measure general ability"
+        raise InputError(message, argument="original", value=original)
+    return attacked
 
 
 def _measure(vlm: VLM, config: EvalConfig, *more: Any) -> tuple[EvalOutputs, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def prose_nats(vlm: VLM) -> tuple[float, float]:
     _, counts = np.unique(ids, return_counts=True)
     share = counts / counts.sum()
     total, tokens = losses_of(vlm, texts).sum(0).tolist()
-    return total / tokens, float(-(share * np.log(share)).sum())
+    return total / tokens if tokens else inf, float(-(share * np.log(share)).sum())
 
 
 def _make(
