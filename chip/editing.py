@@ -27,7 +27,7 @@ from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
-from chip.methods import Method, Shielded
+from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
@@ -37,7 +37,6 @@ from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
-from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.report.edit_report import EditReport
@@ -99,7 +98,7 @@ def edit(
         save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
         rank: the most directions by which a module's weight changes; by default as many as the method wants.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
-        method: method and settings; by default `Shielded()`.
+        method: method and settings; by default `ShieldedGatedText()`.
         target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
         device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
         stream: layers are read from the disk one after the other; by default where the model does not fit into memory.
@@ -116,7 +115,7 @@ def edit(
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
+    method, saving = method or DEFAULT(), resolve_saving(save, link_unchanged)
     source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
     terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
     general = resolve_keep(source, keep, method)
@@ -146,7 +145,6 @@ class _Edited:
     """The edit, before it is written."""
 
     patch: Patch
-    target_modules: Sequence[TargetModule]
     before: Scores
     """What the unedited model answers."""
     never_trained: float
@@ -206,7 +204,7 @@ class _Run:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
+        return _Edited(patch, before, never, general, environment_of(vlm, self.distributed))
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default all records."""
@@ -278,11 +276,11 @@ def _settings(edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
     choice = edited.patch.choice
     limits = {} if choice is None else choice.limits
-    layers = [module.layer for module in edited.target_modules if module.layer is not None]
+    layers = [module.layer for module in edited.patch.target_modules if module.layer is not None]
     return {
         **{name: value for name, value in edited.patch.settings.items() if value is not None},
         **limits,
-        "target_modules": sorted({module.kind for module in edited.target_modules}),
+        "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
 
