@@ -6,6 +6,7 @@ import io
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,11 +82,9 @@ def test_general_ability_is_measured_on_a_text_of_the_users(checkpoint: Path, tm
     assert (figures["same_answers"].value, figures["same_answers"].count) == (1, QUESTIONS)
     assert figures["nats"].count == figures["kl_to_before"].count > 500
     assert [row for row in result.reference or () if row.split == HELD_OUT] == list(figures.values())
-    shown = Console(file=io.StringIO(), width=120)
-    print_evaluation(result, shown)
-    assert re.search(
-        r"KL to before, nats a token +[\d,]+ tokens +0\.000 \[0\.000, 0\.000\] +0\.000", shown.file.getvalue()
-    )
+    shown = io.StringIO()
+    print_evaluation(result, Console(file=shown, width=120))
+    assert re.search(r"KL to before, nats a token +[\d,]+ tokens +0\.000 \[0\.000, 0\.000\] +0\.000", shown.getvalue())
 
 
 def test_errors_name_their_argument(checkpoint: Path) -> None:
@@ -103,7 +102,7 @@ def test_errors_name_their_argument(checkpoint: Path) -> None:
 
 
 def test_the_model_before_the_edit_is_for_what_needs_it(checkpoint: Path) -> None:
-    options = {"original": checkpoint, "general": ["none"], "device": "cpu"}
+    options: dict[str, Any] = {"original": checkpoint, "general": ["none"], "device": "cpu"}
     with pytest.raises(InputError, match=r"^original=.*: no attack that is run needs it; run one of steering, "):
         chip.evaluate(checkpoint, [TARGET], attacks="membership", **options)
     result = chip.evaluate(checkpoint, [TARGET], attacks="depth,trace", **options)

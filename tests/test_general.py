@@ -252,9 +252,9 @@ def test_an_edit_that_is_made_again_tells_whether_it_protects_the_same(folder: P
     for again, said in ((keep, "the same"), (other, "not the same, and other weights follow from that")):
         result = chip.reproduce(tmp_path / "out", folder, ["patient_1"], keep=[again])
         assert result.same_general_data == result.equal == (again == keep)
-        shown = Console(file=io.StringIO(), width=120)
-        print_reproduction(result, shown)
-        assert f"general data that was protected: {said}\n" in shown.file.getvalue()
+        shown = io.StringIO()
+        print_reproduction(result, Console(file=shown, width=120))
+        assert f"general data that was protected: {said}\n" in shown.getvalue()
 
 
 def test_varied_text_does_not_go_round_in_circles() -> None:
