@@ -83,8 +83,8 @@ class GeneralReference:
         """What `vlm`, an edit of the model, has lost."""
         *totals, tokens = self.compare_texts(vlm).sum(0).tolist()
         kl, after, before = (total / tokens for total in totals)
-        ended = [_share_that_ends(answers) for answers in (self.answers, self.answer(vlm))]
-        return GeneralLoss(kl, before, after, *ended, int(tokens), len(self._questions))
+        ended_before, ended_after = (_share_that_ends(answers) for answers in (self.answers, self.answer(vlm)))
+        return GeneralLoss(kl, before, after, ended_before, ended_after, int(tokens), len(self._questions))
 
     def divergence(self, vlm: VLM) -> float:
         """KL(unedited ‖ vlm), nats a token, alone."""
