@@ -72,14 +72,14 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.demo
 
 # In new environments, so that nothing old stays; torch as before, unless TORCH names another. Its build ("+cpu") is left
-# out: other machines take others.
+# out, since other machines take others; and certifi, whose newest list of roots is the right one anywhere.
 lock:
 	for version in "" "-oldest $(OLDEST)"; do \
 		set -- $$version; rm -rf .venv-lock; $(PYTHON) -m venv .venv-lock && \
 		.venv-lock/bin/python $(PIP_INSTALL) "$(TORCH)" && \
 		.venv-lock/bin/python $(PIP_INSTALL) --editable ".[dev]" "$(TORCH)" $$2 && \
 		echo "# What the tests ran with, by \`make lock\`; pyproject.toml allows more." > .venv-lock/versions && \
-		.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' >> .venv-lock/versions && \
+		.venv-lock/bin/python -m pip freeze --exclude-editable --exclude certifi | sed 's/+.*//' >> .venv-lock/versions && \
 		mv .venv-lock/versions constraints$$1.txt || exit 1; \
 	done
 	rm -rf .venv-lock

@@ -11,14 +11,12 @@ The file has a row for each edit, found again by method, version, settings and t
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +25,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks import schedule
 from benchmarks.demo_rows import GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, store, value
 from benchmarks.editing import edited
 from benchmarks.reporting import RESULTS, read_rows
@@ -171,14 +170,19 @@ def targets(hierarchy: Hierarchy) -> dict[str, list[str]]:
 
 def run(tasks: Sequence[Task], workers: int, known: Mapping[str, DemoRow]) -> list[DemoRow]:
     """A row for each task: the known one, or measured now."""
-    missing = [task for task in tasks if task.key not in known]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    rows = dict(known)
-    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (threads,)) as pool:
-        for number, row in enumerate(pool.imap(measure, missing), start=1):
-            shown = ", ".join(f"{group} {value(row, group):.2f}" for group in GROUPS if row["groups"].get(group))
-            print(f"{number}/{len(missing)} {row['method']} {row['target']}: {shown}", flush=True)
-            rows[key_of(row)] = row
+    rows, missing = dict(known), [task for task in tasks if task.key not in known]
+
+    def then(row: DemoRow) -> Sequence[schedule.Task]:
+        rows[key_of(row)] = row
+        shown = ", ".join(f"{group} {value(row, group):.2f}" for group in GROUPS if row["groups"].get(group))
+        print(f"{len(rows) - len(known)}/{len(missing)} {row['method']} {row['target']}: {shown}", flush=True)
+        return ()
+
+    def failed(error: BaseException) -> None:
+        raise error
+
+    with schedule.Pool(workers) as pool:
+        pool.run([schedule.Task(0, partial(measure, task), then, failed) for task in missing])
     return [rows[task.key] for task in tasks]
 
 

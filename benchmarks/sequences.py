@@ -1,24 +1,22 @@
-"""Request after request: does what was forgotten first stay forgotten?
+"""Request after request: does what was forgotten first stay forgotten, and what do the others pay?
 
-    python -m benchmarks.sequences [--requests 10] [--method shielded]... [--seconds 120] --cache DIR
+    python -m benchmarks.sequences [--world demo] [--level patient] [--requests 10] [--edit ARGS]... --cache DIR
 
-Some patients of the demo are forgotten one after the other, in an order drawn from a seed. Each edit is made of the
-folder that the one before has written, with the records of those who are left: the earlier ones are destroyed, as is
-the original. Then everything is asked. The bound is the original, edited once with all of them together.
+Nodes are forgotten one after the other, in an order drawn from a seed. Each edit is made of the folder that the one
+before has written, with the records of those who are left: the earlier ones are destroyed, as is the original. Then
+everything is asked. The bound is the original, edited once with all of them together.
 
 Rows are written as they come. A run goes on where the last one stopped: the folder written last is in the cache.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
+from functools import cached_property, partial
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -30,6 +28,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import chip
+from benchmarks import crowded
+from benchmarks.drawn.edits import EditArguments
 from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
@@ -37,76 +37,82 @@ from chip.cli.console import quiet_libraries
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.readers import read_records
 from chip.demo import write_demo
-from chip.methods import make_method
+from chip.methods import Shielded
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
-SEED = 0
-SEQUENCE, UNION = "sequence", "union"
-COLUMNS = (
-    *("method", "version", "seed", "requests", "kind", "step", "target", "seconds"),
-    *("change", "distance", "targets", "before", "siblings", "others"),
-)
-"""`change` and `distance`: ‖W_n − W_{n−1}‖ / ‖W_0‖ and ‖W_n − W_0‖ / ‖W_0‖ over all tensors. `targets`: what is
-answered of each patient of the sequence, in their order; `before`: of the one of this step, right before it;
-`siblings`: of those of this step's who are in no request; `others`: of all who are in none."""
+START, SEQUENCE, UNION = "start", "sequence", "union"
+KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
+COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
+"""`edit`: as `chip.edit` was called, empty for the defaults; `setting`: the retain weight that a search chose. Norms
+are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions: `targets`
+of each node of the sequence, in their order; `siblings`: of those of this step's who are in no request; `others`: of
+all who are in none, before it of their trained questions, behind it their answers' mean probability."""
 Row = dict[str, Any]
+
+
+def _demo(folder: Path) -> tuple[Path, Path]:
+    if not (folder / "records.jsonl").exists():
+        write_demo(folder)
+    return folder / "ckpt", folder / "records.jsonl"
+
+
+WORLDS: Mapping[str, Callable[[Path], tuple[Path, Path]]] = {
+    "demo": _demo,
+    "crowded": partial(crowded.write_world, seed=2),
+}
+"""What makes a world in a folder, where it is missing, and says where its checkpoint and its records are."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The demo in a folder, and whom a sequence forgets."""
+    """A world in a folder, and whom a sequence forgets."""
 
-    folder: Path
+    name: str
+    level: str
     requests: int
     seed: int
-
-    @property
-    def original(self) -> Path:
-        return self.folder / "ckpt"
+    original: Path
+    records_file: Path
 
     @cached_property
     def hierarchy(self) -> Hierarchy:
-        return Hierarchy(read_records(self.folder / "records.jsonl"))
+        return Hierarchy(read_records(self.records_file))
 
     @cached_property
     def order(self) -> tuple[Node, ...]:
-        """The targets, drawn from all patients."""
-        patients = [node for node in self.hierarchy.nodes if node.level == "patient"]
-        return tuple(random.Random(self.seed).sample(patients, self.requests))
+        """The targets, drawn from all nodes of the level."""
+        nodes = [node for node in self.hierarchy.nodes if node.level == self.level]
+        return tuple(random.Random(self.seed).sample(nodes, self.requests))
 
-    def records_without(self, gone: Iterable[Node]) -> Path:
+    def records_without(self, gone: Sequence[Node]) -> Path:
         """A records file beside the pictures, in which nobody of `gone` is left."""
-        ids = {node.id for node in gone}
-        lines = (self.folder / "records.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        file = self.folder / f"without_{len(ids)}.jsonl"
-        file.write_text("".join(line for line in lines if json.loads(line).get("patient") not in ids), encoding="utf-8")
+        lines = self.records_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        indices = set(self.indices(gone))
+        file = self.records_file.with_name(f"{self.level}_without_{len(gone)}.jsonl")
+        file.write_text("".join(line for i, line in enumerate(lines) if i not in indices), encoding="utf-8")
         return file
-
-    def ask(self, folder: Path) -> Scores:
-        return score_records(load_vlm(folder, "cpu"), self.hierarchy.records)
 
     def indices(self, nodes: Iterable[Node]) -> list[int]:
         return list(chain.from_iterable(map(self.hierarchy.records_of, nodes)))
 
-    def siblings(self, target: Node) -> list[int]:
-        stay = (node for node in self.hierarchy.children(target.parent) if node not in self.order)
-        return self.indices(stay)
-
-    @cached_property
-    def others(self) -> list[int]:
+    def ask(self, folder: Path, target: Node | None) -> Row:
+        """What a model answers, of all targets, of the siblings of one, and of all others."""
+        scores = score_records(load_vlm(folder, "cpu"), self.hierarchy.records)
         requested = set(self.indices(self.order))
-        return [index for index in range(len(self.hierarchy.records)) if index not in requested]
+        beside = () if target is None else self.hierarchy.children(target.parent)
+        siblings = self.indices(node for node in beside if node not in self.order)
+        others = [index for index in range(len(self.hierarchy.records)) if index not in requested]
+        probability = mean(float(scores.answer_probability[i]) for i in others)
+        return {
+            "targets": [self._exact(scores, self.indices([node])) for node in self.order],
+            "siblings": self._exact(scores, siblings) if siblings else None,
+            "others": [self._exact(scores, others, False), self._exact(scores, others), round(probability, 4)],
+        }
 
-
-def answered(world: World, scores: Scores, indices: Sequence[int]) -> list[float]:
-    """Exact match of the trained and of the paraphrased questions, and the mean answer probability of both."""
-    if not indices:
-        return []
-    records, exact = world.hierarchy.records, scores.exact_match
-    splits = ([float(exact[i]) for i in indices if records[i].held_out == held_out] for held_out in (False, True))
-    figures = (*map(mean, splits), mean(float(scores.answer_probability[i]) for i in indices))
-    return [round(figure, 4) for figure in figures]
+    def _exact(self, scores: Scores, indices: Iterable[int], held_out: bool = True) -> float:
+        records = self.hierarchy.records
+        return round(mean(float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out), 4)
 
 
 def distance(a: Path, b: Path, original: Path) -> float:
@@ -117,185 +123,148 @@ def distance(a: Path, b: Path, original: Path) -> float:
     return sqrt(sum(value**2 for value in change)) / sqrt(sum(value**2 for value in norm))
 
 
-def edit(world: World, source: Path, out: Path, targets: Sequence[Node], records: Path, method: str) -> float:
-    """Seconds that it took. It is written whatever it costs, and whatever is left: that is what is measured."""
-    shutil.rmtree(out, ignore_errors=True)
-    start = time.monotonic()
-    chip.edit(
-        source,
-        [str(target) for target in targets],
-        records=records,
-        out=out,
-        method=make_method(method, {}),
-        device="cpu",
-        accept=True,
-        force=True,
-    )
-    return time.monotonic() - start
-
-
 @dataclass(frozen=True)
 class Run:
-    """One method's sequence, and its bound."""
+    """One sequence of edits, and its bound."""
 
     world: World
-    method: str
+    edit: EditArguments
     cache: Path
 
     @property
     def key(self) -> Row:
-        version = make_method(self.method, {}).version
-        return {"method": self.method, "version": version, "seed": self.world.seed, "requests": self.world.requests}
+        world, method = self.world, self.edit.method or Shielded()
+        of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
+        return {**of_world, "edit": self.edit.text, "version": method.version}
 
     def _folder(self, step: int) -> Path:
-        return self.world.original if step == 0 else self.cache / f"{self.method}_{self.world.seed}" / f"{step:02}"
+        name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self.edit.text.replace(' ', '_')}"
+        return self.world.original if step == 0 else self.cache / name / f"{step:02}"
 
     def missing(self, known: Sequence[Row]) -> Iterator[Row]:
         """The rows that are not known, each computed when it is asked for: from where the cache can go on."""
         own = [row for row in known if self.key.items() <= row.items()]
         steps = {row["step"] for row in own if row["kind"] == SEQUENCE}
         done = max((step for step in steps if self._folder(step).is_dir()), default=0)
-        if len(steps) < self.world.requests:
-            for step in range(done + 1, self.world.requests + 1):
-                yield self._step(step)
+        if not any(row["kind"] == START for row in own):
+            of_start = {**self.key, "kind": START, "step": 0}
+            yield {**dict.fromkeys(COLUMNS), **of_start, **self.world.ask(self.world.original, None)}
+        for step in range(done + 1, self.world.requests + 1) if len(steps) < self.world.requests else ():
+            yield self._step(SEQUENCE, step, self._folder(step - 1), self._folder(step))
+            if step > 1:
+                shutil.rmtree(self._folder(step - 1))
         if not any(row["kind"] == UNION for row in own):
-            yield self._union()
+            yield self._step(UNION, self.world.requests, self.world.original, self._folder(1).with_name("union"))
 
-    def _step(self, step: int) -> Row:
-        world, before, after = self.world, self._folder(step - 1), self._folder(step)
-        target, gone = world.order[step - 1], world.order[: step - 1]
-        known = answered(world, world.ask(before), world.indices([target]))
-        seconds = edit(world, before, after, [target], world.records_without(gone), self.method)
-        row = self._row(SEQUENCE, step, target, before, after, seconds, known)
-        if step > 1:
-            shutil.rmtree(before)
-        return row
-
-    def _union(self) -> Row:
-        world, out = self.world, self._folder(self.world.requests).with_name("union")
-        known = answered(world, world.ask(world.original), world.indices(world.order))
-        seconds = edit(world, world.original, out, world.order, world.records_without([]), self.method)
-        return self._row(UNION, world.requests, world.order[-1], world.original, out, seconds, known)
-
-    def _row(
-        self, kind: str, step: int, target: Node, before: Path, after: Path, seconds: float, known: list[float]
-    ) -> Row:
-        world = self.world
-        scores = world.ask(after)
+    def _step(self, kind: str, step: int, before: Path, after: Path) -> Row:
+        """It is written whatever it costs, and whatever is left: that is what is measured."""
+        world, gone = self.world, step - 1 if kind == SEQUENCE else 0
+        shutil.rmtree(after, ignore_errors=True)
+        options: dict[str, Any] = {"device": "cpu", "accept": True, "force": True, **self.edit.others}
+        start = time.monotonic()
+        report = chip.edit(
+            before,
+            [str(target) for target in world.order[gone:step]],
+            records=world.records_without(world.order[:gone]),
+            out=after,
+            method=self.edit.method,
+            **options,
+        )
         return {
             **self.key,
             "kind": kind,
             "step": step,
-            "target": str(target),
-            "seconds": seconds,
+            "target": str(world.order[step - 1]),
+            "setting": None if report.choice is None else report.choice.value,
+            "seconds": time.monotonic() - start,
             "change": distance(before, after, world.original),
             "distance": distance(world.original, after, world.original),
-            "targets": [answered(world, scores, world.indices([node])) for node in world.order],
-            "before": known,
-            "siblings": answered(world, scores, world.siblings(target)),
-            "others": answered(world, scores, world.others),
+            **world.ask(after, world.order[step - 1]),
         }
 
 
-WORDINGS = {"trained": 0, "paraphrased": 1, "probability": 2}
+def steps_of(rows: Iterable[Row]) -> list[Row]:
+    return sorted((row for row in rows if row["kind"] == SEQUENCE), key=lambda row: row["step"])
 
 
-def came_back(rows: Sequence[Row], wording: str = "paraphrased") -> list[list[float]]:
+def came_back(rows: Sequence[Row]) -> list[list[float]]:
     """For each step, what each earlier target is answered above its answers right after its own edit."""
-    at, steps = WORDINGS[wording], sorted((row for row in rows if row["kind"] == SEQUENCE), key=lambda row: row["step"])
-    own = [row["targets"][row["step"] - 1][at] for row in steps]
-    return [[row["targets"][i][at] - own[i] for i in range(row["step"] - 1)] for row in steps]
+    steps = steps_of(rows)
+    own = [row["targets"][row["step"] - 1] for row in steps]
+    return [[row["targets"][i] - own[i] for i in range(row["step"] - 1)] for row in steps]
 
 
 def table_of(rows: Sequence[Row]) -> Iterator[list[str]]:
     """A line for each step, and one for the union."""
-    steps = sorted((row for row in rows if row["kind"] == SEQUENCE), key=lambda row: row["step"])
-    back = came_back(rows)
-    for row, above in zip(steps, back, strict=True):
-        earlier = [values[1] for values in row["targets"][: row["step"]]]
-        more = f"{mean(above):+.2f} ({max(above):+.2f})" if above else "–"
-        yield [*_cells(row, earlier), more]
-    yield from ([*_cells(row, [values[1] for values in row["targets"]]), "–"] for row in rows if row["kind"] == UNION)
+    for row, above in zip(steps_of(rows), came_back(rows), strict=True):
+        yield [*_cells(row), f"{mean(above):+.2f} ({max(above):+.2f})" if above else "–"]
+    yield from ([*_cells(row), "–"] for row in rows if row["kind"] == UNION)
 
 
-def _cells(row: Row, earlier: Sequence[float]) -> list[str]:
-    siblings = f"{row['siblings'][1]:.2f}" if row["siblings"] else "–"
-    return [
-        row["method"],
-        f"{row['step']}" if row["kind"] == SEQUENCE else UNION,
-        f"{row['before'][1]:.2f}",
-        f"{earlier[0]:.2f}",
-        f"{mean(earlier):.2f} ({max(earlier):.2f})",
-        siblings,
-        f"{row['others'][1]:.3f}",
-        f"{row['change']:.3f}",
-        f"{row['distance']:.3f}",
-        f"{row['seconds']:.0f}",
-    ]
+def _cells(row: Row) -> list[str]:
+    targets = row["targets"][: row["step"]]
+    shown = {"setting": "g", "siblings": ".2f", "change": ".3f", "distance": ".3f", "seconds": ".0f"}
+    weight, siblings, *more = ("–" if row[name] is None else f"{row[name]:{form}}" for name, form in shown.items())
+    left = (f"{targets[0]:.2f}", f"{mean(targets):.2f} ({max(targets):.2f})")
+    first = f"{row['step']}" if row["kind"] == SEQUENCE else UNION
+    return [first, weight, *left, siblings, f"{row['others'][1]:.3f}", *more]
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the tables, one a method."""
-    columns = ("method", "request", "before", "first", "all so far (worst)", "siblings", "others")
-    norms = ("‖ΔW‖", "‖W_n − W_0‖", "seconds", "came back (worst)")
-    for own in by_method(rows).values():
-        print_table("exact match, paraphrased questions", (*columns, *norms), table_of(own), {0}, width=150)
-
-
-def by_method(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
-    methods: dict[str, list[Row]] = {}
+def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
+    """Rows by what they have in common, in words."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        methods.setdefault(row["method"], []).append(row)
-    return methods
+        of_world = f"{row['world']}, {row['requests']} × {row['level']}"
+        groups.setdefault(f"{of_world}: {row['edit'] or Shielded.name}, version {row['version']}", []).append(row)
+    return groups
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """For each method what others keep, and what is left of all targets so far, over the requests."""
-    figure = Figure((5, 2.8), layout="constrained")
+    """For each sequence what others keep, and what is left of all targets so far, over the requests."""
+    figure = Figure((5, 3.4), layout="constrained")
     axis = figure.subplots()
-    for number, (method, own) in enumerate(by_method(rows).items()):
-        steps = sorted((row for row in own if row["kind"] == SEQUENCE), key=lambda row: row["step"])
-        numbers, color = [row["step"] for row in steps], f"C{number}"
-        left = [mean(values[1] for values in row["targets"][: row["step"]]) for row in steps]
-        axis.plot(numbers, [row["others"][1] for row in steps], color=color, marker=".", label=f"{method}: others")
-        axis.plot(numbers, left, color=color, marker=".", linestyle="--", label=f"{method}: targets so far")
-    axis.set_xlabel("requests", fontsize=8)
+    for number, (name, own) in enumerate(sequences(rows).items()):
+        steps, color = steps_of(own), f"C{number}"
+        numbers, left = [row["step"] for row in steps], [mean(row["targets"][: row["step"]]) for row in steps]
+        axis.plot(numbers, [row["others"][1] for row in steps], color=color, marker=".", label=name)
+        axis.plot(numbers, left, color=color, marker=".", linestyle="--")
+    axis.set_xlabel("requests (others: solid, targets so far: dashed)", fontsize=8)
     axis.set_ylabel("exact match, paraphrased", fontsize=8)
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
-    figure.legend(loc="outside lower center", ncols=len(by_method(rows)), fontsize=6)
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=80)
-    with Image.open(drawn) as image:  # a few colors take a third of the bytes
+    figure.legend(loc="outside lower center", ncols=2, fontsize=6)
+    figure.savefig(file, dpi=80)
+    with Image.open(file) as image:  # a few colors take a third of the bytes
         image.convert("RGB").quantize(32).save(file, optimize=True)
 
 
 def main(
-    cache: Annotated[Path, typer.Option(help="Folder for the demo and the edited models.")],
-    requests: Annotated[int, typer.Option(min=2, help="Patients, one after the other.")] = 10,
-    method: Annotated[list[str] | None, typer.Option(help="By default shielded; repeat for several.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the patients and their order.")] = SEED,
+    cache: Annotated[Path, typer.Option(help="Folder for the world and the edited models.")],
+    world: Annotated[str, typer.Option(help=" or ".join(WORLDS))] = "demo",
+    level: Annotated[str, typer.Option(help="Whose requests they are: patient, study.")] = "patient",
+    requests: Annotated[int, typer.Option(min=2, help="Nodes, one after the other.")] = 10,
+    edit: Annotated[list[str] | None, typer.Option(help="Such as retain_weight=384, method=gated; repeat.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the nodes and their order.")] = 0,
     seconds: Annotated[float | None, typer.Option(help="After which no edit is begun; by default all is run.")] = None,
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "sequences.json",
     picture: Annotated[Path, typer.Option(help="The curves, as PNG.")] = RESULTS / "sequences.png",
 ) -> None:
-    """Run what is missing, draw all, and print the table."""
+    """Run what is missing, draw all, and print the tables."""
     quiet_libraries()
-    start = time.monotonic()
-    if not (cache / "records.jsonl").exists():
-        write_demo(cache)
-    world = World(cache, requests, seed)
+    start, folder = time.monotonic(), cache / world
+    asked = World(world, level, requests, seed, *WORLDS[world](folder))
     rows = read_rows(json_file)[1] if json_file.exists() else []
-    for name in method or ["shielded"]:
-        for row in Run(world, name, cache).missing(rows):
-            same = ("method", "version", "seed", "requests", "kind", "step")
-            rows = [*(old for old in rows if any(old[key] != row[key] for key in same)), row]
+    for text in edit or [""]:
+        for row in Run(asked, EditArguments.read(text), folder).missing(rows):
+            rows = [*(old for old in rows if any(old[key] != row[key] for key in KEY)), row]
             lines = [[each[column] for column in COLUMNS] for each in rows]
             write_rows(json_file, COLUMNS, lines, device=device_name("cpu"), versions=versions())
             if seconds is not None and time.monotonic() - start > seconds:
                 break
     draw(rows, picture)
-    show(rows)
+    for name, own in sequences(rows).items():
+        titles = "request, weight, first, all so far (worst), siblings, others, ‖ΔW‖, ‖W_n − W_0‖, s, came back (worst)"
+        print_table(name, titles.split(", "), table_of(own), {0}, width=150)
 
 
 if __name__ == "__main__":

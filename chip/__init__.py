@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chip.checkpoint.verify import verify
     from chip.data.readers import RecordSource
     from chip.editing import edit
-    from chip.evaluation.evaluate import evaluate
+    from chip.evaluating import evaluate
     from chip.general.collect import Keep
     from chip.inspection import inspect
     from chip.ledger import Ledger, LedgerKey
@@ -46,7 +46,7 @@ _HOMES = {
     "RecordSource": "chip.data.readers",
     "diff": "chip.checkpoint.diff",
     "edit": "chip.editing",
-    "evaluate": "chip.evaluation.evaluate",
+    "evaluate": "chip.evaluating",
     "inspect": "chip.inspection",
     "reproduce": "chip.reproduction",
     "verify": "chip.checkpoint.verify",

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.overwrite import check_replaceable
-from chip.checkpoint.signing import SigningKey
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext, distributed_context
+from chip.edit_options import Arguments, EditOptions, Terms
 from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import summarize
@@ -31,109 +31,82 @@ from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.model.adapters import open_checkpoint
-from chip.model.batching.batch_size import BatchSize
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
-from chip.model.model_loader import model_loader
-from chip.model.offload import DeviceMap, MaxMemory
+from chip.model.loading_options import check_keywords
+from chip.model.model_loader import ModelLoader, model_loader
 from chip.model.scoring import Scores, score_records
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
+from chip.recording.targets import open_targets
+from chip.report.documents import count_edits
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
 from chip.request_checks import (
-    Arguments,
-    Terms,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
+    resolve_records,
     resolve_request,
     resolve_signer,
 )
 from chip.saving import Saving, resolve_saving
 
-ModelLoader = Callable[[Path | Checkpoint], VLM]
-
 
 def edit(
     checkpoint: Path | str,
-    forget: Sequence[str],
+    forget: Sequence[str] | None,
     *,
     records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] = (AUTO,),
     out: Path | str | None = None,
-    adapter: Path | str | None = None,
-    base: Path | str | None = None,
-    save: str = "merged",
-    rank: int | None = None,
-    label: str | None = None,
     method: Method | None = None,
-    target_modules: Sequence[str] | None = None,
-    layers: str | None = None,
-    device: str | None = None,
-    device_map: DeviceMap | None = None,
-    max_memory: MaxMemory | None = None,
-    stream: bool | None = None,
-    batch_size: int | None = None,
-    link_unchanged: bool = False,
-    overwrite: bool = False,
     dry_run: bool = False,
-    max_left: float | None = None,
-    accept: bool = False,
-    force: bool = False,
     ledger: Ledger | None = None,
-    sign: SigningKey | Path | str | None = None,
     progress: ProgressCallback = silent,
+    **options: Unpack[EditOptions],
 ) -> EditReport:
     """Make a model forget some nodes, and write it as a new checkpoint.
 
     Args:
         checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
-        forget: ids or paths of institutions, patients, studies or sections.
+        forget: ids or paths of institutions, patients, studies or sections; None: all whose requests are open in the
+            ledger, one edit for them together.
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it.
-        adapter: folder of a LoRA adapter to merge into the checkpoint first; PEFT does that, in fp32.
-        base: what an adapter alone belongs to; by default the base that its `adapter_config.json` names.
-        save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
-        rank: the most directions by which a module's weight changes; by default as many as the method wants.
-        label: what the receipt and the model card call the request. It must not name what is forgotten.
         method: method and settings; by default `ShieldedGatedText()`.
-        target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
-        device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
-        stream: layers are read from the disk one after the other; by default where the model does not fit into memory.
-        batch_size: records per forward pass; changes the result by rounding alone, and not at all where it is given.
-        link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
-        overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
-        max_left: exact match that counts as forgotten; by default 0.10 more than never trained on it.
-        accept, force: write it where those who stay lose too much; go on where the model does not know the target.
         ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
-        sign: private key to sign with, as a PEM file; see `SigningKey`.
+        options: see `EditOptions`: where the model runs, what of it is edited, and how that is written.
 
     Raises:
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    method, saving = method or DEFAULT(), resolve_saving(save, link_unchanged)
-    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
-    terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
+    check_keywords("edit", EditOptions, options)
+    method, saving = method or DEFAULT(), resolve_saving(options)
+    # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), rounded=saving.merged)
+    terms = Terms.of(options, resolve_signer(source, options.get("sign")))
     general = resolve_keep(source, keep, method)
-    request = resolve_request(source, forget, records, label)
-    output = resolve_output(source, out, overwrite, link_unchanged, progress, copies=saving.merged)
-    record = EditRecord(ledger, request.hierarchy, forget, output)
+    hierarchy = resolve_records(source, records)
+    forget = open_targets(ledger, source, hierarchy, progress) if forget is None else forget
+    request = resolve_request(source, hierarchy, forget, terms.label)
+    output = resolve_output(source, out, options, progress, copies=saving.merged)
+    record = EditRecord(ledger, request, output)
     with (
         distributed_context() as distributed,
         record.only_if(distributed.is_main_process and not dry_run),
-        model_loader(distributed, device, device_map, max_memory, stream) as load,
+        model_loader(distributed, options) as load,
     ):
-        asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
-        run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)
+        arguments = Arguments.of(method, general.keep, options)
+        run = _Run(source, request, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
-            return run.report(run.edit(load))
-        with _output_folder(output, overwrite, distributed) as folder:
+            return run.count(run.report(run.edit(load)))
+        with _output_folder(output, options.get("overwrite", False), distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
-            remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
+            remaining = run.write(edited, folder, options.get("link_unchanged", False))  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
             report = run.finish(run.report(edited, after, remaining, output), folder)
         record.edited(report, output)
@@ -255,6 +228,11 @@ class _Run:
             arguments=asdict(self.arguments),
             environment=edited.environment,
         )
+
+    def count(self, report: EditReport) -> EditReport:
+        """The report of a dry run, with the place in its sequence that the edit would have."""
+        main = self.distributed.is_main_process
+        return count_edits(self.source, report, self.saving.merged, self.progress) if main else report
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
 from chip.data.readers import RecordSource, find_source, read_records
+from chip.distributed import DistributedContext
 from chip.methods import find_methods
 from chip.model.adapters import open_checkpoint
 from chip.model.families import find_language
-from chip.model.loading import load_vlm
+from chip.model.loading_options import LoadingOptions, check_keywords
+from chip.model.model_loader import model_loader
 from chip.model.skeleton import build_skeleton
 from chip.model.target_modules import Component, TargetModule, available_modules
 from chip.model.unreached import describe_unreached
@@ -63,23 +65,20 @@ class Inspection:
 def inspect(
     checkpoint: Path | str,
     records: Path | str | RecordSource | None = None,
-    device: str | None = None,
-    *,
-    adapter: Path | str | None = None,
-    base: Path | str | None = None,
+    **options: Unpack[LoadingOptions],
 ) -> Inspection:
     """Look at a checkpoint folder.
 
     Args:
         checkpoint: the folder, or that of a LoRA adapter alone.
-        adapter, base: as `edit` takes them.
         records: a few of these pass through the model, to see the attention sinks in it; without, no weights are read.
-        device: for that; by default the best there is.
+        options: see `LoadingOptions`: an adapter, and where the model runs.
 
     Raises:
         InputError: it is not one that chip can edit, or the records cannot be read.
     """
-    source = open_checkpoint(checkpoint, adapter, base)
+    check_keywords("inspect", LoadingOptions, options)
+    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"))
     model = build_skeleton(source.folder, len(source.entries))
     notes = [*_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:
@@ -96,12 +95,16 @@ def inspect(
         shards=len(source.shards),
         notes=tuple(notes),
         target_modules=tuple(_row(model, kind, modules) for kind, modules in by_kind.items()),
-        largest_tokens=() if records is None else tuple(_largest_tokens(source, records, device)),
+        largest_tokens=() if records is None else tuple(_largest_tokens(source, records, options)),
     )
 
 
-def _largest_tokens(source: Checkpoint, records: Path | str | RecordSource, device: str | None) -> list[LargestToken]:
-    return largest_tokens(load_vlm(source, device), read_records(find_source(source.place, records, source.folder)))
+def _largest_tokens(
+    source: Checkpoint, records: Path | str | RecordSource, options: LoadingOptions
+) -> list[LargestToken]:
+    few = read_records(find_source(source.place, records, source.folder))
+    with model_loader(DistributedContext(), options) as load:
+        return largest_tokens(load(source), few)
 
 
 def _adapter_note(source: Checkpoint) -> Iterator[str]:

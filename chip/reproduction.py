@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
-from chip.checkpoint.adapter import Adapter
-from chip.checkpoint.layout import Checkpoint
+import torch
+
+from chip.checkpoint.adapter import ADAPTER_WEIGHTS, Adapter, holds_adapter
+from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
 from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
 from chip.checkpoint.weights import weights_digest
 from chip.data.readers import RecordSource
+from chip.edit_options import Arguments
 from chip.editing import edit
 from chip.errors import ChipWarning, InputError, reason
 from chip.general.collect import AUTO, NONE, Keep
 from chip.methods import Method, make_method
+from chip.model.adapters import merge_adapter, open_checkpoint
+from chip.model.loading_options import LoadingOptions, check_keywords
 from chip.progress import ProgressCallback, silent
-from chip.request_checks import Arguments
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,13 @@ class Reproduction:
     """What came of an edit that was made again."""
 
     same: tuple[str, ...]
-    """Names on disk of the changed tensors that are the same, bit for bit."""
+    """Names on disk of the changed tensors that are the same, bit for bit; of an edit that was written as an adapter as
+    that makes them of the base, or files, where only its receipt is at hand."""
     differ: Mapping[str, float | None]
     """Name on disk of those that are not -> ‖W′ − V′‖ / ‖W′ − W‖ (Frobenius), of W′ what was written then and V′ now;
     None where what was written then is not at hand, or was no change."""
-    relative_change: Mapping[str, tuple[float, float]]
-    """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change."""
+    relative_change: Mapping[str, tuple[float | None, float | None]]
+    """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change, None where unknown."""
     environment: Mapping[str, tuple[Any, Any]]
     """What it ran with, where that was something else then -> then and now."""
     same_general_data: bool | None
@@ -62,34 +67,34 @@ def reproduce(
     source: Path | str,
     forget: Sequence[str],
     *,
-    adapter: Path | str | None = None,
     records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] | None = None,
-    device: str | None = None,
     scratch: Path | str | None = None,
     progress: ProgressCallback = silent,
+    **options: Unpack[LoadingOptions],
 ) -> Reproduction:
     """Make the edit of a receipt again, with its settings, and compare the weights. What it writes is removed again.
 
     Args:
         receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
             tensors that differ.
-        source: folder that was edited.
-        adapter: folder of the adapter that was merged into it before the edit.
+        source: folder that was edited; or of the adapter alone that was, and then `base` as in `edit`.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
         keep: where files were to be kept: the same again.
-        device: by default the best there is.
         scratch: folder for the copy that is made and removed; by default the system's for temporary files.
+        options: see `LoadingOptions`: the adapter that was merged before the edit, and where the model runs.
 
     Raises:
-        InputError: as `edit` does; the receipt is of chip 0.1.0, of an edit that was written as an adapter, or of
-            another source.
+        InputError: as `edit` does; the receipt is of chip 0.1.0, or of another source; the folder is no longer what it
+            says.
     """
+    check_keywords("reproduce", LoadingOptions, options)
     then = read_receipt(Path(receipt))
-    _check_adapter(adapter, then)
-    asked, original = _arguments(then, receipt), Checkpoint.open(Path(source))
-    _check_source(original, then, progress)
+    adapter = options.get("adapter")
+    _check_adapter(source if adapter is None and holds_adapter(Path(source)) else adapter, then)
+    asked = _arguments(then, receipt)
+    original = _open_source(source, adapter, options.get("base"), then, progress)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
         again = Path(folder) / "again"
@@ -97,27 +102,39 @@ def reproduce(
             source,
             forget,
             records=records,
-            adapter=adapter,
+            save="merged" if then.base is None else "adapter",
             rank=asked.rank,
             keep=kept,
             out=again,
             method=method,
             target_modules=asked.target_modules,
             layers=asked.layers,
-            device=device,
             batch_size=asked.batch_size,
             accept=True,
             force=True,
             progress=progress,
+            **options,
         )
         result = Path(receipt) if Path(receipt).is_dir() else None
-        return _compare(then, read_receipt(again), Checkpoint.open(again), result)
+        now = read_receipt(again)
+        if then.base is None:
+            return _compare(then, now, Checkpoint.open(again), result)
+        return _compare_files(then, now) if result is None else _compare_adapters(then, now, original, again, result)
 
 
-def _check_source(source: Checkpoint, then: Receipt, progress: ProgressCallback) -> None:
-    if weights_digest(source, progress) != then.source_digest:
+def _open_source(
+    source: Path | str, adapter: Path | str | None, base: Path | str | None, then: Receipt, progress: ProgressCallback
+) -> Checkpoint:
+    """What was edited, values in fp32 where that was written as an adapter.
+
+    Raises:
+        InputError: something else was.
+    """
+    opened = open_checkpoint(source, adapter, base, rounded=then.base is None)
+    if weights_digest(opened, progress) != then.source_digest:
         message = "not the weights that were edited; give the folder that the receipt's was made from"
-        raise InputError(message, argument="source", value=source.folder)
+        raise InputError(message, argument="source", value=opened.folder)
+    return opened
 
 
 def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
@@ -133,9 +150,6 @@ def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
 def _arguments(then: Receipt, place: Path | str) -> Arguments:
     if then.arguments is None:
         message = "written by chip 0.1.0, which did not record all it was asked for"
-        raise InputError(message, argument="receipt", value=place)
-    if then.base is not None:
-        message = "written as an adapter, whose tensors it does not list; edit with the same options, and compare files"
         raise InputError(message, argument="receipt", value=place)
     try:
         return Arguments.from_json(then.arguments)
@@ -174,16 +188,64 @@ def _compare(then: Receipt, now: Receipt, again: Checkpoint, result: Path | None
     differ = [name for name in names if name not in same]
     norms = {} if then.sequence is None else then.sequence.norms
     change = {name: tensor.relative_change * norms.get(name, 0.0) for name, tensor in then.tensors.items()}
-    environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
-    pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
-    return Reproduction(
+    return _reproduction(
+        then,
+        now,
         same,
         {name: None if written is None else _distance(written, again, name, change.get(name, 0.0)) for name in differ},
         {name: (_change(then, name), _change(now, name)) for name in differ},
-        {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
-        None if then.general is None and now.general is None else then.general == now.general,
-        (then.arguments or {}).get("batch_size") is not None,
     )
+
+
+def _reproduction(
+    then: Receipt,
+    now: Receipt,
+    same: Iterable[str],
+    differ: Mapping[str, float | None],
+    changes: Mapping[str, tuple[float | None, float | None]],
+) -> Reproduction:
+    environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
+    pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
+    other = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    general = None if then.general is None and now.general is None else then.general == now.general
+    given = (then.arguments or {}).get("batch_size") is not None
+    return Reproduction(tuple(same), differ, changes, other, general, given)
+
+
+def _compare_files(then: Receipt, now: Receipt) -> Reproduction:
+    """An edit that was written as an adapter, of which only the receipt is at hand."""
+    hashes = {name: (then.files.get(name), now.files.get(name)) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    same = [name for name, (old, new) in hashes.items() if old and new and old.sha256 == new.sha256]
+    differ = [name for name in hashes if name not in same]
+    return _reproduction(then, now, same, dict.fromkeys(differ), dict.fromkeys(differ, (None, None)))
+
+
+def _compare_adapters(then: Receipt, now: Receipt, source: Checkpoint, again: Path, result: Path) -> Reproduction:
+    """An edit that was written as an adapter, by what both adapters make of the base, in fp32: factors may differ where
+    their product does not.
+
+    Args:
+        source: what was edited.
+        again, result: folders that were written now, and then.
+    """
+    adapters = Adapter.open(result), Adapter.open(again)
+    if any(then.files[name].sha256 != digest for name, digest in adapters[0].digests().items() if name in then.files):
+        raise InputError("not the files that its receipt lists any more", argument="receipt", value=result)
+    base = replace(source, adapter=None, merged={})
+    merged = [merge_adapter(base, adapter, rounded=False) for adapter in adapters]
+    same: list[str] = []
+    differ: dict[str, float | None] = {}
+    changes: dict[str, tuple[float | None, float | None]] = {}
+    for name in sorted({*merged[0].merged, *merged[1].merged}):
+        old, new, before = (each.read(name).double() for each in (*merged, source))
+        if torch.equal(old, new):
+            same.append(name)
+            continue
+        change, size = float(torch.linalg.norm(old - before)), float(torch.linalg.norm(before))
+        differ[name] = float(torch.linalg.norm(new - old)) / change if change else None
+        norms = (change, float(torch.linalg.norm(new - before)))
+        changes[name] = (norms[0] / size, norms[1] / size) if size else (None, None)
+    return _reproduction(then, now, same, differ, changes)
 
 
 def _after(receipt: Receipt, name: str) -> str | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
 
 from chip.checkpoint.contents import describe_left_out, folder_contents
 from chip.checkpoint.folder import files_in
@@ -24,92 +21,15 @@ from chip.data.overlap import count_overlap
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.record import SYSTEM
 from chip.data.request import ForgetRequest
+from chip.edit_options import EditOptions
 from chip.errors import ChipWarning, InputError, RunError
 from chip.general.collect import AUTO, NONE, Keep
 from chip.general.prepare import GivenKeep
 from chip.methods import Method
-from chip.methods.settings import settings_of
 from chip.methods.source import check_general
-from chip.model.batching.batch_size import BatchSize
 from chip.model.skeleton import build_skeleton
 from chip.model.unreached import describe_unreached
 from chip.progress import ProgressCallback, silent
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the user takes for success, puts up with, calls it and signs it with; as `edit` has them."""
-
-    label: str | None
-    max_left: float | None
-    accept: bool
-    force: bool
-    size: BatchSize
-    rank: int | None = None
-    signer: Signer | None = None
-    start: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.max_left is not None and not 0 <= self.max_left <= 1:
-            raise InputError("must lie between 0 and 1", argument="max_left", value=self.max_left)
-        if self.label is not None and not self.label.isprintable():
-            message = "holds what cannot be shown, such as the end of a line; leave that out"
-            raise InputError(message, argument="label", value=self.label)
-        if self.rank is not None and self.rank < 1:
-            raise InputError("give 1 or more", argument="rank", value=self.rank)
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What an edit was asked for, as far as it names nobody: enough to ask for it again, with nodes and files given."""
-
-    settings: Mapping[str, float | str]
-    """Of the method, those that are not its defaults."""
-    target_modules: Sequence[str] | None
-    layers: str | None
-    keep: Sequence[str]
-    """`auto`, `none`, and `file` for each file or folder."""
-    keep_tokens: int | None
-    keep_model: bool
-    """Whether the model before fine-tuning was given."""
-    batch_size: int | None
-    rank: int | None
-
-    @classmethod
-    def of(
-        cls,
-        method: Method,
-        target_modules: Sequence[str] | None,
-        layers: str | None,
-        keep: Keep,
-        batch_size: int | None,
-        rank: int | None,
-    ) -> Self:
-        values = {name: (getattr(method, name), each.default) for name, (each, _) in settings_of(method).items()}
-        return cls(
-            {name: value for name, (value, default) in values.items() if value != default},
-            None if target_modules is None else list(target_modules),
-            layers,
-            [str(source) if source in (AUTO, NONE) else "file" for source in keep.sources],
-            keep.tokens,
-            keep.model is not None,
-            batch_size,
-            rank,
-        )
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Of a receipt. Raises `TypeError` where they are not what an edit writes."""
-        arguments = cls(**content)
-        numbers = (arguments.keep_tokens, arguments.batch_size, arguments.rank)
-        texts = [*(arguments.target_modules or ()), *arguments.keep, arguments.layers or ""]
-        if not all(isinstance(value, int | float | str) for value in dict(arguments.settings).values()):
-            raise TypeError("settings")
-        if not all(number is None or type(number) is int for number in numbers):
-            raise TypeError("numbers")
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("texts")
-        return arguments
 
 
 def resolve_signer(source: Checkpoint, sign: SigningKey | Path | str | None) -> Signer | None:
@@ -124,16 +44,15 @@ def resolve_signer(source: Checkpoint, sign: SigningKey | Path | str | None) -> 
 def resolve_output(
     source: Checkpoint,
     out: Path | str | None,
-    overwrite: bool,
-    link_unchanged: bool,
+    options: EditOptions,
     progress: ProgressCallback = silent,
     *,
     copies: bool = True,
 ) -> Path:
     """Where to write; refused where that is no place for a copy of the checkpoint, or for what is written without."""
     output = _default_output(source.place) if out is None else Path(out)
-    options = {"overwrite": overwrite, "link_unchanged": link_unchanged, "copies": copies}
-    check_output(source, output, progress=progress, **options)
+    overwrite, link_unchanged = options.get("overwrite", False), options.get("link_unchanged", False)
+    check_output(source, output, overwrite=overwrite, link_unchanged=link_unchanged, copies=copies, progress=progress)
     if copies and (left_out := folder_contents(source).left_out):
         warnings.warn(describe_left_out(left_out), ChipWarning, stacklevel=3)
     return output
@@ -147,16 +66,17 @@ def _default_output(folder: Path) -> Path:
     return named.with_name(f"{named.name}-edited")
 
 
-def resolve_request(
-    source: Checkpoint,
-    forget: Sequence[str],
-    records: Path | str | RecordSource | None,
-    label: str | None,
-) -> ForgetRequest:
-    """Who is to be forgotten, among whom; refused where the output would tell of it."""
+def resolve_records(source: Checkpoint, records: Path | str | RecordSource | None) -> Hierarchy:
+    """All records; refused where they would be copied with the checkpoint."""
     found = find_source(source.place, records, source.folder)
     _check_outside(source, [found.path])  # before a map is kept beside it
-    hierarchy = Hierarchy(read_records(found))
+    return Hierarchy(read_records(found))
+
+
+def resolve_request(
+    source: Checkpoint, hierarchy: Hierarchy, forget: Sequence[str], label: str | None
+) -> ForgetRequest:
+    """Who is to be forgotten, among whom; refused where the output would tell of it."""
     request = ForgetRequest.of(hierarchy, forget)
     images = {image for record in hierarchy.records for image in record.images if isinstance(image, Path)}
     _check_outside(source, sorted(images))

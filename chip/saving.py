@@ -12,6 +12,7 @@ from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import copy_file, flush
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import check_written, copy_patched
+from chip.edit_options import EditOptions
 from chip.errors import ChipWarning, InputError
 from chip.methods.patch import Patch, check_removed
 from chip.model.adapter_export import export_adapter
@@ -82,17 +83,18 @@ class SaveAdapter:
         return document_adapter(source, folder, report, progress)
 
 
-def resolve_saving(save: str, link_unchanged: bool) -> Saving:
-    """The way to write that is called `save`; what an adapter is not good for is said.
+def resolve_saving(options: EditOptions) -> Saving:
+    """The way to write that is called `save` in them; what an adapter is not good for is said.
 
     Raises:
         InputError: there is no such way, or what it needs is missing.
     """
+    save = options.get("save", "merged")
     if save == "merged":
         return SaveMerged()
     if save != "adapter":
         raise InputError("not known, there is merged and adapter", argument="save", value=save)
-    if link_unchanged:
+    if options.get("link_unchanged"):
         raise InputError("an adapter's folder holds no shards; leave one out", argument="link_unchanged", value=True)
     check_installed()
     note = (

@@ -95,12 +95,6 @@ PIXTRAL_TOKENS: dict[str, Any] = {
     "chat": replace(INST, image="[IMG]"),
     "begins": True,
 }
-GOT_IMAGES: dict[str, Any] = {
-    "image_processor_type": "GotOcr2ImageProcessor",
-    "size": SQUARE,
-    "crop_to_patches": True,
-    "max_patches": 2,
-}
 GLM_VISION: dict[str, Any] = {
     "depth": 2,
     "num_heads": 2,
@@ -154,54 +148,21 @@ DEEPSEEK: dict[str, Any] = {
 COHERE = TEXT | {"model_type": "cohere2", "sliding_window": 256, "layer_types": None}
 
 
-def _with_config(name: str, **config: Any) -> Family:
+def _with_text(name: str, text: dict[str, Any], **changes: Any) -> Family:
+    """Another family with other settings of its text model."""
     recipe = (RECIPES | BEYOND_HIDDEN_STATES)[name]
-    return replace(recipe, config=recipe.config | config)
+    config = recipe.config | {"text_config": recipe.config["text_config"] | text}
+    return replace(recipe, config=config, **changes)
 
 
-GEMMA4 = BEYOND_HIDDEN_STATES["gemma4"]
-GEMMA4_TEXT = {
-    name: value for name, value in GEMMA4.config["text_config"].items() if name not in ("num_kv_shared_layers",)
-}
+MOE: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 24}
+NO_SHARING: dict[str, Any] = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 
 FURTHER: dict[str, Family] = {
-    "qwen3_vl_moe": replace(
-        RECIPES["qwen3_vl"],
-        classes="Qwen3VLMoe",
-        config=RECIPES["qwen3_vl"].config
-        | {"text_config": RECIPES["qwen3_vl"].config["text_config"] | EXPERTS | {"num_experts": 4}},
-        processor_class="Qwen3VLProcessor",
-    ),
-    "qwen3_5_moe": replace(
-        BEYOND_HIDDEN_STATES["qwen3_5"],
-        classes="Qwen3_5Moe",
-        config=BEYOND_HIDDEN_STATES["qwen3_5"].config
-        | {
-            "text_config": BEYOND_HIDDEN_STATES["qwen3_5"].config["text_config"]
-            | EXPERTS
-            | {"num_experts": 4, "shared_expert_intermediate_size": 24}
-        },
-    ),
-    "gemma4_dense": replace(
-        GEMMA4,
-        config=GEMMA4.config
-        | {"text_config": GEMMA4_TEXT | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}},
-    ),
-    "gemma4_moe": replace(
-        GEMMA4,
-        config=GEMMA4.config
-        | {
-            "text_config": GEMMA4_TEXT
-            | {
-                "hidden_size_per_layer_input": 0,
-                "num_kv_shared_layers": 0,
-                "enable_moe_block": True,
-                "num_experts": 4,
-                "top_k_experts": 2,
-                "moe_intermediate_size": 24,
-            }
-        },
-    ),
+    "qwen3_vl_moe": _with_text("qwen3_vl", EXPERTS | MOE, classes="Qwen3VLMoe", processor_class="Qwen3VLProcessor"),
+    "qwen3_5_moe": _with_text("qwen3_5", EXPERTS | MOE | {"shared_expert_intermediate_size": 24}, classes="Qwen3_5Moe"),
+    "gemma4_dense": _with_text("gemma4", NO_SHARING),
+    "gemma4_moe": _with_text("gemma4", NO_SHARING | MOE | {"enable_moe_block": True, "top_k_experts": 2}),
     "mistral3": Family(
         "Mistral3",
         config={
@@ -267,18 +228,12 @@ FURTHER: dict[str, Family] = {
     "aya_vision": Family(
         "AyaVision",
         config={"text_config": COHERE, "vision_config": SIGLIP | {"patch_size": 7}, "downsample_factor": 2},
-        image_processor=GOT_IMAGES,
+        image_processor=RECIPES["internvl"].image_processor,
         processor={"patch_size": 14, "img_size": TILE, "downsample_factor": 1},
         **AYA,
     ),
-    "llava_phi": replace(
-        RECIPES["llava"],
-        config=RECIPES["llava"].config | {"text_config": TEXT | {"model_type": "phi"}},
-    ),
-    "llava_phi3": replace(
-        RECIPES["llava"],
-        config=RECIPES["llava"].config | {"text_config": TEXT | {"model_type": "phi3"}},
-    ),
+    "llava_phi": _with_text("llava", {"model_type": "phi"}),
+    "llava_phi3": _with_text("llava", {"model_type": "phi3"}),
     "idefics2": Family(
         "Idefics2",
         config={
@@ -496,13 +451,8 @@ FURTHER: dict[str, Family] = {
     "gemma3n": Family(
         "Gemma3n",
         config={
-            "text_config": {name: value for name, value in GEMMA4_TEXT.items() if name != "sliding_window"}
-            | {
-                "sliding_window": 256,
-                "num_kv_shared_layers": 2,
-                "laurel_rank": 8,
-                "activation_sparsity_pattern": None,
-            },
+            "text_config": BEYOND_HIDDEN_STATES["gemma4"].config["text_config"]
+            | {"laurel_rank": 8, "activation_sparsity_pattern": None},
             "vision_config": {
                 "hidden_size": 2048,
                 "vocab_offset": VOCABULARY - 24,

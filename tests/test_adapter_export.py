@@ -26,6 +26,7 @@ from chip.checkpoint.statement import read_statement
 from chip.checkpoint.verify import verify
 from chip.checkpoint.weights import combined_digest, weights_digest
 from chip.data.hierarchy import Hierarchy
+from chip.edit_options import EditOptions
 from chip.errors import ChipWarning, InputError
 from chip.evaluation.rows import Evaluation
 from chip.methods import Chip, Shielded
@@ -35,7 +36,7 @@ from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
 from chip.model.restoring import holding
 from chip.progress import silent
-from chip.recording.weights import edited_as_receipt_says
+from chip.recording.weights import edited_as_receipt_says, result_digest
 from chip.report.attestation import PendingStatement
 from chip.report.edit_report import EditReport
 from chip.report.outcome import Outcome
@@ -116,13 +117,14 @@ def test_a_base_is_named_only_as_the_hub_does(tmp_path: Path) -> None:
 
 def test_it_is_said_that_an_adapter_is_no_release() -> None:
     with pytest.warns(ChipWarning, match="can be taken off again, so this is not for a release"):
-        assert isinstance(resolve_saving("adapter", False), SaveAdapter)
-    for arguments, message in (
-        (("lora", False), "there is merged and adapter"),
-        (("adapter", True), "holds no shards"),
-    ):
+        assert isinstance(resolve_saving({"save": "adapter"}), SaveAdapter)
+    wrong: tuple[tuple[EditOptions, str], ...] = (
+        ({"save": "lora"}, "there is merged and adapter"),
+        ({"save": "adapter", "link_unchanged": True}, "holds no shards"),
+    )
+    for options, message in wrong:
         with pytest.raises(InputError, match=message):
-            resolve_saving(*arguments)
+            resolve_saving(options)
 
 
 def report_of(changes: dict[str, float]) -> EditReport:
@@ -156,6 +158,7 @@ def test_a_signed_adapter_is_as_its_receipt_says(signed: Path, hospital: Path, t
     assert not verify(signed).faults
     assert not verify(signed, hospital / "ckpt").faults
     assert edited_as_receipt_says(signed, None).source == original
+    assert result_digest(open_checkpoint(hospital / "ckpt", signed)) == receipt.result_digest  # as an evaluation has it
     for file in signed.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
 
@@ -168,7 +171,8 @@ def test_an_adapter_is_signed_and_has_a_bill_of_materials(signed: Path, hospital
     (ancestor,) = made["pedigree"]["ancestors"]
     assert (made["name"], ancestor["name"]) == ("LoRA adapter", "model")
     assert ancestor["version"] == read_receipt(signed).source_digest[:12]
-    with pytest.raises(InputError, match="written as an adapter"):
+    assert read_receipt(signed).arguments == {}
+    with pytest.raises(InputError, match="asks for what no edit was asked"):
         chip.reproduce(signed, hospital / "ckpt", ["patient_17"])
 
 

@@ -290,7 +290,7 @@ def test_what_is_evaluated_is_the_merged_model(hospital: Path, trained: Path, mo
         assert all(torch.equal(vlm.parameter(names[name]), source.read(name).float()) for name in source.merged)
         raise StopIteration
 
-    monkeypatch.setattr("chip.evaluation.evaluate.measure", measure)
+    monkeypatch.setattr("chip.evaluating.measure", measure)
     with pytest.raises(StopIteration):  # the records lie beside the base
         chip.evaluate(hospital / "ckpt", ["patient_17"], adapter=trained, device="cpu")
 

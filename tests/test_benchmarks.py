@@ -157,15 +157,18 @@ def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
     files = ("--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "curves.png"))
-    options = ("--requests", "2", "--method", "chip", "--cache", str(tmp_path / "demo"), *files)
+    options = ("--requests", "2", "--edit", "method=chip", "--cache", str(tmp_path), *files)
     run("sequences", *options, "--seconds", "1")
-    assert [row["step"] for row in read_rows(tmp_path / "rows.json")[1]] == [1]
+    assert [row["step"] for row in read_rows(tmp_path / "rows.json")[1]] == [0]
+    run("sequences", *options, "--seconds", "1")
     printed = run("sequences", *options)
-    _, rows = read_rows(tmp_path / "rows.json")
-    assert [(row["kind"], row["step"]) for row in rows] == [("sequence", 1), ("sequence", 2), ("union", 2)]
-    first, second, union = rows
-    assert min(answers[1] for answers in first["targets"][1:]) > 0.9  # who is still to come
-    assert second["before"] == first["targets"][1]
+    _, (start, first, second, union) = read_rows(tmp_path / "rows.json")
+    assert [(row["kind"], row["step"]) for row in (first, second, union)] == [
+        *(("sequence", 1), ("sequence", 2)),
+        ("union", 2),
+    ]
+    assert min(start["targets"]) > 0.9
+    assert first["targets"][1] > 0.9  # who is still to come
     assert second["distance"] <= first["change"] + second["change"]
     assert union["distance"] == union["change"] > 0
     assert "came back (worst)" in printed
@@ -175,13 +178,10 @@ def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_what_came_back_is_counted_from_each_targets_own_edit() -> None:
     """And the document says what the committed rows do."""
     answers = ([0.1, 1.0, 1.0], [0.3, 0.2, 1.0], [0.0, 0.25, 0.1])
-    rows = [
-        {"kind": "sequence", "step": step, "targets": [[0.0, value, 0.0] for value in values]}
-        for step, values in enumerate(answers, 1)
-    ]
+    rows = [{"kind": "sequence", "step": step, "targets": values} for step, values in enumerate(answers, 1)]
     assert sequences.came_back(rows) == [[], [pytest.approx(0.2)], [pytest.approx(-0.1), pytest.approx(0.05)]]
     _, committed = read_rows(RESULTS / "sequences.json")
-    *_, last = sequences.came_back(sequences.by_method(committed)["shielded"])
+    *_, last = sequences.came_back(sequences.sequences(committed)["demo, 10 × patient: shielded, version 2"])
     assert (round(mean(last), 2), round(max(last), 2)) == (0.01, 0.08)
 
 

@@ -18,9 +18,9 @@ from chip.data.image_bounds import LONGEST_RATIO, MOST_PIXELS, MOST_SCANS
 from chip.data.keep import read_keep
 from chip.data.readers import read_records, records_file
 from chip.data.record import Record, image_size, open_image
+from chip.edit_options import Terms
 from chip.errors import InputError
 from chip.model.batching.batch_size import BatchSize
-from chip.request_checks import Terms
 from tests.families import UNTRAINED, build, write_records
 from tests.hostile.images import many_scans, png
 
@@ -120,6 +120,13 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path, part: str, trouble
     if part == "lm_head.weight":
         with pytest.raises(InputError, match=trouble):
             chip.evaluate(ckpt, ["patient_1"], device="cpu")
+
+
+@pytest.mark.parametrize("function", [chip.edit, chip.evaluate, chip.inspect, chip.reproduce])
+def test_a_keyword_that_does_not_exist_is_named(function: Callable[..., object]) -> None:
+    message = rf"^{function.__name__}\(\) got an unexpected keyword argument 'devise'; did you mean 'device'\?$"
+    with pytest.raises(TypeError, match=message):
+        function("checkpoint", "source", *["node"] * (function is chip.reproduce), devise="cpu")
 
 
 @pytest.mark.parametrize("label", ["a\nb", "a\x1b[2Jb", "a\udcffb"])

@@ -18,10 +18,10 @@ import chip
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.methods import Chip
-from chip.model import template_trial
+from chip.model import template_renderer
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
-from chip.model.chat_template import says_alone
+from chip.model.chat_template import find_chat_template, render, says_alone
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score
 from tests.families import build, write_records
@@ -102,22 +102,50 @@ def test_a_template_that_does_not_write_what_it_is_given_is_refused(folder: Path
 
 
 def test_a_template_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_trial, "PATIENCE", 0.5)  # seconds
+    monkeypatch.setattr(template_renderer, "PATIENCE", 0.5)  # seconds
     _move_template(folder, f"{GOOD}{ENDLESS}")
     with pytest.raises(InputError, match=r"chat template: it does not end within \d+ seconds"):
         _ = load_vlm(folder, "cpu").prompts
 
 
-def test_marks_of_transformers_templates_are_taken_on_trial() -> None:
-    """What they have beside Jinja's own language; an error is left for the rendering itself to tell."""
-    marked = (
-        "{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}"
-        "{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}{{ strftime_now('%Y') }}TAIL"
+def test_a_template_that_does_not_end_for_one_word_names_its_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is rendered in another process for it each time, not in this one."""
+    monkeypatch.setattr(template_renderer, "PATIENCE", 1.0)  # seconds
+    _move_template(folder, f"{GOOD}{{% if 'lesion' in messages[0].content[-1].text %}}{ENDLESS}{{% endif %}}")
+    prompts = load_vlm(folder, "cpu").prompts
+    records = [Record(f"which {what}?", "left", ("i",), None, where=f"r:{what}") for what in ("lobe", "lesion")]
+    with pytest.raises(InputError, match=r"^r:lesion: the chat template of .*: it does not end within \d+ second"):
+        prompts.read(records)
+    assert len(prompts.read([replace(records[0], question="which side?")])) == 1  # others are rendered as before
+
+
+def test_templates_may_use_what_transformers_has_beside_jinja(models: dict[str, VLM]) -> None:
+    template = (
+        "{% set n = namespace(x=1) %}{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }} {{ n.x }}\n"
+        "  {% endgeneration %}{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}"
+        "{{ strftime_now('%Y') }}{{ tools }}{{ tools is defined }}{{ documents is none }}{{ eos_token }}"
     )
-    tail = "{{ 'a' * 2000000 }}"  # what shows that it came so far
-    for template, excess in ((marked, None), (marked.replace("TAIL", tail), "it writes more"), ("{% for", None)):
-        found = template_trial.find_excess(json.dumps([{"template": template, "messages": [{}, {}, {}]}]))
-        assert found is None if excess is None else found is not None and found.startswith(excess)
+    messages = [{"role": "user", "content": "äöü <b> \ud800"}] * 3
+    processor = models["llava"].processor
+    options = {"chat_template": template, "tokenize": False}
+    expected = processor.tokenizer.apply_chat_template(messages, **options)
+    assert render(processor, template, messages, prompt=False) == expected
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_templates_are_rendered_as_transformers_does(models: dict[str, VLM], family: str) -> None:
+    processor, image = models[family].processor, {"type": "image"}
+    turns = [
+        {"role": "user", "content": [image, {"type": "text", "text": " Who?\n"}, image]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Nobody <b> \u00fc"}]},
+    ]
+    template = find_chat_template(processor)
+    for messages, prompt in ((turns, False), (turns[:1], True), (turns[:1], False), ([*turns, turns[0]], True)):
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": prompt}
+        expected = processor.tokenizer.apply_chat_template(messages, **options)
+        assert render(processor, str(template), messages, prompt) == expected
 
 
 @pytest.mark.parametrize("template", [None, [{"name": "rag", "template": GOOD}]])

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chip.cli.arguments import Running
+from chip.cli.edit import Editing
 from chip.cli.main import main
 from chip.data.hierarchy import Hierarchy
+from chip.edit_options import EditOptions
 from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.judging import said
 
@@ -75,6 +78,11 @@ def _rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> No
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     change(rows)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_options_of_commands_are_keywords_of_functions() -> None:
+    of_command = {field.name for group in (Editing, Running) for field in fields(group)}
+    assert {*of_command, "sign"} == EditOptions.__optional_keys__ - {"max_memory"}  # a mapping, for Python alone
 
 
 def _edit(chip: Chip, folder: Path, node: str = "patient_2", *more: object) -> Result:

@@ -14,7 +14,6 @@ from benchmarks.drawn.__main__ import seeds_of
 from benchmarks.drawn.draws import FAMILIES, TOKENS_PER_COLUMN, draw_model
 from benchmarks.drawn.edits import EditArguments
 from benchmarks.drawn.families import family_of
-from benchmarks.drawn.schedule import Task, run
 from benchmarks.drawn.table import lines
 from benchmarks.drawn.training import Muon, orthogonalized
 from benchmarks.drawn.world import GROUPS, NAME_OF_WORLD, OF_TARGET, TEXT_PATIENT, groups_of, plan
@@ -22,6 +21,7 @@ from benchmarks.forgetting import models
 from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.files import write
 from benchmarks.reporting import read_rows
+from benchmarks.schedule import Pool, Task
 from chip.data.record import LEVELS, TASKS
 from chip.demo.corpus import Corpus
 from chip.demo.training import adamw, loss_of, take_step
@@ -176,7 +176,8 @@ def test_nothing_is_begun_after_the_deadline() -> None:
     def never(_: object) -> list[Task]:
         raise AssertionError
 
-    assert run([Task(0, int, never, lambda _: None)] * 2, count=1, deadline=-1) == 2
+    with Pool(1) as pool:
+        assert pool.run([Task(0, int, never, lambda _: None)] * 2, deadline=-1) == 2
 
 
 def test_the_table_leaves_out_what_failed() -> None:

@@ -566,7 +566,7 @@ def test_the_command_writes_the_page(
             main()
         return int(ended.value.code or 0), *capsys.readouterr()
 
-    monkeypatch.setattr("chip.evaluation.evaluate.evaluate", lambda *_, **__: evaluation())
+    monkeypatch.setattr("chip.evaluating.evaluate", lambda *_, **__: evaluation())
     code, out, _ = run("--forget", "patient_17", "--json", "--html", page)
     assert code == 0
     assert json.loads(out) == evaluation().to_json()
@@ -577,9 +577,7 @@ def test_the_command_writes_the_page(
     assert run("--forget", "patient_17", "--html", page, "--show-names")[0] == 0
     assert "patient_17" in page.read_text(encoding="utf-8")
 
-    monkeypatch.setattr(
-        "chip.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("computed before it was refused")
-    )
+    monkeypatch.setattr("chip.evaluating.evaluate", lambda *_, **__: pytest.fail("computed before it was refused"))
     for options in (("--html", tmp_path / "missing" / "page.html"), ("--html", tmp_path), ("--show-names",)):
         code, out, err = run("--forget", "patient_17", *options)
         assert (code, out) == (2, "")

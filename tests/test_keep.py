@@ -10,7 +10,7 @@ import torch
 
 import chip
 from chip.data.hierarchy import Hierarchy
-from chip.data.keep import LONGEST, read_keep, without_target
+from chip.data.keep import LONGEST, cut_prose, read_keep, some_of, text_record, without_target
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -91,6 +91,23 @@ def test_a_picture_of_the_target_is_left_out_wherever_it_lies(tmp_path: Path, mo
 def folder(tmp_path: Path) -> Path:
     write_records(tmp_path)
     return build(tmp_path / "ckpt", "llava")
+
+
+def test_of_far_too_much_some_is_taken() -> None:
+    given = [text_record(f"{number:04} {'word ' * 19}", "a.txt") for number in range(1000)]  # 100 characters each
+    assert some_of(given, 100_000, seed=0) == given
+    with pytest.warns(ChipWarning, match="50 of 1,000 pieces to keep are taken"):
+        some = some_of(given, 5000, seed=0)
+    assert len(some) == 50
+    assert some == sorted(some, key=lambda record: record.question)
+
+
+def test_prose_is_cut_at_blank_lines_in_time_that_grows_with_it() -> None:
+    paragraph = "one\n two \n\n \t\n" * 2  # 8 characters each, and a blank line between them
+    pieces = cut_prose(f"\n\n{paragraph * 100}")
+    assert pieces[0].startswith("one\n two\n\none\n two")
+    assert [len(piece) >= 1000 for piece in pieces] == [True, False]
+    assert len(cut_prose("a\n\n" * 300_000)) == 600  # a thousand make two; quadratic, it takes a minute
 
 
 def test_an_edit_moves_the_model_less_on_what_it_is_to_keep(folder: Path, tmp_path: Path) -> None:

@@ -20,17 +20,20 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import read_receipt, write_receipt
 from chip.checkpoint.weights import weights_digest
 from chip.cli.main import main
+from chip.data.hierarchy import Hierarchy
+from chip.data.readers import read_records
+from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError, RunError
 from chip.evaluation.rows import Evaluation
 from chip.ledger import Ledger
 from chip.ledger.entry import Destroyed, Edited, Failed
 from chip.ledger.requests import State
 from chip.methods import Chip
+from chip.recording import targets
 from chip.recording.by_hand import destroy, receive, record_edit, refuse, release
 from chip.recording.dossier import dossier_of
 from chip.recording.figures import evaluation_figures, evaluation_of
 from chip.recording.runs import EvalRecord
-from chip.recording.targets import edited_targets, open_targets
 from chip.recording.verification import verify_ledger
 from chip.report.html.request import request_page
 from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
@@ -53,9 +56,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger = ledger_in(folder)
     receive(ledger, "patient_1", records, label="case 1", basis="GDPR Art. 17 <b>", deadline=DEADLINE)
     receive(ledger, "patient_2", records)
-    targets = open_targets(ledger, folder / "ckpt")
-    assert targets == ["institution_1/patient_1", "institution_1/patient_2"]
-    chip.edit(folder / "ckpt", targets, out=folder / "edited", ledger=ledger, **QUICK)
+    assert open_targets(ledger, folder / "ckpt") == ["institution_1/patient_1", "institution_1/patient_2"]
+    chip.edit(folder / "ckpt", None, out=folder / "edited", ledger=ledger, **QUICK)
     return folder
 
 
@@ -69,6 +71,23 @@ def ledger_in(folder: Path) -> Ledger:
     return Ledger(folder / "ledger.jsonl", KEY, by="tester")
 
 
+def hierarchy_beside(model: Path) -> Hierarchy:
+    return Hierarchy(read_records(model.parent / "records.jsonl"))
+
+
+def open_targets(ledger: Ledger, model: Path) -> list[str]:
+    return targets.open_targets(ledger, Checkpoint.open(model), hierarchy_beside(model))
+
+
+def edited_targets(ledger: Ledger, model: Path) -> list[str]:
+    return targets.edited_targets(ledger, Checkpoint.open(model), hierarchy_beside(model))
+
+
+def record_of(folder: Path, model: str, *nodes: str) -> EvalRecord:
+    request = ForgetRequest.of(hierarchy_beside(folder / model), nodes)
+    return EvalRecord(ledger_in(folder), request, Checkpoint.open(folder / model))
+
+
 def states(folder: Path) -> list[State]:
     return [request.state for request in ledger_in(folder).read().history.requests.values()]
 
@@ -79,8 +98,8 @@ def evaluation(made: Path) -> Evaluation:
 
 
 def record_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """As `chip eval --ledger` does."""
-    with EvalRecord(ledger_in(folder), folder / "edited", FORGET, None) as record:
+    """As `evaluate(ledger=)` does."""
+    with record_of(folder, "edited", *FORGET) as record:
         record.evaluated(evaluation)
 
 
@@ -150,10 +169,10 @@ def test_an_evaluation_is_kept_as_it_was(evaluation: Evaluation) -> None:
 
 def test_only_what_an_edit_wrote_is_evaluated(folder: Path) -> None:
     with pytest.raises(InputError, match="no edit in this ledger wrote the model"):
-        EvalRecord(ledger_in(folder), folder / "ckpt", ["patient_1"], None)
+        record_of(folder, "ckpt", "patient_1")
     with pytest.raises(InputError, match="was never received"):
-        EvalRecord(ledger_in(folder), folder / "edited", ["patient_3"], None)
-    with pytest.raises(RunError), EvalRecord(ledger_in(folder), folder / "edited", ["patient_1"], None):
+        record_of(folder, "edited", "patient_3")
+    with pytest.raises(RunError), record_of(folder, "edited", "patient_1"):
         raise RunError("patient_1 does not fit")
     assert ledger_in(folder).read().chain.entries[-1].details == Failed("eval", "RunError")
 
@@ -229,7 +248,7 @@ def test_a_label_that_names_the_node_is_refused(folder: Path) -> None:
 def test_records_that_lack_an_open_request_are_refused(folder: Path) -> None:
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     (folder / "records.jsonl").write_text("".join(line for line in lines if '"patient_1"' not in line))
-    with pytest.raises(InputError, match=r"holds no node of request [0-9a-f]{12}; give the records that do"):
+    with pytest.raises(InputError, match=r"hold no node of request [0-9a-f]{12}; give the records that do"):
         open_targets(ledger_in(folder), folder / "ckpt")
     refuse(ledger_in(folder), [FIRST[:12]], "the records are gone")
     assert open_targets(ledger_in(folder), folder / "ckpt") == ["institution_1/patient_2"]

@@ -13,12 +13,12 @@ from chip.evaluation.quantizers import round_to_nearest
 from chip.evaluation.summary import summarize
 from chip.model.scoring import Scores
 
-COLOUR = "Which color?"
+COLOR = "Which color?"
 CHOICE = "Which? A) one B) two C) three D) four"
 
 
 def _record(
-    patient: str, answer: str, question: str = COLOUR, task: str = "generation", partition: str = "train"
+    patient: str, answer: str, question: str = COLOR, task: str = "generation", partition: str = "train"
 ) -> Record:
     return Record(question, answer, ("i", patient), None, task, partition)
 

@@ -40,6 +40,9 @@ PATHS = (
             "ｐａｔｉｅｎｔ＿１７",
             "\u200bpatient_\u200b17",
             "scans/patient_17.png",
+            "p\u0430tient_17",
+            "P\u0410TIENT_17",
+            "pati\u0435nt 17",
         ),
         *("study_4", "STUDY 5", "clinic_3/patient_17/study_4"),
     ],
@@ -55,7 +58,15 @@ def test_a_name_is_found_however_it_is_written(text: str) -> None:
     "text",
     [
         *("patient_170", "patient_1", "patient 7", "inpatient_17", "patient_17a", "patient.17", "17 patients", "17"),
-        *("findings", "study_6", "study", "a study of the findings and the impression", "clinic_3", "clinic_3/patient"),
+        *(
+            "findings",
+            "study_6",
+            "study",
+            "a study of the findings and the impression",
+            "clinic_3",
+            "clinic_3/patient",
+            "study_\u0430",
+        ),
     ],
 )
 def test_what_is_like_a_name_is_none(text: str) -> None:

@@ -196,10 +196,41 @@ def test_a_second_edit_is_counted_and_evaluated_in_a_statement(
     (ours, public), second, statement = keys["ours"], tmp_path / "second", tmp_path / "evaluation.json"
     request = ("--forget", "patient_2", "--device", "cpu", "--records", signed / "records.jsonl")
     assert run("edit", signed / "edited", *request, *OPTIONS, "--out", second, "--sign", ours, *UNTRAINED_OPTIONS) == 0
-    assert "edit 2 of a sequence: the edits add up to " in capsys.readouterr().out
+    assert "\nedit 2 of a sequence: the edits add up to " in capsys.readouterr().out
+    assert run("edit", signed / "edited", *request, *OPTIONS, "--dry-run", "--force") == 0
+    shown, first, written = capsys.readouterr().out, read_receipt(signed / "edited"), read_receipt(second).sequence
+    assert written is not None
+    assert written.total is not None
+    assert f"\nwould be edit 2 of a sequence: the edits add up to {written.total:.2f} times the norm" in shown
+    assert f"\nedited weights: {first.source_digest[:12]} → {first.result_digest[:12]}\n" in shown
     assert run("eval", second, *request, "--statement", statement, "--sign", ours, "--attacks", "wording") == 0
     assert b"patient_2" not in statement.read_bytes()
     by = ("--public-key", public, "--evaluation", statement)
     assert run("verify", second, "--original", signed / "edited", *by) == 0
     assert run("verify", signed / "edited", *by) == 1
     assert "about other files than these" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:an adapter can be taken off again")
+def test_an_edit_that_was_written_as_an_adapter_is_made_again(
+    signed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one of a checkpoint with an adapter merged first; what differs is told by what both make of the base."""
+    ckpt, first, second = signed / "ckpt", tmp_path / "first", tmp_path / "second"
+    request = ("--device", "cpu", "--records", signed / "records.jsonl", "--forget")
+    options = (*OPTIONS, *UNTRAINED_OPTIONS)
+    assert run("edit", ckpt, *request, "patient_1", *options, "--save", "adapter", "--out", first) == 0
+    assert run("edit", ckpt, *request, "patient_2", *options, "--adapter", first, "--out", second) == 0
+    capsys.readouterr()
+    for folder, node, adapter in ((first, "patient_1", ()), (second, "patient_2", ("--adapter", first))):
+        assert run("reproduce", folder, "--source", ckpt, *adapter, *request, node) == 0
+        assert capsys.readouterr().out == "the same: all 1 changed tensor, bit for bit\n"
+    assert run("reproduce", second, "--source", first, "--base", ckpt, *request, "patient_2") == 0
+    assert run("reproduce", first, "--source", ckpt, *request, "patient_2", "--json") == 1
+    ((name, distance),) = json.loads(capsys.readouterr().out.partition("\n")[2])["differ"].items()
+    assert name.endswith("down_proj.weight")
+    assert distance > 0.5
+    shutil.copy(first / RECEIPT, tmp_path / "copy.json")
+    assert run("reproduce", tmp_path / "copy.json", "--source", ckpt, *request, "patient_2") == 1
+    assert "by how much, only the edited folder can show" in capsys.readouterr().out

@@ -16,7 +16,9 @@ from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt
 from chip.checkpoint.sequence import Drift, EditSequence, next_drift
 from chip.checkpoint.verify import verify
 from chip.errors import ChipWarning
-from chip.report.documents import warn_of_sequence
+from chip.progress import silent
+from chip.report.documents import count_edits, warn_of_sequence
+from tests.test_adapter_export import report_of
 from tests.test_receipt import edit_folder
 
 EDITS = ({"a": 0.5, "c": 0.1}, {"a": -0.4}, {"a": 0.2, "b": 1.0})
@@ -93,15 +95,23 @@ def test_weights_that_the_receipt_is_not_of_begin_a_sequence_of_their_own(edits:
     with pytest.warns(
         ChipWarning, match="a receipt of other weights than its own, so that edits are counted from here"
     ):
-        warn_of_sequence(receipt)
+        warn_of_sequence(receipt.sequence, other_weights=True)
     assert verify(tmp_path / "next", tmp_path / "stale").faults == ()
 
 
 def test_what_adds_up_to_much_is_said(edits: list[Path], tmp_path: Path) -> None:
-    warn_of_sequence(read_receipt(edits[-1]))  # nothing to say
+    warn_of_sequence(sequence_of(edits[-1]), other_weights=False)  # nothing to say
     edit_folder(Checkpoint.open(edits[-1]), tmp_path / "far", {"a": torch.full((6, 5), 20.0)}, label=None)
     with pytest.warns(ChipWarning, match=r"add up to \d+\.\d times the norm of the changed weights, more than 8"):
-        warn_of_sequence(read_receipt(tmp_path / "far"))
+        warn_of_sequence(sequence_of(tmp_path / "far"), other_weights=False)
+
+
+def test_a_dry_run_has_the_place_that_the_edit_would_have(edits: list[Path]) -> None:
+    written, source = read_receipt(edits[2]), Checkpoint.open(edits[1])
+    report = report_of({name: tensor.relative_change for name, tensor in written.tensors.items()})
+    assert count_edits(source, report, True, silent).sequence == written.sequence
+    as_adapter = count_edits(source, report, False, silent).sequence
+    assert as_adapter == EditSequence(2, written.chain, {}, None)
 
 
 def test_a_way_back_adds_up_too() -> None:

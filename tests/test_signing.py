@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +33,8 @@ from chip.report.attestation import PendingStatement
 from tests.folders import SHARDS
 from tests.signing_keys import Keys, write_key
 from tests.test_receipt import NEW, edit_folder
+
+SOFTHSM = [Path(folder) / "softhsm" / "libsofthsm2.so" for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib")]
 
 
 @pytest.fixture(autouse=True)
@@ -229,9 +233,49 @@ def test_certificates(source: Checkpoint, tmp_path: Path) -> None:
     assert "README.md: not the file that was signed" in verify(tmp_path / "out", trust=[roots["root"]]).faults
 
 
-def test_a_key_in_a_token_needs_its_library() -> None:
+def test_a_key_in_a_token_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PyKCS11", None)
     with pytest.raises(InputError, match=r"sign='pkcs11:object=key': cannot be used \(PKCS #11 functionality requires"):
         Signer(SigningKey("pkcs11:object=key?pin-value=1234"))
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """Address of a key in a software token, its PIN in the environment; and the same key's PEM file."""
+    pytest.importorskip("PyKCS11", reason="PyKCS11 is missing: pip install 'model-signing[pkcs11]'")
+    library = next((path for path in SOFTHSM if path.exists()), None)
+    if library is None or shutil.which("softhsm2-util") is None:
+        pytest.skip("SoftHSM2 is missing: apt-get install softhsm2")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path / 'tokens'}\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    monkeypatch.setenv(PASSWORD, "12 34&")
+    key, (pin, of_token) = write_key(tmp_path / "token.pem")[0], (("--pin", "12 34&"), ("--token", "chip"))
+    for command in (
+        ("--init-token", "--free", "--label", "chip", "--so-pin", "1234", *pin),
+        ("--import", str(key), *of_token, "--label", "signer", "--id", "01", *pin),
+    ):
+        subprocess.run(("softhsm2-util", *command), check=True, capture_output=True)
+    return f"pkcs11:token=chip;object=signer?module-path={library}", key
+
+
+def test_a_key_in_a_token_signs(source: Checkpoint, tmp_path: Path, token: tuple[str, Path]) -> None:
+    """What is wrong with its address is said, and never the PIN."""
+    address, key = token
+    edit_folder(source, tmp_path / "out")
+    Signer(SigningKey(address)).sign(tmp_path / "out")
+    assert verify(tmp_path / "out", public_key=key.with_suffix(".pub")).faults == ()
+    for wrong, message in (
+        (f"{address}&pin-value=4321", "CKR_PIN_INCORRECT"),
+        (address.replace("signer", "other"), "Could not find any object with label other"),
+        (address.partition("?")[0], "module-name attribute is not set"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            Signer(SigningKey(wrong))
+        assert "give pkcs11:token=NAME;object=KEY?module-path=LIBRARY" in str(error.value)
+        assert "4321" not in str(error.value)
+    with pytest.raises(InputError, match="does not sign with a token and a certificate"):
+        Signer(SigningKey(address, (key,)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n"])

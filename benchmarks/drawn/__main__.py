@@ -28,9 +28,9 @@ import typer
 
 from benchmarks.drawn.edits import EditArguments
 from benchmarks.drawn.measuring import RETRAINED, TRAINED, Drawn, build, edit, gate, train
-from benchmarks.drawn.schedule import Task, run
 from benchmarks.drawn.table import COLUMNS, show
 from benchmarks.reporting import device_name, read_rows, versions, write_rows
+from benchmarks.schedule import Pool, Task
 from chip.cli.console import quiet_libraries
 from chip.model.loading import default_device
 
@@ -173,7 +173,8 @@ def main(
     quiet_libraries()
     edits = [EditArguments.read(text) for text in edit_args or [""]]
     this = Run(out, cache, device or default_device(), edits, level or (), Effort(tiny, steps, train_seconds))
-    left = run([this.first(seed) for seed in seeds_of(seeds)], jobs, deadline)
+    with Pool(jobs) as pool:
+        left = pool.run([this.first(seed) for seed in seeds_of(seeds)], deadline)
     if left:
         this.say(f"{left} pieces of work were not begun before the deadline")
     show(this.rows, this.worlds)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
-from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import fmean
-from threading import Thread
 from traceback import format_exception
 from typing import Protocol
-
-import torch
-import transformers
 
 from benchmarks.forgetting.figures import REPORTED, Results
 from benchmarks.forgetting.jobs import Model, Request, Scope
@@ -31,7 +23,7 @@ from benchmarks.forgetting.results import Result
 from benchmarks.forgetting.subjects import Subject, Worlds
 from benchmarks.forgetting.summaries import TRAINED_NAMES, TRAINING_FREE_NAMES
 from benchmarks.forgetting.tuning import tuned_method
-from chip.cli.console import quiet_libraries
+from benchmarks.schedule import Pool, Task
 
 ALWAYS = (Retrained.name, Untouched.name)
 """What all others are compared with; `RetrainedAgain` where there is a seed before."""
@@ -183,75 +175,38 @@ class WorkerContext:
         return self._tuned[key]
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 Do = Callable[[Sequence[Work], OnDone], None]
 
 
 @contextmanager
 def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
-    """What does work, in this process or each piece in one of several.
-
-    In several, a piece that breaks does not keep the others from being done.
+    """What does work, each piece in one of several processes. A piece that breaks does not keep others from being done.
 
     Args:
         folder: for the worlds of each process.
     """
-    threads = max(1, cores() // count)
-    if count == 1:
-        torch.set_num_threads(threads)
-        yield partial(_do_here, WorkerContext(folder / "worlds", device))
-        return
-    spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, spawning, _open, (folder, device, threads)) as pool:
+    with Pool(count, partial(_open, folder, device)) as pool:
         yield partial(_do_in, pool)
 
 
-def _do_here(context: WorkerContext, work: Sequence[Work], on_done: OnDone) -> None:
-    for piece in work:
-        piece.do(context)
-        on_done(str(piece))
+def _do_in(pool: Pool, work: Sequence[Work], on_done: OnDone) -> None:
+    def task(piece: Work) -> Task:
+        def then(_: object) -> Sequence[Task]:
+            on_done(str(piece))
+            return ()
 
+        return Task(0, partial(_do, piece), then, lambda error: on_done(f"{piece}: {''.join(format_exception(error))}"))
 
-def _do_in(pool: Executor, work: Sequence[Work], on_done: OnDone) -> None:
-    futures = {pool.submit(_do, piece): piece for piece in work}
-    try:
-        for future in as_completed(futures):
-            error = future.exception()
-            on_done(str(futures[future]) if error is None else f"{futures[future]}: {''.join(format_exception(error))}")
-    finally:
-        for future in futures:
-            future.cancel()
+    pool.run([task(piece) for piece in work])
 
 
 _context: WorkerContext | None = None
 """Of this process."""
 
 
-def start_worker(threads: int) -> None:
-    """A process that works for this one: it is quiet, and ends when this one does."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - bars would be drawn over each other
-    quiet_libraries()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads)
-
-
-def _open(folder: Path, device: str | None, threads: int) -> None:
+def _open(folder: Path, device: str | None) -> None:
     global _context
-    start_worker(threads)
     _context = WorkerContext(folder / str(os.getpid()), device)
-
-
-def _end_with_parent() -> None:
-    """Otherwise a process whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _do(work: Work) -> None:

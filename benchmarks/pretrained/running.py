@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.forgetting.running import cores
 from benchmarks.forgetting.worlds.world import World
 from benchmarks.pretrained.rows import PretrainedRow, measure
 from benchmarks.pretrained.subjects import (
@@ -31,6 +30,7 @@ from benchmarks.pretrained.subjects import (
 )
 from benchmarks.pretrained.training import train
 from benchmarks.pretrained.world import build
+from benchmarks.schedule import cores
 from chip.cli.console import quiet_libraries
 
 TEXTS, TRAINING = "texts", "training"

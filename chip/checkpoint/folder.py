@@ -67,9 +67,9 @@ def check_not_half_replaced(output: Path) -> None:
     if os.path.lexists(output) or not old.is_dir() or _is_locked(workplace / "lock"):
         return
     both = f"{old} is what was here, and {new}, whole, what it had written; rename one of them"
-    found = both if new.is_dir() else f"{old} is what was here; rename it"
+    state = both if new.is_dir() else f"{old} is what was here; rename it"
     what = "a run that was to replace this folder was killed before its end"
-    raise input_error(output, what, f"{found} to {output.name}, remove {workplace}, and try again")
+    raise input_error(output, what, f"{state} to {output.name}, remove {workplace}, and try again")
 
 
 @contextmanager

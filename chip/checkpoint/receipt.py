@@ -188,7 +188,7 @@ class Receipt:
     @property
     def chain(self) -> list[str]:
         """`EditSequence.chain`, from what the receipts say of files."""
-        return [*([] if (earlier := self.earlier) is None else earlier.chain), self.source_digest]
+        return _chain(self.earlier, self.source_digest)
 
     @property
     def sequence_follows(self) -> bool:
@@ -204,14 +204,8 @@ class Receipt:
         Args:
             norms: ‖W‖ (Frobenius) of each changed tensor before the edit.
         """
-        earlier, chain = self.earlier, self.chain
-        drift: Mapping[str, Drift] | None = {}
-        if earlier is not None:
-            drift = None if earlier.sequence is None else earlier.sequence.drift
-        if self.base is not None:
-            drift = None
         changes = {name: tensor.relative_change for name, tensor in self.tensors.items()}
-        return EditSequence(len(chain), chain, norms, None if drift is None else next_drift(drift, changes, norms))
+        return sequence_behind(self.earlier, self.source_digest, changes if self.base is None else None, norms)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -231,6 +225,28 @@ class Receipt:
         if self.receipt == _FIRST:
             content = {name: value for name, value in content.items() if name in _FIRST_FIELDS}
         return content
+
+
+def _chain(earlier: Receipt | None, source_digest: str) -> list[str]:
+    return [*([] if earlier is None else earlier.chain), source_digest]
+
+
+def sequence_behind(
+    earlier: Receipt | None, source_digest: str, changes: Mapping[str, float] | None, norms: dict[str, float]
+) -> EditSequence:
+    """The place in its sequence of an edit of these weights.
+
+    Args:
+        earlier: of the edit that wrote them; None where none did.
+        changes: ‖W′ − W‖ / ‖W‖ (Frobenius) of each changed tensor; None where they are not to be had.
+        norms: ‖W‖ of the same tensors.
+    """
+    drift: Mapping[str, Drift] | None = {}
+    if earlier is not None:
+        drift = None if earlier.sequence is None else earlier.sequence.drift
+    bounded = None if drift is None or changes is None else next_drift(drift, changes, norms)
+    chain = _chain(earlier, source_digest)
+    return EditSequence(len(chain), chain, norms, bounded)
 
 
 _FIRST_FIELDS = tuple(takewhile(lambda name: name != "version", get_type_hints(Receipt)))

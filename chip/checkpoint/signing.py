@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from chip.checkpoint.hashing import digest
 from chip.checkpoint.json_file import parse_json_object, read_json
@@ -24,8 +25,13 @@ from chip.errors import InputError, foreign_code, printable, reason
 SIGNATURE = "model.sig"
 """As the tools of model signing call it."""
 PASSWORD = "CHIP_KEY_PASSWORD"
-"""Environment variable with the password of an encrypted private key."""
+"""Environment variable with the password of an encrypted private key, or the PIN of the token that holds it."""
 _PKCS11 = "pkcs11:"
+_PEM_HINT = f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"
+_TOKEN_HINT = (
+    "give pkcs11:token=NAME;object=KEY?module-path=LIBRARY (RFC 7512) of a P-256, P-384 or P-521 key; "
+    f"{PASSWORD} is the PIN"
+)
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,14 @@ class Signer:
         if key.certificates:
             chain = key.certificates[1:] or key.certificates  # the library takes no empty chain
             certificates = {"signing_certificate": key.certificates[0], "certificate_chain": chain}
-        shown = key.key.partition("?")[0]  # what follows in a URI may be the token's PIN
-        with _refused("sign", shown, f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"):
-            if key.key.startswith(_PKCS11):
-                use = config.use_pkcs11_certificate_signer if certificates else config.use_pkcs11_signer
-                use(pkcs11_uri=key.key, **certificates)
+        in_token = key.key.startswith(_PKCS11)
+        if in_token and certificates:  # its own signer for that makes bundles which sigstore's models refuse
+            message = "model-signing 1.1 does not sign with a token and a certificate; sign with the token's key alone"
+            raise InputError(message, argument="sign_certificate", value=key.certificates[0])
+        shown = key.key.partition("?")[0] if in_token else key.key  # what follows may be the token's PIN
+        with _refused("sign", shown, _TOKEN_HINT if in_token else _PEM_HINT):
+            if in_token:
+                config.use_pkcs11_signer(pkcs11_uri=_with_pin(key.key, password))
             elif certificates:
                 config.use_certificate_signer(private_key=key.key, **certificates)
             else:
@@ -91,6 +100,13 @@ class Signer:
         with foreign_code(path, "cannot be signed", "try again, or leave the signature out"):
             self._config.sign(path, signature)
         return signature
+
+
+def _with_pin(uri: str, pin: str | None) -> str:
+    """A PKCS #11 URI with the token's PIN, where it has none of its own: a command line can be read by others."""
+    if pin is None or "pin-value=" in uri or "pin-source=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}pin-value={quote(pin, safe='')}"
 
 
 class SignatureCheck:

@@ -7,32 +7,17 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import (
-    AdapterFolder,
-    BaseFolder,
-    CheckpointFolder,
-    Device,
-    Html,
-    ImageFolder,
-    ImageWindow,
-    Json,
-    OwnerMap,
-    print_json,
-    record_source,
-)
+from chip.cli.arguments import CheckpointFolder, Html, Json, Loading, Reading, print_json
 
 
 def inspect(
     checkpoint: CheckpointFolder,
+    *,
     records: Annotated[
         Path | None, typer.Option(help="Records of which a few pass through the model, to see its attention sinks.")
     ] = None,
-    adapter: AdapterFolder = None,
-    base: BaseFolder = None,
-    owners: OwnerMap = None,
-    window: ImageWindow = None,
-    images: ImageFolder = None,
-    device: Device = None,
+    reading: Reading,
+    loading: Loading,
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint is and which of its layers an edit would touch."""
@@ -42,9 +27,9 @@ def inspect(
     from chip.inspection import inspect as look
     from chip.report.text.inspect import print_inspection
 
-    source = record_source(records, owners, window, images)
+    source = reading.source(records)
     given = None if records is None and not source.given else source
-    inspection = look(checkpoint, given, device, adapter=adapter, base=base)
+    inspection = look(checkpoint, given, **loading.keywords)
     print_json(inspection.to_json()) if as_json else print_inspection(inspection, console.out)
 
 

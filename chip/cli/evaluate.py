@@ -10,29 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chip.cli.arguments import (
-    AdapterFolder,
-    BaseFolder,
-    BatchSizes,
     CheckpointFolder,
-    Device,
-    DeviceMap,
     Html,
-    ImageFolder,
-    ImageWindow,
     Json,
-    LedgerFile,
-    LedgerKeyFile,
-    OwnerMap,
+    Reading,
     RecordsFile,
-    SignCertificates,
-    SignKey,
-    Stream,
-    chosen_targets,
-    open_ledger,
-    parse_batch_size,
+    Running,
+    Signing,
+    Targets,
     print_json,
-    record_source,
-    signing_key,
 )
 from chip.errors import InputError
 
@@ -40,7 +26,6 @@ if TYPE_CHECKING:
     from chip.checkpoint.signing import SigningKey
     from chip.evaluation.judge import Judge
     from chip.evaluation.rows import Evaluation
-    from chip.ledger import Ledger
     from chip.report.attestation import PendingStatement
 
 Attacks = Annotated[
@@ -72,13 +57,10 @@ JudgeAddress = Annotated[
 
 def evaluate(
     checkpoint: CheckpointFolder,
-    forget: Annotated[
-        list[str] | None, typer.Option(help="What is, or would be, forgotten; repeat.", metavar="NODE")
-    ] = None,
+    *,
+    targets: Targets,
     records: RecordsFile = None,
-    owners: OwnerMap = None,
-    window: ImageWindow = None,
-    images: ImageFolder = None,
+    reading: Reading,
     reference: Annotated[
         Path | None, typer.Option(help="A model retrained without the nodes, to compare with.", metavar="CKPT")
     ] = None,
@@ -89,23 +71,13 @@ def evaluate(
             metavar="CKPT",
         ),
     ] = None,
-    adapter: AdapterFolder = None,
-    base: BaseFolder = None,
     attacks: Attacks = "",
     general: GeneralSources = None,
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    stream: Stream = False,
-    batch_size: BatchSizes = "auto",
+    running: Running,
     seed: Annotated[int, typer.Option(help="Of intervals, drawn answers and relearning.")] = 0,
     html: Html = None,
-    ledger: LedgerFile = None,
-    ledger_key: LedgerKeyFile = None,
-    open_: Annotated[
-        bool, typer.Option("--open", help="All nodes that were edited into it by --ledger, in place of --forget.")
-    ] = False,
     show_names: Annotated[
         bool, typer.Option("--show-names", help="Name the nodes on the page; by default it names nobody.")
     ] = False,
@@ -113,8 +85,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the figures as a statement of in-toto about the model's files.", metavar="FILE"),
     ] = None,
-    sign: SignKey = None,
-    sign_certificate: SignCertificates = None,
+    signing: Signing,
     as_json: Json = False,
 ) -> None:
     """Show what a model has forgotten and kept, and what attacks bring back. Nothing is written into its folder."""
@@ -122,40 +93,26 @@ def evaluate(
 
     console.quiet_libraries()
     from chip.cli.progress import progress_bar
-    from chip.evaluation.evaluate import evaluate as run
-    from chip.recording.runs import EvalRecord
-    from chip.recording.targets import edited_targets
+    from chip.evaluating import evaluate as run
     from chip.report.text.eval import print_evaluation
 
+    nodes, ledger = targets.nodes, targets.opened()
     _check_page(html, show_names, checkpoint, reference)
-    key = signing_key(sign, sign_certificate)
-    pending = _pending(statement, checkpoint, adapter, base, reference, key)
-    requests, source = open_ledger(ledger, ledger_key), record_source(records, owners, window, images)
-
-    def find(requests: Ledger) -> list[str]:
-        return edited_targets(requests, checkpoint, source, progress=progress_bar)
-
-    nodes = chosen_targets(forget, requests, open_, find)
-    with EvalRecord(requests, checkpoint, nodes, source, reference, progress_bar) as record:
-        evaluation = run(
-            checkpoint,
-            nodes,
-            records=source,
-            reference=reference,
-            original=original,
-            adapter=adapter,
-            base=base,
-            attacks=attacks,
-            general=general or ("auto",),
-            judge=_judge(judge, judge_model),
-            device=device,
-            device_map=device_map,
-            stream=stream or None,
-            batch_size=parse_batch_size(batch_size),
-            seed=seed,
-            progress=progress_bar,
-        )
-        record.evaluated(evaluation)
+    pending = _pending(statement, checkpoint, running, reference, signing.key())
+    evaluation = run(
+        checkpoint,
+        nodes,
+        records=reading.source(records),
+        reference=reference,
+        original=original,
+        attacks=attacks,
+        general=general or ("auto",),
+        judge=_judge(judge, judge_model),
+        seed=seed,
+        ledger=ledger,
+        progress=progress_bar,
+        **running.keywords,
+    )
     if pending is not None:
         pending.write(evaluation)
     if html is not None:
@@ -164,12 +121,7 @@ def evaluate(
 
 
 def _pending(
-    file: Path | None,
-    checkpoint: Path,
-    adapter: Path | None,
-    base: Path | None,
-    reference: Path | None,
-    key: SigningKey | None,
+    file: Path | None, checkpoint: Path, running: Running, reference: Path | None, key: SigningKey | None
 ) -> PendingStatement | None:
     """The statement that is to be written; None where none is asked for."""
     from chip.cli.progress import progress_bar
@@ -179,9 +131,9 @@ def _pending(
         if key is not None:
             raise InputError("--sign: is for the statement; add --statement FILE")
         return None
-    if adapter is not None:
+    if running.adapter is not None:
         raise InputError("--statement: is about one folder; give the adapter as CKPT, and CKPT as --base")
-    return PendingStatement.of(file, checkpoint, reference, key, base=base, progress=progress_bar)
+    return PendingStatement.of(file, checkpoint, reference, key, base=running.base, progress=progress_bar)
 
 
 def _check_page(file: Path | None, show_names: bool, checkpoint: Path, reference: Path | None) -> None:
@@ -194,14 +146,19 @@ def _check_page(file: Path | None, show_names: bool, checkpoint: Path, reference
 
 
 def _write_page(
-    file: Path, evaluation: Evaluation, checkpoint: Path, reference: Path | None, forget: list[str], show_names: bool
+    file: Path,
+    evaluation: Evaluation,
+    checkpoint: Path,
+    reference: Path | None,
+    named: list[str] | None,
+    show_names: bool,
 ) -> None:
     from chip.report.html.eval import eval_page
     from chip.report.html.page import write_page
     from chip.report.html.receipt import receipt_in
 
     other, receipt = None if reference is None else reference.resolve().name, receipt_in(checkpoint)
-    name = checkpoint.resolve().name
+    name, forget = checkpoint.resolve().name, evaluation.targets if named is None else named
     write_page(file, eval_page(evaluation, name, other, forget=forget, show_names=show_names, receipt=receipt))
 
 

@@ -137,11 +137,11 @@ def show(
     from chip.report.text.ledger import print_history, print_requests
 
     contents = _open(ledger, key).read()
-    found = None if request is None else contents.find(request)
+    selected = None if request is None else contents.find(request)
     if as_json:
-        print_json(contents.to_json(found))
-    elif found is not None:
-        print_history(contents, found, console.out)
+        print_json(contents.to_json(selected))
+    elif selected is not None:
+        print_history(contents, selected, console.out)
     else:
         print_requests(contents, console.out)
     raise typer.Exit(OVERDUE if contents.faults else 0)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from chip.cli import checkpoints, edit, evaluate, ledger, proof, records
-from chip.cli.options import CommandsWithMethodSettings
+from chip.cli.options import CommandsWithMethodSettings, command
 from chip.cli.refusals import UsageError, line_of
 from chip.cli.streams import prepare_streams
 from chip.errors import ChipError, ChipWarning, InputError, printable
@@ -28,14 +28,14 @@ app = typer.Typer(
 
 
 app.command()(records.demo)
-app.command()(records.tree)
-app.command()(checkpoints.inspect)
-app.command()(edit.edit)
-app.command("eval")(evaluate.evaluate)
+app.command()(command(records.tree))
+app.command()(command(checkpoints.inspect))
+app.command()(command(edit.edit))
+app.command("eval")(command(evaluate.evaluate))
 app.command()(checkpoints.diff)
 app.command()(checkpoints.verify)
 app.command()(proof.bom)
-app.command()(proof.reproduce)
+app.command()(command(proof.reproduce))
 app.add_typer(ledger.app, name="ledger")
 
 

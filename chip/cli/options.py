@@ -1,15 +1,50 @@
-"""Options of `chip edit` that methods bring along: one for each setting, made from the fields of the method's class."""
+"""Options that are the fields of a class: those that several commands share, and a method's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from inspect import Parameter, Signature
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 _GIVEN = "chip.settings"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as Typer takes it: in place of a parameter that is a dataclass, an option for each of its fields.
+
+    So a list of options that several commands have stands once, as that class.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if _is_group(kind)}
+
+    def run(**values: Any) -> None:
+        made = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+        }
+        function(**values, **made)
+
+    parameters = list(_expanded(function, hints))
+    setattr(run, "__signature__", Signature(parameters))  # noqa: B010
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    return run
+
+
+def _is_group(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
+def _expanded(function: Callable[..., None], hints: Mapping[str, Any]) -> Iterator[Parameter]:
+    for name, parameter in signature(function).parameters.items():
+        if _is_group(hints[name]):
+            yield from _expanded(hints[name], get_type_hints(hints[name], include_extras=True))
+        else:
+            yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
 
 
 class CommandsWithMethodSettings(TyperGroup):

@@ -7,16 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import (
-    Device,
-    ImageFolder,
-    ImageWindow,
-    Json,
-    OwnerMap,
-    RecordsFile,
-    print_json,
-    record_source,
-)
+from chip.cli.arguments import Json, Loading, Reading, RecordsFile, print_json
 
 EditedFolder = Annotated[Path, typer.Argument(help="A folder that `chip edit` has written.", metavar="EDITED")]
 
@@ -32,19 +23,15 @@ def reproduce(
     receipt: Annotated[
         Path, typer.Argument(help="A folder that `chip edit` has written, or its receipt.", metavar="RECEIPT")
     ],
-    source: Annotated[Path, typer.Option(help="The checkpoint it was made from.", metavar="CKPT")],
+    source: Annotated[Path, typer.Option(help="The checkpoint, or adapter, it was made from.", metavar="CKPT")],
     forget: Annotated[list[str], typer.Option(help="The node, which no receipt holds; repeat.", metavar="NODE")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="The adapter that was merged into it before the edit.", metavar="FOLDER")
-    ] = None,
+    *,
     records: RecordsFile = None,
-    owners: OwnerMap = None,
-    window: ImageWindow = None,
-    images: ImageFolder = None,
+    reading: Reading,
     keep: Annotated[
         list[str] | None, typer.Option(help="Files that were to be kept by, again.", metavar="auto|none|PATH")
     ] = None,
-    device: Device = None,
+    loading: Loading,
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for a copy that is removed again; by default the system's.")
     ] = None,
@@ -62,12 +49,11 @@ def reproduce(
         receipt,
         source,
         forget,
-        adapter=adapter,
-        records=record_source(records, owners, window, images),
+        records=reading.source(records),
         keep=keep,
-        device=device,
         scratch=scratch,
         progress=progress_bar,
+        **loading.keywords,
     )
     print_json(reproduction.to_json()) if as_json else print_reproduction(reproduction, console.out)
     raise typer.Exit(0 if reproduction.equal else 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chip.cli.arguments import ImageFolder, ImageWindow, OwnerMap, record_source
+from chip.cli.arguments import Reading
 
 
 def demo(
@@ -25,9 +25,7 @@ def demo(
 
 def tree(
     records: Annotated[Path, typer.Argument(help="Records, or a folder that holds them.")],
-    owners: OwnerMap = None,
-    window: ImageWindow = None,
-    images: ImageFolder = None,
+    reading: Reading,
     depth: Annotated[int, typer.Option(min=1, max=4, help="1: institutions only, 4: down to sections.")] = 3,
 ) -> None:
     """Show the hierarchy of the records, with how many each node holds."""
@@ -38,5 +36,5 @@ def tree(
 
     beside = records.is_dir() and any((records / name).is_file() for name in BESIDE)
     file = find_records(records / "ckpt", None) if beside else records
-    hierarchy = Hierarchy(read_records(record_source(file, owners, window, images)))
+    hierarchy = Hierarchy(read_records(reading.source(file)))
     print_tree(hierarchy, depth, console.out)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +50,20 @@ def decoded_size(source: Path | bytes, where: str) -> tuple[int, int]:
     return _inspect(source, where, lambda image: _upright_size(image, source))
 
 
+def header_pixels(source: Path | bytes, where: str) -> int:
+    """Width times height, as the header has it, before anything is decoded or held against bounds.
+
+    Raises:
+        InputError: it is no image.
+    """
+    if is_dicom(source):
+        width, height = dicom_size(source, where, _called(source))
+    else:
+        with _opened(source, where, _called(source)) as image:
+            width, height = image.size
+    return width * height
+
+
 def _in_8_bits(image: Image.Image, window: Window | None, where: str, name: str) -> Image.Image:
     """Raises `InputError` for an image of more bits without a window: Pillow would clip it, and all turn white."""
     if not has_more_than_8_bits(image):
@@ -83,9 +98,16 @@ def _called(source: Path | bytes) -> str:
 
 def _inspect(source: Path | bytes, where: str, inspect: Callable[[Image.Image], T]) -> T:
     name = _called(source)
+    with _opened(source, where, name) as image:
+        check_bounds(image, source, f"{where}: {name}")
+        return inspect(image)
+
+
+@contextmanager
+def _opened(source: Path | bytes, where: str, name: str) -> Iterator[Image.Image]:
+    """The image, not yet decoded; whatever Pillow raises of it in the block is told in one line."""
     with (
         foreign_code(where, f"{name} cannot be read", "replace it or drop the record"),
         Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
     ):
-        check_bounds(image, source, f"{where}: {name}")
-        return inspect(image)
+        yield image

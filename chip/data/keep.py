@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from chip.data.answers import canonical_answer, tokenize_words
 from chip.data.files import check_readable
@@ -21,7 +22,7 @@ PATH = ("general",)
 """Where general data is filed: it belongs to no node of the hierarchy."""
 PIECE = 1000
 """Characters of a piece of plain text, about; a paragraph is never cut before them."""
-LARGEST = 1 << 28
+LARGEST = 1 << 26
 """Bytes of a file, at most: it is read as a whole, and far fewer are enough."""
 LONGEST = 2000
 """Characters of a piece, at most."""
@@ -157,13 +158,38 @@ def cut_prose(content: str) -> list[str]:
     """Pieces of plain text: whole paragraphs, as many as make a piece."""
     pieces: list[str] = []
     piece: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", content):
-        if paragraph.strip():
-            piece.append(paragraph.strip())
-        if sum(map(len, piece)) >= PIECE:
+    length = 0
+    for paragraph in _paragraphs(content):
+        piece.append(paragraph)
+        length += len(paragraph)
+        if length >= PIECE:
             pieces += _cut("\n\n".join(piece))
-            piece = []
+            piece, length = [], 0
     return pieces + (_cut("\n\n".join(piece)) if piece else [])
+
+
+def _paragraphs(content: str) -> Iterator[str]:
+    """What stands between blank lines."""
+    lines: list[str] = []
+    for line in (*content.split("\n"), ""):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "\n".join(lines).strip()
+            lines = []
+
+
+def some_of(given: Sequence[Record], characters: int, seed: int) -> list[Record]:
+    """As many of the records, drawn by the seed, as have so many characters; which are left out is said by a
+    `ChipWarning`. In their order; all of them, if they have not more."""
+    sizes = [len(record.question) + len(record.answer) for record in given]
+    order = np.random.default_rng(seed).permutation(len(given))
+    count = int(np.searchsorted(np.cumsum([sizes[i] for i in order]), characters)) + 1
+    if count >= len(given):
+        return list(given)
+    message = f"{count:,} of {len(given):,} pieces to keep are taken, drawn at random; more makes hardly a better edit"
+    warnings.warn(message, ChipWarning, stacklevel=2)
+    return [given[i] for i in sorted(order[:count])]
 
 
 def _cut(text: str) -> list[str]:
@@ -198,14 +224,14 @@ def without_target(given: Sequence[Record], request: ForgetRequest, argument: st
         InputError: nothing is left.
     """
     tells = tells_of_target(request)
-    kept = [record for record in given if not tells(record)]
-    if given and not kept and argument is not None:
+    remaining = [record for record in given if not tells(record)]
+    if given and not remaining and argument is not None:
         message = "every text holds an answer or an id of what is to be forgotten; give others"
         raise InputError(message, argument=argument)
-    if len(kept) < len(given):
-        dropped = f"{len(given) - len(kept)} of {len(given)} general texts hold an answer or an id of the target"
+    if len(remaining) < len(given):
+        dropped = f"{len(given) - len(remaining)} of {len(given)} general texts hold an answer or an id of the target"
         warnings.warn(f"{dropped}; they are left out", ChipWarning, stacklevel=2)
-    return kept
+    return remaining
 
 
 def _phrase(text: str) -> str:

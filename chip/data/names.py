@@ -34,6 +34,13 @@ _BEFORE_NUMBERS: tuple[Words, ...] = (
     *(("no", "."), ("no",), ("nr", "."), ("nr",), ("number",)),
 )
 """What may stand between a word and its number: in prose, in YAML, in JSON."""
+_LETTERS = re.compile(r"[^\W\d_]+")
+_LATIN = re.compile("[A-Za-z]")
+_LOOKALIKES = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХԚԜаеѕіјӏорсухһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαγικνορυ",
+    "ABESIJKMHOPCTYXQWaesijlopcyxhdqwvABEZHIKMNOPTYXayikvopu",
+)
+"""Cyrillic and Greek letters that look like Latin ones (Unicode, UTS #39, confusables.txt)."""
 _OTHER_DIGITS = re.compile(r"[^\D0-9]")
 
 
@@ -76,9 +83,9 @@ class TargetNames:
         text = normalize(text)
         words = _WORDS.findall(text.replace("\n", " , ") if vocabulary else text)
         for length, names in self._sequences.items():
-            for found in filter(names.__contains__, _following(words, length)):
-                if not vocabulary or (length > 1 and "".join(found).isalnum()):
-                    return names[found]
+            for spelling in filter(names.__contains__, _following(words, length)):
+                if not vocabulary or (length > 1 and "".join(spelling).isalnum()):
+                    return names[spelling]
         if vocabulary or not self._unspaced:
             return None
         text = _SEPARATORS.sub("", text)
@@ -129,11 +136,16 @@ class TargetNames:
 
 def normalize(text: str) -> str:
     """The text in the form in which names are compared: NFKC, case-folded, one kind of dash and of digits, nothing
-    invisible."""
+    invisible, and no Cyrillic or Greek letter that stands for a Latin one in a word with others."""
     if not text.isascii():
         text = _DASHES.sub("-", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
         text = _OTHER_DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
+        text = _LETTERS.sub(_in_one_script, text)
     return text.casefold()
+
+
+def _in_one_script(word: re.Match[str]) -> str:
+    return word[0] if word[0].isascii() or not _LATIN.search(word[0]) else word[0].translate(_LOOKALIKES)
 
 
 def _upward(node: Node) -> list[Node]:

@@ -25,7 +25,7 @@ VALIDATION = "validation"
 IMAGE_PLACEHOLDER = "<image>"
 """What stands for an image in the text of a turn, as LLaVA, TRL and ms-swift write it."""
 
-_NOWHERE = "record"
+NOWHERE = "record"
 """What messages call a record that does not say where it stands."""
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -116,12 +116,12 @@ def open_image(record: Record) -> Image.Image | None:
     Raises:
         InputError: the image cannot be decoded, or is beyond what `check_bounds` lets pass.
     """
-    return None if record.image is None else decode_image(record.image, record.window, record.where or _NOWHERE)
+    return None if record.image is None else decode_image(record.image, record.window, record.where or NOWHERE)
 
 
 def open_images(record: Record) -> list[Image.Image]:
     """All images of the record, as `open_image` gives the first."""
-    return [decode_image(image, record.window, record.where or _NOWHERE) for image in record.images]
+    return [decode_image(image, record.window, record.where or NOWHERE) for image in record.images]
 
 
 def image_size(record: Record) -> tuple[int, int]:
@@ -131,4 +131,4 @@ def image_size(record: Record) -> tuple[int, int]:
     Raises:
         InputError: as `open_image`.
     """
-    return (0, 0) if record.image is None else decoded_size(record.image, record.where or _NOWHERE)
+    return (0, 0) if record.image is None else decoded_size(record.image, record.where or NOWHERE)

@@ -100,6 +100,8 @@ class ForgetRequest:
     partition: Partition
     general: tuple[Record, ...] = ()
     """Texts that belong to nobody, and hold what else the model is to keep; see `chip.data.keep`."""
+    named: tuple[Node, ...] = ()
+    """The nodes as they were asked for, those inside another too: somebody may have asked for each of them."""
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -125,7 +127,8 @@ class ForgetRequest:
         Raises:
             InputError: as `Hierarchy.find` and `Partition.of` do.
         """
-        return cls(hierarchy, Partition.of(hierarchy, [find_node(hierarchy, name) for name in forget]))
+        named = tuple(find_node(hierarchy, name) for name in forget)
+        return cls(hierarchy, Partition.of(hierarchy, named), named=named)
 
 
 def find_node(hierarchy: Hierarchy, name: str) -> Node:

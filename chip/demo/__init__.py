@@ -80,12 +80,12 @@ def _is_there(folder: Path, name: str, content: bytes) -> bool:
     return True
 
 
-def _is_same(found: bytes, content: bytes) -> bool:
+def _is_same(stored: bytes, content: bytes) -> bool:
     """Whether two files hold the same; of images, the pixels count: a library encodes them as its version does."""
-    if found == content:
+    if stored == content:
         return True
     try:
-        with Image.open(io.BytesIO(found)) as a, Image.open(io.BytesIO(content)) as b:
+        with Image.open(io.BytesIO(stored)) as a, Image.open(io.BytesIO(content)) as b:
             return (a.mode, a.size) == (b.mode, b.size) and a.tobytes() == b.tobytes()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # no image
         return False

@@ -108,8 +108,8 @@ class Trainer:
         tokenizer, ids = self._vlm.processor.tokenizer, batch.ids
         first = 1 + max(tokenizer.added_tokens_decoder)
         others = torch.randint(first, len(tokenizer), ids.shape, generator=generator, device=ids.device)
-        chosen = torch.rand(ids.shape, generator=generator, device=ids.device) < self._token_noise
-        return torch.where(chosen & (ids >= first) & ~batch.answer, others, ids)
+        replaced = torch.rand(ids.shape, generator=generator, device=ids.device) < self._token_noise
+        return torch.where(replaced & (ids >= first) & ~batch.answer, others, ids)
 
     def _next(self) -> Tensor:
         epoch, number = divmod(self.step, len(self._batches))

@@ -78,10 +78,10 @@ class EvalContext:
             questions: index of the record -> what is asked.
             what: what progress calls it; by default the attack.
         """
-        asked = list(questions.values())
-        scores = score_records(self.vlm, asked, self.batch_size, self.progress, what or attack)
+        records = list(questions.values())
+        scores = score_records(self.vlm, records, self.batch_size, self.progress, what or attack)
         if attack == NO_ATTACK:
-            scores.check_numbers(asked)
+            scores.check_numbers(records)
         for name in ("exact_match", "answer_probability"):
             self.put(attack, name, dict(zip(questions, getattr(scores, name).tolist(), strict=True)))
 

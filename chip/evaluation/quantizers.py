@@ -153,12 +153,12 @@ def _fit(x: Tensor, weights: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Te
     total, of_x, of_l = _sum(weights), _sum(weights * x), _sum(weights * levels)
     of_ll, of_lx = _sum(weights * levels * levels), _sum(weights * levels * x)
     determinant = total * of_ll - of_l * of_l
-    found = determinant > 0
-    divisor = torch.where(found, determinant, 1.0)
+    solvable = determinant > 0
+    divisor = torch.where(solvable, determinant, 1.0)
     scale, minimum = (total * of_lx - of_x * of_l) / divisor, (of_ll * of_x - of_l * of_lx) / divisor
     positive = minimum > 0
     alone = of_lx / torch.where(of_ll > 0, of_ll, 1.0)
-    return torch.where(positive, alone, scale), minimum.clamp(max=0), found
+    return torch.where(positive, alone, scale), minimum.clamp(max=0), solvable
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ class Evaluation:
     """Attack, or a step of one, that was asked for and could not be run -> why; `general`: why not measured."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """What the model ran with: versions, device, dtype."""
+    targets: tuple[str, ...] = ()
+    """The nodes that were to be forgotten. In nothing that is written, unless somebody asks for their names."""
 
     def find(self, group: str, split: str, measure: str, attack: str = NO_ATTACK) -> ResultRow | None:
         """The model's one figure of this name; None where it was not measured."""
@@ -78,8 +80,8 @@ class Evaluation:
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that figures are of: those of `GROUPS` in their order, then what others there are."""
-        found = dict.fromkeys(row.group for row in self.rows if row.group not in (GAP, RETAINED))
-        return (*(group for group in GROUPS if group in found), *(group for group in found if group not in GROUPS))
+        names = dict.fromkeys(row.group for row in self.rows if row.group not in (GAP, RETAINED))
+        return (*(group for group in GROUPS if group in names), *(group for group in names if group not in GROUPS))
 
     @property
     def few_questions(self) -> dict[str, int]:

@@ -117,8 +117,8 @@ class Table:
         """What a model that knows nothing of the target would score, beside what is measured."""
         chance = chance_accuracy(self.config.request.hierarchy, self.config.request.partition).numpy()
         measures = {"chance": "exact_match", **{f"{task}_chance": f"{task}_accuracy" for task in TASKS}}
-        asked = {name: self.outputs.values.get((NO_ATTACK, measure)) for name, measure in measures.items()}
-        for name, values in ((name, values) for name, values in asked.items() if values is not None):
+        measured = {name: self.outputs.values.get((NO_ATTACK, measure)) for name, measure in measures.items()}
+        for name, values in ((name, values) for name, values in measured.items() if values is not None):
             values = np.where(np.isnan(values), np.nan, chance)
             for group in self.config.groups:
                 for split in SPLITS:

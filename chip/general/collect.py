@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from chip.data.answers import normalized
-from chip.data.keep import PATH, image_record, read_keep, tells_of_target, text_record, without_target
+from chip.data.keep import PATH, image_record, read_keep, some_of, tells_of_target, text_record, without_target
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -26,6 +27,12 @@ AUTO, NONE = "auto", "none"
 
 PER_INPUT = {"cuda": 10, "mps": 4}
 """Tokens to protect for each input of the widest module, by kind of device; elsewhere 2."""
+MOST_GIVEN = 20
+"""What is given, at most, as a multiple of what `auto` would take: more costs time and hardly changes the edit."""
+CHARACTERS = 4
+"""Of a token, about."""
+LEAST_GIVEN = 1 << 18
+"""Characters of what is given that are taken in any case: models with narrow modules are fast."""
 HELD_OUT_TOKENS = 1024
 IMAGES = 8
 """Pictures that are drawn, and images of retained records, at most."""
@@ -116,13 +123,14 @@ def collect(
 
     Args:
         given: what `keep.given()` has read.
-        tokens: how much text `auto` makes.
+        tokens: how much text `auto` makes; of what is given, `MOST_GIVEN` times as much is taken.
         texts: what `write_own_texts` gave of another model; by default `vlm` writes them.
 
     Raises:
         InputError: an image cannot be read.
     """
-    own = with_own_answers(vlm, fitting(vlm, without_target(given, request)))
+    some = some_of(given, max(LEAST_GIVEN, CHARACTERS * MOST_GIVEN * tokens), seed)
+    own = with_own_answers(vlm, fitting(vlm, without_target(some, request)))
     if not keep.auto:
         protected, held_out = _split(vlm, own, seed) if own else ([], [])
         return _data(vlm, protected, held_out, f"{len(own)} given") if own else None
@@ -187,7 +195,7 @@ def _make(
     reserved = set(reserved_prose())
     everything = generator.permutation(corpus.prose()).tolist()
     prose = [text_record(text, PROSE) for text in everything if text not in reserved]
-    texts = _first(vlm, fitting(vlm, written), half) + _first(vlm, fitting(vlm, prose), half)
+    texts = _first(vlm, written, half) + _first(vlm, prose, half)
     texts = [texts[i] for i in generator.permutation(len(texts))]
     asked = [*_asked(seed), *_about_images(request, generator, seed)]
     answered = with_own_answers(vlm, [asked[i] for i in generator.permutation(len(asked))])
@@ -235,17 +243,23 @@ def _about_images(request: ForgetRequest, generator: np.random.Generator, seed: 
     windows = {image: records[i].window for image, i in pictured}
     retained = list(windows)
     some = [retained[i] for i in generator.permutation(len(retained))[:IMAGES]]
-    asked = [
+    records_asked = [
         image_record(image, "general image", IMAGE_QUESTIONS[n % len(IMAGE_QUESTIONS)])
         for n, image in enumerate((*draw_pictures(IMAGES, seed), *some))
     ]
-    return [replace(record, window=windows.get(image)) for record in asked for image in record.images]
+    return [replace(record, window=windows.get(image)) for record in records_asked for image in record.images]
 
 
 def _first(vlm: VLM, records: Sequence[Record], tokens: float) -> list[Record]:
-    """As many of the records, from the first on, as have that many tokens together."""
-    sizes = np.cumsum([len(prompt.tokens) for prompt in vlm.prompts.read(records)]) if records else np.zeros(0)
-    return list(records[: int(np.searchsorted(sizes, tokens)) + 1])
+    """As many of the records, from the first on, as have that many tokens together; cut as by `fitting`."""
+    first: list[Record] = []
+    total = 0
+    for piece in itertools.chain.from_iterable(fitting(vlm, [record]) for record in records):
+        if total >= tokens:
+            break
+        first.append(piece)
+        total += len(vlm.prompts.read([piece])[0].tokens)
+    return first
 
 
 def _split(vlm: VLM, records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:

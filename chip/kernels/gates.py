@@ -102,8 +102,8 @@ def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, ac
     if not len(points) or not active:
         return torch.zeros_like(points)
     batch = max(1, _BATCH // (active * points.shape[1]))
-    found = [_widest(part, others, softness, active) for part in torch.split(points, batch)]
-    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+    directions = [_widest(part, others, softness, active) for part in torch.split(points, batch)]
+    return torch.nn.functional.normalize(torch.cat(directions), dim=1)
 
 
 def _widest(points: Tensor, others: Tensor, softness: float, active: int) -> Tensor:
@@ -240,15 +240,15 @@ def refit_without(weight: Tensor, moment: Tensor, freed: Tensor, ridge: float, h
         torch.linalg.LinAlgError: the system has no trustworthy solution.
     """
     weight = weight.to(moment.dtype)
-    kept = torch.cat((~freed, freed.new_tensor([has_bias]))).nonzero()[:, 0]
+    remaining = torch.cat((~freed, freed.new_tensor([has_bias]))).nonzero()[:, 0]
     gone = freed.nonzero()[:, 0]
-    system = moment[kept][:, kept]
-    width = len(kept) - has_bias
+    system = moment[remaining][:, remaining]
+    width = len(remaining) - has_bias
     system.diagonal()[:width] += ridge * moment.diagonal()[:-1].mean()
-    change = solve_spd_(weight[:, gone] @ moment[gone][:, kept], system)
+    change = solve_spd_(weight[:, gone] @ moment[gone][:, remaining], system)
     refitted = weight.clone()
     refitted[:, gone] = 0
-    refitted[:, kept[:width]] += change[:, :width]
+    refitted[:, remaining[:width]] += change[:, :width]
     return refitted, change[:, -1] if has_bias else change.new_zeros(len(weight))
 
 

@@ -32,7 +32,8 @@ def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> 
 
 
 def _leading_vectors(symmetric: Tensor, count: int) -> Tensor:
-    """Eigenvectors (n, count) of the largest eigenvalues, these first."""
+    """Eigenvectors (n, count) of the largest eigenvalues, these first; all n where count is more."""
+    count = min(count, len(symmetric))  # torch warns of a slice beyond 64 bits
     vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors[:, -count:].flip(1)
     return vectors
 
@@ -53,5 +54,5 @@ def low_rank_factors(change: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     wide = change.shape[0] <= change.shape[1]
     gram = change @ change.T if wide else change.T @ change
     squares, vectors = torch.linalg.eigh(gram)
-    kept = vectors[:, squares.clamp(min=0).sqrt() > tolerance].flip(1)
-    return (kept, kept.T @ change) if wide else (change @ kept, kept.T)
+    leading = vectors[:, squares.clamp(min=0).sqrt() > tolerance].flip(1)
+    return (leading, leading.T @ change) if wide else (change @ leading, leading.T)

@@ -52,13 +52,13 @@ class Contents:
         Raises:
             InputError: none does, several do, or fewer than 6 digits are given.
         """
-        found = [request for request in self.history.requests.values() if request.pseudonym.startswith(prefix)]
-        if len(prefix) < _FEWEST_DIGITS or len(found) > 1:
+        matches = [request for request in self.history.requests.values() if request.pseudonym.startswith(prefix)]
+        if len(prefix) < _FEWEST_DIGITS or len(matches) > 1:
             raise InputError("give more digits of the pseudonym", argument="request", value=prefix)
-        if not found:
+        if not matches:
             message = "no request has a pseudonym that begins so; `chip ledger show` lists them"
             raise InputError(message, argument="request", value=prefix)
-        return found[0]
+        return matches[0]
 
 
 class Ledger:

@@ -142,9 +142,9 @@ class History:
 
     def opened(self, *states: State) -> list[Request]:
         """Open requests by their deadline, those without one last; of these states only, where some are given."""
-        found = (request for request in self.requests.values() if request.is_open)
-        chosen = [request for request in found if not states or request.state in states]
-        return sorted(chosen, key=lambda one: (one.deadline or date.max, one.received, one.pseudonym))
+        opened = (request for request in self.requests.values() if request.is_open)
+        selected = [request for request in opened if not states or request.state in states]
+        return sorted(selected, key=lambda one: (one.deadline or date.max, one.received, one.pseudonym))
 
     def _apply(self, entry: Entry) -> None:
         details = entry.details
@@ -167,7 +167,7 @@ def short(pseudonym: str) -> str:
 
 def _objection(request: Request | None, details: Details) -> str | None:
     if request is None:
-        return None if isinstance(details, Received) else "was never received"
+        return None if isinstance(details, Received) else "was never received; `chip ledger add received` comes first"
     if request.state not in ALLOWED[details.event]:
         if isinstance(details, Received):
             return "is open already"

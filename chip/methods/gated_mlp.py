@@ -66,8 +66,8 @@ class MLP:
         """Raise `InputError` unless it is a gated MLP without biases whose output its layer adds as it is."""
         known = self.gate.activation is not None and self.gate.bias is None and self.up.bias is None
         if known:
-            seen, found = self.outputs.sample.double(), self.inputs.seen.sample.double()
-            error = torch.linalg.norm(self.hidden(found, self.gate.weight, self.up.weight) - seen)
+            seen, inputs = self.outputs.sample.double(), self.inputs.seen.sample.double()
+            error = torch.linalg.norm(self.hidden(inputs, self.gate.weight, self.up.weight) - seen)
             known = bool(error <= 0.05 * torch.linalg.norm(seen))
         if not known:
             message = "its layers are not known to add what a gated MLP without biases gives; use --method shielded"

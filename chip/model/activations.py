@@ -51,5 +51,5 @@ def _gate_activation(layer: nn.Module, module: TargetModule) -> Callable[[Tensor
     if own or numbers or any(_NORM_BEHIND.search(name) for name, _ in layer.named_children()):
         return None
     path = module.name.split(".")[-2]
-    found = [part for part in layer.get_submodule(path).children() if type(part).__module__ in _SOURCES]
-    return found[0] if len(found) == 1 else None
+    candidates = [part for part in layer.get_submodule(path).children() if type(part).__module__ in _SOURCES]
+    return candidates[0] if len(candidates) == 1 else None

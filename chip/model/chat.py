@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from chip.data.record import FREE_TEXT, SYSTEM, Record, Turn, open_image
+from chip.data.record import FREE_TEXT, SYSTEM, Record, Turn
 from chip.errors import InputError, foreign_code
 from chip.model.chat_template import render, says_alone, usable_chat_template
 from chip.model.conversation import chat_messages, said_before, words_come_first
+from chip.model.decoded_images import DecodedImages
 
 T = TypeVar("T")
-
-DECODED_IMAGES = 128  # kept for the next question about them
 
 _MODALITY_TOKENS = ("image_token", "video_token", "audio_token", "boi_token", "boa_token")
 """Attributes of processors and tokenizers: what stands in a text for something else than text."""
@@ -66,7 +64,7 @@ class Prompts:
         self._end = self._end_of_turn()
         self._ends = {self._end, self._tokenizer.eos_token or ""} - {""}
         self._begin = self._beginning()
-        self._open = lru_cache(maxsize=DECODED_IMAGES)(open_image)
+        self.images = DecodedImages()
         self._known: dict[tuple[object, ...], Prompt] = {}
         self._empty: dict[tuple[Turn, ...], list[int]] = {}
         """System prompt -> the tokens of a conversation that begins with it and asks next to nothing."""
@@ -122,19 +120,14 @@ class Prompts:
 
     def _images(self, records: Sequence[Record]) -> list[list[Any]] | None:
         """Decoded images, those of a record in a list; None for text-only rows."""
-        return None if records[0].image is None else [self._decoded(record) for record in records]
-
-    def _decoded(self, record: Record) -> list[Any]:
-        """Each image is decoded once for all its questions: what tells them apart is not part of the key."""
-        bare = Record("", "", (), None, where=record.where, window=record.window)
-        return [self._open(replace(bare, image=image)) for image in record.images]
+        return None if records[0].image is None else [self.images.open(record) for record in records]
 
     def _render(self, record: Record, answer: str | None = None) -> str:
         messages = chat_messages(record)
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         assert self._template is not None
-        return render(self._processor, self._template, messages, prompt=answer is None)
+        return render(self._processor, self._template, messages, answer is None, record.where)
 
     def _written_tokens(self) -> set[str]:
         """The special tokens that begin and end a text, and those that the chat format itself writes. Others may belong

@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from chip.errors import InputError, one_line
-from chip.model.template_trial import find_excess
+from chip.errors import InputError
+from chip.model.template_renderer import TemplateRenderError, template_renderer
 
 _QUESTION, _ANSWER = "Which color is the quiet river?", "A pale and even turquoise."
 """What no template says by itself."""
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|^[^<>\s]*>")
 """What chat formats set around a turn, as `</think>` and `[/INST]`; the first may be cut off at its beginning."""
 _WORD = re.compile(r"[^\W_]")
+_HINT = "put the base model's chat_template.jinja there"
 _TEXT_ONLY: list[dict[str, str]] = []
 
 
@@ -49,36 +50,31 @@ def usable_chat_template(processor: Any, answer_is_suffix: bool) -> str | None:
     return template
 
 
-def render(processor: Any, template: str, messages: list[dict[str, Any]], prompt: bool) -> str:
-    """A conversation as text. `prompt`: what opens an answer stands at its end.
+def render(processor: Any, template: str, messages: list[dict[str, Any]], prompt: bool, where: str = "") -> str:
+    """A conversation as text, as transformers renders it. `prompt`: what opens an answer stands at its end.
+
+    In another process, and never in this one: transformers sets no limits to a template.
+
+    Args:
+        where: the record, for messages.
 
     Raises:
-        InputError: the template cannot be rendered.
+        InputError: the template cannot be rendered, does not end, or takes more memory than there may be for it.
     """
-    # The processor's own method does the same, and in some families wants a video processor for it.
+    renderer = template_renderer(template, json.dumps(processor.tokenizer.special_tokens_map, default=str))
     try:
-        rendered = processor.tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=prompt, tokenize=False
-        )
-    except Exception as error:
-        raise _trouble(processor, f"it cannot be rendered ({one_line(error)})") from error
-    return str(rendered)
+        return renderer.render(messages=messages, add_generation_prompt=prompt)
+    except TemplateRenderError as error:
+        raise _trouble(processor, str(error), where) from error
 
 
 def check_chat_template(processor: Any, template: str) -> None:
     """Render a question and its answer, and look for both in the result.
 
-    First in another process: what takes too long or too much there is not rendered here.
-
     Raises:
-        InputError: the template drops, changes or repeats one of them, cannot be rendered, does not end, or takes more
-            memory than there may be for it.
+        InputError: the template drops, changes or repeats one of them, or cannot be rendered.
     """
-    tokens = processor.tokenizer.special_tokens_map
-    trials = [{"template": template, **tokens, **given} for given in _trial_conversations()]
-    if excess := find_excess(json.dumps(trials, default=str)):
-        raise _trouble(processor, excess)
-    whole = render(processor, template, _messages(_TEXT_ONLY), prompt=False)
+    whole, *_ = [render(processor, template, messages, prompt) for messages, prompt in _trials()]
     if "'text'" in whole or '"text"' in whole:
         raise _trouble(processor, "it takes a message as one string, and not in parts")
     for text, name in ((_QUESTION, "question"), (_ANSWER, "answer")):
@@ -109,14 +105,19 @@ def _messages(shown: list[dict[str, str]]) -> list[dict[str, Any]]:
     return [question, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
 
 
-def _trial_conversations() -> Iterator[dict[str, Any]]:
-    """All kinds that there are: with an image and without, with an answer and before it."""
+def _trials() -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """All kinds that there are, the whole conversation first: without an image and with one, with an answer and before
+    it."""
     for shown in (_TEXT_ONLY, [{"type": "image"}]):
         whole = _messages(shown)
-        yield {"messages": whole, "add_generation_prompt": False}
-        yield {"messages": whole[:1], "add_generation_prompt": True}
+        yield whole, False
+        yield whole[:1], True
 
 
-def _trouble(processor: Any, trouble: str) -> InputError:
-    where = processor.tokenizer.name_or_path or "the checkpoint"
-    return InputError(f"{where}: chat template: {trouble}; put the base model's chat_template.jinja there")
+def _trouble(processor: Any, trouble: str, where: str = "") -> InputError:
+    place = f"{where}: the chat template of {_place(processor)}" if where else f"{_place(processor)}: chat template"
+    return InputError(f"{place}: {trouble}; {_HINT}")
+
+
+def _place(processor: Any) -> str:
+    return str(processor.tokenizer.name_or_path or "the checkpoint")

@@ -91,9 +91,9 @@ def check_block(name: str, maps: tuple[OutputMap, ...], call: Runnable, weights:
     """
     rolled = {**weights, **{each.name: weights[each.name].roll(1, each.axis) for each in maps}}
     expected = block_output(functional_call(call.module, dict(weights), call.args, call.kwargs)).roll(1, -1)
-    found = block_output(functional_call(call.module, rolled, call.args, call.kwargs))
-    off = float((found - expected).abs().max())
-    if not off <= TOLERANCE * torch.finfo(found.dtype).eps * float(expected.abs().max()):
+    output = block_output(functional_call(call.module, rolled, call.args, call.kwargs))
+    off = float((output - expected).abs().max())
+    if not off <= TOLERANCE * torch.finfo(output.dtype).eps * float(expected.abs().max()):
         what = f"its experts are mixed in a way that chip does not know (off by {off:.2g})"
         raise InputError(f"{name}: {what}; choose other target modules or layers", argument="target_modules")
 

@@ -12,35 +12,32 @@ from chip.checkpoint.layout import Checkpoint
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.model.loading import VLM, load_vlm
-from chip.model.offload import DeviceMap, MaxMemory
+from chip.model.loading_options import LoadingOptions
+
+ModelLoader = Callable[[Path | Checkpoint], VLM]
 
 
 @contextmanager
-def model_loader(
-    distributed: DistributedContext,
-    device: str | None,
-    device_map: DeviceMap | None,
-    max_memory: MaxMemory | None,
-    stream: bool | None = None,
-) -> Iterator[Callable[[Path | Checkpoint], VLM]]:
+def model_loader(distributed: DistributedContext, options: LoadingOptions) -> Iterator[ModelLoader]:
     """A function that loads a checkpoint, as `load_vlm` does.
 
     Where a model is spread, some of it may lie in a temporary folder, which goes at the end.
 
     Raises:
-        InputError: the arguments contradict each other.
+        InputError: the options contradict each other.
     """
+    device_map, max_memory = options.get("device_map"), options.get("max_memory")
+    load = partial(load_vlm, device=options.get("device"), stream=options.get("stream"))
     if device_map is None:
         if max_memory is not None:
             raise InputError(
                 "says how to spread a model; give a device_map, such as auto", argument="max_memory", value=max_memory
             )
-        yield partial(load_vlm, device=device, stream=stream)
+        yield load
         return
     if distributed.world_size > 1:
         raise InputError(
             "one process uses all devices; start chip without torchrun", argument="device_map", value=device_map
         )
     with TemporaryDirectory(prefix="chip-") as folder:
-        spread = partial(load_vlm, device_map=device_map, max_memory=max_memory, offload_folder=folder)
-        yield partial(spread, device=device, stream=stream)
+        yield partial(load, device_map=device_map, max_memory=max_memory, offload_folder=folder)

@@ -162,5 +162,5 @@ def _belongs(name: str, model: PreTrainedModel) -> bool:
 
 def _tail(name: str) -> str:
     """The name from the first list of layers on, `layers.0.mlp.down_proj.weight`; all of it where there is no layer."""
-    found = _LAYER.search(name)
-    return name if found is None else found[0]
+    match = _LAYER.search(name)
+    return name if match is None else match[0]

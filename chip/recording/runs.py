@@ -6,16 +6,15 @@ Without a ledger nothing is recorded. What is refused before a run begins, such 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.weights import weights_digest
-from chip.data.hierarchy import Hierarchy, Node
-from chip.data.readers import RecordSource, find_source, read_records
-from chip.data.request import find_node
+from chip.data.hierarchy import Node
+from chip.data.request import ForgetRequest
 from chip.errors import ChipError, ChipWarning, InputError, RunError
 from chip.evaluation.rows import Evaluation
 from chip.ledger import Ledger
@@ -24,7 +23,7 @@ from chip.ledger.place import check_outside_models
 from chip.ledger.requests import IN_WINDOW
 from chip.progress import ProgressCallback, silent
 from chip.recording.figures import edit_figures, evaluation_figures
-from chip.recording.weights import edited_as_receipt_says
+from chip.recording.weights import edited_as_receipt_says, result_digest
 
 if TYPE_CHECKING:  # brings torch
     from chip.report.edit_report import EditReport
@@ -74,8 +73,8 @@ class EditRecord(_RunRecord):
 
     action = Action.EDIT
 
-    def __init__(self, ledger: Ledger | None, hierarchy: Hierarchy, forget: Sequence[str], output: Path) -> None:
-        super().__init__(ledger, (find_node(hierarchy, name) for name in forget))
+    def __init__(self, ledger: Ledger | None, request: ForgetRequest, output: Path) -> None:
+        super().__init__(ledger, request.named)
         if ledger is None:
             return
         check_outside_models(ledger.path, "ledger", output)
@@ -119,19 +118,16 @@ class EvalRecord(_RunRecord):
     def __init__(
         self,
         ledger: Ledger | None,
-        checkpoint: Path,
-        forget: Sequence[str],
-        records: Path | str | RecordSource | None,
-        reference: Path | None = None,
+        request: ForgetRequest,
+        source: Checkpoint,
+        reference: Checkpoint | None = None,
         progress: ProgressCallback = silent,
     ) -> None:
-        super().__init__(None)
+        super().__init__(ledger, request.named)
         if ledger is None:
             return
-        hierarchy = Hierarchy(read_records(find_source(checkpoint, records)))
-        super().__init__(ledger, (find_node(hierarchy, name) for name in forget))
-        self._result = weights_digest(Checkpoint.open(checkpoint), progress)
-        self._reference = None if reference is None else weights_digest(Checkpoint.open(reference), progress)
+        self._result = result_digest(source, progress)
+        self._reference = None if reference is None else weights_digest(reference, progress)
         ledger.check(self._pseudonyms, Evaluated(self._result, None, {}))
 
     def evaluated(self, evaluation: Evaluation) -> None:

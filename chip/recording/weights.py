@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chip.checkpoint.hashing import digest
+from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import RECEIPT, read_receipt
+from chip.checkpoint.weights import combined_digest, weights_digest
 from chip.errors import InputError
 from chip.ledger.entry import Edited
+from chip.progress import ProgressCallback, silent
+
+
+def result_digest(model: Checkpoint, progress: ProgressCallback = silent) -> str:
+    """`Receipt.result_digest` of the edit that wrote the model: of an adapter's own files where one is merged."""
+    return weights_digest(model, progress) if model.adapter is None else combined_digest(model.adapter.digests())
 
 
 def edited_as_receipt_says(folder: Path, figures: Mapping[str, object] | None) -> Edited:

@@ -12,9 +12,18 @@ from chip.checkpoint.hashing import digest_all
 from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD, UNTOUCHED, Figure, write_card
 from chip.checkpoint.read_back import ReadBack, WrittenFile, read_back
-from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, write_receipt
-from chip.checkpoint.sequence import MAX_DRIFT
+from chip.checkpoint.receipt import (
+    RECEIPT,
+    Edit,
+    Receipt,
+    has_receipt,
+    read_receipt,
+    sequence_behind,
+    write_receipt,
+)
+from chip.checkpoint.sequence import MAX_DRIFT, EditSequence
 from chip.checkpoint.statement import finite
+from chip.checkpoint.weights import weights_digest
 from chip.checkpoint.written_changes import written_changes
 from chip.errors import ChipWarning
 from chip.progress import ProgressCallback
@@ -47,6 +56,23 @@ def document_adapter(source: Checkpoint, folder: Path, report: EditReport, progr
     return _leave(Receipt.of(source, _edit(report, {}, {}), ReadBack(files, {}, 0), of_base), folder, report)
 
 
+def count_edits(source: Checkpoint, report: EditReport, merged: bool, progress: ProgressCallback) -> EditReport:
+    """The report of a dry run, with the place in its sequence that the edit would have: all weights are hashed.
+
+    Where it would be written as an adapter, or one was merged into the source, nothing says how far it goes.
+    """
+    from chip.checkpoint.measure import frobenius_norm  # brings torch
+
+    previous = read_receipt(source.folder) if has_receipt(source.folder) else None
+    digest = weights_digest(source, progress)
+    earlier = previous if previous is not None and previous.result_digest == digest else None
+    changes = report.relative_change if merged and source.adapter is None else None
+    norms = {} if changes is None else {name: frobenius_norm(source.stored(name)) for name in changes}
+    sequence = sequence_behind(earlier, digest, changes, norms)
+    warn_of_sequence(sequence, other_weights=previous is not earlier)
+    return replace(report, sequence=sequence)
+
+
 def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
     write_card(
         folder,
@@ -65,7 +91,7 @@ def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: s
 
 
 def _leave(receipt: Receipt, folder: Path, report: EditReport) -> EditReport:
-    warn_of_sequence(receipt)
+    warn_of_sequence(receipt.sequence, other_weights=receipt.previous is not None and receipt.earlier is None)
     write_receipt(folder, receipt)
     return replace(report, sequence=receipt.sequence)
 
@@ -88,12 +114,16 @@ def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[s
     )
 
 
-def warn_of_sequence(receipt: Receipt) -> None:
-    """Of what makes the sequence another than its user may think."""
-    if receipt.previous is not None and receipt.earlier is None:
+def warn_of_sequence(sequence: EditSequence | None, other_weights: bool) -> None:
+    """Of what makes the sequence another than its user may think.
+
+    Args:
+        other_weights: whether the source's receipt is of other weights than it has.
+    """
+    if other_weights:
         message = "the source has a receipt of other weights than its own, so that edits are counted from here"
         warnings.warn(message, ChipWarning, stacklevel=3)
-    total = None if receipt.sequence is None else receipt.sequence.total
+    total = None if sequence is None else sequence.total
     if total is not None and total > MAX_DRIFT:
         message = (
             f"the edits of this sequence add up to {total:.1f} times the norm of the changed weights, more than "

@@ -48,6 +48,12 @@ def beside(*names: str) -> Harm:
     return harm
 
 
+def _thousand(folder: Path) -> None:
+    (folder / "k").mkdir()
+    for number in range(1000):
+        (folder / f"k/{number}.png").hardlink_to(folder / "images/study_2.png")
+
+
 def keeps(what: str) -> tuple[str, ...]:
     return (*EDIT, f"--keep={what}")
 
@@ -66,5 +72,8 @@ CASES: list[Case] = [
     refused("a folder with no picture", beside("none.png"), r"none\.png", keeps("k")),
     passes("names with orders", beside("[red].png", "\x1b[2J.png", os.fsdecode(b"\xff.png")), keeps("k")),
     passes("the target's own picture among others", lambda folder: None, keeps("images")),
+    passes("30 MB of prose", write("k.txt", lambda: TEXT.encode() * 7000), keeps("k.txt")),
+    refused("30 MB of blank lines", write("k.txt", lambda: b"\n" * 30_000_000), "--keep", keeps("k.txt")),
+    passes("a thousand pictures", _thousand, keeps("k")),
     refused("none, and more", write("k.txt", TEXT), "--keep", (*keeps("k.txt"), "--keep=none")),
 ]

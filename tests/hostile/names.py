@@ -45,6 +45,9 @@ SPELLINGS = (
         "patient\u20111",
         "patient_\u0661",
         "patient_\u0967",
+        "p\u0430tient_1",
+        "P\u0410TIENT_1",
+        "pati\u0435nt 1",
     ),
     *(
         "patient\\_1",
@@ -75,6 +78,7 @@ OTHERS = (
         "version 1",
     ),
     *("findings", "the findings and the impression", "institution_1", "layers 1-4", "p. 1"),
+    "\u0430\u0435\u043e 1",
 )
 
 CASES: list[Case] = [

@@ -50,6 +50,8 @@ CASES: list[Case] = [
     *(passes(f"--batch-size {size}", nothing, option("batch-size", size)) for size in ("1", "007", "10" * 9)),
     *(refused(f"--seed {seed[:20]!r}", nothing, "--seed", (*EVAL, f"--seed={seed}")) for seed in SEEDS),
     passes("--seed 2³²", nothing, (*EVAL, f"--seed={2**32}")),
+    *(refused(f"--rank {rank!r}", nothing, "--rank", option("rank", rank)) for rank in ("0", "-1", "1e3", "")),
+    *(passes(f"--rank {rank[:9]}", nothing, option("rank", rank)) for rank in ("1", "9" * 300)),
     *(refused(f"--device {device!r}", nothing, "--device", option("device", device)) for device in DEVICES),
     *(refused(f"--device {device!r}", nothing, "--device", (*EVAL, f"--device={device}")) for device in DEVICES[:5]),
     *(refused(f"--layers {layers[:20]!r}", nothing, "--layers", option("layers", layers)) for layers in LAYERS),

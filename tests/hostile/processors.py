@@ -176,6 +176,12 @@ TEMPLATES: dict[str, str] = {
     "10 GB by a format": "{{ '%9999999999d' | format(1) }}" + ANSWER,
     "a list of 10 billion": "{{ (range(90000) | list * 100000) | length }}" + ANSWER,
     "10 MB of text": "{% for _ in range(90000) %}" + 100 * "=" + "{% endfor %}" + ANSWER,
+    "counts for ever, for a word of a record": "{% if 'director' in messages | string %}{% for _ in range(90000) %}"
+    "{% for _ in range(90000) %}{% endfor %}{% endfor %}{% endif %}" + ANSWER,
+    "10 GB for a word of a record": "{% if 'director' in messages | string %}{{ 'a' * 10**10 }}{% endif %}" + ANSWER,
+    "raises for a word of a record": "{% if 'director' in messages | string %}{{ raise_exception('no') }}"
+    "{% endif %}" + ANSWER,
+    "draws lots": "{{ range(9999) | random }}" + ANSWER,
     "a number": "7",
     "a text": "{{ messages }}",
 }

@@ -21,7 +21,7 @@ class Alpaca:
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         for entry in entries(file, KEYS):
-            asked = [entry.text(key) for key in ("instruction", "input") if entry.row.get(key, "") != ""]
-            question = "\n".join(asked or [entry.text("instruction")])
+            parts = [entry.text(key) for key in ("instruction", "input") if entry.row.get(key, "") != ""]
+            question = "\n".join(parts or [entry.text("instruction")])
             turns = [Turn(USER, question), Turn(ASSISTANT, entry.text("output"))]
             yield from conversation_records(entry, [*opening(entry), *turns], entry.images(*IMAGES))

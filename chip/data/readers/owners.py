@@ -125,8 +125,8 @@ class Pattern:
 
     def value(self, row: Mapping[str, Any], images: Images, where: str) -> object:
         texts = images.names if self.of.path == IMAGE else (self.of.value(row, images, where),)
-        found = [self.pattern.search(str(text)) for text in texts if text is not None]
-        return _only({None if one is None else one[bool(one.re.groups)] for one in found}, where)
+        matches = [self.pattern.search(str(text)) for text in texts if text is not None]
+        return _only({None if one is None else one[bool(one.re.groups)] for one in matches}, where)
 
 
 @dataclass(frozen=True)

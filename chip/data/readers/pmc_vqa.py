@@ -42,9 +42,9 @@ class PMCVQA:
 def _letter(entry: Entry, answer: str, options: dict[str, str]) -> str:
     label = str(entry.row.get("Answer_label", "")).strip()
     given = _LETTER.sub("", answer)
-    found = [letter for letter, text in options.items() if answer == letter or (given and text == given)]
-    if label in options and (label in found or not found):
+    letters = [letter for letter, text in options.items() if answer == letter or (given and text == given)]
+    if label in options and (label in letters or not letters):
         return label
-    if len(found) != 1:
+    if len(letters) != 1:
         raise InputError(f"{entry.where}: Answer {answer!r} is none of the options; correct it")
-    return found[0]
+    return letters[0]

@@ -78,8 +78,8 @@ def find_attacks(attacks: str | Collection[str | Attack]) -> tuple[Attack, ...]:
     load_plugins()
     if isinstance(attacks, str):
         attacks = list(ATTACKS) if attacks == ALL else [name for name in attacks.split(",") if name]
-    found = [one for attack in attacks for one in (_find(attack) if isinstance(attack, str) else (attack,))]
-    return tuple({attack.name: attack for attack in found}.values())
+    resolved = [one for attack in attacks for one in (_find(attack) if isinstance(attack, str) else (attack,))]
+    return tuple({attack.name: attack for attack in resolved}.values())
 
 
 def _find(name: str) -> tuple[Attack, ...]:

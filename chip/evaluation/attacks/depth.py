@@ -56,8 +56,8 @@ class Depth(Attack):
 
             def compute(batch: Batch) -> None:
                 assert context.original is not None
-                found = _lost(context.vlm, context.original, batch, layers)
-                for layer, values in found.items():
+                by_layer = _lost(context.vlm, context.original, batch, layers)
+                for layer, values in by_layer.items():
                     lost[layer] |= {indices[place]: value for place, value in values.items()}
                 advance(batch.records)
 

@@ -30,9 +30,9 @@ class RelearningTarget(Attack):
 
     def run(self, context: EvalContext) -> None:
         shown = shown_facts(context)
-        asked = {i: context.records[i] for i in context.attacked if fact(context.records[i]) not in shown}
+        questions = {i: context.records[i] for i in context.attacked if fact(context.records[i]) not in shown}
         trained = [context.records[i] for i in context.members if fact(context.records[i]) in shown]
-        if not trained or not set(context.groups["target"]) & set(asked):
+        if not trained or not set(context.groups["target"]) & set(questions):
             context.skip(self.name, "the target has fewer than two facts")
             return
         with (
@@ -40,7 +40,7 @@ class RelearningTarget(Attack):
             closing(relearning(context.vlm, trained, context.seed, self.budgets, advance)) as budgets,
         ):
             for steps in budgets:
-                context.score(f"{self.name}: {steps} steps", asked)
+                context.score(f"{self.name}: {steps} steps", questions)
 
 
 def shown_facts(context: EvalContext) -> set[Hashable]:

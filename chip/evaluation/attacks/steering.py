@@ -52,8 +52,8 @@ class Steering(Attack):
         for layer in layers:
             for strength in self.strengths:
                 tokens: dict[int, AnswerTokens] = {}
-                for asked, vectors in of_target:
-                    tokens |= _steered(context, asked, layer, strength * vectors[layer], self.name)
+                for targets, vectors in of_target:
+                    tokens |= _steered(context, targets, layer, strength * vectors[layer], self.name)
                 context.put_tokens(f"{self.name}: behind layer {layer}, × {strength:g}", tokens)
 
     def _vectors(self, context: EvalContext, layers: Sequence[int]) -> list[tuple[list[int], Vectors]]:
@@ -62,12 +62,12 @@ class Steering(Attack):
         targets = [[i for i in indices if i in context.members] for indices in context.partition.forget_of.values()]
         attacked, forgotten = set(context.attacked), set(context.partition.forget)
         result = []
-        for own, asked in zip(targets, context.partition.forget_of.values(), strict=True):
+        for own, of_node in zip(targets, context.partition.forget_of.values(), strict=True):
             others = [i for each in targets if each is not own for i in each] or list(context.retained)
             if others:
                 order = np.random.default_rng(context.seed).permutation(len(others))[:MOST_RECORDS]
                 vectors = _difference(context, [others[place] for place in sorted(order.tolist())], layers)
-                result.append(([i for i in asked if i in attacked], vectors))
+                result.append(([i for i in of_node if i in attacked], vectors))
         if result:
             result.append(([i for i in context.attacked if i not in forgotten], result[-1][1]))
         return result

@@ -56,10 +56,12 @@ class Trace(Attack):
 
     def _prompts(self, context: EvalContext) -> list[int]:
         for groups in FURTHEST:
-            found = [i for group in groups for i in context.groups.get(group, ()) if not context.records[i].held_out]
-            if found:
-                order = np.random.default_rng(context.seed).permutation(len(found))[: self.prompts]
-                return [found[place] for place in sorted(order.tolist())]
+            candidates = [
+                i for group in groups for i in context.groups.get(group, ()) if not context.records[i].held_out
+            ]
+            if candidates:
+                order = np.random.default_rng(context.seed).permutation(len(candidates))[: self.prompts]
+                return [candidates[place] for place in sorted(order.tolist())]
         return []
 
 

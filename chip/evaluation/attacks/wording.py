@@ -117,8 +117,8 @@ class TwoHops:
         bridge = next(self._alone(record), None)
         if bridge is None:
             return None
-        asked, record = without_placeholders(bridge.question), without_images(record)
-        named = f"Think of the one of which “{asked}” is answered “{bridge.answer.strip()}”."
+        question, record = without_placeholders(bridge.question), without_images(record)
+        named = f"Think of the one of which “{question}” is answered “{bridge.answer.strip()}”."
         return replace(record, question=f"{named} {record.question}")
 
     def _alone(self, record: Record) -> Iterator[Record]:

@@ -81,8 +81,10 @@ class Batches:
 
     def plan(self) -> Iterator[list[PackedSequence]]:
         """The rows of one batch after the other, each as large as the size then says."""
+        images = self._model.prompts.images
         for rows in self._groups:
-            yield from cut(rows, self.size, self._image * self._prompts[rows[0].records[0]].images)
+            image = self._image * self._prompts[rows[0].records[0]].images
+            yield from cut(rows, self.size, image, lambda row: images.pixels(self._records[row.records[0]]))
 
     def made(self, plan: Iterable[list[PackedSequence]] | None = None) -> Iterator[Batch]:
         """The batches of a plan, by default of one that is made as they are, on the model's device.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from chip.model.batching.batch_size import BatchSize
 from chip.model.chat import Prompt, common_start
 
 MOST_TOGETHER = 64
+MOST_PIXELS = 1 << 26
+"""Of the images of a batch: a processor has several copies of them in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,25 @@ def join(records: Sequence[int], prompts: Mapping[int, Prompt]) -> PackedSequenc
     return PackedSequence(tuple(records), shared, shared + sum(lengths) - shared * len(records))
 
 
-def cut(rows: Sequence[PackedSequence], size: BatchSize, image: int) -> Iterator[list[PackedSequence]]:
-    """Consecutive rows as batches, each as large as `size` allows when it is asked for; at least a row."""
+def cut(
+    rows: Sequence[PackedSequence], size: BatchSize, image: int, pixels_of: Callable[[PackedSequence], int]
+) -> Iterator[list[PackedSequence]]:
+    """Consecutive rows as batches, each as large as `size` allows when it is asked for; at least a row.
+
+    Args:
+        image: tokens that a row's images are more than what stands for them.
+        pixels_of: how many pixels a row's images have, before a processor scales them.
+    """
     batch: list[PackedSequence] = []
-    records = 0
+    records = pixels = 0
     for row in rows:  # of ascending length
         records += len(row.records)
+        pixels += (own := pixels_of(row))
         tokens = (len(batch) + 1) * (row.tokens + image)
         fits = tokens <= size.tokens if size.records is None else records <= size.records
-        if batch and not fits:
+        if batch and not (fits and pixels <= MOST_PIXELS):
             yield batch
-            batch, records = [], len(row.records)
+            batch, records, pixels = [], len(row.records), own
         batch.append(row)
     if batch:
         yield batch

@@ -78,17 +78,17 @@ class TowerPass:
     @torch.no_grad()
     def _step(self, each: _Images, index: int) -> None:
         """Run the images through one layer."""
-        layers, found = self._vlm.tower_layers, list[Any]()
+        layers, output = self._vlm.tower_layers, list[Any]()
         last = onload(each.outputs[-1]) if each.outputs else None
         with ExitStack() as hooks:
             for layer in layers[:index]:
                 hooks.enter_context(replace_output(layer, last))
-            hooks.enter_context(trace(layers[index], output=lambda _, y: found.append(y), stop=True))
+            hooks.enter_context(trace(layers[index], output=lambda _, y: output.append(y), stop=True))
             hooks.enter_context(running(self._vlm.model))
             each.call.map(onload).run()
         if each.outputs and index - 1 not in _READ[self._vlm.model]:
             each.outputs[-1] = None
-        each.outputs.append(offload(found[0], self._place))
+        each.outputs.append(offload(output[0], self._place))
 
 
 @torch.no_grad()
@@ -102,14 +102,14 @@ def layers_read(vlm: VLM, batch: Batch, call: Call) -> frozenset[int]:
         batch: with an image, and its inputs.
         call: what the tower is called with for it.
     """
-    layers, runner, found = vlm.tower_layers, ForwardRunner(vlm), list[Any]()
+    layers, runner, first_output = vlm.tower_layers, ForwardRunner(vlm), list[Any]()
     if len({tuple(parameter.shape for parameter in layer.parameters()) for layer in layers}) > 1:
         return frozenset(range(len(layers)))
-    with trace(layers[0], output=lambda _, y: found.append(y), stop=True):
+    with trace(layers[0], output=lambda _, y: first_output.append(y), stop=True):
         call.run()
 
     def matters(index: int) -> bool:
-        outputs = [_filled(found[0], torch.nan if each == index else 0.0) for each in range(len(layers))]
+        outputs = [_filled(first_output[0], torch.nan if each == index else 0.0) for each in range(len(layers))]
         with record_calls(vlm.connectors, vlm.language) as calls:
             runner.run(batch, TowerOutputs(outputs))
         return any(bool(value.isnan().any()) for value in _floats(calls))

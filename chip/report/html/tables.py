@@ -176,5 +176,5 @@ def _order(measure: str) -> tuple[int, str]:
 def _only(evaluation: Evaluation, measure: str, split: str, attack: str = NO_ATTACK) -> ResultRow | None:
     """The figure of a measure that only one group has, or the target's."""
     wanted = (measure, split, attack)
-    found = [row for row in evaluation.rows if (row.measure, row.split, row.attack) == wanted]
-    return next((row for row in found if row.group == "target"), found[0] if found else None)
+    rows = [row for row in evaluation.rows if (row.measure, row.split, row.attack) == wanted]
+    return next((row for row in rows if row.group == "target"), rows[0] if rows else None)

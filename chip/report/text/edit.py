@@ -11,6 +11,7 @@ from rich.text import Text
 
 from chip.checkpoint.contents import describe_left_out
 from chip.checkpoint.model_card import settings_line
+from chip.ledger.requests import short
 from chip.report.formatting import RETAINED_NAMES, count
 from chip.report.text.elements import escaped, plain_table
 
@@ -123,7 +124,7 @@ def _written(report: EditReport) -> Text:
 def _sequence(report: EditReport) -> Iterator[Text]:
     """Where this edit follows others: how many, and how far from the original's the weights can be."""
     sequence = report.sequence
-    if sequence is None or sequence.number == 1:
+    if sequence is None or (sequence.number == 1 and report.output is not None):
         return
     how_far = "how far from the original is unknown: the receipts do not say"
     if sequence.total is not None and sequence.worst is not None:
@@ -131,7 +132,10 @@ def _sequence(report: EditReport) -> Iterator[Text]:
         how_far = (
             f"the edits add up to {sequence.total:.2f} times the norm of what they changed, most in {name}: {share:.2f}"
         )
-    yield Text.assemble("edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(how_far))
+    verb = "would be " if report.output is None else ""
+    yield Text.assemble(f"{verb}edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(how_far))
+    if report.output is None:
+        yield escaped(f"edited weights: {' → '.join(short(digest) for digest in sequence.chain)}", "dim")
 
 
 def _achieved(report: EditReport) -> Text:

@@ -24,8 +24,8 @@ def print_reproduction(reproduction: Reproduction, console: Console) -> None:
         table = plain_table("changed tensor", "‖ΔW‖ / ‖W‖ then", "now", "difference / ‖ΔW‖")
         for name, distance in reproduction.differ.items():
             then, now = reproduction.relative_change[name]
-            shown = "unknown" if distance is None else f"{distance:.1e}"
-            table.add_row(escaped(name), f"{then:.6f}", f"{now:.6f}", shown)
+            changes = ("unknown" if change is None else f"{change:.6f}" for change in (then, now))
+            table.add_row(escaped(name), *changes, "unknown" if distance is None else f"{distance:.1e}")
         console.print(table)
     for note in _notes(reproduction):
         console.print(escaped(note, "dim"))

@@ -1,0 +1,60 @@
+"""The images of records, decoded: a few stay for the next question about them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+
+from PIL import Image
+
+from chip.data.image_file import header_pixels
+from chip.data.record import NOWHERE, Record, open_image
+from chip.data.window import Window
+
+MOST_PIXELS = 1 << 26
+"""Of all that stay, together: 200 MB. The last one stays in any case."""
+
+
+class DecodedImages:
+    """Each image is decoded once for all its questions, as long as few others come between."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Path | bytes, Window | None], Image.Image] = OrderedDict()
+        self._pixels: dict[Path | bytes, int] = {}
+        self._lock = Lock()  # batches are made ahead in a thread
+
+    def open(self, record: Record) -> list[Image.Image]:
+        """All images of the record, as `open_image` gives the first.
+
+        Raises:
+            InputError: as `open_image`.
+        """
+        return [self._open(replace(record, image=image, more_images=())) for image in record.images]
+
+    def pixels(self, record: Record) -> int:
+        """How many pixels the record's images have together, by their headers.
+
+        Raises:
+            InputError: a file is no image.
+        """
+        for image in record.images:
+            if image not in self._pixels:
+                self._pixels[image] = header_pixels(image, record.where or NOWHERE)
+        return sum(self._pixels[image] for image in record.images)
+
+    def _open(self, record: Record) -> Image.Image:
+        assert record.image is not None
+        key = record.image, record.window
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        image = open_image(record)
+        assert image is not None
+        with self._lock:
+            self._kept[key] = image
+            while len(self._kept) > 1 and sum(i.width * i.height for i in self._kept.values()) > MOST_PIXELS:
+                self._kept.popitem(last=False)
+        return image
