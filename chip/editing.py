@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chip.checkpoint.contents import folder_contents
-from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.signing import SigningKey
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.data.sample import sample_to_ask
 from chip.distributed import DistributedContext, distributed_context
 from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
-from chip.evaluation.summary import summarize
+from chip.evaluation.summary import exact_match_intervals, summarize
 from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
@@ -30,6 +28,7 @@ from chip.ledger import Ledger
 from chip.methods import Method, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
+from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
 from chip.model.environment import environment_of
@@ -40,7 +39,7 @@ from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
-from chip.report.edit_report import EditReport
+from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.request_checks import (
     Arguments,
@@ -51,7 +50,7 @@ from chip.request_checks import (
     resolve_request,
     resolve_signer,
 )
-from chip.saving import Saving, resolve_saving
+from chip.saving import Saving, output_folder, resolve_saving
 
 ModelLoader = Callable[[Path | Checkpoint], VLM]
 
@@ -76,6 +75,7 @@ def edit(
     max_memory: MaxMemory | None = None,
     stream: bool | None = None,
     batch_size: int | None = None,
+    all_records: bool = False,
     link_unchanged: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -104,6 +104,7 @@ def edit(
         device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
         stream: layers are read from the disk one after the other; by default where the model does not fit into memory.
         batch_size: records per forward pass; changes the result by rounding alone, and not at all where it is given.
+        all_records: go by all retained records, and ask all, where else some are drawn; see `chip.data.sample`.
         link_unchanged: shards that do not change become hard links to the source's; a write to one changes both.
         overwrite: replace the folder that a former edit wrote at `out`, if nothing in it has been added or changed.
         dry_run: compute the edit, and write nothing.
@@ -118,7 +119,8 @@ def edit(
     """
     method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
     source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
-    terms = Terms(label, max_left, accept, force, BatchSize(batch_size), rank, resolve_signer(source, sign))
+    size, signer = BatchSize(batch_size), resolve_signer(source, sign)
+    terms = Terms(label, max_left, accept, force, size, rank, signer, all_records)
     general = resolve_keep(source, keep, method)
     request = resolve_request(source, forget, records, label)
     output = resolve_output(source, out, overwrite, link_unchanged, progress, copies=saving.merged)
@@ -128,11 +130,12 @@ def edit(
         record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, device, device_map, max_memory, stream) as load,
     ):
-        asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank)
-        run = _Run(source, request, general, method, saving, asked, distributed, progress, terms)
+        asked = Arguments.of(method, target_modules, layers, general.keep, batch_size, rank, all_records)
+        to_ask = request if all_records else sample_to_ask(request)
+        run = _Run(source, request, to_ask, general, method, saving, asked, distributed, progress, terms)
         if dry_run:
             return run.report(run.edit(load))
-        with _output_folder(output, overwrite, distributed) as folder:
+        with output_folder(output, overwrite, distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, link_unchanged)  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
@@ -146,6 +149,8 @@ class _Edited:
     """The edit, before it is written."""
 
     patch: Patch
+    records: int
+    """That it goes by."""
     target_modules: Sequence[TargetModule]
     before: Scores
     """What the unedited model answers."""
@@ -165,10 +170,11 @@ class _Evaluated:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all steps of one edit share."""
+    """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after."""
 
     source: Checkpoint
     request: ForgetRequest
+    to_ask: ForgetRequest
     keep: GivenKeep
     method: Method
     saving: Saving
@@ -194,23 +200,25 @@ class _Run:
         vlm = load(self.source)
         modules = modules_of(vlm)
         before = self.score(vlm, "asking before")
-        never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
+        never = never_trained_accuracy(self.to_ask, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
-            Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
+            Outcome.of(summarize(self.to_ask, before, None), never).check_known(self.request.partition.targets)
         shared = self.terms.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
-        request = replace(self.request, general=general.protected if self.method.needs.general else ())
+        request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
+        request = replace(request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
-        before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, modules, before, never, general, environment_of(vlm, self.distributed))
+        before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
+        environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
+        return _Edited(patch, count, modules, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
-        """What the model answers; by default all records."""
-        records = self.request.hierarchy.records if records is None else records
+        """What the model answers; by default to all that are asked."""
+        records = self.to_ask.hierarchy.records if records is None else records
         return score_records(vlm, records, self.terms.size, self.progress, what, self.distributed)
 
     def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
@@ -235,7 +243,7 @@ class _Run:
         output: Path | None = None,
     ) -> EditReport:
         patch = edited.patch
-        groups = summarize(self.request, edited.before, None if after is None else after.scores)
+        groups = summarize(self.to_ask, edited.before, None if after is None else after.scores)
         general = None if after is None else after.general
         return EditReport(
             method=self.method.name,
@@ -249,6 +257,7 @@ class _Run:
             groups=groups,
             general=general,
             general_note=edited.general.note,
+            sampled=self.sampled(edited, edited.before if after is None else after.scores),
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
@@ -256,6 +265,11 @@ class _Run:
             arguments=asdict(self.arguments),
             environment=edited.environment,
         )
+
+    def sampled(self, edited: _Edited, scores: Scores) -> Sampled | None:
+        total, asked = (len(request.hierarchy.records) for request in (self.request, self.to_ask))
+        intervals = exact_match_intervals(self.request, self.to_ask, scores)
+        return None if edited.records == asked == total else Sampled(total, edited.records, asked, 0, intervals)
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.
@@ -284,14 +298,3 @@ def _settings(edited: _Edited) -> dict[str, Any]:
         "target_modules": sorted({module.kind for module in edited.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
-
-
-@contextmanager
-def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
-    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
-        yield Path(distributed.broadcast_object(str(folder)))
-        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
-            check_replaceable(output, hashes=False)
-    distributed.barrier()  # so that all fail if putting it in place does

@@ -103,6 +103,7 @@ def reproduce(
             layers=asked.layers,
             device=device,
             batch_size=asked.batch_size,
+            all_records=asked.all_records,
             accept=True,
             force=True,
             progress=progress,

@@ -47,6 +47,7 @@ class Terms:
     size: BatchSize
     rank: int | None = None
     signer: Signer | None = None
+    all_records: bool = False
     start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class Arguments:
     """Whether the model before fine-tuning was given."""
     batch_size: int | None
     rank: int | None
+    all_records: bool = False
 
     @classmethod
     def of(
@@ -84,6 +86,7 @@ class Arguments:
         keep: Keep,
         batch_size: int | None,
         rank: int | None,
+        all_records: bool,
     ) -> Self:
         values = {name: (getattr(method, name), each.default) for name, (each, _) in settings_of(method).items()}
         return cls(
@@ -95,6 +98,7 @@ class Arguments:
             keep.model is not None,
             batch_size,
             rank,
+            all_records,
         )
 
     @classmethod
@@ -107,6 +111,8 @@ class Arguments:
             raise TypeError("settings")
         if not all(number is None or type(number) is int for number in numbers):
             raise TypeError("numbers")
+        if type(arguments.all_records) is not bool:
+            raise TypeError("all_records")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts")
         return arguments

@@ -85,6 +85,11 @@ Rank = Annotated[
     int | None, typer.Option(help="Most directions by which a weight changes; by default what the method wants.")
 ]
 
+AllRecords = Annotated[
+    bool,
+    typer.Option("--all-records", help="Go by all retained records, and ask all, where else some are drawn of them."),
+]
+
 STILL_THERE = 3
 """Exit code of an edit that was written, and left more of the target than it may."""
 
@@ -118,6 +123,7 @@ def edit(
     device_map: DeviceMap = None,
     stream: Stream = False,
     batch_size: BatchSizes = "auto",
+    all_records: AllRecords = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
     link_unchanged: LinkUnchanged = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder of a former edit.")] = False,
@@ -171,6 +177,7 @@ def edit(
         device_map=device_map,
         stream=stream or None,
         batch_size=parse_batch_size(batch_size),
+        all_records=all_records,
         link_unchanged=link_unchanged,
         dry_run=dry_run,
         overwrite=overwrite,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
+from chip.data.answers import canonical_answer, normalized_question
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.record import Record
 from chip.errors import InputError
@@ -105,6 +106,14 @@ class ForgetRequest:
         """Those of the hierarchy, by their index there, then the general ones."""
         return (*self.hierarchy.records, *self.general)
 
+    def among(self, hierarchy: Hierarchy) -> Self:
+        """The same targets among other records.
+
+        Raises:
+            InputError: as `Partition.of` does.
+        """
+        return replace(self, hierarchy=hierarchy, partition=Partition.of(hierarchy, self.partition.targets))
+
     @classmethod
     def of(cls, hierarchy: Hierarchy, forget: Sequence[str]) -> Self:
         """The nodes of these ids or paths are to be forgotten.
@@ -113,6 +122,17 @@ class ForgetRequest:
             InputError: as `Hierarchy.find` and `Partition.of` do.
         """
         return cls(hierarchy, Partition.of(hierarchy, [find_node(hierarchy, name) for name in forget]))
+
+
+def matched_records(request: ForgetRequest) -> list[int]:
+    """Of the other retained records, those that ask what a target's record asks, or say what it says."""
+    records, partition = request.hierarchy.records, request.partition
+    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
+
+    def matches(record: Record) -> bool:
+        return normalized_question(record) in questions or canonical_answer(record) in answers
+
+    return [i for i in partition.retain_other if matches(records[i])]
 
 
 def find_node(hierarchy: Hierarchy, name: str) -> Node:
