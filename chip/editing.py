@@ -25,7 +25,7 @@ from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
-from chip.methods import Method, Shielded
+from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.methods.record_sample import sample_request
@@ -36,7 +36,6 @@ from chip.model.loading import VLM
 from chip.model.model_loader import model_loader
 from chip.model.offload import DeviceMap, MaxMemory
 from chip.model.scoring import Scores, score_records
-from chip.model.target_modules import TargetModule
 from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.report.edit_report import EditReport, Sampled
@@ -99,7 +98,7 @@ def edit(
         save: `merged`, a copy of the checkpoint; or `adapter`, one to it that PEFT loads: it can be taken off again.
         rank: the most directions by which a module's weight changes; by default as many as the method wants.
         label: what the receipt and the model card call the request. It must not name what is forgotten.
-        method: method and settings; by default `Shielded()`.
+        method: method and settings; by default `ShieldedGatedText()`.
         target_modules, layers: what to edit, by kind, and in which layers (`22-27`, `50%-100%`, `all`).
         device_map, max_memory: as in transformers: a model over devices, then the host, then the disk.
         stream: layers are read from the disk one after the other; by default where the model does not fit into memory.
@@ -117,7 +116,7 @@ def edit(
         InputError: the request cannot be met as it stands. Nothing has been written.
         RunError: the run failed, or costs those who stay more than it may. No output is left.
     """
-    method, saving = method or Shielded(), resolve_saving(save, link_unchanged)
+    method, saving = method or DEFAULT(), resolve_saving(save, link_unchanged)
     source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged)  # 1. Resolve the request.
     size, signer = BatchSize(batch_size), resolve_signer(source, sign)
     terms = Terms(label, max_left, accept, force, size, rank, signer, all_records)
@@ -151,7 +150,6 @@ class _Edited:
     patch: Patch
     records: int
     """That it goes by."""
-    target_modules: Sequence[TargetModule]
     before: Scores
     """What the unedited model answers."""
     never_trained: float
@@ -214,7 +212,7 @@ class _Run:
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
         environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
-        return _Edited(patch, count, modules, before, never, general, environment)
+        return _Edited(patch, count, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default to all that are asked."""
@@ -291,10 +289,10 @@ def _settings(edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
     choice = edited.patch.choice
     limits = {} if choice is None else choice.limits
-    layers = [module.layer for module in edited.target_modules if module.layer is not None]
+    layers = [module.layer for module in edited.patch.target_modules if module.layer is not None]
     return {
         **{name: value for name, value in edited.patch.settings.items() if value is not None},
         **limits,
-        "target_modules": sorted({module.kind for module in edited.target_modules}),
+        "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }

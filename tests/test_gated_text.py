@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.hierarchy import Hierarchy
+from chip.data.keep import text_record
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
@@ -275,7 +276,7 @@ def test_only_units_of_the_chosen_layers_change(vlm: VLM, hospital: Path, forget
     before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
     method = GatedText()
     modules = default_modules(vlm, method)
-    assert {module.layer for module in modules} == {1}  # of four
+    assert {module.layer for module in modules} == {1, 2}  # of four
     patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, forget_request, modules)
     changed = {name for name, parameter in vlm.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
@@ -291,11 +292,32 @@ def test_only_units_of_the_chosen_layers_change(vlm: VLM, hospital: Path, forget
 def test_a_linear_edit_and_gates_follow_each_other(vlm: VLM, hospital: Path, forget_request: ForgetRequest) -> None:
     method = make_method("shielded+gated_text", {"retain_weight": 8.0})
     modules = default_modules(vlm, method)
-    patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, forget_request, modules)
+    request = replace(forget_request, general=(text_record("The fox ran over the hill.", "here"),))
+    patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, request, modules)
+    assert set(patch.target_modules) == set(modules)
     by_kind = {kind: {m.layer for m in modules if m.kind == kind} for kind in ("connector", "gate", "up", "down")}
-    assert by_kind == {"connector": {None}, "gate": {1}, "up": {1}, "down": set(range(4))}
+    assert by_kind == {"connector": {None}, "gate": {1, 2}, "up": {1, 2}, "down": set(range(4))}
     assert {"retain_weight", "text_units"} <= set(patch.settings)
     assert all(vlm.parameter(module.weight_name).isfinite().all() for module in modules)
+
+
+def test_names_are_the_gates_where_text_is_kept_and_else_the_linear_edit_s(
+    vlm: VLM, forget_request: ForgetRequest
+) -> None:
+    method, records = make_method("shielded+gated_text", {}), forget_request.records
+    assert isinstance(method, ShieldedGatedText)
+    linear, gates = method.steps
+    modules = default_modules(vlm, method)
+    assert method.plan(vlm, forget_request, modules) == [(linear, forget_request)]
+    kept = replace(forget_request, general=(text_record("The fox ran over the hill.", "here"),))
+    (first, pictures), (second, everything) = method.plan(vlm, kept, modules)
+    assert (first, second, everything) == (linear, gates, kept)
+    own = kept.partition.forget
+    assert list(pictures.partition.forget) == [i for i in own if records[i].image is not None] != list(own)
+    assert [*pictures.partition.forget_of.values()] == [pictures.partition.forget]
+    assert pictures.partition.retained == kept.partition.retained
+    with pytest.warns(ChipWarning, match="left to the linear edit.*no layer with all of gate, up and down"):
+        assert method.plan(vlm, kept, default_modules(vlm, method, ["connector", "down"])) == [(linear, kept)]
 
 
 def test_a_target_of_pictures_only_changes_nothing(vlm: VLM, hospital: Path, forget_request: ForgetRequest) -> None:
@@ -318,9 +340,9 @@ def test_each_step_takes_its_own_modules(vlm: VLM) -> None:
     assert gates.select(modules) == default_modules(vlm, gates)
     assert [stage.target_modules for stage in by_mlp(gates.select(modules))] == [
         tuple(module for module in modules if module.layer == layer and module.kind in ("gate", "up", "down"))
-        for layer in (1,)
+        for layer in (1, 2)
     ]
-    assert GatedText().default_layers(30) == [4, 6, 9]
+    assert GatedText().default_layers(30) == [6, 9, 12]
     assert {m.layer for m in default_modules(vlm, method, None, "2") if m.layer is not None} == {*parse_layers("2", 4)}
     assert not GatedText().has_work(_request(b"picture"))
     assert GatedText().has_work(_request())

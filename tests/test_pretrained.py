@@ -35,7 +35,7 @@ from benchmarks.pretrained.subjects import BEFORE, TAUGHT, Options
 from benchmarks.pretrained.tables import learning_faults
 from benchmarks.pretrained.training import Recipe, place, run_stages, train
 from benchmarks.pretrained.tuning import spread
-from benchmarks.pretrained.ways import WAYS
+from benchmarks.pretrained.ways import LINEAR, WAYS
 from benchmarks.pretrained.world import Size, build
 from benchmarks.reporting import read_rows
 from benchmarks.smollm2 import END_OF_TURN, START, build_around, build_processor
@@ -215,10 +215,8 @@ def test_rows_stand_in_the_order_of_what_matters_and_know_what_they_need() -> No
         "taught, institution, i1: retrained",
     ]
     counted = {name: sum(task.method == name for task in tasks) for name in WAYS}
-    assert {counted[name] for name in ("untouched", "retrained", "chip edit", "chip edit, keep sampled text")} == {
-        5 + 3
-    }
-    assert (counted["chip edit, keep nothing"], counted["npo"]) == (2 + 3 + 2, 2 + 2 + 2)
+    assert {counted[name] for name in ("untouched", "retrained", "chip edit", LINEAR)} == {5 + 3}
+    assert (counted[f"{LINEAR}, keep nothing"], counted["npo"]) == (2 + 3 + 2, 2 + 2 + 2)
     assert needs(RowTask(BEFORE, "country", "peru", "npo")) == (Setup(TEXTS),)
     assert needs(RowTask(TAUGHT, "patient", "p1", "npo"))[1:] == (Setup(TRAINING), Setup(TRAINING, "patient"))
 

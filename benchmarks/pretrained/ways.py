@@ -17,11 +17,12 @@ from benchmarks.pretrained.tuning import LEARNED, TUNED, tuned
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError, RunError
-from chip.methods import Shielded
+from chip.methods import Shielded, ShieldedGatedText
 from chip.methods.base import Method
 from chip.methods.shielded_gated import ShieldedGated
 
 UNTOUCHED, RETRAINED, OUR = "untouched", "retrained", "chip edit"
+LINEAR = f"{OUR}, linear edit alone"
 NO_TEXT: tuple[Path, ...] = ()
 """What `chip.edit` takes for: keep nothing but the records."""
 CONTROLLED = 96.0
@@ -135,15 +136,16 @@ def largest_change(source: Checkpoint, tensors: Mapping[str, Any]) -> float:
 
 REFERENCES: Mapping[str, Way] = {UNTOUCHED: Reference(False), RETRAINED: Reference(True)}
 OURS: Mapping[str, Way] = {
-    OUR: ChipWay(),
-    f"{OUR}, and gates": ChipWay(ShieldedGated()),
-    f"{OUR}, keep sampled text": ChipWay(keep="sampled.jsonl"),
+    OUR: ChipWay(ShieldedGatedText()),
+    LINEAR: ChipWay(),
+    f"{OUR}, gates at the connector": ChipWay(ShieldedGated()),
+    f"{LINEAR}, keep sampled text": ChipWay(keep="sampled.jsonl"),
 }
 ABLATIONS: Mapping[str, Way] = {
-    f"{OUR}, keep real text": ChipWay(keep="real.jsonl"),
-    f"{OUR}, keep nothing": ChipWay(keep=""),
-    f"{OUR}, sinks as any token": ChipWay(ShieldedWithSinks(), keep="sampled.jsonl"),
-    f"{OUR}, sinks as any token, keep nothing": ChipWay(ShieldedWithSinks(), keep=""),
+    f"{LINEAR}, keep real text": ChipWay(keep="real.jsonl"),
+    f"{LINEAR}, keep nothing": ChipWay(keep=""),
+    f"{LINEAR}, sinks as any token": ChipWay(ShieldedWithSinks(), keep="sampled.jsonl"),
+    f"{LINEAR}, sinks as any token, keep nothing": ChipWay(ShieldedWithSinks(), keep=""),
 }
 COMPARED: Mapping[str, Way] = {
     name: MethodWay(kind) for name, kind in METHODS.items() if not issubclass(kind, ShieldedEdit)

@@ -115,8 +115,8 @@ def edit(
     label: Label = None,
     method: Annotated[
         str,
-        typer.Option(help="shielded, gated, gated_text, shielded+gated, shielded+gated_text, or chip as published."),
-    ] = "shielded",
+        typer.Option(help="shielded+gated_text, shielded, gated_text, gated, shielded+gated, or chip as published."),
+    ] = "shielded+gated_text",
     target_modules: TargetModules = None,
     layers: Layers = None,
     device: Device = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,7 +19,8 @@ STAYING = ("siblings", "other")
 class Partition:
     """Indices of the records to forget, of those close to them, and of all others.
 
-    `forget`, `siblings` and `retain_other` share no record and together are all of them; each is in ascending order.
+    `forget`, `siblings` and `retain_other` share no record and together are all of them; each is in ascending order. Of
+    a part of a request (`ForgetRequest.part`) the target's other records are in none.
     """
 
     targets: tuple[Node, ...]
@@ -113,6 +114,18 @@ class ForgetRequest:
             InputError: as `Partition.of` does.
         """
         return replace(self, hierarchy=hierarchy, partition=Partition.of(hierarchy, self.partition.targets))
+
+    def part(self, belongs: Callable[[Record], bool]) -> Self:
+        """To forget only those of the target's records; its others are neither forgotten nor retained."""
+        records, whole = self.hierarchy.records, self.partition
+
+        def some(indices: Sequence[int]) -> tuple[int, ...]:
+            return tuple(index for index in indices if belongs(records[index]))
+
+        forget_of = {target: some(indices) for target, indices in whole.forget_of.items()}
+        shared = some(whole.on_shared_images)
+        partition = replace(whole, forget=some(whole.forget), forget_of=forget_of, on_shared_images=shared)
+        return replace(self, partition=partition)
 
     @classmethod
     def of(cls, hierarchy: Hierarchy, forget: Sequence[str]) -> Self:

@@ -17,6 +17,7 @@ from chip.methods.shielded_gated_text import ShieldedGatedText
 from chip.plugins import load_plugins
 
 __all__ = [
+    "DEFAULT",
     "METHODS",
     "Chip",
     "Gated",
@@ -34,6 +35,8 @@ __all__ = [
     "setting",
 ]
 
+DEFAULT = ShieldedGatedText
+"""What `edit` takes where no method is given."""
 METHODS: dict[str, type[Method]] = {}
 """Name, as `--method` takes it -> class."""
 

@@ -69,9 +69,10 @@ def edit_model(
     context = _Context(vlm, checkpoint, *shared, general, precision or Precision())
     check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
-    for step in method.steps:
-        if not step.has_work(request):
-            if len(method.steps) == 1:
+    steps = method.plan(vlm, request, target_modules)
+    for step, part in steps:
+        if not step.has_work(part):
+            if len(steps) == 1:
                 message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
                 warnings.warn(message, ChipWarning, stacklevel=2)
             continue
@@ -79,7 +80,7 @@ def edit_model(
         if not modules:
             message = f"method {step.name} edits none of these modules; choose others"
             raise InputError(message, argument="target_modules")
-        patch = patch.then(_edit_step(context, step, request, modules), checkpoint)
+        patch = patch.then(_edit_step(context, step, part, modules), checkpoint)
     return patch
 
 
@@ -119,7 +120,8 @@ def _edit_step(
         choice = trials.find(search, method, ValidationSet(request), progress)
         method = method.resolve_search(choice.value)
     patch = edit_stages(method, source, editor, progress)
-    return replace(patch, choice=choice, settings=asdict(method) | {"rank": context.precision.rank})
+    settings = asdict(method) | {"rank": context.precision.rank}
+    return replace(patch, choice=choice, settings=settings, target_modules=tuple(target_modules))
 
 
 def edit_stages(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from chip.data.request import ForgetRequest
 from chip.methods.settings import check_settings, settings_of
 from chip.model.target_modules import Component, TargetModule, layer_range
 from chip.model.tokens import Statistics
+
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
 
 M = TypeVar("M", bound="Method")
 
@@ -155,6 +158,12 @@ class Method(ABC):
     def steps(self) -> tuple[Method, ...]:
         """Edits to make one after the other, each in the model that the one before has left."""
         return (self,)
+
+    def plan(
+        self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]
+    ) -> Sequence[tuple[Method, ForgetRequest]]:
+        """The steps that are taken for this request, and what each is to forget: by default all of it."""
+        return [(step, request) for step in self.steps]
 
     def default_layers(self, depth: int) -> Sequence[int]:
         """The layers of a text model of `depth` layers that it edits by default."""

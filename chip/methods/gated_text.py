@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,13 +27,17 @@ from chip.methods.gated_text_statistics import (
 from chip.methods.gated_text_tokens import TextWeights
 from chip.methods.settings import setting
 from chip.methods.statistics import SecondMoment
+from chip.model.activations import activation_behind
 from chip.model.target_modules import Component, TargetModule
 from chip.model.tokens import Statistics
+
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
 
 NEAREST_LOOKS = 2
 """In how many passes the retained tokens are looked for that are hard to tell from the target's."""
 MAPS = ("gate", "up", "down")
-LAYERS = (0.13, 0.2, 0.3)
+LAYERS = (0.2, 0.3, 0.4)
 """Where gates are built by default, as shares of the depth: by then a name of several tokens has been put together, and
 what is known of it has not been fetched yet."""
 
@@ -58,7 +62,7 @@ class GatedText(Method):
     """
 
     name: ClassVar[str] = "gated_text"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Needs] = Needs(general=True, model="sequential", whole_mlps=True, looks=2 + NEAREST_LOOKS)
     target_modules: ClassVar[tuple[str, ...]] = MAPS
     layers: ClassVar[tuple[float, float]] = (LAYERS[0], LAYERS[-1])
@@ -84,6 +88,18 @@ class GatedText(Method):
         own = super().select(modules)
         count = {layer: sum(module.layer == layer for module in own) for layer in {module.layer for module in own}}
         return [module for module in own if count[module.layer] == len(MAPS)]
+
+    def unfit(self, vlm: VLM, modules: Sequence[TargetModule]) -> str | None:
+        """Why there can be no gates in these modules; None where there can."""
+        own = self.select(modules)
+        gates = [module for module in own if module.kind == "gate"]
+        if not gates:
+            return "there is no layer with all of gate, up and down among the target modules"
+        if any(module.bias for module in own if module.kind != "down"):
+            return "its MLPs have biases"
+        if any(activation_behind(vlm.model, module) is None for module in gates):
+            return "its layers are not known to add what a gated MLP gives"
+        return None
 
     def has_work(self, request: ForgetRequest) -> bool:
         return bool((self.record_weights(request, torch.device("cpu")).target >= 0).any())

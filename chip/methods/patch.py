@@ -48,6 +48,8 @@ class Patch:
     """How the setting that nobody gave was found."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the method was set to, and what was found for the setting that nobody gave."""
+    target_modules: tuple[TargetModule, ...] = ()
+    """What was measured and solved for."""
 
     def then(self, later: Patch, checkpoint: Checkpoint) -> Patch:
         """Both edits, one after the other, of the checkpoint."""
@@ -62,6 +64,7 @@ class Patch:
             removed=self.removed | later.removed,
             choice=later.choice or self.choice,
             settings={**self.settings, **later.settings},
+            target_modules=tuple(dict.fromkeys((*self.target_modules, *later.target_modules))),
         )
 
 

@@ -1,14 +1,21 @@
-"""Two edits in a row: a linear one, and gates for what it has to leave of the target in text."""
+"""The default: a linear edit, and gates for what is asked by name, where a linear edit would harm the model's text."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from chip.data.request import ForgetRequest
+from chip.errors import ChipWarning
 from chip.methods.base import Method
 from chip.methods.gated_text import GatedText
 from chip.methods.shielded import Shielded
 from chip.model.target_modules import TargetModule
+
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
 
 
 @dataclass(frozen=True)
@@ -18,19 +25,37 @@ class _Linear(Shielded):
     def can_edit(self, module: TargetModule) -> bool:
         return module.kind not in ("gate", "up")
 
+    def has_work(self, request: ForgetRequest) -> bool:
+        return any(not request.records[index].held_out for index in request.partition.forget)
+
 
 @dataclass(frozen=True)
 class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only has the settings of both
-    """`Shielded`, and in the model that it leaves `GatedText`, where the target has text-only records.
+    """`Shielded`; and in the model that it leaves `GatedText`, where that can do what a linear edit cannot.
 
-    The linear edit takes what hangs on the picture. What is asked by name it has to leave where a pretrained model's
-    text is protected; gates reach that.
+    A linear edit does not take a name out of a language that is to be kept: a bound on general text leaves it no room.
+    So where there is general data to keep, and the target has records without an image, these are the gates' alone, and
+    the linear edit takes the others. Without general data, and in a model that has no place for gates, the linear edit
+    takes all.
     """
 
     name: ClassVar[str] = "shielded+gated_text"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     target_modules: ClassVar[tuple[str, ...]] = (*Shielded.target_modules, "gate", "up")
 
     @property
-    def steps(self) -> tuple[Method, ...]:
+    def steps(self) -> tuple[_Linear, GatedText]:
         return self.only(_Linear), self.only(GatedText)
+
+    def plan(
+        self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]
+    ) -> Sequence[tuple[Method, ForgetRequest]]:
+        linear, gates = self.steps
+        if not request.general or not gates.has_work(request):
+            return [(linear, request)]
+        if (why := gates.unfit(vlm, target_modules)) is not None:
+            message = f"what is asked in text only is left to the linear edit, which reaches little of it: {why}"
+            warnings.warn(message, ChipWarning, stacklevel=2)
+            return [(linear, request)]
+        pictured = request.part(lambda record: record.image is not None)
+        return [(linear, pictured), (gates, request)]
