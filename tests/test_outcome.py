@@ -163,6 +163,6 @@ def test_what_was_drawn_of_very_many_records_is_said_with_its_interval() -> None
     print_edit(EditReport("shielded", {}, None, "out", 1.0, True, {}, {}, {}, outcome, sampled=sampled), console)
     assert isinstance(console.file, io.StringIO)
     assert (
-        "of 1,000,000 records the edit goes by 10,600, and 10,608 were asked (drawn by institution, seed 0; --all-records "
-        "takes all); exact match of all, by 95 % intervals: others 0.981 to 0.994"
+        "of 1,000,000 records the edit goes by 10,600, and 10,608 were asked (drawn by institution, seed 0; "
+        "--all-records takes all); exact match of all, by 95 % intervals: others 0.981 to 0.994"
     ) in console.file.getvalue()
