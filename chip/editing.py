@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from chip.checkpoint.contents import folder_contents
-from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.overwrite import check_replaceable
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.data.sample import sample_to_ask
 from chip.distributed import DistributedContext, distributed_context
 from chip.edit_options import Arguments, EditOptions, Terms
 from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
-from chip.evaluation.summary import summarize
+from chip.evaluation.summary import exact_match_intervals, summarize
 from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
@@ -30,6 +28,7 @@ from chip.ledger import Ledger
 from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
+from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_checkpoint
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
@@ -40,7 +39,7 @@ from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.recording.targets import open_targets
 from chip.report.documents import count_edits
-from chip.report.edit_report import EditReport
+from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.request_checks import (
     check_written_names_nobody,
@@ -50,7 +49,7 @@ from chip.request_checks import (
     resolve_request,
     resolve_signer,
 )
-from chip.saving import Saving, resolve_saving
+from chip.saving import Saving, output_folder, resolve_saving
 
 
 def edit(
@@ -101,10 +100,11 @@ def edit(
         model_loader(distributed, options) as load,
     ):
         arguments = Arguments.of(method, general.keep, options)
-        run = _Run(source, request, general, method, saving, arguments, distributed, progress, terms)
+        to_ask = request if terms.all_records else sample_to_ask(request)
+        run = _Run(source, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
-        with _output_folder(output, options.get("overwrite", False), distributed) as folder:
+        with output_folder(output, options.get("overwrite", False), distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, options.get("link_unchanged", False))  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
@@ -118,6 +118,8 @@ class _Edited:
     """The edit, before it is written."""
 
     patch: Patch
+    records: int
+    """That it goes by."""
     before: Scores
     """What the unedited model answers."""
     never_trained: float
@@ -136,10 +138,11 @@ class _Evaluated:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all steps of one edit share."""
+    """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after."""
 
     source: Checkpoint
     request: ForgetRequest
+    to_ask: ForgetRequest
     keep: GivenKeep
     method: Method
     saving: Saving
@@ -165,23 +168,25 @@ class _Run:
         vlm = load(self.source)
         modules = modules_of(vlm)
         before = self.score(vlm, "asking before")
-        never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
+        never = never_trained_accuracy(self.to_ask, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
-            Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
+            Outcome.of(summarize(self.to_ask, before, None), never).check_known(self.request.partition.targets)
         shared = self.terms.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
-        request = replace(self.request, general=general.protected if self.method.needs.general else ())
+        request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
+        request = replace(request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
         patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
-        before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        return _Edited(patch, before, never, general, environment_of(vlm, self.distributed))
+        before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
+        environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
+        return _Edited(patch, count, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
-        """What the model answers; by default all records."""
-        records = self.request.hierarchy.records if records is None else records
+        """What the model answers; by default to all that are asked."""
+        records = self.to_ask.hierarchy.records if records is None else records
         return score_records(vlm, records, self.terms.size, self.progress, what, self.distributed)
 
     def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
@@ -206,7 +211,7 @@ class _Run:
         output: Path | None = None,
     ) -> EditReport:
         patch = edited.patch
-        groups = summarize(self.request, edited.before, None if after is None else after.scores)
+        groups = summarize(self.to_ask, edited.before, None if after is None else after.scores)
         general = None if after is None else after.general
         return EditReport(
             method=self.method.name,
@@ -221,6 +226,7 @@ class _Run:
             general=general,
             general_note=edited.general.note,
             general_digest=edited.general.digest if self.method.needs.general else None,
+            sampled=self.sampled(edited, edited.before if after is None else after.scores),
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
@@ -233,6 +239,11 @@ class _Run:
         """The report of a dry run, with the place in its sequence that the edit would have."""
         main = self.distributed.is_main_process
         return count_edits(self.source, report, self.saving.merged, self.progress) if main else report
+
+    def sampled(self, edited: _Edited, scores: Scores) -> Sampled | None:
+        total, asked = (len(request.hierarchy.records) for request in (self.request, self.to_ask))
+        intervals = exact_match_intervals(self.request, self.to_ask, scores)
+        return None if edited.records == asked == total else Sampled(total, edited.records, asked, 0, intervals)
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.
@@ -261,14 +272,3 @@ def _settings(edited: _Edited) -> dict[str, Any]:
         "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }
-
-
-@contextmanager
-def _output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
-    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
-        yield Path(distributed.broadcast_object(str(folder)))
-        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
-            check_replaceable(output, hashes=False)
-    distributed.barrier()  # so that all fail if putting it in place does

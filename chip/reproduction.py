@@ -110,6 +110,7 @@ def reproduce(
             target_modules=asked.target_modules,
             layers=asked.layers,
             batch_size=asked.batch_size,
+            all_records=asked.all_records,
             accept=True,
             force=True,
             progress=progress,

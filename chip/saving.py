@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from chip.checkpoint.adapter import Adapter
 from chip.checkpoint.contents import folder_contents
-from chip.checkpoint.folder import copy_file, flush
+from chip.checkpoint.folder import atomic_directory, copy_file, flush
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.overwrite import check_replaceable
 from chip.checkpoint.writer import check_written, copy_patched
+from chip.distributed import DistributedContext
 from chip.edit_options import EditOptions
 from chip.errors import ChipWarning, InputError
 from chip.methods.patch import Patch, check_removed
@@ -102,3 +106,14 @@ def resolve_saving(options: EditOptions) -> Saving:
     )
     warnings.warn(note, ChipWarning, stacklevel=3)
     return SaveAdapter()
+
+
+@contextmanager
+def output_folder(output: Path, overwrite: bool, distributed: DistributedContext) -> Iterator[Path]:
+    """The folder to write into, the same in all processes; in place, or gone, when the context ends."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_directory(output, overwrite)) if distributed.is_main_process else output
+        yield Path(distributed.broadcast_object(str(folder)))
+        if overwrite and distributed.is_main_process:  # again: hours later, somebody may have put something there
+            check_replaceable(output, hashes=False)
+    distributed.barrier()  # so that all fail if putting it in place does

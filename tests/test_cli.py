@@ -98,7 +98,7 @@ def test_json_is_one_object_and_nothing_else(chip: Chip, small: Path) -> None:
     result = _edit(chip, small, "patient_2", "--retain-weight", "8", "--json")
     report = json.loads(result.out)
     assert result.code == 0
-    assert report["method"] == "shielded"
+    assert report["method"] == "shielded+gated_text"
     assert report["output"] == str(small / "ckpt-edited")
     assert report["changed_tensors"] == sorted(report["relative_change"])
     assert set(report["groups"]) == {"target", "siblings", "other"}

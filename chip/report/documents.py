@@ -98,7 +98,8 @@ def _leave(receipt: Receipt, folder: Path, report: EditReport) -> EditReport:
 
 def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[str, float]) -> Edit:
     shown = report.to_json()
-    figures = finite({name: shown[name] for name in ("groups", "general", "outcome")})
+    sampled = () if report.sampled is None else ("sampled",)
+    figures = finite({name: shown[name] for name in ("groups", "general", "outcome", *sampled)})
     return Edit(
         report.method,
         report.settings,
