@@ -26,6 +26,9 @@ class EditOptions(RunOptions, total=False):
     """Layers of the text model to edit: `22-27` (from 0), `50%-100%` or `all`; by default the method's."""
     rank: int | None
     """The most directions by which a module's weight changes; by default as many as the method wants."""
+    measure_on: Path | str | None
+    """Folder of a copy of the model, such as a quantized one, through which the records pass when statistics are
+    measured; edited and written are the checkpoint's own weights. Both are in memory."""
     save: str
     """`merged`, the default: a copy of the checkpoint. `adapter`: one to it that PEFT loads, and can be taken off."""
     label: str | None

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.weights import weight_files
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
@@ -30,6 +31,7 @@ from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_checkpoint
+from chip.model.copies import open_copy
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
 from chip.model.loading_options import check_keywords
@@ -68,7 +70,8 @@ def edit(
     """Make a model forget some nodes, and write it as a new checkpoint.
 
     Args:
-        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to.
+        checkpoint: folder in the Hugging Face format, safetensors, or of a LoRA adapter alone; never written to. Where
+            it is quantized, what is edited and written is dequantized to bf16.
         forget: ids or paths of institutions, patients, studies or sections; None: all whose requests are open in the
             ledger, one edit for them together.
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
@@ -86,7 +89,9 @@ def edit(
     check_keywords("edit", EditOptions, options)
     method, saving = method or DEFAULT(), resolve_saving(options)
     # 1. Resolve the request.
-    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), rounded=saving.merged)
+    adapter, base = options.get("adapter"), options.get("base")
+    source = open_checkpoint(checkpoint, adapter, base, rounded=saving.merged, progress=progress)
+    measured = open_copy(options.get("measure_on"), source, options.get("device_map"), progress)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
     general = resolve_keep(source, keep, method)
     hierarchy = resolve_records(source, records)
@@ -101,7 +106,7 @@ def edit(
     ):
         arguments = Arguments.of(method, general.keep, options)
         to_ask = request if terms.all_records else sample_to_ask(request)
-        run = _Run(source, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
+        run = _Run(source, measured, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
         with output_folder(output, options.get("overwrite", False), distributed) as folder:
@@ -141,6 +146,8 @@ class _Run:
     """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after."""
 
     source: Checkpoint
+    measured: Checkpoint | None
+    """The copy that statistics are measured on; None: the source."""
     request: ForgetRequest
     to_ask: ForgetRequest
     keep: GivenKeep
@@ -176,12 +183,18 @@ class _Run:
         request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
         request = replace(request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
-        patch = edit_model(vlm, self.source, self.method, request, modules, *shared, general.reference, precision)
+        seen, watched = vlm, general.reference
+        if self.measured is not None:
+            seen = replace(load(self.measured), processor=vlm.processor)
+            watched = None if watched is None else watched.of(seen)
+        patch = edit_model(seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
         before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
         environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
+        if self.source.quantized is not None:
+            environment |= {"dequantized_from": self.source.quantized.scheme}
         return _Edited(patch, count, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
@@ -233,6 +246,7 @@ class _Run:
             version=self.method.version,
             arguments=asdict(self.arguments),
             environment=edited.environment,
+            measured_on=None if self.measured is None else weight_files(self.measured),
         )
 
     def count(self, report: EditReport) -> EditReport:

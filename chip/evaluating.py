@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.data.hierarchy import Hierarchy
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.request import ForgetRequest
@@ -77,9 +77,10 @@ def evaluate(
         RunError: a model does not fit into memory, or the judge does not answer.
     """
     check_keywords("evaluate", RunOptions, options)
-    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"))  # 1. Resolve the request.
-    retrained = None if reference is None else Checkpoint.open(Path(reference))
-    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.folder)))
+    # 1. Resolve the request.
+    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), progress=progress)
+    retrained = None if reference is None else open_plain(Path(reference), progress)
+    hierarchy = Hierarchy(read_records(find_source(source.place, records, source.given)))
     forget = edited_targets(ledger, source, hierarchy, progress) if forget is None else forget
     config = EvalConfig(ForgetRequest.of(hierarchy, forget), find_attacks(attacks), seed, judge=judge)
     given = GivenGeneral.of(general)
@@ -88,7 +89,7 @@ def evaluate(
         EvalRecord(ledger, config.request, source, retrained, progress) as record,
         model_loader(DistributedContext(), options) as load,
     ):
-        before = None if original is None else load(Checkpoint.open(Path(original)).folder)
+        before = None if original is None else load(Path(original))
         ability = GeneralAbility(given, config.request, before, BatchSize(options.get("batch_size")))
         if not attacked:
             before = None

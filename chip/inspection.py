@@ -80,7 +80,7 @@ def inspect(
     check_keywords("inspect", LoadingOptions, options)
     source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"))
     model = build_skeleton(source.folder, len(source.entries))
-    notes = [*_adapter_note(source), *describe_unreached(source, model)]
+    notes = [*_quantized_note(source), *_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:
         notes.append(describe_left_out(left_out))
     by_kind: defaultdict[str, list[TargetModule]] = defaultdict(list)
@@ -102,9 +102,14 @@ def inspect(
 def _largest_tokens(
     source: Checkpoint, records: Path | str | RecordSource, options: LoadingOptions
 ) -> list[LargestToken]:
-    few = read_records(find_source(source.place, records, source.folder))
+    few = read_records(find_source(source.place, records, source.given))
     with model_loader(DistributedContext(), options) as load:
         return largest_tokens(load(source), few)
+
+
+def _quantized_note(source: Checkpoint) -> Iterator[str]:
+    if source.quantized is not None:
+        yield f"quantized ({source.quantized.scheme}): what is shown, edited and written is dequantized to bf16"
 
 
 def _adapter_note(source: Checkpoint) -> Iterator[str]:

@@ -15,7 +15,7 @@ from chip.checkpoint.adapter import ADAPTER_WEIGHTS, Adapter, holds_adapter
 from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
 from chip.checkpoint.measure import measure
 from chip.checkpoint.receipt import Receipt, read_receipt
-from chip.checkpoint.weights import weights_digest
+from chip.checkpoint.weights import weight_files, weights_digest
 from chip.data.readers import RecordSource
 from chip.edit_options import Arguments
 from chip.editing import edit
@@ -67,6 +67,7 @@ def reproduce(
     source: Path | str,
     forget: Sequence[str],
     *,
+    measure_on: Path | str | None = None,
     records: Path | str | RecordSource | None = None,
     keep: Keep | Sequence[Path | str] | None = None,
     scratch: Path | str | None = None,
@@ -79,6 +80,7 @@ def reproduce(
         receipt: folder that `chip edit` has written; or its receipt alone, and then only sizes can be compared of
             tensors that differ.
         source: folder that was edited; or of the adapter alone that was, and then `base` as in `edit`.
+        measure_on: folder of the copy that its statistics were measured on.
         forget: ids or paths of the nodes, which no receipt holds.
         records: the records, which it does not hold either; by default those beside the source.
         keep: where files were to be kept: the same again.
@@ -95,6 +97,7 @@ def reproduce(
     _check_adapter(source if adapter is None and holds_adapter(Path(source)) else adapter, then)
     asked = _arguments(then, receipt)
     original = _open_source(source, adapter, options.get("base"), then, progress)
+    _check_copy(measure_on, then)
     method, kept = _method(then, asked), _keep(asked, keep)
     with TemporaryDirectory(prefix="chip-", dir=scratch) as folder:
         again = Path(folder) / "again"
@@ -103,6 +106,7 @@ def reproduce(
             forget,
             records=records,
             save="merged" if then.base is None else "adapter",
+            measure_on=measure_on,
             rank=asked.rank,
             keep=kept,
             out=again,
@@ -131,7 +135,7 @@ def _open_source(
     Raises:
         InputError: something else was.
     """
-    opened = open_checkpoint(source, adapter, base, rounded=then.base is None)
+    opened = open_checkpoint(source, adapter, base, rounded=then.base is None, progress=progress)
     if weights_digest(opened, progress) != then.source_digest:
         message = "not the weights that were edited; give the folder that the receipt's was made from"
         raise InputError(message, argument="source", value=opened.folder)
@@ -146,6 +150,13 @@ def _check_adapter(adapter: Path | str | None, then: Receipt) -> None:
         raise InputError("the edit merged an adapter first; give its folder", argument="adapter")
     message = "not the one that was merged before the edit" if then.adapter else "the edit merged none; leave it out"
     raise InputError(message, argument="adapter", value=adapter)
+
+
+def _check_copy(measure_on: Path | str | None, then: Receipt) -> None:
+    given = None if measure_on is None else weight_files(Checkpoint.open(Path(measure_on), quantized=True))
+    if given != then.measured_on:
+        message = "not what the edit's statistics were measured on; give that copy, or leave it out if it was none"
+        raise InputError(message, argument="measure_on", value=measure_on)
 
 
 def _arguments(then: Receipt, place: Path | str) -> Arguments:

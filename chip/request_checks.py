@@ -68,7 +68,7 @@ def _default_output(folder: Path) -> Path:
 
 def resolve_records(source: Checkpoint, records: Path | str | RecordSource | None) -> Hierarchy:
     """All records; refused where they would be copied with the checkpoint."""
-    found = find_source(source.place, records, source.folder)
+    found = find_source(source.place, records, source.given)
     _check_outside(source, [found.path])  # before a map is kept beside it
     return Hierarchy(read_records(found))
 
@@ -104,7 +104,7 @@ def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: 
 def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
     """Raise `InputError` for one that would be copied with the checkpoint."""
     for path in paths:
-        if Path(os.path.realpath(path)).is_relative_to(source.folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(source.given.resolve()):
             raise InputError(f"{path}: lies in the checkpoint, and would be copied with it; move it elsewhere")
 
 

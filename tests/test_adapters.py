@@ -242,7 +242,7 @@ def test_nothing_works_on_tied_weights(base: Path, model: Any, adapter: Path, tm
         open_checkpoint(tied, folder)
 
 
-def test_a_quantized_base_is_refused(base: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_base_that_only_says_that_it_is_quantized_is_refused(base: Path, trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "quantized"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))

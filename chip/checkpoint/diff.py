@@ -12,6 +12,7 @@ from typing import Any
 
 from chip.checkpoint.change_map import ChangeMap, change_map, sum_to_json
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.stored_tensor import StoredTensor, same_bytes
 from chip.checkpoint.tensor_diff import TensorDiff
 from chip.checkpoint.threads import in_threads
@@ -78,12 +79,12 @@ def diff(a: Path | str, b: Path | str, progress: ProgressCallback = silent) -> C
     the other: memory does not grow with the checkpoints, but for what `measure` says.
 
     Where the names on disk differ, the tensors that both load into the same parameter of the model are compared, as
-    far as transformers has code for the models; all others by their names.
+    far as transformers has code for the models; all others by their names. Quantized weights are compared dequantized.
 
     Raises:
-        InputError: as `Checkpoint.open` does, and where a tensor that differs has a dtype chip cannot read.
+        InputError: as `open_plain` does, and where a tensor that differs has a dtype chip cannot read.
     """
-    first, second = Checkpoint.open(Path(a)), Checkpoint.open(Path(b))
+    first, second = open_plain(Path(a), progress), open_plain(Path(b), progress)
     names = _same_tensors(first, second)
     pairs: list[tuple[StoredTensor, StoredTensor]] = []
     shape_differs: list[ShapeDiff] = []

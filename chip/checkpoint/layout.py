@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chip.checkpoint.config_checks import check_config, check_quantization_files
+from chip.checkpoint.config_checks import check_config, check_quantization_files, find_scheme
 from chip.checkpoint.file_signature import FileSignature
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.header import TensorEntry, read_header
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch takes a second, and who only compares bytes does with
     import torch
 
     from chip.checkpoint.adapter import Adapter
+    from chip.checkpoint.quantized import Quantized
 
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
@@ -52,19 +53,30 @@ class Checkpoint:
     """What is merged into the weights; the folder is then its base's."""
     merged: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """Name on disk -> what the adapter makes of the tensor, for those it changes; computed when it is asked for."""
+    quantized: Quantized | None = None
+    """What the weights were dequantized from; the folder is then a temporary one."""
+
+    @property
+    def given(self) -> Path:
+        """The folder of the weights as a user knows it."""
+        return self.folder if self.quantized is None else self.quantized.checkpoint.folder
 
     @property
     def place(self) -> Path:
         """The folder that a user takes for the model's: its adapter's, where it has one."""
-        return self.folder if self.adapter is None else self.adapter.folder
+        return self.given if self.adapter is None else self.adapter.folder
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, *, quantized: bool = False) -> Checkpoint:
         """Read `config.json`, the index and the headers. No file outside the folder is opened (see `resolve_inside`).
 
         All that is accepted, the safetensors library accepts. It accepts more, of what no writer writes: a name that
         occurs twice, a tensor's entry with other keys or as a list, `"__metadata__": null`, more than 64 dimensions,
         empty tensors that torch cannot make, as [0, 2**62, 4].
+
+        Args:
+            quantized: weights that `config.json` says are quantized are no fault. They are codes still: see
+                `chip.checkpoint.plain.open_plain`.
 
         Raises:
             InputError: this is not a whole and plain checkpoint: something is missing, an adapter, pickled or quantized
@@ -77,7 +89,7 @@ class Checkpoint:
         if os.path.lexists(folder / ADAPTER_CONFIG):
             raise input_error(folder, "an adapter lies here", "merge it into its model first (peft: merge_and_unload)")
         signatures: Signatures = {}
-        config = _read_config(folder, signatures)
+        config = _read_config(folder, signatures, quantized)
         shards, weight_map = _find_shards(folder, signatures)
         entries = _read_shards(folder, shards, signatures)
         if weight_map is not None:
@@ -137,6 +149,8 @@ class Checkpoint:
         signatures = {self.folder / name: signature for name, signature in self.signatures.items()}
         if self.adapter is not None:
             signatures |= {self.adapter.folder / name: each for name, each in self.adapter.signatures.items()}
+        if self.quantized is not None:
+            self.quantized.checkpoint.check_unchanged()
         for path, signature in signatures.items():
             try:
                 same = FileSignature.of(path.stat()) == signature
@@ -159,12 +173,13 @@ def read_tensor(folder: Path, entry: TensorEntry) -> torch.Tensor:
     return tensor
 
 
-def _read_config(folder: Path, signatures: Signatures) -> Mapping[str, Any]:
+def _read_config(folder: Path, signatures: Signatures, quantized: bool) -> Mapping[str, Any]:
     if not os.path.lexists(folder / CONFIG):
         raise input_error(folder, f"no {CONFIG}", "give the folder that holds it beside the weights")
     config, signatures[CONFIG] = read_json(folder, CONFIG)
-    check_config(folder / CONFIG, config)
-    check_quantization_files(folder)
+    check_config(folder / CONFIG, config, quantized=quantized)
+    if find_scheme(config) is None:
+        check_quantization_files(folder)
     return config
 
 

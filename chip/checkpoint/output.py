@@ -36,7 +36,7 @@ def check_output(
     origin = source.folder.resolve()
     try:
         target = out.resolve()
-        for folder in {origin, source.place.resolve()}:
+        for folder in {origin, source.given.resolve(), source.place.resolve()}:
             _check_place(folder, target, out)
         _check_content(target, out, overwrite, progress)
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none, a folder not to read

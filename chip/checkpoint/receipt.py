@@ -24,14 +24,14 @@ from chip.checkpoint.paths import open_inside
 from chip.checkpoint.read_back import ReadBack, WrittenFile
 from chip.checkpoint.sequence import Drift, EditSequence, next_drift
 from chip.checkpoint.statement import EDIT, LIMITS, statement_text, to_json
-from chip.checkpoint.weights import combined_digest
+from chip.checkpoint.weights import combined_digest, weight_files
 from chip.errors import InputError
 
 RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
-_OPTIONAL = ("adapter", "base", "general")
+_OPTIONAL = ("adapter", "base", "general", "quantized", "measured_on")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Edit:
     """What was measured before and after."""
     general_digest: bytes | None = None
     """Of the general data that was protected; None where there was none."""
+    measured_on: Mapping[str, str] | None = None
+    """As `Receipt` has it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,10 @@ class Receipt:
     general: str | None = None
     """HMAC-SHA256 of the digest of the general data that was protected, by `source_digest`; left out without any. It
     shows whether the same was protected again, and nothing of what that was."""
+    quantized: dict[str, str] | None = None
+    """File -> SHA-256 of the source, where it was quantized: `files` and `tensors` are of it dequantized to bf16."""
+    measured_on: dict[str, str] | None = None
+    """File -> SHA-256 of the copy of the source that the statistics were measured on, where it was one."""
 
     @classmethod
     def of(cls, source: Checkpoint, edit: Edit, written: ReadBack, base: Mapping[str, str] | None = None) -> Self:
@@ -154,6 +160,8 @@ class Receipt:
             attacks=[],
             limits=list(LIMITS),
             adapter=None if source.adapter is None else source.adapter.digests(),
+            quantized=None if source.quantized is None else weight_files(source),
+            measured_on=None if edit.measured_on is None else dict(edit.measured_on),
             base=None if base is None else dict(base),
         )
         norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
@@ -164,7 +172,10 @@ class Receipt:
 
     @property
     def source_digest(self) -> str:
-        """`weights_digest` of the checkpoint that was edited; where an adapter was merged first, of its base."""
+        """`weights_digest` of the checkpoint that was edited; where an adapter was merged first, of its base; where the
+        weights were quantized, of these."""
+        if self.quantized is not None:
+            return combined_digest(self.quantized)
         copied = {name: file.source_sha256 for name, file in self.files.items() if file.source_sha256}
         return combined_digest(copied if self.base is None else self.base)
 

@@ -15,10 +15,12 @@ from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import Digest, Range, digest, digest_all
 from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.checkpoint.model_card import CARD
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.read_back import changed_ranges
 from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, stored_receipt
 from chip.checkpoint.signing import SIGNATURE, SignatureCheck, TrustedKeys
 from chip.checkpoint.statement import EVALUATION, read_statement
+from chip.checkpoint.weights import weight_files
 from chip.errors import InputError, printable
 from chip.progress import ProgressCallback, silent
 
@@ -64,7 +66,8 @@ def verify(
     compared, nor is what lies in `.git` or `.cache`: a folder that comes back from the hub is the one that was written.
 
     Where an adapter was merged, the original is its base, and the changes that are checked are those of both. An edit
-    that was written as an adapter is checked by its files, and the original by being the one that it belongs to.
+    that was written as an adapter is checked by its files, and the original by being the one that it belongs to. A
+    quantized original is dequantized again.
 
     Args:
         public_key: PEM file: the folder must be signed with its private key.
@@ -77,7 +80,7 @@ def verify(
     """
     check = _signature_check(public_key, trust)
     receipt = read_receipt(Path(edited))
-    source = None if original is None else Checkpoint.open(Path(original))
+    source = None if original is None else open_plain(Path(original), progress)
     find = _checkpoint_faults if receipt.base is None else _adapter_faults
     try:
         faults = list(find(receipt, Path(edited), source, progress))
@@ -239,6 +242,9 @@ def _untouched_bytes(receipt: Receipt, copy: _Digests) -> int:
 def _source_faults(receipt: Receipt, copy: _Digests, original: _Digests) -> Iterator[str]:
     """What only the original can show."""
     written, source = copy.checkpoint, original.checkpoint
+    if (None if source.quantized is None else weight_files(source)) != receipt.quantized:
+        was = "the quantized checkpoint" if receipt.quantized else "the checkpoint, not quantized,"
+        yield f"the original is not {was} that was edited"
     if written.entries != source.entries:
         yield "the headers are not those of the original"
         return

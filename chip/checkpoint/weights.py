@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 
 from chip.checkpoint.hashing import digest_all
-from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.layout import CONFIG, Checkpoint
 from chip.progress import ProgressCallback, silent
 
 
@@ -26,3 +26,12 @@ def weights_digest(checkpoint: Checkpoint, progress: ProgressCallback = silent) 
     with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
         digests = digest_all(jobs, advance)
     return combined_digest({name: one.whole for name, one in zip(checkpoint.shards, digests, strict=True)})
+
+
+def weight_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name -> SHA-256 in hexadecimal, of `config.json` and the shards in the folder as a user knows it: a quantized
+    checkpoint's own, and not those of its dequantized copy."""
+    given = checkpoint if checkpoint.quantized is None else checkpoint.quantized.checkpoint
+    names = (CONFIG, *given.shards)
+    digests = digest_all([(given.folder / name, ()) for name in names])
+    return {name: digest.whole for name, digest in zip(names, digests, strict=True)}

@@ -62,6 +62,13 @@ class Editing:
     rank: Annotated[
         int | None, typer.Option(help="Most directions by which a weight changes; by default what the method wants.")
     ] = None
+    measure_on: Annotated[
+        Path | None,
+        typer.Option(
+            help="A copy of the model, such as a quantized one, to measure on; CKPT's own weights are edited.",
+            metavar="FOLDER",
+        ),
+    ] = None
     save: Annotated[
         str,
         typer.Option(

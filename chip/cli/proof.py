@@ -26,6 +26,9 @@ def reproduce(
     source: Annotated[Path, typer.Option(help="The checkpoint, or adapter, it was made from.", metavar="CKPT")],
     forget: Annotated[list[str], typer.Option(help="The node, which no receipt holds; repeat.", metavar="NODE")],
     *,
+    measure_on: Annotated[
+        Path | None, typer.Option(help="The copy that its statistics were measured on.", metavar="FOLDER")
+    ] = None,
     records: RecordsFile = None,
     reading: Reading,
     keep: Annotated[
@@ -49,6 +52,7 @@ def reproduce(
         receipt,
         source,
         forget,
+        measure_on=measure_on,
         records=reading.source(records),
         keep=keep,
         scratch=scratch,

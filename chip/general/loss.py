@@ -79,6 +79,10 @@ class GeneralReference:
         self.answers = self.answer(vlm)
         """The unedited model's to the questions."""
 
+    def of(self, vlm: VLM) -> GeneralReference:
+        """The same of another model."""
+        return GeneralReference(vlm, self._held_out, self._questions, self._size, self._distributed)
+
     def compare(self, vlm: VLM) -> GeneralLoss:
         """What `vlm`, an edit of the model, has lost."""
         *totals, tokens = self.compare_texts(vlm).sum(0).tolist()

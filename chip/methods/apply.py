@@ -23,9 +23,9 @@ from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.self_check import check_pass
 from chip.model.loading import VLM
-from chip.model.restoring import restoring
 from chip.model.scoring import score_records
 from chip.model.target_modules import TargetModule, available_modules, parse_layers, select_modules
+from chip.model.weights import Weights
 from chip.progress import ProgressCallback, silent
 
 
@@ -51,6 +51,7 @@ def edit_model(
     distributed: DistributedContext | None = None,
     general: GeneralReference | None = None,
     precision: Precision | None = None,
+    weights: Weights | None = None,
 ) -> Patch:
     """Run the trained records through the model, and let the method edit it module by module.
 
@@ -59,6 +60,7 @@ def edit_model(
     Args:
         general: what a search watches beside the records.
         precision: how exactly new weights are kept; by default as they are stored.
+        weights: what is edited, the checkpoint's; by default those of `vlm`, which else is a copy of it to measure on.
 
     Raises:
         InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
@@ -66,7 +68,7 @@ def edit_model(
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     shared = size or BatchSize(), progress, distributed or DistributedContext()
-    context = _Context(vlm, checkpoint, *shared, general, precision or Precision())
+    context = _Context(vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights)
     check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
     steps = method.plan(vlm, request, target_modules)
@@ -95,6 +97,7 @@ class _Context:
     distributed: DistributedContext
     general: GeneralReference | None
     precision: Precision
+    weights: Weights
 
 
 def _edit_step(
@@ -109,7 +112,7 @@ def _edit_step(
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
     trained = [index for index in request.partition.forget if not request.records[index].held_out]
     check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
-    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed, context.precision)
+    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed, context.precision, context.weights)
     choice = None
     if search is not None:
         if can_keep(vlm, method, target_modules, distributed):
@@ -163,7 +166,7 @@ class _Trials:
 
     @contextmanager
     def edited(self, method: Method) -> Iterator[None]:
-        with restoring(self.editor.vlm, self.editor.parameters):
+        with self.editor.restoring():
             edit_stages(method, self.source, self.editor)
             yield
 

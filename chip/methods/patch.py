@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from chip.methods.search import Choice
 from chip.model.activations import activation_behind
 from chip.model.experts import OutputMap
 from chip.model.loading import VLM
+from chip.model.restoring import restoring
 from chip.model.target_modules import TargetModule
 from chip.model.tensor_names import stored_tensors
 from chip.model.tokens import Statistics
+from chip.model.weights import Weights
 
 _ROWS = {"cpu": 16}  # of a weight, that are compared at once; elsewhere 4,096
 Orient = Callable[[Tensor], Tensor]
@@ -109,13 +112,19 @@ class WeightEditor:
         target_modules: Sequence[TargetModule],
         distributed: DistributedContext,
         precision: Precision | None = None,
+        weights: Weights | None = None,
     ) -> None:
+        """
+        Args:
+            weights: those that are edited; by default the model's own, which else is a copy that is measured on.
+        """
+        self.weights, self._measured_apart = weights or vlm.weights, weights not in (None, vlm.weights)
         self.vlm, self.distributed, self._precision = vlm, distributed, precision or Precision()
         self.parameters = [name for module in target_modules for name in module.parameter_names]
         in_blocks = [each.name for module in target_modules for each in module.output_maps]
         fused = [name for name in in_blocks if ".experts." in name]
         linear = [name for name in self.parameters if name not in fused]
-        self._disk = stored_tensors(checkpoint, linear, fused, vlm.parameter)
+        self._disk = stored_tensors(checkpoint, linear, fused, self.weights.parameter)
         stored = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
         self._dtypes = stored if self._precision.rounded else dict.fromkeys(stored, torch.float32)
 
@@ -139,14 +148,14 @@ class WeightEditor:
         return [self._rounded(module, update) for module, update in updates.items()]
 
     def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
-        if not all(self.vlm.parameter(name).isfinite().all() for name in module.parameter_names):
+        if not all(self.weights.parameter(name).isfinite().all() for name in module.parameter_names):
             raise InputError(f"{module.name}: its weight is NaN or infinite in places; fetch the checkpoint again")
-        parameter = self.vlm.parameter(module.weight_name)
+        parameter = self.weights.parameter(module.weight_name)
         if module.output_maps:  # W of a block's output is I
             identity = torch.eye(module.shape(self.vlm.model)[0], dtype=parameter.dtype, device=parameter.device)
             return MeasuredModule(identity, None, statistics, None)
         weight = module.oriented(parameter)
-        bias = None if module.bias_name is None else self.vlm.parameter(module.bias_name)
+        bias = None if module.bias_name is None else self.weights.parameter(module.bias_name)
         return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
 
     def _cut(self, method: Method, measured: MeasuredModule, update: WeightUpdate) -> WeightUpdate:
@@ -173,16 +182,25 @@ class WeightEditor:
                 if name is not None and value is not None
             }
         shared = {name: self.distributed.broadcast_(value.contiguous()) for name, value in rounded.items()}
-        values = {name: self.vlm.weights.hold(value) for name, value in shared.items()}
+        values = {name: self.weights.hold(value) for name, value in shared.items()}
         return Solution(module, values, update.removed)
 
     def _multiplied(self, output_map: OutputMap, matrix: Tensor) -> Tensor:
         """The parameter behind M (d, d), one expert after the other: all of them in fp64 would be several times it."""
-        value, dtype = self.vlm.parameter(output_map.name), self._dtypes[output_map.name]
+        value, dtype = self.weights.parameter(output_map.name), self._dtypes[output_map.name]
         if value.dim() < 3:
             return round_once(output_map.multiplied(matrix, value), dtype)
         single = OutputMap(output_map.name, output_map.axis - 1)
         return torch.stack([round_once(single.multiplied(matrix, expert), dtype) for expert in value])
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Afterwards all that is edited is as before, also after an error."""
+        with ExitStack() as stack:
+            stack.enter_context(restoring(self.vlm, self.parameters))
+            if self._measured_apart:
+                stack.enter_context(self.weights.restoring(self.parameters))
+            yield
 
     def apply(self, solutions: Sequence[Solution], patch: Patch) -> None:
         """Give the model's parameters their new values, and note in the patch what changes on disk."""
@@ -195,7 +213,7 @@ class WeightEditor:
 
     def _set(self, name: str, value: Tensor, patch: Patch) -> list[str]:
         """Names on disk of what had other values before."""
-        parameter, disk = self.vlm.parameter(name), self._disk[name]
+        parameter, disk = self.weights.parameter(name), self._disk[name]
         there = value.to(parameter.device)
         changes = {
             disk_name: _relative_change(new, old)
@@ -204,7 +222,9 @@ class WeightEditor:
         }
         if changes:
             patch.relative_change.update(changes)
-            stored = self.vlm.set_parameter(name, value)
+            stored = self.weights.set_parameter(name, value)
+            if self._measured_apart:
+                self.vlm.set_parameter(name, value)
             exact = torch.equal(stored.to(value), value)  # not where the model computes in a narrower dtype
             parts = dict(disk.parts(stored if exact else value.cpu()))
             patch.tensors.update({disk_name: parts[disk_name] for disk_name in changes})

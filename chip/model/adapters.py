@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from chip.checkpoint.adapter import Adapter, find_base, holds_adapter, hub_name
+from chip.checkpoint.config_checks import find_scheme
 from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
 from chip.checkpoint.paths import counted, input_error, listed, quoted
+from chip.checkpoint.plain import open_plain
 from chip.checkpoint.writer import round_once
 from chip.errors import ChipWarning, InputError
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
 from chip.model.tensor_names import disk_names
+from chip.progress import ProgressCallback, silent
 
 _MERGED = frozenset(
     {
@@ -57,18 +60,24 @@ Merge = Callable[[Read], Tensor]
 
 
 def open_checkpoint(
-    model: Path | str, adapter: Path | str | None = None, base: Path | str | None = None, *, rounded: bool = True
+    model: Path | str,
+    adapter: Path | str | None = None,
+    base: Path | str | None = None,
+    *,
+    rounded: bool = True,
+    progress: ProgressCallback = silent,
 ) -> Checkpoint:
-    """The checkpoint in a folder; with an adapter, its base's as it is once the adapter is merged.
+    """The checkpoint in a folder, dequantized where it is quantized; with an adapter, its base's as it is once the
+    adapter is merged.
 
     Args:
         model: folder of a checkpoint; or of an adapter alone, which belongs to `base`.
         adapter: folder of the adapter to merge into the checkpoint.
         base: folder of the adapter's base; by default the one that its `adapter_config.json` names.
-        rounded: merged tensors have the dtype they are stored in; else they stay in fp32.
+        rounded: merged tensors have the dtype they are stored in; else they stay in fp32, for an adapter to be made.
 
     Raises:
-        InputError: as `Checkpoint.open`, `Adapter.open`, `find_base` and `merge_adapter` do, and where the arguments
+        InputError: as `open_plain`, `Adapter.open`, `find_base` and `merge_adapter` do, and where the arguments
             contradict each other.
     """
     folder = Path(model)
@@ -76,7 +85,7 @@ def open_checkpoint(
         if base is not None:
             message = "goes with an adapter, whose base it is; the model here is no adapter"
             raise InputError(message, argument="base", value=base)
-        return Checkpoint.open(folder)
+        return _opened(folder, rounded, progress)
     if adapter is None:
         opened = Adapter.open(folder)
         folder = find_base(opened) if base is None else Path(base)
@@ -87,7 +96,14 @@ def open_checkpoint(
     else:
         opened = Adapter.open(Path(adapter))
     _warn_of_other_base(opened, folder)
-    return merge_adapter(Checkpoint.open(folder), opened, rounded=rounded)
+    return merge_adapter(_opened(folder, rounded, progress), opened, rounded=rounded)
+
+
+def _opened(folder: Path, rounded: bool, progress: ProgressCallback) -> Checkpoint:
+    if not rounded and find_scheme(Checkpoint.open(folder, quantized=True).config) is not None:
+        message = f"{folder} is quantized, and the adapter would belong to its dequantized weights; save merged"
+        raise InputError(message, argument="save", value="adapter")
+    return open_plain(folder, progress)
 
 
 def _warn_of_other_base(adapter: Adapter, folder: Path) -> None:

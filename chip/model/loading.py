@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.plain import open_plain
 from chip.data.record import Record
 from chip.distributed import DistributedContext, local_device
 from chip.errors import InputError
@@ -228,7 +229,7 @@ def load_vlm(
         raise InputError("a device map says where the model goes; leave one out", argument="device", value=device)
     if stream and device_map is not None:
         raise InputError("a device map spreads what would be streamed; leave one out", argument="stream", value=stream)
-    checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint.open(folder)
+    checkpoint = folder if isinstance(folder, Checkpoint) else open_plain(folder)
     folder = checkpoint.folder
     skeleton = build_skeleton(folder, len(checkpoint.entries))
     plan = check_weights(checkpoint, skeleton)

@@ -93,4 +93,5 @@ class PendingStatement:
 def _base_digest(folder: Path, base: Path | None, progress: ProgressCallback) -> str | None:
     if not holds_adapter(folder):
         return None
-    return weights_digest(Checkpoint.open(find_base(Adapter.open(folder)) if base is None else base), progress)
+    base = find_base(Adapter.open(folder)) if base is None else base
+    return weights_digest(Checkpoint.open(base, quantized=True), progress)

@@ -29,7 +29,8 @@ from chip.errors import ChipWarning
 from chip.progress import ProgressCallback
 from chip.report.edit_report import EditReport
 
-_MERGED = f"by the adapter that was merged into the base first, by the edit, or by both; {UNTOUCHED}"
+_MERGED = "by the adapter that was merged into the base first, by the edit, or by both; "
+_DEQUANTIZED = "all weights were dequantized to bf16 first ({}), and every other byte is what that gave"
 _AS_ADAPTER = "by this adapter to it. It can be taken off again: it is for review, and not for a release"
 
 
@@ -37,7 +38,7 @@ def document_merged(source: Checkpoint, folder: Path, report: EditReport, progre
     """Say in the written folder how it was made, read all of it back, and leave the receipt; the report, with what the
     receipt has counted."""
     changes = written_changes(source, folder, report.relative_change)
-    _write_card(folder, report, len(changes), UNTOUCHED if source.adapter is None else _MERGED)
+    _write_card(folder, report, len(changes), _scope(source))
     (folder / RECEIPT).unlink(missing_ok=True)  # of an edit before, which goes into the new one
     files = read_back(source, folder, changes.keys(), own={CARD, RECEIPT}, progress=progress)
     return _leave(Receipt.of(source, _edit(report, changes, report.remaining), files), folder, report)
@@ -71,6 +72,12 @@ def count_edits(source: Checkpoint, report: EditReport, merged: bool, progress: 
     sequence = sequence_behind(earlier, digest, changes, norms)
     warn_of_sequence(sequence, other_weights=previous is not earlier)
     return replace(report, sequence=sequence)
+
+
+def _scope(source: Checkpoint) -> str:
+    """What the changes are, and what all else is, for the card."""
+    untouched = UNTOUCHED if source.quantized is None else _DEQUANTIZED.format(source.quantized.scheme)
+    return untouched if source.adapter is None else _MERGED + untouched
 
 
 def _write_card(folder: Path, report: EditReport, changed_tensors: int, scope: str) -> None:
@@ -112,6 +119,7 @@ def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[s
         environment=report.environment,
         figures=figures,
         general_digest=report.general_digest,
+        measured_on=report.measured_on,
     )
 
 

@@ -67,6 +67,9 @@ class EditReport:
     sequence: EditSequence | None = None
     """Which edit this is, where an edited checkpoint is edited again; None where nothing was written."""
 
+    measured_on: Mapping[str, str] | None = None
+    """File -> SHA-256 of the copy that the statistics were measured on; None where it was the model itself."""
+
     def to_json(self) -> dict[str, Any]:
         return {
             "method": self.method,
@@ -86,6 +89,7 @@ class EditReport:
             "arguments": dict(self.arguments),
             "environment": dict(self.environment),
             "sequence": None if self.sequence is None else self.sequence.to_json(),
+            "measured_on": None if self.measured_on is None else dict(self.measured_on),
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),
             "groups": {

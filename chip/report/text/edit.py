@@ -165,9 +165,15 @@ def _achieved(report: EditReport) -> Text:
         "" if outcome.general_kl is None else f"general text moves by {outcome.general_kl:.4f} nats a token",
         *_excess(outcome),
         "" if outcome.limit is None else LIMITS[outcome.limit],
+        *_dequantized(report),
         "" if outcome.forgotten else _advice(report),
     )
     return Text.assemble(verdict, f": {'; '.join(filter(None, parts))}")
+
+
+def _dequantized(report: EditReport) -> Iterator[str]:
+    if (scheme := report.environment.get("dequantized_from")) is not None:
+        yield f"the source was quantized ({scheme}), and this is plain bf16"
 
 
 def _never_trained(outcome: Outcome) -> str:

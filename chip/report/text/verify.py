@@ -31,6 +31,8 @@ def print_verification(verification: Verification, console: Console) -> None:
     if verification.with_original:
         bytes_kept = f"{receipt.untouched_bytes:,} other bytes are the original's"
         checks.append(bytes_kept if receipt.base is None else "the original is the model that the adapter was made to")
+    if verification.with_original and receipt.quantized is not None:
+        checks.append("the original is the quantized checkpoint that was dequantized")
     if verification.signed_by is not None:
         checks.append(f"signed with the key of {escaped(verification.signed_by)}")
     for check in checks:
