@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 150
 
-OTHER_PROGRAMS = {"--nproc-per-node", "--editable", "--quick", "--cache", "--edit", "--world", "--signature"}
+OTHER_PROGRAMS = {
+    *("--nproc-per-node", "--editable", "--signature"),
+    *("--quick", "--cache", "--edit", "--world", "--requests", "--level"),
+}
 """Options in the documents that are torchrun's, pip's, the benchmarks' and model_signing's."""
 
 
