@@ -43,6 +43,8 @@ class EditOptions(RunOptions, total=False):
     """Write it also where those who stay lose too much."""
     force: bool
     """Go on where the model does not know the target."""
+    all_records: bool
+    """Go by all retained records, and ask all, where else some are drawn; see `chip.data.sample`."""
     sign: SigningKey | Path | str | None
     """Private key to sign with, as a PEM file; see `SigningKey`."""
 
@@ -58,6 +60,7 @@ class Terms:
     size: BatchSize
     rank: int | None = None
     signer: Signer | None = None
+    all_records: bool = False
     start: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -70,6 +73,7 @@ class Terms:
             BatchSize(options.get("batch_size")),
             options.get("rank"),
             signer,
+            options.get("all_records", False),
         )
 
     def __post_init__(self) -> None:
@@ -97,6 +101,7 @@ class Arguments:
     """Whether the model before fine-tuning was given."""
     batch_size: int | None
     rank: int | None
+    all_records: bool = False
 
     @classmethod
     def of(cls, method: Method, keep: Keep, options: EditOptions) -> Self:
@@ -111,6 +116,7 @@ class Arguments:
             keep.model is not None,
             options.get("batch_size"),
             options.get("rank"),
+            options.get("all_records", False),
         )
 
     @classmethod
@@ -123,6 +129,8 @@ class Arguments:
             raise TypeError("settings")
         if not all(number is None or type(number) is int for number in numbers):
             raise TypeError("numbers")
+        if type(arguments.all_records) is not bool:
+            raise TypeError("all_records")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts")
         return arguments

@@ -16,11 +16,12 @@ from chip.checkpoint.weights import weight_files
 from chip.data.readers import RecordSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.data.sample import sample_to_ask
 from chip.distributed import DistributedContext, distributed_context
 from chip.edit_options import Arguments, EditOptions, Terms
 from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
-from chip.evaluation.summary import summarize
+from chip.evaluation.summary import exact_match_intervals, summarize
 from chip.general.collect import AUTO, Keep
 from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
@@ -28,6 +29,7 @@ from chip.ledger import Ledger
 from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
+from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_checkpoint
 from chip.model.copies import open_copy
 from chip.model.environment import environment_of
@@ -39,7 +41,7 @@ from chip.progress import ProgressCallback, silent
 from chip.recording.runs import EditRecord
 from chip.recording.targets import open_targets
 from chip.report.documents import count_edits
-from chip.report.edit_report import EditReport
+from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.request_checks import (
     check_written_names_nobody,
@@ -104,7 +106,8 @@ def edit(
         model_loader(distributed, options) as load,
     ):
         arguments = Arguments.of(method, general.keep, options)
-        run = _Run(source, measured, request, general, method, saving, arguments, distributed, progress, terms)
+        to_ask = request if terms.all_records else sample_to_ask(request)
+        run = _Run(source, measured, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
         with output_folder(output, options.get("overwrite", False), distributed) as folder:
@@ -121,6 +124,8 @@ class _Edited:
     """The edit, before it is written."""
 
     patch: Patch
+    records: int
+    """That it goes by."""
     before: Scores
     """What the unedited model answers."""
     never_trained: float
@@ -139,12 +144,13 @@ class _Evaluated:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all steps of one edit share."""
+    """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after."""
 
     source: Checkpoint
     measured: Checkpoint | None
     """The copy that statistics are measured on; None: the source."""
     request: ForgetRequest
+    to_ask: ForgetRequest
     keep: GivenKeep
     method: Method
     saving: Saving
@@ -170,12 +176,13 @@ class _Run:
         vlm = load(self.source)
         modules = modules_of(vlm)
         before = self.score(vlm, "asking before")
-        never = never_trained_accuracy(self.request, partial(self.score, vlm, "asking about other images"))
+        never = never_trained_accuracy(self.to_ask, partial(self.score, vlm, "asking about other images"))
         if not self.terms.force and not before.answer_probability.isnan().any():  # the edit says where a NaN is
-            Outcome.of(summarize(self.request, before, None), never).check_known(self.request.partition.targets)
+            Outcome.of(summarize(self.to_ask, before, None), never).check_known(self.request.partition.targets)
         shared = self.terms.size, self.progress, self.distributed
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
-        request = replace(self.request, general=general.protected if self.method.needs.general else ())
+        request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
+        request = replace(request, general=general.protected if self.method.needs.general else ())
         precision = Precision(self.terms.rank, self.saving.merged)
         seen, watched = vlm, general.reference
         if self.measured is not None:
@@ -185,15 +192,15 @@ class _Run:
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
-        before.check_numbers(self.request.hierarchy.records)  # behind the edit, which says in which module they begin
-        environment = environment_of(vlm, self.distributed)
+        before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
+        environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
         if self.source.quantized is not None:
             environment |= {"dequantized_from": self.source.quantized.scheme}
-        return _Edited(patch, before, never, general, environment)
+        return _Edited(patch, count, before, never, general, environment)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
-        """What the model answers; by default all records."""
-        records = self.request.hierarchy.records if records is None else records
+        """What the model answers; by default to all that are asked."""
+        records = self.to_ask.hierarchy.records if records is None else records
         return score_records(vlm, records, self.terms.size, self.progress, what, self.distributed)
 
     def evaluate(self, vlm: VLM, edited: _Edited) -> _Evaluated:
@@ -218,7 +225,7 @@ class _Run:
         output: Path | None = None,
     ) -> EditReport:
         patch = edited.patch
-        groups = summarize(self.request, edited.before, None if after is None else after.scores)
+        groups = summarize(self.to_ask, edited.before, None if after is None else after.scores)
         general = None if after is None else after.general
         return EditReport(
             method=self.method.name,
@@ -232,6 +239,8 @@ class _Run:
             groups=groups,
             general=general,
             general_note=edited.general.note,
+            general_digest=edited.general.digest if self.method.needs.general else None,
+            sampled=self.sampled(edited, edited.before if after is None else after.scores),
             outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
@@ -245,6 +254,11 @@ class _Run:
         """The report of a dry run, with the place in its sequence that the edit would have."""
         main = self.distributed.is_main_process
         return count_edits(self.source, report, self.saving.merged, self.progress) if main else report
+
+    def sampled(self, edited: _Edited, scores: Scores) -> Sampled | None:
+        total, asked = (len(request.hierarchy.records) for request in (self.request, self.to_ask))
+        intervals = exact_match_intervals(self.request, self.to_ask, scores)
+        return None if edited.records == asked == total else Sampled(total, edited.records, asked, 0, intervals)
 
     def finish(self, report: EditReport, folder: Path) -> EditReport:
         """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.

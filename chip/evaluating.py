@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from chip.evaluation.attacks import ATTACKS, Attack, find_attacks
 from chip.evaluation.attacks.base import ORIGINAL
 from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
+from chip.evaluation.general import GeneralAbility, GivenGeneral
 from chip.evaluation.judge import Judge
 from chip.evaluation.measure import measure
 from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
+from chip.general.collect import AUTO
 from chip.ledger import Ledger
 from chip.model.adapters import open_checkpoint
 from chip.model.batching.batch_size import BatchSize
@@ -42,6 +45,7 @@ def evaluate(
     reference: Path | str | None = None,
     original: Path | str | None = None,
     attacks: str | Collection[str | Attack] = (),
+    general: Sequence[Path | str] = (AUTO,),
     judge: Judge | None = None,
     seed: int = 0,
     ledger: Ledger | None = None,
@@ -58,11 +62,13 @@ def evaluate(
         records: file or folder of records, or a `RecordSource` that says how to read it; by default those beside the
             checkpoint, else `CHIP_RECORDS`.
         reference: folder of a model retrained without these nodes, to compare with.
-        original: folder of the model before the edit, for the attacks that need it; it is held in memory beside the
-            one that is asked.
+        original: folder of the model before the edit, for the attacks that need it, which hold it in memory beside
+            the one that is asked, and to compare general ability with.
         attacks: names in `chip.evaluation.attacks.ATTACKS`, or attacks with settings of their own; or a text: `all`, or
             names with commas between them. `standard` stands for those that cost little. One that lacks what it needs
             is skipped, and `Evaluation.skipped` says why.
+        general: what general ability is measured on: files and folders as `chip.edit` keeps by, but others; `auto`:
+            prose that comes with chip, and that no edit protects; or `none`. Plain questions are asked with any.
         judge: a language model that is sent questions and answers, to say which of those generated are right.
         seed: of bootstrap samples, drawn answers and relearning.
         ledger: gets an entry of the figures, or that it failed; an edit in it must have written the checkpoint.
@@ -80,27 +86,35 @@ def evaluate(
     hierarchy = Hierarchy(read_records(find_source(source.place, records, source.given)))
     forget = edited_targets(ledger, source, hierarchy, progress) if forget is None else forget
     config = EvalConfig(ForgetRequest.of(hierarchy, forget), find_attacks(attacks), seed, judge=judge)
-    _check_needed(original, config)
+    given = GivenGeneral.of(general)
+    attacked = _check_needed(original, config, given)
     with (
         EvalRecord(ledger, config.request, source, retrained, progress) as record,
         model_loader(DistributedContext(), options) as load,
     ):
         before = None if original is None else load(checkpoint_folder(original, argument="original"))
+        ability = GeneralAbility(given, config.request, before, BatchSize(options.get("batch_size")))
+        if not attacked:
+            before = None
+            gc.collect()  # a spread model refers to itself
         outputs = []
         for model in (source, *([] if retrained is None else [retrained])):  # 2. Measure, one in memory at a time.
             size = BatchSize(options.get("batch_size"))
-            outputs.append(_measure(load(model), config, size, progress, before, retrained is not None))
+            outputs.append(_measure(load(model), config, size, progress, before, retrained is not None, ability))
         evaluation = compare(config, *(output for output, _ in outputs))  # 3. Compare.
         evaluation = replace(evaluation, environment=outputs[0][1], targets=tuple(forget))
         record.evaluated(evaluation)
         return evaluation
 
 
-def _check_needed(original: Path | str | None, config: EvalConfig) -> None:
-    """Raise `InputError` for a model before the edit that nobody looks at."""
-    if original is not None and not any(ORIGINAL in attack.needs for attack in config.attacks_to_run):
+def _check_needed(original: Path | str | None, config: EvalConfig, general: GivenGeneral) -> bool:
+    """Whether an attack needs the model before the edit; refused where that is given, and nothing looks at it."""
+    attacked = any(ORIGINAL in attack.needs for attack in config.attacks_to_run)
+    if original is not None and not attacked and not general:
         names = ", ".join(attack.name for attack in ATTACKS.values() if ORIGINAL in attack.needs)
-        raise InputError(f"no attack that is run needs it; run one of {names}", argument="original", value=original)
+        message = f"no attack that is run needs it; run one of {names}, or measure general ability"
+        raise InputError(message, argument="original", value=original)
+    return attacked
 
 
 def _measure(vlm: VLM, config: EvalConfig, *more: Any) -> tuple[EvalOutputs, dict[str, Any]]:

@@ -42,6 +42,8 @@ class Reproduction:
     """Name of the same tensors -> ‖W′ − W‖ / ‖W‖ then and now; 0 where it did not change, None where unknown."""
     environment: Mapping[str, tuple[Any, Any]]
     """What it ran with, where that was something else then -> then and now."""
+    same_general_data: bool | None
+    """Whether the same general data was protected; None where there was none, then and now."""
     batch_size_given: bool
     """Without, batches are as large as the machine's speed makes them, and rounding follows."""
 
@@ -56,6 +58,7 @@ class Reproduction:
             "differ": dict(self.differ),
             "relative_change": {name: list(pair) for name, pair in self.relative_change.items()},
             "environment": {name: list(pair) for name, pair in self.environment.items()},
+            "same_general_data": self.same_general_data,
             "batch_size_given": self.batch_size_given,
         }
 
@@ -118,6 +121,7 @@ def reproduce(
             target_modules=asked.target_modules,
             layers=asked.layers,
             batch_size=asked.batch_size,
+            all_records=asked.all_records,
             accept=True,
             force=True,
             progress=progress,
@@ -227,7 +231,9 @@ def _reproduction(
     environment = {**(then.environment or {}), "chip": then.chip}, {**(now.environment or {}), "chip": now.chip}
     pairs = {name: (environment[0].get(name), environment[1].get(name)) for name in environment[1]}
     other = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    return Reproduction(tuple(same), differ, changes, other, (then.arguments or {}).get("batch_size") is not None)
+    general = None if then.general is None and now.general is None else then.general == now.general
+    given = (then.arguments or {}).get("batch_size") is not None
+    return Reproduction(tuple(same), differ, changes, other, general, given)
 
 
 def _compare_files(then: Receipt, now: Receipt) -> Reproduction:

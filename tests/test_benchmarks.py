@@ -149,6 +149,11 @@ def test_a_tiny_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_tiny_run_of_many_records() -> None:
+    assert "5,100" in run("many_records", "cost", "--records", "5100", "--kind", "parquet")
+
+
+@pytest.mark.slow
 def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
     run("picture", "--out", str(tmp_path / "edit.svg"))
     text = (tmp_path / "edit.svg").read_text()

@@ -120,6 +120,7 @@ def _run(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (2, "chip", ()),
         pytest.param(3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"), marks=pytest.mark.slow),
+        pytest.param(2, "shielded", ("--retain-weight", "8", "--ridge", "0.35", "--stream"), marks=pytest.mark.slow),
     ],
 )
 def test_the_edit_is_that_of_one_process(

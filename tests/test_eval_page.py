@@ -24,11 +24,12 @@ from chip.evaluation.compare import compare
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.groups import GROUPS
 from chip.evaluation.outputs import EvalOutputs
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
+from chip.evaluation.rows import GAP, HELD_OUT, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
 from chip.report.formatting import between, number, p_value, points, share
 from chip.report.html.coordinates import LINE, PLANE
 from chip.report.html.eval import eval_page
 from chip.report.html.page import environment
+from chip.report.text.eval import GENERAL_MEASURES
 
 EVIL = '<script>alert("x")</script>'
 NONE = math.nan
@@ -61,6 +62,7 @@ def model(target: Interval, retained: Interval, attacked: Interval, area: Interv
         rows += (row for row in rows_of(group, "chance", (0.1, 0.05, 0.15)) if row.split != WORST)
         for measure in ("answer_probability", "rouge_l", *(f"{task}_accuracy" for task in TASKS)):
             rows += rows_of(group, measure, (0.5, 0.4, 0.6))
+    rows += [ResultRow("general", HELD_OUT, name, NO_ATTACK, 0.125, 0.1, 0.15, 4017) for name in GENERAL_MEASURES]
     rows += rows_of("target", "leak_at_16", (0.22, 0.2, 0.24))
     rows += rows_of("target", "leak_at_128", (0.3, 0.2, 0.4), "leak: temperature 1")
     rows += rows_of("target", "lost_log_probability", (1.5, 1, 2), "depth: layer 3")
@@ -321,6 +323,18 @@ def test_over_forgetting_has_figures_of_its_own() -> None:
     for title in ("Distance from the reference", "Over-forgetting", "Depth score", "Told apart by answers"):
         assert title in page
     assert "0.20" in page.partition("Over-forgetting")[2][:400]
+
+
+def test_general_ability_has_a_table_of_its_own() -> None:
+    result = replace(evaluation(), skipped={"general": "it has none"})
+    page = text_of(eval_page(result, "folder", "other"))
+    table = page.partition("General ability On text and plain questions")[2].partition("About the target")[0]
+    assert "KL to beforeHow far its predictions" in table
+    assert "On 4,017 tokens.0.1250.100–0.150" in table
+    assert "On 4,017 questions.12%10–15%" in table
+    assert "not measured on prose: it has none" in page
+    headline, _, sentences = said(result)
+    assert (headline, sentences) == (said(evaluation())[0], said(evaluation())[2])
 
 
 def test_few_questions_of_a_kind_are_said() -> None:

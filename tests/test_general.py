@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import chip
+from chip.checkpoint.receipt import RECEIPT, read_receipt
 from chip.data.hierarchy import Hierarchy
 from chip.data.keep import IMAGE_QUESTION, read_keep
 from chip.data.readers import read_records
@@ -21,14 +25,17 @@ from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.general import collect as collecting
 from chip.general import corpus
-from chip.general.collect import Keep, collect, fitting
-from chip.general.loss import GeneralReference
+from chip.general.collect import Keep, collect, fitting, held_out_questions
+from chip.general.held_out import held_out_data
+from chip.general.loss import GeneralReference, losses_of
 from chip.general.own_words import is_varied
+from chip.general.prepare import digest_of
 from chip.methods import Shielded
 from chip.methods.base import Method, Search
 from chip.methods.search import hold_general
 from chip.model.loading import VLM, load_vlm
-from chip.model.scoring import head_logits
+from chip.model.scoring import Head, head_logits
+from chip.report.text.reproduce import print_reproduction
 from tests.families import build, write_records
 
 
@@ -132,6 +139,59 @@ def test_divergence_is_that_of_the_whole_model(folder: Path) -> None:
     assert loss.tokens == len(before)
 
 
+def test_a_model_with_another_head_is_compared_with_the_original_ones(folder: Path) -> None:
+    """As one that was trained anew; the original need not be there any more."""
+    vlm, texts = load_vlm(folder, "cpu"), _texts(["one two three four five", "six seven eight"])
+    reference = GeneralReference(vlm, texts, held_out_questions(), head=Head.of(vlm))
+    before = _logits(vlm, texts)
+    with torch.no_grad():
+        vlm.layers[0].mlp.down_proj.weight.mul_(3)
+        vlm.model.get_output_embeddings().weight.mul_(1.5)
+    after = _logits(vlm, texts)
+    rows = reference.compare_texts(vlm)
+    kl = (before.exp() * (before - after)).sum(-1)
+    lengths = [len(prompt.tokens) - 1 for prompt in vlm.prompts.read(texts)]
+    assert rows[:, 3].tolist() == lengths
+    expected = [float(part.sum()) for part in (kl[: lengths[0]], kl[lengths[0] :])]
+    assert rows[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert rows[:, 1].tolist() == pytest.approx(losses_of(vlm, texts)[:, 0].tolist(), rel=1e-6)
+    assert len(reference.answers) == len(reference.answer(vlm)) == len(held_out_questions())
+
+
+def test_what_is_measured_on_is_never_protected(vlm: VLM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "prose", lambda: [f"Alice saw {n} cats, and more behind them." for n in range(30)])
+    monkeypatch.setattr(collecting, "prose_nats", lambda _: (1.0, 5.0))
+    monkeypatch.setattr(
+        collecting, "with_own_answers", lambda _, records: [replace(r, answer="Well.") for r in records]
+    )
+    request = _request(folder)
+    measured = held_out_data(vlm, request, True, [], "general")
+    assert (len(measured.held_out), measured.note) == (collecting.RESERVED, "")
+    for seed in (0, 1):
+        data = collect(vlm, request, Keep(), [], tokens=10**6, texts=[], seed=seed)
+        assert data is not None
+        kept = {record.question for record in (*data.protected, *data.held_out)}
+        assert len([question for question in kept if question.startswith("Alice")]) == 30 - collecting.RESERVED
+        assert not kept & {record.question for record in (*measured.held_out, *measured.questions)}
+    monkeypatch.setattr(corpus, "prose", lambda: [f"All of {request.partition.targets[0].id}."] * 30)
+    with pytest.warns(ChipWarning, match="16 of 16 general texts hold an answer or an id of the target"):
+        assert held_out_data(vlm, request, True, [], "general").questions == ()
+
+
+def test_a_digest_tells_general_data_apart(tmp_path: Path) -> None:
+    text, image = _texts(["The sea."]), tmp_path / "a.png"
+    image.write_bytes(b"one")
+    pictured = [replace(text[0], image=image)]
+    digest = digest_of(pictured)
+    assert digest_of([]) is None
+    assert digest == digest_of([replace(text[0], image=b"one")])  # wherever it lies
+    assert len({digest, digest_of(text), digest_of(_texts(["The lake."])), digest_of(text * 2)}) == 4
+    image.write_bytes(b"two")
+    assert digest != digest_of(pictured)
+    with pytest.raises(InputError, match=r"b\.png: No such file or directory; give an image"):
+        digest_of([replace(text[0], image=tmp_path / "b.png")])
+
+
 def _logits(vlm: VLM, texts: Sequence[Record]) -> torch.Tensor:
     """(n, vocabulary) log-probabilities of each text's later tokens, one text at a time."""
     rows = []
@@ -176,6 +236,25 @@ def test_the_report_says_what_general_data_lost_and_the_output_does_not_tell_of_
     assert report.general_note == "64 given"  # in pieces that the model takes
     for file in (tmp_path / "out").rglob("*"):
         assert not file.is_file() or b"lighthouse" not in file.read_bytes()
+    receipt, digest = read_receipt(tmp_path / "out"), report.general_digest
+    assert digest is not None
+    assert receipt.general == hmac.new(bytes.fromhex(receipt.source_digest), digest, "sha256").hexdigest()
+    assert digest.hex() not in (tmp_path / "out" / RECEIPT).read_text()
+
+
+@pytest.mark.slow
+def test_an_edit_that_is_made_again_tells_whether_it_protects_the_same(folder: Path, tmp_path: Path) -> None:
+    keep, other = tmp_path / "keep.txt", tmp_path / "other.txt"
+    keep.write_text("\n\n".join(f"The lighthouse keeper counted {n} ships." * 25 for n in range(12)))
+    other.write_text(keep.read_text().replace("ships", "boats"))
+    given = Shielded(retain_weight=8.0)
+    chip.edit(folder, ["patient_1"], keep=[keep], out=tmp_path / "out", method=given, force=True, batch_size=8)
+    for again, said in ((keep, "the same"), (other, "not the same, and other weights follow from that")):
+        result = chip.reproduce(tmp_path / "out", folder, ["patient_1"], keep=[again])
+        assert result.same_general_data == result.equal == (again == keep)
+        shown = io.StringIO()
+        print_reproduction(result, Console(file=shown, width=120))
+        assert f"general data that was protected: {said}\n" in shown.getvalue()
 
 
 def test_varied_text_does_not_go_round_in_circles() -> None:

@@ -64,7 +64,7 @@ def test_texts_that_tell_of_the_target_are_left_out_and_said() -> None:
     request = ForgetRequest.of(Hierarchy(records), ["anna"])
     given = ("It was a rare  syndrome, they said.", "Rarely a syndrome, yes.", "Dr. Anna spoke.", "Joanna spoke.")
     texts = [Record(text, "", ("general",), None, FREE_TEXT) for text in given]
-    with pytest.warns(ChipWarning, match="2 of 4 texts to keep hold an answer or an id of the target"):
+    with pytest.warns(ChipWarning, match="2 of 4 general texts hold an answer or an id of the target"):
         kept = without_target(texts, request)
     assert [text.question for text in kept] == ["Rarely a syndrome, yes.", "Joanna spoke."]
     with pytest.raises(InputError, match="every text"):
@@ -82,7 +82,7 @@ def test_a_picture_of_the_target_is_left_out_wherever_it_lies(tmp_path: Path, mo
     ]
     given = read_keep([Path("keep")])
     for forget, left in ((["anna"], ["b.png", "c.png"]), (["carl"], ["a.png", "b.png"])):
-        with pytest.warns(ChipWarning, match="1 of 3 texts to keep"):
+        with pytest.warns(ChipWarning, match="1 of 3 general texts"):
             kept = without_target(given, ForgetRequest.of(Hierarchy(records), forget))
         assert [record.where for record in kept] == left
 

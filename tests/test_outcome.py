@@ -21,7 +21,7 @@ from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import BeforeAfter, GroupResult
 from chip.methods.search import Choice, Trial
 from chip.model.scoring import Scores
-from chip.report.edit_report import EditReport
+from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.report.text.edit import print_edit
 
@@ -155,3 +155,14 @@ def test_the_last_line_says_what_was_achieved_and_what_was_not() -> None:
     left = Outcome.of(GROUPS, 0.1)
     assert last_line(left, None, retain_weight=8.0).endswith("a --retain-weight below 8 may forget more")
     assert last_line(left, None).endswith("stronger settings or another --method may forget more")
+
+
+def test_what_was_drawn_of_very_many_records_is_said_with_its_interval() -> None:
+    sampled = Sampled(1_000_000, 10_600, 10_608, 0, {"other": (0.981, 0.994)})
+    outcome, console = Outcome.of(GROUPS, 0.1), Console(file=io.StringIO(), width=300, highlight=False)
+    print_edit(EditReport("shielded", {}, None, "out", 1.0, True, {}, {}, {}, outcome, sampled=sampled), console)
+    assert isinstance(console.file, io.StringIO)
+    assert (
+        "of 1,000,000 records the edit goes by 10,600, and 10,608 were asked (drawn by institution, seed 0; "
+        "--all-records takes all); exact match of all, by 95 % intervals: others 0.981 to 0.994"
+    ) in console.file.getvalue()

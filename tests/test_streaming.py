@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from chip.model.batching.batch_size import BatchSize
 from chip.model.forward import tower
 from chip.model.generation import answer_greedily
 from chip.model.loading import VLM, load_vlm
+from chip.model.lockstep import run_in_lockstep
 from chip.model.restoring import restoring
 from chip.model.scoring import Scores, score_records
 from chip.model.weight_stream import WeightStream
@@ -317,11 +319,37 @@ def test_a_model_that_does_not_fit_is_streamed_and_that_is_said(
 
 
 def test_what_is_generated_is_what_a_model_in_memory_says(checkpoint: Callable[..., Path], folder: Path) -> None:
-    source, records = checkpoint("gemma3"), read_records(folder / "records.jsonl")[:2]
-    whole, (vlm, _) = load_vlm(source, "cpu"), streamed(source)
-    with pytest.warns(ChipWarning, match="2 answers are generated, and each of their tokens reads all"):
-        found = answer_greedily(vlm, records, longest=4)
-    assert found == answer_greedily(whole, records, longest=4)
+    """Four batches, and layers are read as for one: all pass a layer before any passes the next."""
+    source, records = checkpoint("gemma3"), read_records(folder / "records.jsonl")[:4]
+    whole, (vlm, stream), (another, one) = load_vlm(source, "cpu"), streamed(source), streamed(source)
+    with pytest.warns(ChipWarning, match="4 answers are generated, and all streamed weights are read anew"):
+        found = answer_greedily(vlm, records, rows=1, longest=4)
+    with pytest.warns(ChipWarning, match="4 answers are generated"):
+        answer_greedily(another, records, rows=4, longest=4)
+    assert found == answer_greedily(whole, records, rows=1, longest=4)
+    assert stream.bytes_read <= 1.1 * one.bytes_read
+
+
+def test_a_run_that_fails_ends_the_others(checkpoint: Callable[..., Path]) -> None:
+    _, stream = streamed(checkpoint("gemma3"))
+    ended: list[int] = []
+
+    def asks(number: int) -> None:
+        try:
+            for unit in stream.units:
+                assert stream.before_reading is not None
+                stream.before_reading(unit)
+        finally:
+            ended.append(number)
+
+    def fails() -> None:
+        raise InputError("no such thing")
+
+    runs: list[Callable[[], None]] = [partial(asks, 0), partial(asks, 1), fails]
+    with pytest.raises(InputError, match="no such thing"):
+        run_in_lockstep(stream, runs)
+    assert sorted(ended) == [0, 1]
+    assert stream.before_reading is None
 
 
 @pytest.mark.slow

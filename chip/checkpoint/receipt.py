@@ -7,6 +7,7 @@ The file is a statement of in-toto about the folder's files (`chip.checkpoint.st
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,7 @@ RECEIPT = "chip_receipt.json"
 LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors takes some hundred thousand
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
-_OPTIONAL = ("adapter", "base", "hub", "quantized", "measured_on")
+_OPTIONAL = ("adapter", "base", "general", "hub", "quantized", "measured_on")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Edit:
     """What it ran with: versions, device, dtype."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured before and after."""
+    general_digest: bytes | None = None
+    """Of the general data that was protected; None where there was none."""
     measured_on: Mapping[str, str] | None = None
     """As `Receipt` has it."""
 
@@ -112,6 +115,9 @@ class Receipt:
     """File -> SHA-256 of the weights that the folder is an adapter to; left out of the receipt of a checkpoint."""
     hub: dict[str, str] | None = None
     """`Checkpoint.hub` of the source; left out where nothing of it is of the Hub."""
+    general: str | None = None
+    """HMAC-SHA256 of the digest of the general data that was protected, by `source_digest`; left out without any. It
+    shows whether the same was protected again, and nothing of what that was."""
     quantized: dict[str, str] | None = None
     """File -> SHA-256 of the source, where it was quantized: `files` and `tensors` are of it dequantized to bf16."""
     measured_on: dict[str, str] | None = None
@@ -162,7 +168,10 @@ class Receipt:
             hub=source.hub or None,
         )
         norms = {name: frobenius_norm(source.stored(name)) for name in tensors}
-        return replace(receipt, sequence=receipt.expected_sequence(norms))
+        key, general = bytes.fromhex(receipt.source_digest), None
+        if edit.general_digest is not None:
+            general = hmac.new(key, edit.general_digest, hashlib.sha256).hexdigest()
+        return replace(receipt, sequence=receipt.expected_sequence(norms), general=general)
 
     @property
     def source_digest(self) -> str:

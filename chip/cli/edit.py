@@ -96,6 +96,12 @@ class Editing:
         bool, typer.Option("--accept", help="Write it also where those who stay lose more than --max-retain-drop.")
     ] = False
     force: Annotated[bool, typer.Option("--force", help="Edit also where the model does not know the target.")] = False
+    all_records: Annotated[
+        bool,
+        typer.Option(
+            "--all-records", help="Go by all retained records, and ask all, where else some are drawn of them."
+        ),
+    ] = False
 
     @property
     def keywords(self) -> Mapping[str, Any]:

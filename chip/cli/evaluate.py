@@ -38,6 +38,14 @@ Attacks = Annotated[
         metavar="A,B|standard|all",
     ),
 ]
+GeneralSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What general ability is measured on: auto (prose that comes with chip; the default), none, a file of "
+        "text or JSON lines, or a folder of images; repeat for several. Give other text than --keep got.",
+        metavar="auto|none|PATH",
+    ),
+]
 JudgeAddress = Annotated[
     str | None,
     typer.Option(
@@ -59,9 +67,13 @@ def evaluate(
     ] = None,
     original: Annotated[
         Path | None,
-        typer.Option(help="The model before the edit, for the attacks steering and depth.", metavar="CKPT"),
+        typer.Option(
+            help="The model before the edit, for the attacks steering and depth, and beside general ability.",
+            metavar="CKPT",
+        ),
     ] = None,
     attacks: Attacks = "",
+    general: GeneralSources = None,
     judge: JudgeAddress = None,
     judge_model: Annotated[str | None, typer.Option(help="Its name there.", metavar="NAME")] = None,
     running: Running,
@@ -100,6 +112,7 @@ def evaluate(
         reference=reference,
         original=original,
         attacks=attacks,
+        general=general or ("auto",),
         judge=_judge(judge, judge_model),
         seed=seed,
         ledger=ledger,

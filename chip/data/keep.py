@@ -31,48 +31,51 @@ IMAGE_QUESTION = "What does this image show?"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-def read_keep(sources: Sequence[Path]) -> list[Record]:
-    """What files and folders hold that is to be kept.
+def read_keep(sources: Sequence[Path], argument: str = "keep") -> list[Record]:
+    """What files and folders hold that is to be kept, or to be measured on.
 
     A `.jsonl` file has `text`, or one question and its answer as `messages`, or an `image` in each line, alone or with
     one of the two. Any other file is plain text. A folder has images; one without an answer has an empty one, for the
     model itself to give.
 
+    Args:
+        argument: what errors call it.
+
     Raises:
         InputError: a source cannot be read, or holds nothing.
     """
-    return [record for source in sources for record in _read(source)]
+    return [record for source in sources for record in _read(source, argument)]
 
 
-def _read(source: Path) -> list[Record]:
-    content = _content(source)
+def _read(source: Path, argument: str) -> list[Record]:
+    content = _content(source, argument)
     if content is None:
         records = list(_images(source))
     else:
         texts = [text_record(text, source.name) for text in cut_prose(content)]
         records = list(_lines(source, content)) if source.suffix == ".jsonl" else texts
     if not records:
-        raise InputError("holds no text and no images", argument="keep", value=source)
+        raise InputError("holds no text and no images", argument=argument, value=source)
     return records
 
 
-def _content(file: Path) -> str | None:
+def _content(file: Path, argument: str) -> str | None:
     """A file's text; None for a folder."""
     try:
         if file.is_dir():
             return None
         check_readable(file)
         if file.stat().st_size > LARGEST:
-            raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument="keep", value=file)
+            raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument=argument, value=file)
         if file.suffix == ".json":
-            raise InputError("would be read as prose; give JSON lines, as .jsonl", argument="keep", value=file)
+            raise InputError("would be read as prose; give JSON lines, as .jsonl", argument=argument, value=file)
         if "\0" in (text := file.read_text(encoding="utf-8")):
-            raise InputError("holds bytes that no text has; give a file of plain text", argument="keep", value=file)
+            raise InputError("holds bytes that no text has; give a file of plain text", argument=argument, value=file)
         return text
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         hint = "give a file of plain text or JSON lines, or a folder of images"
-        raise InputError(f"{reason}; {hint}", argument="keep", value=file) from error
+        raise InputError(f"{reason}; {hint}", argument=argument, value=file) from error
 
 
 def text_record(text: str, where: str) -> Record:
@@ -211,18 +214,22 @@ def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
     return tells
 
 
-def without_target(given: Sequence[Record], request: ForgetRequest) -> list[Record]:
-    """What the user gave, without what tells of the target; how much is left out is said by a `ChipWarning`.
+def without_target(given: Sequence[Record], request: ForgetRequest, argument: str | None = "keep") -> list[Record]:
+    """What was given, without what tells of the target; how much is left out is said by a `ChipWarning`.
+
+    Args:
+        argument: what an error calls it; None: nothing need be left.
 
     Raises:
         InputError: nothing is left.
     """
     tells = tells_of_target(request)
     remaining = [record for record in given if not tells(record)]
-    if given and not remaining:
-        raise InputError("every text holds an answer or an id of what is to be forgotten; give others", argument="keep")
+    if given and not remaining and argument is not None:
+        message = "every text holds an answer or an id of what is to be forgotten; give others"
+        raise InputError(message, argument=argument)
     if len(remaining) < len(given):
-        dropped = f"{len(given) - len(remaining)} of {len(given)} texts to keep hold an answer or an id of the target"
+        dropped = f"{len(given) - len(remaining)} of {len(given)} general texts hold an answer or an id of the target"
         warnings.warn(f"{dropped}; they are left out", ChipWarning, stacklevel=2)
     return remaining
 

@@ -19,11 +19,12 @@ def count_overlap(request: ForgetRequest) -> int:
     read only where they have one size.
     """
     records = request.hierarchy.records
-    retained: dict[tuple[object, ...], list[Record]] = defaultdict(list)
-    for index in request.partition.retained:
-        retained[_words(records[index])].append(records[index])
-    same = cache(_same_image)
     targets = [records[index] for index in request.partition.forget]
+    retained: dict[tuple[object, ...], list[Record]] = {_words(record): [] for record in targets}
+    for index in request.partition.retained:
+        if (words := _words(records[index])) in retained:
+            retained[words].append(records[index])
+    same = cache(_same_image)
     return sum(
         any(
             len(record.images) == len(other.images) and all(map(same, record.images, other.images))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from chip.data.answers import canonical_answer, normalized_question
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.record import Record
 from chip.errors import InputError
@@ -108,6 +109,14 @@ class ForgetRequest:
         """Those of the hierarchy, by their index there, then the general ones."""
         return (*self.hierarchy.records, *self.general)
 
+    def among(self, hierarchy: Hierarchy) -> Self:
+        """The same targets among other records.
+
+        Raises:
+            InputError: as `Partition.of` does.
+        """
+        return replace(self, hierarchy=hierarchy, partition=Partition.of(hierarchy, self.partition.targets))
+
     def part(self, belongs: Callable[[Record], bool]) -> Self:
         """To forget only those of the target's records; its others are neither forgotten nor retained."""
         records, whole = self.hierarchy.records, self.partition
@@ -129,6 +138,17 @@ class ForgetRequest:
         """
         named = tuple(find_node(hierarchy, name) for name in forget)
         return cls(hierarchy, Partition.of(hierarchy, named), named=named)
+
+
+def matched_records(request: ForgetRequest) -> list[int]:
+    """Of the other retained records, those that ask what a target's record asks, or say what it says."""
+    records, partition = request.hierarchy.records, request.partition
+    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
+
+    def matches(record: Record) -> bool:
+        return normalized_question(record) in questions or canonical_answer(record) in answers
+
+    return [i for i in partition.retain_other if matches(records[i])]
 
 
 def find_node(hierarchy: Hierarchy, name: str) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from chip.evaluation.attacks.base import LACKING, ORIGINAL, REFERENCE
 from chip.evaluation.config import EvalConfig
 from chip.evaluation.context import EvalContext
+from chip.evaluation.general import GeneralAbility
 from chip.evaluation.metrics.classification import measure_tasks
 from chip.evaluation.metrics.generated import measure_generated
 from chip.evaluation.metrics.leak import measure_leak
@@ -23,12 +24,14 @@ def measure(
     progress: ProgressCallback = silent,
     original: VLM | None = None,
     compared: bool = True,
+    general: GeneralAbility | None = None,
 ) -> EvalOutputs:
     """Ask a model everything; it is left as it was.
 
     Args:
         original: the model before the edit, for the attacks that need it.
         compared: whether there is a model retrained without the target to compare with, for those that need it.
+        general: what measures the model's general ability, if that is wanted.
 
     Raises:
         InputError: an image cannot be read, or an attack cannot be run on this model.
@@ -43,7 +46,10 @@ def measure(
     # 3. What does it say, and what does it let slip?
     measure_generated(context, config)
     measure_leak(context, config)
-    # 4. What do attacks bring back?
+    # 4. What does it make of what no record holds?
+    if general is not None:
+        general.measure(context)
+    # 5. What do attacks bring back?
     lacking = {name for name, there in ((ORIGINAL, original is not None), (REFERENCE, compared)) if not there}
     for attack in config.attacks_to_run:
         if missing := sorted(attack.needs & lacking):

@@ -26,6 +26,8 @@ class EvalOutputs:
     features: dict[str, Array] = field(default_factory=dict)
     """What a classifier is told of its answers -> (answers, features); the rows of two models that were asked the same
     belong together."""
+    general: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    """Measure of general ability -> its sum over each text or question, and how many tokens, or 1, that is of."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Attack, or a step of one, that could not be run -> why."""
 

@@ -20,6 +20,8 @@ def in_split(record: Record, split: str) -> bool:
 
 WORST = "worst"
 """The split whose rows are the worse of the others'."""
+HELD_OUT = "held out"
+"""The split of figures of general ability, which are of no records."""
 GAP = "siblings-target"
 RETAINED = "retained"
 """Groups of some rows: a difference of two, and all that must stay, taken together."""
@@ -35,16 +37,17 @@ class ResultRow:
     group: str
     """One of `GROUPS`, `GAP` or `RETAINED`."""
     split: str
-    """`trained`, `paraphrased` or `worst`."""
+    """`trained`, `paraphrased` or `worst`; of general ability `held out`."""
     measure: str
     attack: str
     """`none`, or the attack and its step: `quantization: 4 bits`."""
     value: float
     low: float
     high: float
-    """95 % bootstrap interval, clustered by patient, or by fact where there is only one; NaN where there is none."""
+    """95 % bootstrap interval, clustered by patient, or by fact where there is only one; of general ability by text.
+    NaN where there is none."""
     count: int
-    """Records it was measured on."""
+    """Records it was measured on; tokens or questions, where it is of general ability."""
 
     def to_json(self) -> dict[str, Any]:
         """NaN, which JSON has not, as null."""
@@ -63,7 +66,7 @@ class Evaluation:
     levels: tuple[str, ...] = ()
     """Of each node that was to be forgotten, one of `LEVELS`; empty where that is not known."""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """Attack, or a step of one, that was asked for and could not be run -> why."""
+    """Attack, or a step of one, that was asked for and could not be run -> why; `general`: why not measured."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """What the model ran with: versions, device, dtype."""
     targets: tuple[str, ...] = ()

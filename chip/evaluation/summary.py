@@ -8,6 +8,7 @@ from typing import Any
 
 from chip.data.chance import chance_accuracy, mean_over
 from chip.data.request import ForgetRequest
+from chip.evaluation.bootstrap import interval, means
 from chip.evaluation.rows import SPLITS, in_split
 from chip.model.scoring import Scores
 
@@ -48,6 +49,16 @@ def summarize(request: ForgetRequest, before: Scores, after: Scores | None) -> d
                     _before_after("answer_probability", indices, before, after),
                 )
     return summary
+
+
+def exact_match_intervals(full: ForgetRequest, asked: ForgetRequest, scores: Scores) -> dict[str, tuple[float, float]]:
+    """Group of which some records only were asked -> 95 % interval of its exact match: whole patients are drawn."""
+    result = {}
+    for group, members in asked.partition.groups.items():
+        if len(members) < len(full.partition.groups[group]):
+            patients = [asked.hierarchy.records[index].path[:2] for index in members]
+            result[group] = interval(means(scores.exact_match[list(members)].numpy(), patients, 0, group))
+    return result
 
 
 def _before_after(measure: str, indices: Sequence[int], before: Scores, after: Scores | None) -> BeforeAfter:

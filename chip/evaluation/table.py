@@ -14,10 +14,11 @@ from chip.data.record import TASKS
 from chip.evaluation.attacks import membership
 from chip.evaluation.bootstrap import interval, means, weights
 from chip.evaluation.config import EvalConfig
+from chip.evaluation.general import ABILITY
 from chip.evaluation.groups import clusters
 from chip.evaluation.metrics.aggregate import harmonic_mean, worst
 from chip.evaluation.outputs import EvalOutputs
-from chip.evaluation.rows import GAP, NO_ATTACK, RETAINED, SPLITS, WORST, ResultRow, in_split
+from chip.evaluation.rows import GAP, HELD_OUT, NO_ATTACK, RETAINED, SPLITS, WORST, ResultRow, in_split
 
 Array = NDArray[np.float64]
 
@@ -63,6 +64,7 @@ class Table:
         yield from self._chances()
         yield from self._harmonic_means()
         yield from self._membership()
+        yield from self._general()
 
     def mean(self, group: str, split: str, measure: str, attack: str) -> Mean | None:
         """None where nothing of it was asked."""
@@ -150,6 +152,14 @@ class Table:
             true_positives = Mean(membership.true_positives(own, other), None, area.count)
             yield area.row("target", "trained", f"auc_{name}", attack)
             yield true_positives.row("target", "trained", f"true_positives_{name}", attack)
+
+    def _general(self) -> Iterator[ResultRow]:
+        """Means over tokens, or questions; whole texts are drawn for their intervals."""
+        for measure, (sums, counts) in self.outputs.general.items():
+            drawn = weights(range(len(sums)), self.config.seed, ABILITY)
+            samples = (drawn @ sums) / (drawn @ counts) if len(sums) > 1 else None
+            mean = Mean(float(sums.sum() / counts.sum()), samples, int(counts.sum()))
+            yield mean.row(ABILITY, HELD_OUT, measure, NO_ATTACK)
 
 
 def combine(combine: Callable[[float, float], float], first: Array | None, second: Array | None) -> Array | None:

@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.general import corpus
-from chip.general.loss import GeneralReference
+from chip.general.loss import losses_of
 from chip.general.own_words import LENGTH, TO_COME, with_own_answers, write_texts
 from chip.general.pictures import draw_pictures
 from chip.model.loading import VLM
@@ -38,6 +39,10 @@ IMAGES = 8
 IMAGE_QUESTIONS = ("What does this image show?", "Describe this image.", "Is this a photo or a drawing?")
 QUESTIONS = 16
 """Plain questions that are held out; all others are answered by the model, and its answers protected."""
+PROSE = "plain prose"
+"""What messages call a piece of the bundled text."""
+RESERVED = 16
+"""Pieces of it that no edit protects: they show what models have kept or lost."""
 PROSE_TO_TRY = 8
 """Pieces of prose that show whether a model has a language at all."""
 
@@ -59,10 +64,7 @@ class Keep:
     def of(cls, keep: Keep | Sequence[Path | str]) -> Keep:
         """Raises `InputError` where `none` does not stand alone, or a number or a model has nothing to say for."""
         keep = keep if isinstance(keep, Keep) else cls(tuple(keep) or (NONE,))
-        if any(not str(source).strip() for source in keep.sources):
-            raise InputError("names nothing; give auto, none, a file or a folder", argument="keep", value="''")
-        if NONE in keep.sources and len(keep.sources) > 1:
-            raise InputError("stands alone; drop it, or the others", argument="keep", value=NONE)
+        check_sources(keep.sources, "keep")
         if keep.tokens is not None and keep.tokens < 1:
             raise InputError("must be at least 1", argument="keep_tokens", value=keep.tokens)
         for argument, value in (("keep_tokens", keep.tokens), ("keep_model", keep.model)):
@@ -76,7 +78,20 @@ class Keep:
 
     def given(self) -> list[Record]:
         """What the files and folders hold; see `read_keep`."""
-        return read_keep([Path(source) for source in self.sources if source not in (AUTO, NONE)])
+        return read_sources(self.sources, "keep")
+
+
+def check_sources(sources: Sequence[Path | str], argument: str) -> None:
+    """Raise `InputError` where one names nothing, or `none` does not stand alone."""
+    if any(not str(source).strip() for source in sources):
+        raise InputError("names nothing; give auto, none, a file or a folder", argument=argument, value="''")
+    if NONE in sources and len(sources) > 1:
+        raise InputError("stands alone; drop it, or the others", argument=argument, value=NONE)
+
+
+def read_sources(sources: Sequence[Path | str], argument: str) -> list[Record]:
+    """What the files and folders among them hold; see `read_keep`."""
+    return read_keep([Path(source) for source in sources if source not in (AUTO, NONE)], argument)
 
 
 @dataclass(frozen=True)
@@ -119,12 +134,8 @@ def collect(
     if not keep.auto:
         protected, held_out = _split(vlm, own, seed) if own else ([], [])
         return _data(vlm, protected, held_out, f"{len(own)} given") if own else None
-    known, by_frequency = prose_nats(vlm)
-    if not known < by_frequency:
-        message = (
-            f"the model knows its records only: plain prose costs it {known:.1f} nats a token, its words' frequencies "
-            f"alone {by_frequency:.1f}; there is no general ability to keep"
-        )
+    if no_language := why_no_language(vlm):
+        message = f"the model knows its records only: {no_language}; there is no general ability to keep"
         return GeneralData(tuple(own), (), (), message)
     texts = write_own_texts(vlm, tokens, seed) if texts is None else texts
     made, held_out, left_out = _make(vlm, request, tokens, texts, seed)
@@ -145,14 +156,34 @@ def write_own_texts(vlm: VLM, tokens: int, seed: int = 0) -> list[Record]:
     return write_texts(vlm, int((tokens + HELD_OUT_TOKENS) / 2 / LENGTH) + 1, seed)
 
 
+def why_no_language(vlm: VLM) -> str | None:
+    """What shows that a model has no language to lose, in words; None where it has one."""
+    known, by_frequency = prose_nats(vlm)
+    if known < by_frequency:
+        return None
+    return f"plain prose costs it {known:.1f} nats a token, its words' frequencies alone {by_frequency:.1f}"
+
+
+def reserved_prose() -> list[str]:
+    """The end of the bundled prose, in the order in which `auto` takes it: no edit protects it."""
+    order: list[str] = np.random.default_rng(0).permutation(corpus.prose()).tolist()
+    return order[-RESERVED:]
+
+
+def held_out_questions() -> list[Record]:
+    """Plain questions that no edit protects the answers of; their own is still to come."""
+    return [replace(question, answer=TO_COME) for question in _questions(0)[:QUESTIONS]]
+
+
 def prose_nats(vlm: VLM) -> tuple[float, float]:
     """−log p of some plain prose in nats a token: as the model has it, and by the tokens' frequencies in that text."""
     pieces = corpus.prose()
-    texts = fitting(vlm, [text_record(text, "plain prose") for text in pieces[:: len(pieces) // PROSE_TO_TRY]])
+    texts = fitting(vlm, [text_record(text, PROSE) for text in pieces[:: len(pieces) // PROSE_TO_TRY]])
     ids = np.concatenate([prompt.tokens for prompt in vlm.prompts.read(texts)])
     _, counts = np.unique(ids, return_counts=True)
     share = counts / counts.sum()
-    return GeneralReference(vlm, texts, ()).nats, float(-(share * np.log(share)).sum())
+    total, tokens = losses_of(vlm, texts).sum(0).tolist()
+    return total / tokens if tokens else inf, float(-(share * np.log(share)).sum())
 
 
 def _make(
@@ -161,10 +192,12 @@ def _make(
     """What `auto` protects, what it holds out, and how many records told of the target."""
     generator = np.random.default_rng(seed)
     half = (tokens + HELD_OUT_TOKENS) / 2
-    prose = [text_record(text, "plain prose") for text in generator.permutation(corpus.prose()).tolist()]
+    reserved = set(reserved_prose())
+    everything = generator.permutation(corpus.prose()).tolist()
+    prose = [text_record(text, PROSE) for text in everything if text not in reserved]
     texts = _first(vlm, written, half) + _first(vlm, prose, half)
     texts = [texts[i] for i in generator.permutation(len(texts))]
-    asked = [*_questions(seed)[QUESTIONS:], *_about_images(request, generator, seed)]
+    asked = [*_asked(seed), *_about_images(request, generator, seed)]
     answered = with_own_answers(vlm, [asked[i] for i in generator.permutation(len(asked))])
     known = {normalized(record.answer) for record in request.hierarchy.records}
     answered = [record for record in answered if normalized(record.answer) not in known]  # else it is the records'
@@ -194,6 +227,12 @@ def _questions(seed: int) -> list[Record]:
         Record(question, "", PATH, None, where="general question")
         for question in np.random.default_rng(seed).permutation(corpus.questions()).tolist()
     ]
+
+
+def _asked(seed: int) -> list[Record]:
+    """Those that are not held out."""
+    held_out = _questions(0)[:QUESTIONS]
+    return [question for question in _questions(seed) if question not in held_out]
 
 
 def _about_images(request: ForgetRequest, generator: np.random.Generator, seed: int) -> list[Record]:
@@ -235,5 +274,5 @@ def _data(vlm: VLM, protected: Sequence[Record], held_out: Sequence[Record], not
     if not held_out:
         message = "too little general data to hold any of it out: what the edit costs there is not measured"
         warnings.warn(message, ChipWarning, stacklevel=3)
-    questions = [replace(question, answer=TO_COME) for question in _questions(0)[:QUESTIONS]] if held_out else []
+    questions = held_out_questions() if held_out else []
     return GeneralData(tuple(protected), tuple(held_out), tuple(questions), note)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
+from chip.errors import InputError, one_line
 from chip.general.collect import Keep, collect, tokens_to_keep, write_own_texts
 from chip.general.loss import GeneralReference
 from chip.model.batching.batch_size import BatchSize
@@ -34,6 +37,32 @@ class General:
     """None where nothing could be held out."""
     note: str | None = None
     """What there is, in words; None where nothing was asked for."""
+    digest: bytes | None = None
+    """Of what is protected, as `digest_of` has it; None where that is nothing."""
+
+
+def digest_of(records: Sequence[Record]) -> bytes | None:
+    """SHA-256 of all that the model is shown of them, in their order; None of no records.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    whole = hashlib.sha256()
+    for record in records:
+        images = [hashlib.sha256(_bytes_of(image)).hexdigest() for image in record.images]
+        history = [astuple(turn) for turn in record.history]
+        shown = (record.task, record.question, record.answer, history, images, record.window)
+        whole.update(f"{json.dumps(shown)}\n".encode())
+    return whole.digest() if records else None
+
+
+def _bytes_of(image: Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise InputError(f"{image}: {one_line(error)}; give an image that can be read") from error
 
 
 def base_texts(
@@ -72,14 +101,15 @@ def prepare_general(
     Args:
         texts: what `base_texts` has written.
     """
-    data = None
+    data = digest = None
     if distributed.is_main_process:
         with progress("collecting general data", 1) as advance:
             data = collect(vlm, request, given.keep, given.records, tokens_to_keep(vlm, given.keep, modules), texts)
+            digest = None if data is None else digest_of(data.protected)
             advance(1)
-    data = distributed.broadcast_object(data)
+    data, digest = distributed.broadcast_object((data, digest))
     if data is None:
         return General()
     held_out = data.held_out
     reference = GeneralReference(vlm, held_out, data.questions, size, distributed) if held_out else None
-    return General(data.protected, reference, data.note)
+    return General(data.protected, reference, data.note, digest)

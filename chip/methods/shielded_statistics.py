@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chip.data.answers import canonical_answer, normalized_question
-from chip.data.record import Record
-from chip.data.request import ForgetRequest
+from chip.data.request import ForgetRequest, matched_records
 from chip.distributed import DistributedContext
 from chip.methods.base import membership
 from chip.methods.statistics import CrossMoment, FirstMoment, GroupedMean, SecondMoment
@@ -163,23 +161,12 @@ def _shares(request: ForgetRequest, neighbor_weight: float) -> list[tuple[list[i
     records, partition = request.hierarchy.records, request.partition
     groups = (
         (partition.siblings, neighbor_weight),
-        (_matched(request), neighbor_weight),
+        (matched_records(request), neighbor_weight),
         (sorted(partition.retained), 1 - 2 * neighbor_weight),
     )
     trained = [([i for i in indices if not records[i].held_out], share) for indices, share in groups]
     present = [(indices, share) for indices, share in trained if indices and share]
     return present or [(indices, 1.0) for indices, _ in trained[-1:] if indices]
-
-
-def _matched(request: ForgetRequest) -> list[int]:
-    """Of the other retained records, those that ask what a target's record asks, or say what it says."""
-    records, partition = request.hierarchy.records, request.partition
-    questions, answers = ({of(records[i]) for i in partition.forget} for of in (normalized_question, canonical_answer))
-
-    def matches(record: Record) -> bool:
-        return normalized_question(record) in questions or canonical_answer(record) in answers
-
-    return [i for i in partition.retain_other if matches(records[i])]
 
 
 def _target_images(request: ForgetRequest) -> float:

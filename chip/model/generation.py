@@ -6,25 +6,32 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from chip.data.record import Record
 from chip.errors import ChipWarning, RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.model.batching.batch_size import out_of_memory
 from chip.model.batching.batches import group_by_image_size
+from chip.model.disk_cache import DiskCache
 from chip.model.loading import VLM
+from chip.model.lockstep import run_in_lockstep
 from chip.model.running import running
+from chip.model.weight_stream import WeightStream
 
 ROWS = 64
 """Questions that are answered at once."""
 MORE_TOKENS = 8
 """An answer is cut off when it is so much longer than the right one: it cannot be right any more."""
+_CACHE: str = ALL_CACHE_NAMES[0]
+"""What `generate` calls its cache: `past_key_values`, and `cache` in later versions, which warn at the old name."""
 
 
 def answer_greedily(
@@ -46,14 +53,25 @@ def answer_greedily(
     return _decode(vlm, _answer(vlm, records, list(range(len(records))), None, rows, on_batch, longest))
 
 
-def answers_that_end(vlm: VLM, records: Sequence[Record], longest: int, rows: int = ROWS) -> list[bool]:
-    """Whether the most probable answer to each record's question ends by itself within `longest` tokens.
+@dataclass(frozen=True)
+class OpenAnswer:
+    """An answer of which nobody says how long it is to be."""
+
+    text: str
+    """Without special tokens."""
+    ended: bool
+    """Whether it came to an end by itself."""
+
+
+def answer_openly(vlm: VLM, records: Sequence[Record], longest: int, rows: int = ROWS) -> list[OpenAnswer]:
+    """The most probable answer to each record's question, cut off after `longest` tokens.
 
     Raises: as `answer_greedily`.
     """
-    ends = _end_tokens(vlm, records)
+    ends = _end_tokens(vlm, records, vlm.model.generation_config.eos_token_id)
     answers = _answer(vlm, records, list(range(len(records))), None, rows, lambda _: None, longest)
-    return [not ends.isdisjoint(answer) for answer in answers]
+    pairs = zip(_decode(vlm, answers), answers, strict=True)
+    return [OpenAnswer(text, not ends.isdisjoint(tokens)) for text, tokens in pairs]
 
 
 def draw_answers(
@@ -93,6 +111,16 @@ class Chances:
         return Chances(self.numbers[rows], self.temperature)
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """When an answer ends."""
+
+    longest: int | None
+    """Tokens after which it is cut off; None: a few more than the right one has."""
+    configured: int | Sequence[int] | None
+    """The checkpoint's own tokens at the end of a text."""
+
+
 class Draw(LogitsProcessor):  # type: ignore[misc]
     """Leaves of each row the one token that its number in [0, 1) falls on, tokens laid side by side by probability."""
 
@@ -122,18 +150,26 @@ def _answer(
     longest: int | None,
 ) -> list[list[int]]:
     """An answer to each of the records at `indices`, by greedy decoding where there are no `chances`, one row each."""
-    if vlm.weights.streamed and indices:
-        message = f"{len(indices)} answers are generated, and each of their tokens reads all streamed weights anew"
-        warnings.warn(
-            f"{message}; this takes long, and less so with memory for the whole model", ChipWarning, stacklevel=3
-        )
     answers: list[list[int]] = [[]] * len(indices)
-    for batch in _batches(vlm, records, indices, rows):
+    ending = _Ending(longest, vlm.model.generation_config.eos_token_id)
+
+    def answer(batch: list[int]) -> None:
         questions = [records[indices[i]] for i in batch]
-        tokens = _generate_in_halves(vlm, questions, None if chances is None else chances[batch], longest)
-        for i, answer in zip(batch, tokens, strict=True):
-            answers[i] = answer
+        tokens = _generate_in_halves(vlm, questions, None if chances is None else chances[batch], ending)
+        for i, of_one in zip(batch, tokens, strict=True):
+            answers[i] = of_one
         on_batch(len(batch))
+
+    runs = [partial(answer, batch) for batch in _batches(vlm, records, indices, rows)]
+    if isinstance(vlm.stream, WeightStream) and runs:
+        message = f"{len(indices)} answers are generated, and all streamed weights are read anew for each token's place"
+        warnings.warn(f"{message}: this takes long", ChipWarning, stacklevel=3)
+    with _without_defaults(vlm.model):
+        if isinstance(vlm.stream, WeightStream):
+            run_in_lockstep(vlm.stream, runs)
+        else:
+            for run in runs:
+                run()
     return answers
 
 
@@ -150,11 +186,11 @@ def _batches(vlm: VLM, records: Sequence[Record], indices: Sequence[int], rows: 
 
 
 def _generate_in_halves(
-    vlm: VLM, records: Sequence[Record], chances: Chances | None, longest: int | None
+    vlm: VLM, records: Sequence[Record], chances: Chances | None, ending: _Ending
 ) -> list[list[int]]:
     """As `_generate`; what does not fit into memory, in halves."""
     try:
-        return _generate(vlm, records, chances, longest)
+        return _generate(vlm, records, chances, ending)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -165,18 +201,20 @@ def _generate_in_halves(
     middle = len(records) // 2
     first, second = (None, None) if chances is None else (chances[slice(middle)], chances[slice(middle, None)])
     halves = (records[:middle], first), (records[middle:], second)
-    return [answer for part, drawn in halves for answer in _generate_in_halves(vlm, part, drawn, longest)]
+    return [answer for part, drawn in halves for answer in _generate_in_halves(vlm, part, drawn, ending)]
 
 
 @torch.no_grad()
-def _generate(vlm: VLM, records: Sequence[Record], chances: Chances | None, longest: int | None) -> list[list[int]]:
-    """The tokens of each answer, cut off after `longest` of them."""
-    most = [longest or prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
-    inputs = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
+def _generate(vlm: VLM, records: Sequence[Record], chances: Chances | None, ending: _Ending) -> list[list[int]]:
+    """The tokens of each answer, cut off as `ending` says."""
+    most = [ending.longest or prompt.answer + MORE_TOKENS for prompt in vlm.prompts.read(records)]
+    inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in questions(vlm, records).items()}
     width = inputs["input_ids"].shape[1]
-    config = _config(vlm, records, max(most))
+    config = _config(vlm, records, max(most), ending)
     draw = None if chances is None else [Draw(chances.numbers, width, chances.temperature)]
-    with running(vlm.model), _without_defaults(vlm.model):
+    if vlm.weights.streamed:  # several batches are under way at once
+        inputs[_CACHE] = DiskCache(config=vlm.model.config.get_text_config(decoder=True))
+    with running(vlm.model):
         tokens = vlm.model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [row[width : width + length] for row, length in zip(tokens.tolist(), most, strict=True)]
 
@@ -192,21 +230,20 @@ def _without_defaults(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _config(vlm: VLM, records: Sequence[Record], longest: int) -> GenerationConfig:
+def _config(vlm: VLM, records: Sequence[Record], longest: int, ending: _Ending) -> GenerationConfig:
     """Plain decoding: a checkpoint's own settings may hold penalties and temperatures, which are for chats."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=longest,
-        eos_token_id=sorted(_end_tokens(vlm, records)),
+        eos_token_id=sorted(_end_tokens(vlm, records, ending.configured)),
         pad_token_id=vlm.prompts.pad,
     )
 
 
-def _end_tokens(vlm: VLM, records: Sequence[Record]) -> set[int]:
+def _end_tokens(vlm: VLM, records: Sequence[Record], ends: int | Sequence[int] | None) -> set[int]:
     """What ends an answer: as configured, as the tokenizer has it, and as the chat format of the records does."""
-    ends = vlm.model.generation_config.eos_token_id
-    configured = ends if isinstance(ends, list) else [ends]
+    configured = [ends] if isinstance(ends, int) else ends or ()
     last = (prompt.tokens[-1] for prompt in vlm.prompts.read(records) if prompt.answer)
     return {token for token in (vlm.processor.tokenizer.eos_token_id, *configured, *last) if token is not None}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -98,12 +99,44 @@ def answer_logits(vlm: VLM, batch: Batch, states: Tensor) -> tuple[Tensor, Tenso
 
 
 def head_logits(vlm: VLM, states: Tensor) -> Tensor:
-    """(n, vocabulary) fp32: what the head makes of the text model's last hidden states (n, d).
+    """(n, vocabulary) fp32: what the head makes of the text model's last hidden states (n, d)."""
+    return _within_bounds(vlm.model.get_output_embeddings()(states), vlm.logit_softcapping)
 
-    Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind it.
-    """
-    logits: Tensor = vlm.model.get_output_embeddings()(states).float()
-    cap = vlm.logit_softcapping
+
+@dataclass(frozen=True)
+class Head:
+    """A copy of a model's head, for when the model itself is let go."""
+
+    weight: Tensor
+    """(vocabulary, d) on the host."""
+    bias: Tensor | None
+    """(vocabulary,)"""
+    softcapping: float | None
+
+    @classmethod
+    def of(cls, vlm: VLM) -> Self:
+        head = vlm.model.get_output_embeddings()
+        prefix = next(name for name, module in vlm.model.named_modules() if module is head)
+        values = {
+            name: vlm.weights.parameter(f"{prefix}.{name}").detach().to("cpu", copy=True)
+            for name, _ in head.named_parameters()
+        }
+        return cls(values["weight"], values.get("bias"), vlm.logit_softcapping)
+
+    def to(self, device: torch.device) -> Self:
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """As `head_logits` has them of the model; (n, d) of any dtype, wherever they are."""
+        return _within_bounds(
+            torch.nn.functional.linear(states.to(self.weight), self.weight, self.bias), self.softcapping
+        )
+
+
+def _within_bounds(logits: Tensor, cap: float | None) -> Tensor:
+    """In fp32; Gemma 2, and with it PaliGemma 2, keeps logits within bounds behind the head."""
+    logits = logits.float()
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

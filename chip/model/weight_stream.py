@@ -63,6 +63,10 @@ class WeightStream:
         self._meta = {name: model.get_parameter(name) for name in self._origins}
         self._values: dict[str, Tensor] = {}
         """New values of parameters."""
+        self.units = tuple(units)
+        """In the order in which they run."""
+        self.before_reading: Callable[[Unit], None] | None = None
+        """Called when a unit is wanted that is not there; others may use the model until it returns."""
         self._present: Unit | None = None
         self._next: dict[Unit | None, Unit] = dict(pairwise(units))
         """What ran after what when it last ran."""
@@ -125,6 +129,10 @@ class WeightStream:
         """Have the unit's parameters there, and start reading what ran after it the last time."""
         if self._present is unit:
             return
+        if self.before_reading is not None:
+            self.before_reading(unit)
+            if self._present is unit:  # another run has had it read meanwhile
+                return
         tensors = self._awaited(unit)
         if self._present is not None:
             self._next[self._present] = unit

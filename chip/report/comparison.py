@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import isnan
 
-from chip.evaluation.rows import NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
+from chip.evaluation.rows import HELD_OUT, NO_ATTACK, SPLITS, WORST, Evaluation, ResultRow
 
 CLOSE = 0.1
 """The largest difference that may have gone unnoticed where a report says that there is none."""
@@ -70,6 +70,11 @@ def same_row(evaluation: Evaluation, row: ResultRow) -> ResultRow | None:
 def by_split(evaluation: Evaluation, group: str, measure: str) -> list[ResultRow]:
     """The figure for trained and for paraphrased wordings, without an attack, as far as they are there."""
     return [row for split in SPLITS if (row := evaluation.find(group, split, measure)) is not None]
+
+
+def general_rows(evaluation: Evaluation) -> list[ResultRow]:
+    """The figures of general ability."""
+    return [row for row in evaluation.rows if row.split == HELD_OUT]
 
 
 def steps(evaluation: Evaluation, kind: str | None = None) -> list[str]:

@@ -109,7 +109,8 @@ def _leave(receipt: Receipt, folder: Path, report: EditReport) -> EditReport:
 
 def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[str, float]) -> Edit:
     shown = report.to_json()
-    figures = finite({name: shown[name] for name in ("groups", "general", "outcome")})
+    sampled = () if report.sampled is None else ("sampled",)
+    figures = finite({name: shown[name] for name in ("groups", "general", "outcome", *sampled)})
     return Edit(
         report.method,
         report.settings,
@@ -121,6 +122,7 @@ def _edit(report: EditReport, changes: Mapping[str, float], remaining: Mapping[s
         arguments=report.arguments,
         environment=report.environment,
         figures=figures,
+        general_digest=report.general_digest,
         measured_on=report.measured_on,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chip.checkpoint.sequence import EditSequence
@@ -11,6 +11,21 @@ from chip.evaluation.summary import GroupResult
 from chip.general.loss import GeneralLoss
 from chip.methods.search import Choice
 from chip.report.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was drawn of more records than an edit goes by, or asks."""
+
+    records: int
+    """All that there are."""
+    edited_by: int
+    """Those whose statistics the edit is made of."""
+    asked: int
+    """Those that were asked before and after."""
+    seed: int
+    intervals: Mapping[str, tuple[float, float]]
+    """Group that was not asked as a whole -> 95 % interval of its exact match, after the edit where it was written."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,10 @@ class EditReport:
     """What held-out general data has lost; None where there is none."""
     general_note: str | None = None
     """What general data was protected, in words; None where none was asked for."""
+    general_digest: bytes | None = None
+    """Of the general data that was protected. It is written with a key alone: see `Receipt.general`."""
+    sampled: Sampled | None = None
+    """None where all records took part."""
     left_out: tuple[str, ...] = ()
     """Files of the source that were not copied: what may hold the weights in another form."""
     version: int | None = None
@@ -64,6 +83,7 @@ class EditReport:
             "remaining": dict(self.remaining),
             "general": None if self.general is None else self.general.to_json(),
             "general_note": self.general_note,
+            "sampled": None if self.sampled is None else asdict(self.sampled),
             "left_out": list(self.left_out),
             "version": self.version,
             "arguments": dict(self.arguments),

@@ -14,8 +14,10 @@ RETAINED_NAMES = {"siblings": "siblings", "other": "others"}
 _SHARES = {
     *("exact_match", "judged", "chance"),
     *(f"{task}_{figure}" for task in TASKS for figure in ("accuracy", "chance")),
+    *("answers_that_end", "answers_that_ended_before", "same_answers"),
 }
 """Measures whose figures are shown in %; so are those that begin with one of `_LEAKS`."""
+_NATS = frozenset({"nats", "nats_before", "nats_above_before", "kl_to_before"})
 _LEAKS = ("leak_at_", "expected_leak_at_")
 
 
@@ -60,6 +62,11 @@ def number(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
+def nats(value: float) -> str:
+    """Three digits: an edit may cost a model less than a hundredth of a nat a token."""
+    return f"{value:.3f}".replace("-", "−")
+
+
 def p_value(value: float) -> str:
     """Two digits that count, as far as they do: `0.011`, `<0.001`."""
     return f"{value:.2g}" if value >= 0.001 else "<0.001"
@@ -82,6 +89,11 @@ def figure(row: ResultRow) -> str:
     return _format_of(row.measure)(row.value)
 
 
+def measured_on(row: ResultRow) -> str:
+    """Of a figure of general ability: `4,017 tokens`, `16 questions`."""
+    return count(row.count, "token" if row.measure in _NATS else "question")
+
+
 def interval(row: ResultRow) -> str:
     """A row's interval, `11–23%`; empty as in `between`."""
     return between(row.low, row.high, _format_of(row.measure))
@@ -96,6 +108,8 @@ def with_interval(row: ResultRow) -> str:
 def _format_of(measure: str) -> Callable[[float], str]:
     if measure in _SHARES or measure.startswith(_LEAKS):
         return share
+    if measure in _NATS:
+        return nats
     return p_value if measure == "ks_p" else number
 
 

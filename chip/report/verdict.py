@@ -91,9 +91,10 @@ def _attacks(evaluation: Evaluation) -> findings.AttackFinding:
     measured = {row.attack.partition(": ")[0] for row in evaluation.rows}
     not_run = tuple(attack for attack in ATTACKS if attack not in evaluation.attacks)
     unmeasured = (attack for attack in evaluation.attacks if attack in ATTACKS and attack not in measured)
-    impossible = tuple(attack for attack in unmeasured if attack not in evaluation.skipped)
+    skipped = {step: why for step, why in evaluation.skipped.items() if step.partition(": ")[0] in evaluation.attacks}
+    impossible = tuple(attack for attack in unmeasured if attack not in skipped)
     answer, tone = _more(excesses, len(rows), compared)
-    caveat: Caveat | None = "attacks missing" if not_run or impossible or evaluation.skipped else None
+    caveat: Caveat | None = "attacks missing" if not_run or impossible or skipped else None
     if not rows:
         caveat = "attacks not tested"
     elif tone == "open" and compared:
@@ -107,7 +108,7 @@ def _attacks(evaluation: Evaluation) -> findings.AttackFinding:
         excesses=excesses,
         not_run=not_run,
         impossible=impossible,
-        skipped=evaluation.skipped,
+        skipped=skipped,
     )
 
 

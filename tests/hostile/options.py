@@ -113,6 +113,10 @@ CASES: list[Case] = [
         for file in ("none.txt", "ckpt", "/dev/null", "/dev/zero", "", "a" * 300)
     ),
     *(
+        refused(f"--general {file!r}", nothing, "--general", (*EVAL, f"--general={file}"))
+        for file in ("none.txt", "ckpt", "/dev/zero", "")
+    ),
+    *(
         refused(f"{name}={value[:9]!r} in the environment", nothing, name, EDIT, environment={name: value})
         for name, value in (
             ("WORLD_SIZE", "x"),

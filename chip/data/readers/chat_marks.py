@@ -35,7 +35,8 @@ def without_marks(records: Iterable[Record], name: str) -> Iterator[Record]:
         history = tuple(_earlier(turn, record.where) for turn in record.history)
         if (answer, history) != (record.answer, record.history):
             record = replace(record, answer=answer, history=history)
-        yield _without_placeholders(record)
+        texts = (record.question, record.answer, *(turn.text for turn in record.history))
+        yield _without_placeholders(record) if any(IMAGE_PLACEHOLDER in text for text in texts) else record
     if ends:
         listed = ", ".join(f"{end} ({count:,})" for end, count in ends.items())
         message = f"{name}: answers end in {listed}, which is left out: the model's chat format writes it"
@@ -75,6 +76,8 @@ def _check_placeholders(record: Record) -> None:
 
 def _answer(answer: str, where: str) -> str:
     given = answer
+    if answer.strip() and not answer.rstrip().endswith(">"):  # all ends do
+        return answer
     while end := next((end for end in ENDS_OF_TURN if _ends_in(answer, end)), None):
         answer = answer.rstrip().removesuffix(end).rstrip()
     if not answer.strip():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from chip.data.record import Record
 from chip.errors import ChipWarning
@@ -21,7 +23,7 @@ def warn_of_repeats(records: Sequence[Record], name: str) -> None:
 
 
 def _repeated(records: Sequence[Record]) -> str:
-    places = _places(records, records)
+    places = _places(records, lambda record: record)
     copies = sum(map(len, places)) - len(places)
     if not copies:
         return ""
@@ -30,12 +32,12 @@ def _repeated(records: Sequence[Record]) -> str:
 
 def _contradictory(records: Sequence[Record]) -> str:
     """Questions about one image, or about none, that have several answers."""
-    once = list({record: record for record in records}.values())
     answers: dict[object, set[str]] = defaultdict(set)
-    for record in once:
+    alike = [record for places in _alike(records, _input) for record in places]
+    for record in alike:
         answers[_input(record)].add(record.answer.strip())
-    several = [record for record in once if len(answers[_input(record)]) > 1]
-    places = _places(several, [_input(record) for record in several])
+    several = dict.fromkeys(record for record in alike if len(answers[_input(record)]) > 1)
+    places = _places(list(several), _input)
     if not places:
         return ""
     return (
@@ -48,14 +50,19 @@ def _input(record: Record) -> object:
     return record.question.strip(), record.images, record.history
 
 
-def _places(records: Sequence[Record], keys: Sequence[object]) -> list[list[str]]:
+def _places(records: Sequence[Record], key: Callable[[Record], object]) -> list[list[str]]:
     """Where the records of each key stand that occurs more than once."""
-    counts = Counter(keys)
-    places: dict[object, list[str]] = defaultdict(list)
-    for record, key in zip(records, keys, strict=True):
-        if counts[key] > 1:
-            places[key].append(record.where)
-    return list(places.values())
+    return [[record.where for record in alike] for alike in _alike(records, key)]
+
+
+def _alike(records: Sequence[Record], key: Callable[[Record], object]) -> list[list[Record]]:
+    """The records of each key that occurs more than once. Of the others' keys no more than a hash is held."""
+    hashes = np.fromiter((hash(key(record)) for record in records), np.int64, len(records))
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    alike: dict[object, list[Record]] = defaultdict(list)
+    for index in (counts[inverse] > 1).nonzero()[0].tolist():
+        alike[key(records[index])].append(records[index])
+    return [each for each in alike.values() if len(each) > 1]
 
 
 def _alike_ids(records: Sequence[Record]) -> str:

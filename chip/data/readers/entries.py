@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chip.data.readers.fields import parse_object, parse_split, parse_task, parse_text
-from chip.data.readers.images import Images, read_images
+from chip.data.readers.images import NO_IMAGES, Images, read_images
 from chip.data.readers.records_file import OWN, RecordsFile
 from chip.data.readers.unused import Unused
 from chip.data.record import Record, Turn
@@ -23,11 +23,11 @@ def entries(file: RecordsFile, known: Collection[str]) -> Iterator[Entry]:
     Raises:
         InputError: a row is no object, or holds data under a key that is not known.
     """
-    unused = Unused(file.path.name, file.mapped_columns)
+    unused, known = Unused(file.path.name, file.mapped_columns), {*known, *OWN}
     for row, where in file.rows():
         entry = Entry(file, parse_object(row, where), where, unused)
         unused.total += 1
-        unused.look(entry.row, {*known, *OWN}, where)
+        unused.look(entry.row, known, where)
         yield entry
     unused.say()
 
@@ -52,6 +52,8 @@ class Entry:
         Raises:
             InputError: it has two of them, or an image is not there.
         """
+        if self.row.keys().isdisjoint(keys):
+            return NO_IMAGES
         given = [key for key in keys if key in self.row and not (key.endswith("s") and self.row[key] == [])]
         if len(given) > 1:
             raise InputError(f"{self.where}: {given[0]} and {given[1]} both hold images; leave one of them out")

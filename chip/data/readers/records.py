@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chip.data.readers.entries import entries
 from chip.data.readers.records_file import JSON_LINES, RecordsFile
 from chip.data.readers.turns import conversation_records, opening
-from chip.data.record import ASSISTANT, USER, Record, Turn
+from chip.data.record import ASSISTANT, IMAGE_PLACEHOLDER, USER, Record, Turn
 
 IMAGE_KEYS = (
     *("image", "images", "image_path", "image_paths", "image_file", "image_name"),
@@ -30,5 +30,10 @@ class Records:
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         for entry in entries(file, KEYS):
-            turns = [Turn(USER, entry.text("question")), Turn(ASSISTANT, entry.text("answer"))]
-            yield from conversation_records(entry, [*opening(entry), *turns], entry.images(*IMAGE_KEYS))
+            question, answer, images = entry.text("question"), entry.text("answer"), entry.images(*IMAGE_KEYS)
+            earlier = opening(entry) if "system" in entry.row or "history" in entry.row else []
+            if earlier or IMAGE_PLACEHOLDER in question:
+                turns = [*earlier, Turn(USER, question), Turn(ASSISTANT, answer)]
+                yield from conversation_records(entry, turns, images)
+            else:
+                yield entry.record(question, answer, images)

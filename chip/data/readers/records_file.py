@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol
 
 from chip.data.files import bounded_lines
@@ -64,6 +65,8 @@ class RecordsFile:
         self.path, self.owners, self.split, self._images = path, owners, split, images
         self.asked_owners = False
         """Whether a reader has asked whose a row is."""
+        self._paths: dict[tuple[object, ...], tuple[str, ...]] = {}
+        """Paths of nodes by the ids that rows had for them: checked once, and one object for all records of a node."""
 
     @property
     def mapped_columns(self) -> frozenset[str]:
@@ -94,7 +97,7 @@ class RecordsFile:
             InputError: the file is broken.
         """
         if self.kind in JSON_LINES:
-            return frozenset(key for entry, _ in self._lines for key in entry)
+            return frozenset(chain.from_iterable(entry for entry, _ in self._json_rows()))
         return frozenset(name for name in self._names() if not _INDEX.fullmatch(name))
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
@@ -107,7 +110,7 @@ class RecordsFile:
             InputError: the file is broken.
         """
         if self.kind in JSON_LINES:
-            yield from self._lines
+            yield from self._json_rows()
             return
         chosen = self.columns if columns is None else columns
         wanted = [name for name in self._names() if name in chosen]  # in the file's order, whatever that of a set
@@ -136,10 +139,20 @@ class RecordsFile:
         where = record.where
         mapped = {} if self.owners is None else self.owners.values(row, images, where)
         known = {level: ids[level] for level in LEVELS if ids.get(level) is not None}
-        path = node_path(known | mapped, where)
+        path = self._path(known | mapped if mapped else known, where)
         task = parse_task(mapped["task"], where) if "task" in mapped else record.task
         split = parse_split(mapped["split"], where) if "split" in mapped else record.split
-        return replace(record, path=path, task=task, split=split)
+        return record.at(path, task, split)
+
+    def _path(self, ids: Mapping[str, object], where: str) -> tuple[str, ...]:
+        """As `node_path`."""
+        key = tuple(ids.get(level) for level in LEVELS)
+        if not all(type(value) in (str, NoneType) for value in key):
+            return node_path(ids, where)
+        path = self._paths.get(key)
+        if path is None:
+            path = self._paths[key] = node_path(ids, where)
+        return path
 
     def _names(self) -> list[str]:
         match self.kind:
@@ -155,21 +168,21 @@ class RecordsFile:
             raise InputError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
         return names
 
-    @cached_property
-    def _lines(self) -> list[Row]:
+    def _json_rows(self) -> Iterator[Row]:
+        """One after the other: all lines together would take several times what the records do."""
         name = self.path.name
-        if self.kind == ".json" and (entries := self._array()) is not None:
-            return [(parse_object(entry, where), where) for entry, where in entries]
+        if self.kind == ".json" and self._array is not None:
+            yield from ((parse_object(entry, where), where) for entry, where in self._array)
+            return
         # Read as bytes: text mode would lose the line number of a byte that is not UTF-8.
-        with self.path.open("rb") as lines:
-            return [
-                (_json_line(line, f"{name}:{number}"), f"{name}:{number}")
-                for number, line in enumerate(
-                    bounded_lines(lines, name, _LONGEST_LINE, "write one record a line"), start=1
-                )
-                if line.strip()
-            ]
+        with self.path.open("rb") as file:
+            lines = bounded_lines(file, name, _LONGEST_LINE, "write one record a line")
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{name}:{number}"
+                    yield _json_line(line, where), where
 
+    @cached_property
     def _array(self) -> list[tuple[Any, str]] | None:
         """What a JSON array holds, and where, counted from 0; None: the file does not begin as one."""
         if self.path.stat().st_size > _LARGEST_ARRAY:

@@ -36,7 +36,7 @@ class HumanAssistant:
             for number, given in enumerate(as_list(entry.row.get("conversation"), "conversation", entry.where)):
                 at = f"{entry.where}, conversation {number}"
                 pair = parse_object(given, at)
-                entry.unused.look(pair, ("human", "assistant"), at, "conversation.")
+                entry.unused.look(pair, {"human", "assistant"}, at, "conversation.")
                 turns += [Turn(role, parse_text(pair.get(key), key, at)) for role, key in _SPEAKERS]
             yield from conversation_records(entry, turns, entry.images(*IMAGES))
 

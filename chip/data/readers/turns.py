@@ -14,8 +14,8 @@ from chip.errors import InputError
 ROLES = {"system": SYSTEM, "user": USER, "human": USER, "assistant": ASSISTANT, "gpt": ASSISTANT}
 """What formats call those who speak."""
 
-_TURN_KEYS = ("role", "from", "content", "value", "loss", "weight")
-_PART_KEYS = ("type", "text", "image", "path", "url", "base64", "bytes", "image_url")
+_TURN_KEYS = frozenset({"role", "from", "content", "value", "loss", "weight"})
+_PART_KEYS = frozenset({"type", "text", "image", "path", "url", "base64", "bytes", "image_url"})
 
 
 def conversation_records(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from functools import cache
 from typing import Any
 
@@ -61,7 +61,7 @@ class Unused:
         self.total = 0
         """Rows that were looked at."""
 
-    def look(self, row: Mapping[str, Any], known: Collection[str], where: str, of: str = "") -> None:
+    def look(self, row: Mapping[str, Any], known: Set[str], where: str, of: str = "") -> None:
         """Count the keys that are not known.
 
         Args:
@@ -71,6 +71,8 @@ class Unused:
         Raises:
             InputError: one of the others holds data, or is a known key that the row lacks, misspelt.
         """
+        if row.keys() <= known:
+            return
         images = any("image" in key or "img" in key for key in row.keys() & known)
         for key in (key for key in row if key not in known and key not in self._mapped):
             name = key.strip().casefold()

@@ -32,7 +32,7 @@ def environment() -> Environment:
     )
     formats = (
         *(formatting.share, formatting.number, formatting.p_value, formatting.points, formatting.excess_points),
-        *(formatting.figure, formatting.interval, formatting.with_interval, formatting.percent),
+        *(formatting.figure, formatting.interval, formatting.with_interval, formatting.measured_on, formatting.percent),
         *(formatting.shape, formatting.ranges, formatting.count, _listed),
     )
     templates.filters.update({function.__name__.lstrip("_"): function for function in formats})

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chip.data.record import TASKS
-from chip.evaluation.rows import NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
-from chip.report.comparison import reference_of, same_row, steps
+from chip.evaluation.rows import HELD_OUT, NO_ATTACK, RETAINED, SPLITS, WORST, Evaluation, ResultRow
+from chip.report.comparison import general_rows, reference_of, same_row, steps
 from chip.report.verdict import membership_rows
 
 OF_GROUPS = (
@@ -50,7 +50,7 @@ class Line:
 class FigureTable:
     """Figures under columns in groups."""
 
-    kind: Literal["groups", "target", "attack", "reference", "membership", "single"]
+    kind: Literal["groups", "general", "target", "attack", "reference", "membership", "single"]
     """`single`: a measure that a few attacks alone have."""
     columns: tuple[tuple[str, tuple[str, ...]], ...]
     """Title of several columns, and theirs."""
@@ -60,10 +60,12 @@ class FigureTable:
 
 
 def tables(evaluation: Evaluation) -> Iterator[FigureTable]:
-    """All figures: of the groups, of the target, then those under attack."""
+    """All figures: of the groups, of general ability, of the target, then those under attack."""
     present = {row.measure for row in evaluation.rows}
     yield from (_group_table(evaluation, measure) for measure in OF_GROUPS if measure in present)
-    unattacked = {row.measure for row in evaluation.rows if row.attack == NO_ATTACK}
+    if rows := general_rows(evaluation):
+        yield _general_table(evaluation, rows)
+    unattacked = {row.measure for row in evaluation.rows if row.attack == NO_ATTACK and row.split != HELD_OUT}
     if names := unattacked.difference(OF_GROUPS, CHANCE.values()):
         yield _target_table(evaluation, sorted(names, key=_order))
     if steps(evaluation):
@@ -91,6 +93,12 @@ def _group_table(evaluation: Evaluation, measure: str) -> FigureTable:
             cells = [model.find(group, split, name) for _, model, name in columns for split in SPLITS]
             lines.append(Line(group, tuple(cells), _counts(own)))
     return FigureTable("groups", tuple((title, tuple(SPLITS)) for title, _, _ in columns), tuple(lines), measure)
+
+
+def _general_table(evaluation: Evaluation, rows: Sequence[ResultRow]) -> FigureTable:
+    models = _models(evaluation)
+    lines = [Line(row.measure, tuple(same_row(model, row) for _, model in models)) for row in rows]
+    return FigureTable("general", tuple((title, (HELD_OUT,)) for title, _ in models), tuple(lines))
 
 
 def _target_table(evaluation: Evaluation, measures: Sequence[str]) -> FigureTable:

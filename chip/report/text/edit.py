@@ -18,7 +18,7 @@ from chip.report.text.elements import escaped, plain_table
 if TYPE_CHECKING:  # these bring torch
     from chip.general.loss import GeneralLoss
     from chip.methods.search import Choice
-    from chip.report.edit_report import EditReport
+    from chip.report.edit_report import EditReport, Sampled
     from chip.report.outcome import Outcome
 
 LIMITS = {
@@ -103,6 +103,8 @@ def _notes(report: EditReport) -> Iterator[str]:
     if report.choice is not None:
         setting = report.choice.setting.replace("_", " ")
         yield f"{setting} {report.choice.value:g} was chosen: {report.choice.reason}"
+    if report.sampled is not None:
+        yield _sampled(report.sampled)
     if "ancestors" in report.groups:
         yield "ancestors: questions about nodes above the target on its images, which are lost with them"
     if report.general_note is not None:
@@ -111,6 +113,16 @@ def _notes(report: EditReport) -> Iterator[str]:
         yield "each question ran its own image: in this family the image sees the question"
     if report.left_out:
         yield describe_left_out(report.left_out)
+
+
+def _sampled(sampled: Sampled) -> str:
+    drawn = f"of {sampled.records:,} records the edit goes by {sampled.edited_by:,}, and {sampled.asked:,} were asked"
+    ends = (
+        f"{RETAINED_NAMES.get(group, group)} {low:.3f} to {high:.3f}"
+        for group, (low, high) in sampled.intervals.items()
+    )
+    exact = f"; exact match of all, by 95 % intervals: {', '.join(ends)}" if sampled.intervals else ""
+    return f"{drawn} (drawn by institution, seed {sampled.seed}; --all-records takes all){exact}"
 
 
 def _written(report: EditReport) -> Text:

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from chip.data.record import TASKS
 from chip.evaluation.rows import ENOUGH, NO_ATTACK, WORST, Evaluation, ResultRow
-from chip.report.comparison import by_split, reference_of, same_row
-from chip.report.formatting import listed
+from chip.report.comparison import by_split, general_rows, reference_of, same_row
+from chip.report.formatting import listed, measured_on
 from chip.report.text.elements import escaped, plain_table
 
 MEASURES = {
@@ -24,6 +24,15 @@ MEASURES = {
 }
 WITH_INTERVAL = ("exact_match", "answer_probability", "rouge_l", "judged")
 OF_THE_TARGET = {"leak_at_16": "leaked in 16 draws", "truth_ratio": "truth ratio", "recovered_gap": "recovered gap"}
+GENERAL_MEASURES = {
+    "nats": "nats a token",
+    "nats_before": "nats a token before the edit",
+    "nats_above_before": "nats a token more than before",
+    "kl_to_before": "KL to before, nats a token",
+    "answers_that_end": "answers that end",
+    "answers_that_ended_before": "answers that ended before",
+    "same_answers": "answers as before",
+}
 OF_ATTACKS = {"unlearning_depth_score": "depth score (UDS)", "trace_auc_": "AUC by ", "auc_": "AUC by "}
 """Measures, or how they begin, that attacks have beside exact match -> what the table calls them."""
 
@@ -43,6 +52,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             if (row.measure, row.split, row.attack) == (measure, WORST, NO_ATTACK):
                 console.print(Text.assemble(f"{name}: ", _value(row, "bold")))
     _print_distance(evaluation, console)
+    if general_rows(evaluation):
+        console.print(_general(evaluation))
     if evaluation.attacks:
         console.print(_attacks(evaluation))
     for attack, why in evaluation.skipped.items():
@@ -58,6 +69,19 @@ def _groups(title: str, evaluation: Evaluation) -> Table:
         if (group, "exact_match") in shown:
             questions = sum(row.count for row in by_split(evaluation, group, "exact_match"))
             table.add_row(escaped(group), f"{questions:,}", *(_cell(shown.get((group, name))) for name in measures))
+    return table
+
+
+def _general(evaluation: Evaluation) -> Table:
+    """What no record holds: it has no answers to match, and a change may show in the third digit alone."""
+    compared = ("retrained",) if evaluation.reference is not None else ()
+    table = plain_table("general ability", "measured on", "this model", *compared)
+    reference = reference_of(evaluation)
+    for row in general_rows(evaluation):
+        other = same_row(reference, row)
+        beside = ("–" if other is None else _value(other, digits=3),) if compared else ()
+        name = escaped(GENERAL_MEASURES.get(row.measure, row.measure))
+        table.add_row(name, measured_on(row), _value(row, digits=3), *beside)
     return table
 
 
@@ -135,8 +159,8 @@ def _cell(row: ResultRow | None, interval: bool = False) -> Text:
     return _value(row) if with_interval else Text(f"{row.value:.2f}")
 
 
-def _value(row: ResultRow, style: str = "") -> Text:
-    value = Text(f"{row.value:.2f}", style=style)
+def _value(row: ResultRow, style: str = "", digits: int = 2) -> Text:
+    value = Text(f"{row.value:.{digits}f}", style=style)
     if row.low == row.low:  # NaN: there is no interval
-        value.append(" ").append(f"[{row.low:.2f}, {row.high:.2f}]", style="dim")
+        value.append(" ").append(f"[{row.low:.{digits}f}, {row.high:.{digits}f}]", style="dim")
     return value

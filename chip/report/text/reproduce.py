@@ -35,6 +35,9 @@ def print_reproduction(reproduction: Reproduction, console: Console) -> None:
 def _notes(reproduction: Reproduction) -> Iterator[str]:
     for name, (then, now) in reproduction.environment.items():
         yield f"{name}: {then} then, {now} now"
+    if reproduction.same_general_data is not None:
+        others = "the same" if reproduction.same_general_data else "not the same, and other weights follow from that"
+        yield f"general data that was protected: {others}"
     if reproduction.differ and not reproduction.batch_size_given:
         yield "batches were as large as the machine's speed made them, which changes rounding; a given size would not"
 
