@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from chip.checkpoint.edit import Edit
 from chip.checkpoint.layout import INDEX, Checkpoint
-from chip.checkpoint.receipt import Edit, Receipt, write_receipt
+from chip.checkpoint.receipt import Receipt, write_receipt
 from chip.checkpoint.writer import write_patched
 
 COMMIT = 10 * "0f1e"

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from chip.checkpoint.edit import Edit
 from chip.checkpoint.folder import atomic_directory
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.model_card import CARD, Figure, Metadata, write_card
 from chip.checkpoint.read_back import read_back
-from chip.checkpoint.receipt import RECEIPT, Edit, Receipt, read_receipt, write_receipt
+from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, write_receipt
 from chip.checkpoint.sequence import Drift
 from chip.checkpoint.statement import EDIT, statement_text
 from chip.checkpoint.verify import verify

@@ -10,13 +10,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from chip._version import __version__
+from chip.checkpoint.edit import Edit
 from chip.checkpoint.field_types import check_types
 from chip.checkpoint.folder import check_not_half_replaced
 from chip.checkpoint.layout import Checkpoint
@@ -32,34 +33,6 @@ LONGEST = 100_000_000  # bytes; one of a model with a thousand changed tensors t
 _FORMAT = 2  # version of the file's format; one with other keys gets another number
 _FIRST = 1  # as chip 0.1.0 wrote it: the receipt alone, without the fields from `version` on
 _OPTIONAL = ("adapter", "base", "general", "hub", "quantized", "measured_on")
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What was done. A method's settings are recorded under the names that they had in its version of chip."""
-
-    method: str
-    settings: Mapping[str, Any]
-    seed: int | None
-    """Of the random choices; None where the method makes none."""
-    relative_change: Mapping[str, float]
-    """Name on disk -> ‖W′ − W‖ / ‖W‖ (Frobenius), after rounding."""
-    remaining: Mapping[str, float]
-    """Name on disk -> ‖QᵀW′‖ / ‖QᵀW‖ as written, where the method takes the directions Q out of W."""
-    label: str | None = None
-    """What the user calls the request."""
-    version: int | None = None
-    """Of the method."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked for, so that it can be done again; nothing that names anybody."""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    """What it ran with: versions, device, dtype."""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured before and after."""
-    general_digest: bytes | None = None
-    """Of the general data that was protected; None where there was none."""
-    measured_on: Mapping[str, str] | None = None
-    """As `Receipt` has it."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from chip.checkpoint.edit import Edit
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.hashing import digest_all
 from chip.checkpoint.layout import CONFIG, Checkpoint
@@ -15,7 +16,6 @@ from chip.checkpoint.paths import hub_name
 from chip.checkpoint.read_back import ReadBack, WrittenFile, read_back
 from chip.checkpoint.receipt import (
     RECEIPT,
-    Edit,
     Receipt,
     has_receipt,
     read_receipt,
