@@ -64,6 +64,7 @@ def test_an_edit_is_signed_and_says_what_it_was(signed: Path, keys: Keys) -> Non
         "keep_model": False,
         "batch_size": 8,
         "rank": None,
+        "all_records": False,
     }
     assert receipt.environment is not None
     assert receipt.environment["torch"] == torch.__version__

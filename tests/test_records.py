@@ -49,7 +49,9 @@ def parquet(file: Path, *rows: dict[str, Any]) -> Path:
 
 # --- JSON lines ---
 
-texts = st.text(min_size=1).filter(lambda text: any(each.isprintable() and not each.isspace() for each in text))
+texts = st.text(min_size=1).filter(
+    lambda text: any(each.isprintable() and not each.isspace() for each in text) and "<image>" not in text  # refused
+)
 ids = texts.filter(lambda text: "/" not in text and text == text.strip())
 
 
