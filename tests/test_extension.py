@@ -217,7 +217,11 @@ def test_a_method_from_outside_brings_its_options_and_edits(ended: dict[str, End
     assert report["settings"]["share"] == 0.5
     assert report["changed_tensors"]
     assert all(name.endswith("down_proj.weight") for name in report["changed_tensors"])
-    assert ended["edit otherwise"] == (2, "", "chip: --share 0.5: not a setting of method shielded+gated_text; drop it\n")
+    assert ended["edit otherwise"] == (
+        2,
+        "",
+        "chip: --share 0.5: not a setting of method shielded+gated_text; drop it\n",
+    )
 
 
 @pytest.mark.parametrize(
