@@ -30,7 +30,7 @@ from chip.methods import DEFAULT, Method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.methods.record_sample import sample_request
-from chip.model.adapters import open_checkpoint
+from chip.model.adapters import open_with
 from chip.model.copies import open_copy
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
@@ -90,8 +90,7 @@ def edit(
     check_keywords("edit", EditOptions, options)
     method, saving = method or DEFAULT(), resolve_saving(options)
     # 1. Resolve the request.
-    opened = options.get("adapter"), options.get("base"), options.get("revision")
-    source = open_checkpoint(checkpoint, *opened, rounded=saving.merged, progress=progress)
+    source = open_with(checkpoint, options, rounded=saving.merged, progress=progress)
     measured = open_copy(options.get("measure_on"), source, options.get("device_map"), progress)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
     general = resolve_keep(source, keep, method)

@@ -26,7 +26,7 @@ from chip.evaluation.outputs import EvalOutputs
 from chip.evaluation.rows import Evaluation
 from chip.general.collect import AUTO
 from chip.ledger import Ledger
-from chip.model.adapters import open_checkpoint
+from chip.model.adapters import open_with
 from chip.model.batching.batch_size import BatchSize
 from chip.model.environment import environment_of
 from chip.model.loading import VLM
@@ -80,8 +80,7 @@ def evaluate(
     """
     check_keywords("evaluate", RunOptions, options)
     # 1. Resolve the request.
-    opened = options.get("adapter"), options.get("base"), options.get("revision")
-    source = open_checkpoint(checkpoint, *opened, progress=progress)
+    source = open_with(checkpoint, options, progress=progress)
     retrained = None if reference is None else open_plain(checkpoint_folder(reference, argument="reference"), progress)
     hierarchy = Hierarchy(read_records(find_source(source.place, records, source.given)))
     forget = edited_targets(ledger, source, hierarchy, progress) if forget is None else forget

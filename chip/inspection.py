@@ -15,7 +15,7 @@ from chip.checkpoint.paths import counted, listed
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.distributed import DistributedContext
 from chip.methods import find_methods
-from chip.model.adapters import open_checkpoint
+from chip.model.adapters import open_with
 from chip.model.families import find_language
 from chip.model.loading_options import LoadingOptions, check_keywords
 from chip.model.model_loader import model_loader
@@ -78,7 +78,7 @@ def inspect(
         InputError: it is not one that chip can edit, or the records cannot be read.
     """
     check_keywords("inspect", LoadingOptions, options)
-    source = open_checkpoint(checkpoint, options.get("adapter"), options.get("base"), options.get("revision"))
+    source = open_with(checkpoint, options)
     model = build_skeleton(source.folder, len(source.entries))
     notes = [*_quantized_note(source), *_adapter_note(source), *describe_unreached(source, model)]
     if left_out := folder_contents(source).left_out:

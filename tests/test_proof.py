@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from chip.checkpoint.bom import bom
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import RECEIPT, read_receipt, write_receipt
 from chip.checkpoint.signing import SIGNATURE
-from chip.cli.main import main
 from chip.errors import InputError
 from chip.reproduction import reproduce
+from tests.command import run
 from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.signing_keys import Keys
 from tests.test_old_receipt import write_checkpoint, write_edited
@@ -28,15 +27,6 @@ from tests.test_receipt import NEW, edit_folder
 OPTIONS = ("--retain-weight", "8", "--layers", "1-1", "--target-modules", "down", "--keep", "none", "--batch-size", "8")
 
 pytestmark = pytest.mark.filterwarnings("ignore:few questions")
-
-
-def run(*arguments: object) -> int:
-    """Exit code of `chip ARGUMENTS`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")

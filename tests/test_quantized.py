@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,6 @@ from chip.checkpoint.plain import open_plain
 from chip.checkpoint.receipt import read_receipt
 from chip.checkpoint.verify import verify
 from chip.checkpoint.weights import weights_digest
-from chip.cli.main import main
 from chip.errors import ChipWarning, InputError
 from chip.model import quantization_formats
 from chip.model.adapters import open_checkpoint
@@ -28,6 +26,7 @@ from chip.model.loading import load_vlm
 from chip.model.quantization_formats import find_format
 from tests.adapters import KINDS as ADAPTERS
 from tests.adapters import make_adapter
+from tests.command import run
 from tests.families import UNTRAINED_OPTIONS, build, write_records
 from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
 
@@ -40,15 +39,6 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in ("few questions", ".* its weights are dequantized", ".* statistics are measured on this copy")
 ]
-
-
-def run(*arguments: object) -> int:
-    """Exit code of `chip ARGUMENTS`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def needs(kind: Kind) -> None:

@@ -30,7 +30,7 @@ class Metadata:
 
     relation: str
     """`finetune` or `adapter`: what the folder is to `base_model`."""
-    library: str
+    loaded_with: str
     """That loads it: `transformers` or `peft`."""
     base_model: str | None = None
     """Repository of the model that was edited; None: it is in a folder, and only what its card says is known."""
@@ -114,7 +114,7 @@ def _described(card: bytes, metadata: Metadata) -> bytes:
         data[name] = value
     if metadata.base_model is not None:
         data["base_model"], data["base_model_relation"] = metadata.base_model, metadata.relation
-    data["library_name"] = data.get("library_name") or metadata.library
+    data["library_name"] = data.get("library_name") or metadata.loaded_with
     data["pipeline_tag"] = data.get("pipeline_tag") or _TASK
     tags = data.get("tags") or []
     data["tags"] = tags if _TAG in tags else [*tags, _TAG]

@@ -26,6 +26,7 @@ from chip.checkpoint.paths import counted, hub_name, input_error, listed, quoted
 from chip.checkpoint.plain import open_plain
 from chip.checkpoint.writer import round_once
 from chip.errors import ChipWarning, InputError
+from chip.model.loading_options import LoadingOptions
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
 from chip.model.tensor_names import disk_names
@@ -103,6 +104,14 @@ def open_checkpoint(
         opened = Adapter.open(checkpoint_folder(adapter, argument="adapter"))
     _warn_of_other_base(opened, folder)
     return merge_adapter(_opened(folder, rounded, progress), opened, rounded=rounded)
+
+
+def open_with(
+    model: Path | str, options: LoadingOptions, *, rounded: bool = True, progress: ProgressCallback = silent
+) -> Checkpoint:
+    """`open_checkpoint` with the adapter, base and revision that the options give."""
+    given = options.get("adapter"), options.get("base"), options.get("revision")
+    return open_checkpoint(model, *given, rounded=rounded, progress=progress)
 
 
 def _opened(folder: Path, rounded: bool, progress: ProgressCallback) -> Checkpoint:
