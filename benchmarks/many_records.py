@@ -69,7 +69,9 @@ def write(hospital: Path, file: Path, count: int) -> Path:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.Table.from_pylist(list(islice(rows(hospital), count))), file)
+        table = list(islice(rows(hospital), count))
+        columns = dict.fromkeys(name for row in table for name in row)  # else the first row's are all
+        pq.write_table(pa.table({name: [row.get(name) for row in table] for name in columns}), file)
     else:
         with file.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in islice(rows(hospital), count))
