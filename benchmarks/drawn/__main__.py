@@ -164,7 +164,7 @@ def main(
         list[str] | None, typer.Option(help="Settings, name=value with spaces between; empty: the defaults.")
     ] = None,
     level: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds after which nothing new is begun.")] = inf,
     steps: Annotated[int | None, typer.Option(help="Of training; by default as many as the records take.")] = None,
     train_seconds: Annotated[float, typer.Option(help="That a training may take.")] = inf,
     tiny: Annotated[bool, typer.Option("--tiny", help="The smallest worlds and models, for tests.")] = False,

@@ -13,11 +13,11 @@ training resumes; rows are written as they come, and `--resume` leaves out those
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.pretrained.rows import FAILED, PretrainedRow
-from benchmarks.pretrained.running import pool
+from benchmarks.pretrained.running import open_context
 from benchmarks.pretrained.schedule import Run, row_tasks
 from benchmarks.pretrained.subjects import Options
 from benchmarks.pretrained.tables import print_tables
@@ -34,6 +34,7 @@ from benchmarks.pretrained.training import Recipe
 from benchmarks.pretrained.ways import WAYS
 from benchmarks.pretrained.world import Size, build
 from benchmarks.reporting import RESULTS, device_name, read_rows, versions, write_rows
+from benchmarks.schedule import Pool
 from benchmarks.smollm2 import write_checkpoint
 from chip.model.loading import default_device
 
@@ -47,16 +48,14 @@ def say(line: str) -> None:
 
 def do_all(run: Run, jobs: int, options: Options, end: float) -> None:
     """Everything that waits, as long as there is time; `end` as `time.monotonic` counts."""
-    with pool(jobs, options) as processes:
-        run.hand_out(processes)
-        while processes.open:
-            try:
-                run.ended(*processes.next(end - time.monotonic()))
-            except queue.Empty:
-                say(f"the time is over: {processes.open + len(run.waiting)} tasks are left")
-                return
-            run.hand_out(processes)
-    if run.waiting:
+    with (
+        TemporaryDirectory(prefix="chip-pretrained-") as folder,
+        Pool(jobs, partial(open_context, options, Path(folder))) as pool,
+    ):
+        left = pool.run(run.tasks(), end - time.monotonic(), cut_off=True)
+    if left:
+        say(f"the time is over: {left + len(run.waiting)} tasks are left")
+    elif run.waiting:
         say(f"{len(run.waiting)} rows are left: what they need has failed")
 
 
