@@ -79,7 +79,7 @@ def main(
         hospital = folder / "hospital"
         write_demo(hospital)
         table = []
-        for count in (min(FEW, records), records):
+        for count in dict.fromkeys((min(FEW, records), records)):
             file = str(write(hospital, folder / f"records-{count}.{kind}", count))
             edit = ("edit", str(hospital / "ckpt"), "--forget", TARGET, "--records", file, "--keep", "none")
             for name, command in (
