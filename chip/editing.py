@@ -93,7 +93,7 @@ def edit(
     source = open_with(checkpoint, options, rounded=saving.merged, progress=progress)
     measured = open_copy(options.get("measure_on"), source, options.get("device_map"), progress)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
-    general = resolve_keep(source, keep, method)
+    given = resolve_keep(source, keep, method)
     hierarchy = resolve_records(source, records)
     forget = open_targets(ledger, source, hierarchy, progress) if forget is None else forget
     request = resolve_request(source, hierarchy, forget, terms.label)
@@ -104,9 +104,9 @@ def edit(
         record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, options) as load,
     ):
-        arguments = Arguments.of(method, general.keep, options)
+        arguments = Arguments.of(method, given.keep, options)
         to_ask = request if terms.all_records else sample_to_ask(request)
-        run = _Run(source, measured, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
+        run = _Run(source, measured, request, to_ask, given, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
         with output_folder(output, options.get("overwrite", False), distributed) as folder:
