@@ -34,7 +34,7 @@ def spent_before(source: Checkpoint) -> Spent:
     return Spent(len(losses), max(sum(losses), 0.0))
 
 
-def lost_in(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float:
+def lost_in(groups: Mapping[str, Mapping[str, Any]]) -> float:
     """What those who stay have lost of the mean answer probability of their trained questions, in one edit; 0 where
     nothing of theirs was asked again.
 
