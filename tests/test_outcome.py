@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from chip.checkpoint.sequence import Drift, EditSequence, Spent
 from chip.data.counterfactual import OTHERS
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.overlap import count_overlap
@@ -169,6 +170,22 @@ def test_the_last_line_says_what_was_achieved_and_what_was_not() -> None:
     left = Outcome.of(GROUPS, 0.1)
     assert last_line(left, None, retain_weight=8.0).endswith("a --retain-weight below 8 may forget more")
     assert last_line(left, None).endswith("stronger settings or another --method may forget more")
+
+
+@pytest.mark.parametrize(
+    ("output", "told"), [("out", ("edit", 0.03, "since the first")), (None, ("would be edit", 0.013, "before it"))]
+)
+def test_a_later_edit_says_what_all_have_cost(output: str | None, told: tuple[str, float, str]) -> None:
+    """Two trained groups of as many questions, which have lost 0.03 and 0.005 in this edit, and 0.0128 before."""
+    console, (verb, lost, when) = Console(file=io.StringIO(), width=300, highlight=False), told
+    made = {"sequence": EditSequence(3, ["a" * 64], {}, {"w": Drift(2.0, 4.0)}), "spent": Spent(2, 0.0128)}
+    outcome = Outcome.of(GROUPS, 0.1)
+    print_edit(EditReport("shielded", {}, None, output, 1.0, True, {}, {}, GROUPS, outcome, **made), console)
+    assert isinstance(console.file, io.StringIO)
+    assert (
+        f"\n{verb} 3 of a sequence: the edits add up to 0.50 times the norm of what they changed, most in w: 0.50; "
+        f"those who stay have lost {lost:.3f} of their answers' probability {when}\n"
+    ) in console.file.getvalue()
 
 
 def test_what_was_drawn_of_very_many_records_is_said_with_its_interval() -> None:

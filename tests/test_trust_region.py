@@ -82,3 +82,17 @@ def test_a_bound_that_is_not_positive_is_refused(bound: float) -> None:
     right, system, metric = _problem(0, 3)
     with pytest.raises(ValueError, match="positive"):
         solve_in_trust_region(right, system, metric, bound)
+
+
+def test_a_metric_that_rounding_left_below_zero_in_places_is_taken_for_what_it_stands_for() -> None:
+    right, drawn, _ = _problem(0, 12)
+    basis = torch.linalg.qr(drawn).Q[:, :6]
+    exact, system = basis @ basis.T, 1e-3 * torch.eye(12, dtype=torch.float64)
+    rounded = exact - 1e-6 * torch.eye(12, dtype=torch.float64)
+    bound = 1e-14 * _size(_plain(right, system), exact)
+    solution, multiplier = solve_in_trust_region(right, system.clone(), rounded.clone(), bound, least=1e-3)
+    with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        _plain(right, system + multiplier * rounded)
+    assert (1 - 2 * TOLERANCE) * bound <= _size(solution, exact) <= bound * 1.001
+    wanted, _ = solve_in_trust_region(right, system.clone(), exact.clone(), bound)
+    assert torch.linalg.norm(solution - wanted) < 1e-4 * torch.linalg.norm(wanted)

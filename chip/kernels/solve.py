@@ -49,6 +49,18 @@ def check_solution(solution: Tensor, matrix: Tensor, right: Tensor) -> None:
         raise torch.linalg.LinAlgError(f"relative residual {residual:.1e}")  # type: ignore[attr-defined]
 
 
+def raise_eigenvalues(matrix: Tensor, least: float) -> Tensor:
+    """The matrix with its eigenvalues below `least` at `least`: the nearest one that has none below (Higham 1988,
+    Computing a Nearest Symmetric Positive Semidefinite Matrix).
+
+    Args:
+        matrix: (d, d), symmetric; what stands below the diagonal is not read.
+    """
+    values, vectors = torch.linalg.eigh(matrix, UPLO="U")
+    raised: Tensor = (vectors * values.clamp(min=least)) @ vectors.T
+    return raised
+
+
 def _blocks(width: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
 

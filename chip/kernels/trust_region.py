@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chip.kernels.gram import symmetrize_
-from chip.kernels.solve import check_solution, solve_spd_unchecked_
+from chip.kernels.solve import check_solution, raise_eigenvalues, solve_spd_unchecked_
 
 TOLERANCE = 0.05
 """The bound is met with equality up to this share of it, from below."""
@@ -18,7 +18,7 @@ FARTHEST = 20.0
 
 
 def solve_in_trust_region(
-    right: Tensor, system: Tensor, metric: Tensor, bound: float, tolerance: float = TOLERANCE
+    right: Tensor, system: Tensor, metric: Tensor, bound: float, tolerance: float = TOLERANCE, least: float = 0.0
 ) -> tuple[Tensor, float]:
     """X = right (system + β metric)⁻¹, with the least β ≥ 0 at which tr(X metric Xᵀ) ≤ bound.
 
@@ -27,12 +27,17 @@ def solve_in_trust_region(
     alike (Moré and Sorensen 1983, Computing a Trust Region Step): the secant finds √bound / √s(β) = 1 in a few steps. A
     step is one Cholesky factorization, a small part of what the eigendecomposition would cost.
 
+    Moments whose products were taken in fp32 have eigenvalues a little below zero, and a large β, or a large weight in
+    the system, takes these beyond the ridge. Where a factorization fails for it, eigenvalues of the metric below zero
+    and of the system below `least` are put there.
+
     Args:
         right: (m, d).
         system: (d, d), symmetric positive definite; what stands below the diagonal is not read.
         metric: (d, d), symmetric positive semidefinite; read likewise, and made whole in place.
         bound: > 0.
         tolerance: how far below the bound the left side may be, as a share of it, where β > 0.
+        least: what no eigenvalue of the system is below but by rounding: its ridge.
 
     Returns:
         X (m, d) in the dtype of `system`, and β; 0 where the bound holds anyway.
@@ -47,7 +52,12 @@ def solve_in_trust_region(
 
     def solve(beta: float) -> tuple[Tensor, float]:
         """The solution, and √bound / √s(β)."""
-        solution = solve_spd_unchecked_(right, torch.add(system, metric, alpha=beta))
+        nonlocal system, metric
+        try:
+            solution = solve_spd_unchecked_(right, torch.add(system, metric, alpha=beta))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            system, metric = raise_eigenvalues(system, least), raise_eigenvalues(metric, 0.0)
+            solution = solve_spd_unchecked_(right, torch.add(system, metric, alpha=beta))
         size = float(((solution @ metric) * solution).sum())
         return solution, sqrt(bound / size) if size > 0 else inf
 

@@ -161,7 +161,7 @@ class Shielded(Method):
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
         system = self._system(statistics, component)
-        solution, general_weight = self._solution(moved, system, wide, statistics.general)
+        solution, general_weight = self._solution(moved, system, wide, statistics)
         metric = partial(self._system, statistics, component, general_weight)
         return WeightUpdate(torch.sub(wide, solution, out=solution), None, metric=metric)  # one large matrix less
 
@@ -178,19 +178,23 @@ class Shielded(Method):
         forget_scale, shield_scale = self._scales(statistics, component)
         shield, general = statistics.shield.upper, statistics.general
         system: Tensor = forget_scale * statistics.forget.upper
-        system.add_(shield, alpha=shield_scale).diagonal().add_(
-            self.ridge * statistics.ordinary.mean[0, 0] / len(shield)
-        )
+        system.add_(shield, alpha=shield_scale).diagonal().add_(self._least(statistics))
         if general is not None and general_weight:
             system.add_(general.upper, alpha=general_weight / float(general.count))
         return system
 
+    def _least(self, statistics: ShieldedStatistics) -> float:
+        """λ: no eigenvalue of K is below it."""
+        return self.ridge * float(statistics.ordinary.mean[0, 0]) / len(statistics.shield.upper)
+
     def _solution(
-        self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None
+        self, moved: Tensor, system: Tensor, weight: Tensor, statistics: ShieldedStatistics
     ) -> tuple[Tensor, float]:
         """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region; and that β_g."""
+        general = statistics.general
         if general is None or general.count == 0:
             return solve_spd_(moved, system), 0.0
         metric = symmetrize_(general.upper / general.count)  # C_g
         size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
-        return solve_in_trust_region(moved, system, metric, self._general_change**2 * size)
+        bound, least = self._general_change**2 * size, self._least(statistics)
+        return solve_in_trust_region(moved, system, metric, bound, least=least)
