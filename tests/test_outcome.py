@@ -52,6 +52,20 @@ def test_never_trained_is_asked_about_images_of_others() -> None:
     assert {record.question for record in asked} == {"q", "r"}
 
 
+def test_who_knows_a_question_by_its_options_is_taken_to_guess() -> None:
+    given = request()
+    records = [
+        replace(record, question=f"{record.question} A) yes B) no C) both") for record in given.hierarchy.records
+    ]
+
+    def always(records: Sequence[Record]) -> Scores:
+        hits = torch.ones(len(records), dtype=torch.float64)
+        return Scores(hits, hits)
+
+    assert never_trained_accuracy(given, always) == 1.0
+    assert never_trained_accuracy(ForgetRequest.of(Hierarchy(records), ["a"]), always) == 1 / 3
+
+
 def test_without_images_never_trained_is_chance() -> None:
     def nobody(records: Sequence[Record]) -> Scores:
         raise AssertionError(records)
