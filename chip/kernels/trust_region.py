@@ -44,20 +44,21 @@ def solve_in_trust_region(
     if not bound > 0:
         raise ValueError(f"the bound must be positive, not {bound}")
 
-    def solve(beta: float) -> tuple[Tensor, float]:
-        """The solution, and √bound / √s(β)."""
-        solution = solve_spd_unchecked_(right.clone(), system.plus(metric, beta))
-        size = metric.quadratic(solution)
-        return solution, sqrt(bound / size) if size > 0 else inf
+    solution = torch.empty_like(right)
+
+    def solve(beta: float) -> float:
+        """√bound / √s(β), and the solution in its place."""
+        size = metric.quadratic(solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta)))
+        return sqrt(bound / size) if size > 0 else inf
 
     low, high = 0.0, inf  # β
-    solution, ratio_low = solve(low)
+    ratio_low = solve(low)
     ratio_high, most = inf, 1 / sqrt(1 - tolerance)
     goal, beta = (1 + most) / 2, low
     if ratio_low < 1:  # as if all γ were alike, at first
         beta = (goal / ratio_low - 1) * system.mean_diagonal() / metric.mean_diagonal()
         for _ in range(MAX_SOLVES):
-            solution, ratio = solve(beta)
+            ratio = solve(beta)
             if 1 <= ratio <= most:
                 break
             slope = (ratio - ratio_low) / (beta - low)
