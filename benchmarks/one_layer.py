@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.kernel_cases import MODELS
 from benchmarks.measuring import matmul_rate, peak_memory, scratch_folder
-from benchmarks.projection import clock_of
+from benchmarks.projection import TINY, clock_of
 from benchmarks.reporting import JsonFile, Timing, report
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import round_once, write_patched
@@ -39,7 +39,8 @@ from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.model.tokens import SegmentRecords, TokenRole, Tokens
 
 NAME = "model.layers.0.mlp.down_proj.weight"
-LAYERS = {"3B": 36, "7B": 28, "32B": 64, "72B": 80}
+LAYERS = {"3B": 36, "7B": 28, "32B": 64, "72B": 80, "tiny": 4}
+SHAPES = MODELS | TINY
 RECORDS = 8  # of as many patients; one is the target
 BATCH = 2048
 CHECKED_ROWS = 256  # of the sum, that are looked at in fp64
@@ -156,9 +157,10 @@ def _recording(residual: Callable[..., float], seen: list[float]) -> Callable[..
 
 def rows(size: str, tokens: int, clock: Clock, residual: float, error: float) -> list[Timing]:
     """What was measured, next to the ceiling."""
-    d_out, d_in = MODELS[size]
+    d_out, d_in = SHAPES[size]
     work = Work.of(d_out, d_in, tokens)
-    rate = {dtype: matmul_rate("cpu", dtype, 4096, 4, clock_of("cpu")) for dtype in (torch.float32, torch.float64)}
+    side = min(4096, 2 * d_in)
+    rate = {dtype: matmul_rate("cpu", dtype, side, 4, clock_of("cpu")) for dtype in (torch.float32, torch.float64)}
     ceilings = {"statistics": work.grams / rate[torch.float32], "solve": work.solving / rate[torch.float64]}
     case = f"{size} down_proj, {d_out:,} × {d_in:,}, {tokens:,} tokens"
     timings = [
@@ -185,7 +187,7 @@ def main(
 ) -> None:
     """Measure one layer."""
     with scratch_folder(folder) as scratch:
-        clock, residual, error = measure(scratch, *MODELS[size], tokens)
+        clock, residual, error = measure(scratch, *SHAPES[size], tokens)
     report("One layer of a large model", rows(size, tokens, clock, residual, error), "cpu", json_file)
 
 

@@ -84,7 +84,7 @@ def measure(folder: Path, streamed: bool, layers: str, shape: Shape, side: int) 
         source_of = StatisticsSource(vlm, method, request, modules, size, distributed)
         editor = WeightEditor(vlm, source, modules, distributed)
         editing = _timed(vlm, lambda: edit_stages(method, source_of, editor))
-    image_tokens, rate = (side // (PATCH * MERGE)) ** 2, _rates()
+    image_tokens, rate = (side // (PATCH * MERGE)) ** 2, _rates(min(4096, 2 * shape.mlp))
     edited = sorted({module.layer for module in modules if module.layer is not None})
     whole, part = (work_of(folder, shape, image_tokens, each) for each in (range(shape.layers), edited))
     floor = {
@@ -99,9 +99,9 @@ def measure(folder: Path, streamed: bool, layers: str, shape: Shape, side: int) 
     return found | {f"floor {name}": seconds for name, seconds in floor.items()} | {"peak": memory.peak}
 
 
-def _rates() -> dict[torch.dtype, float]:
+def _rates(side: int) -> dict[torch.dtype, float]:
     dtypes = (torch.float32, torch.float64)
-    return {dtype: matmul_rate("cpu", dtype, 4096, 3, time.process_time) for dtype in dtypes}
+    return {dtype: matmul_rate("cpu", dtype, side, 3, time.process_time) for dtype in dtypes}
 
 
 def _timed(vlm: VLM, run: Callable[[], object]) -> dict[str, float]:

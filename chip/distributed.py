@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -129,8 +129,9 @@ class _Heartbeat:
     for others runs in a thread that can be left behind.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
-        """Waits until all processes are there. Raises what torch does, where they are not."""
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        """`store`: a `torch.distributed.Store`. Waits until all processes are there; raises what torch does, where they are
+        not."""
         self._store, self._own = store, f"chip/alive/{rank}"
         self._heard = {f"chip/alive/{peer}": (b"", 0.0) for peer in range(world_size) if peer != rank}
         self._stopped, self.peer_is_gone = threading.Event(), False
@@ -239,8 +240,7 @@ def distributed_context() -> Iterator[DistributedContext]:
         store.set_timeout(TIMEOUT)
         heartbeat = _Heartbeat(store.clone(), rank, world_size)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        group = {"store": store, "rank": rank, "world_size": world_size, "timeout": TIMEOUT}
-        heartbeat.call(lambda: dist.init_process_group(backend, **group))
+        heartbeat.call(lambda: dist.init_process_group(backend, None, TIMEOUT, world_size, rank, store))
     try:
         with heartbeat.interrupting():
             yield _ProcessGroup(heartbeat)

@@ -622,7 +622,7 @@ def test_records_lie_beside_the_link_that_was_named(tmp_path: Path, monkeypatch:
 # --- images ---
 
 
-def a_record(image: Path | bytes | None) -> Record:
+def a_record(image: ImageSource | None) -> Record:
     return Record("q", "a", ("i",), image, where="records.jsonl:12")
 
 
