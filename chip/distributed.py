@@ -130,8 +130,11 @@ class _Heartbeat:
     """
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
-        """`store`: a `torch.distributed.Store`. Waits until all processes are there; raises what torch does, where they are
-        not."""
+        """Waits until all processes are there, and raises what torch does where they are not.
+
+        Args:
+            store: of torch.distributed.
+        """
         self._store, self._own = store, f"chip/alive/{rank}"
         self._heard = {f"chip/alive/{peer}": (b"", 0.0) for peer in range(world_size) if peer != rank}
         self._stopped, self.peer_is_gone = threading.Event(), False

@@ -54,7 +54,7 @@ def test_a_call_that_waits_gives_up_when_the_other_falls_silent(hearts: list[_He
     with pytest.raises(RunError, match=GONE):
         ours.call(lambda: torch.zeros(2).view(3))  # as torch.distributed: a `RuntimeError`
     with pytest.raises(KeyError):
-        ours.call(lambda: os.environ["missing"])
+        ours.call(lambda: os.environ["MISSING"])
     other._store = _OutOfReach()
     with pytest.raises(RunError, match=GONE):
         ours.call(threading.Event().wait)
