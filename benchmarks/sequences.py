@@ -30,7 +30,7 @@ from PIL import Image
 import chip
 from benchmarks import crowded
 from benchmarks.drawn.edits import EditArguments
-from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
+from benchmarks.reporting import RESULTS, known_rows, print_table, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.cli.console import quiet_libraries
@@ -253,12 +253,11 @@ def main(
     quiet_libraries()
     start, folder = time.monotonic(), cache / world
     asked = World(world, level, requests, seed, *WORLDS[world](folder))
-    rows = read_rows(json_file)[1] if json_file.exists() else []
+    rows = known_rows(json_file)
     for text in edit or [""]:
         for row in Run(asked, EditArguments.read(text), folder).missing(rows):
             rows = [*(old for old in rows if any(old[key] != row[key] for key in KEY)), row]
-            lines = [[each[column] for column in COLUMNS] for each in rows]
-            write_rows(json_file, COLUMNS, lines, device=device_name("cpu"), versions=versions())
+            store_rows(json_file, COLUMNS, rows, "cpu")
             if seconds is not None and time.monotonic() - start > seconds:
                 break
     draw(rows, picture)

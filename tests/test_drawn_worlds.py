@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,14 @@ def test_the_table_leaves_out_what_failed() -> None:
         "0.50 (0.50)",
     ]
     assert line[10:12] == ["–", "1.00 (1.00)"]
+
+
+@pytest.mark.slow
+def test_what_still_runs_at_the_deadline_can_be_ended() -> None:
+    start, work = time.monotonic(), Task(0, partial(time.sleep, 600), lambda _: [], lambda _: None)
+    with Pool(1) as pool:
+        assert pool.run([work] * 2, deadline=1, cut_off=True) == 2
+    assert time.monotonic() - start < 300
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import constant_map, detectors
-from chip.methods import GatedText, ShieldedGatedText, make_method
+from chip.methods import GatedText, ShieldedGatedText, gated_text, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_text_tokens import (
@@ -232,10 +232,9 @@ def test_what_cannot_be_told_apart_gets_no_gate_and_what_is_no_gated_mlp_is_refu
         ):
             assert without.solve() == {}
     measured = _Mlp(1).measured()
-    for activation in (None, nn.functional.relu):
-        gate = replace(measured[MODULES[0]], activation=activation)
-        with pytest.raises(InputError, match="not known to add what a gated MLP without biases gives"):
-            GatedText().solve_stage(measured | {MODULES[0]: gate})
+    gate = replace(measured[MODULES[0]], activation=nn.functional.relu)
+    with pytest.raises(InputError, match="something else than gated MLPs do"):
+        GatedText().solve_stage(measured | {MODULES[0]: gate})
 
 
 ADDED = {
@@ -320,6 +319,19 @@ def test_names_are_the_gates_where_text_is_kept_and_else_the_linear_edit_s(
     assert method.plan(vlm, never_shown, modules) == [(linear, never_shown)]
     with pytest.warns(ChipWarning, match="left to the linear edit.*no layer with all of gate, up and down"):
         assert method.plan(vlm, kept, default_modules(vlm, method, ["connector", "down"])) == [(linear, kept)]
+
+
+def test_gates_are_refused_where_layers_have_no_place_for_them(
+    vlm: VLM, forget_request: ForgetRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = GatedText()
+    modules = default_modules(vlm, method)
+    assert method.plan(vlm, forget_request, modules) == [(method, forget_request)]
+    with pytest.raises(InputError, match="its MLPs have biases; use --method shielded"):
+        method.plan(vlm, forget_request, [replace(module, bias=True) for module in modules])
+    monkeypatch.setattr(gated_text, "activation_behind", lambda *_: None)
+    with pytest.raises(InputError, match="not known to add what a gated MLP gives"):
+        method.plan(vlm, forget_request, modules)
 
 
 def test_a_target_of_pictures_only_changes_nothing(vlm: VLM, hospital: Path, forget_request: ForgetRequest) -> None:

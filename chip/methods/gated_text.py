@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
-from chip.errors import ChipWarning
+from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import detectors
 from chip.methods.base import MeasuredModule, Method, Needs, WeightUpdate
 from chip.methods.gated_connector import GateLimits
@@ -101,6 +101,15 @@ class GatedText(Method):
             return "its layers are not known to add what a gated MLP gives"
         return None
 
+    def plan(
+        self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]
+    ) -> Sequence[tuple[Method, ForgetRequest]]:
+        """Raises `InputError` where it has something to do, and there can be no gates."""
+        needed = self.has_work(request) and self.select(target_modules)
+        if needed and (why := self.unfit(vlm, target_modules)) is not None:
+            raise InputError(f"{why}; use --method shielded", argument="method", value=self.name)
+        return super().plan(vlm, request, target_modules)
+
     def has_work(self, request: ForgetRequest) -> bool:
         return bool((self.record_weights(request, torch.device("cpu")).target >= 0).any())
 
@@ -123,7 +132,7 @@ class GatedText(Method):
 
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
         mlp = MLP(*modules.values())
-        mlp.check()
+        mlp.check_output()
         solved = solve_mlp(mlp, GateLimits(self.text_units, self.closed, self.max_change))
         if solved is None:
             (first, *_) = modules

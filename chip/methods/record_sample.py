@@ -16,7 +16,7 @@ from chip.model.target_modules import TargetModule
 TOKENS_PER_INPUT = 20
 """Tokens for each input of the widest module. On the demo's hospital, where all others are asked what the target is,
 exact match of others that the edit did not see was 0.933, 0.983, 0.988 and 0.999 with 2, 5, 10 and 20, and 1.000 with
-all (`python -m benchmarks.many_records kept`)."""
+all (`benchmarks/NOTES.md`)."""
 MIN_RECORDS = 10_000
 """So few are all taken, and of more as many."""
 GROUPS = 3
