@@ -36,7 +36,7 @@ class MLLMUBench:
             several += len(row.get("images") or ()) > 1
             ids = {"institution": "people", "patient": parse_id(row.get("ID"), "ID", where)}
             for record in _records(row, where):
-                images = Images() if record.image is None else Images((record.image,), ("",))
+                images = Images() if record.image is None else Images(record.images, ("",))
                 yield file.placed(replace(record, split=file.split), ids, row, images)
         if several:
             message = f"{file.path.name}: of several images the first is taken (in {several:,} rows)"
