@@ -423,7 +423,10 @@ def test_what_medforget_does_not_read_is_said(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"system": "Be brief."}, "the key system is not read"),
-        ({"metadata": '[{"Question": "q", "Answer": "a", "Options": ["a", "b"]}]'}, r"key metadata\.Options is not read"),
+        (
+            {"metadata": '[{"Question": "q", "Answer": "a", "Options": ["a", "b"]}]'},
+            r"key metadata\.Options is not read",
+        ),
         ({"hierarchy_metadata": '{"institution_id": "i", "patientId": "p"}'}, "did you mean patient_id"),
         ({"hierarchy_metadata": '{"institution_id": "i", "patient_uid": "p"}'}, "did you mean patient_id"),
         (

@@ -23,9 +23,9 @@ _COLUMNS = {"ID", "image", "images", "question", "answer", "biography", *TASKS}
 class MLLMUBench:
     """A table with the column `ID` and some of `TASKS`.
 
-    A person is the node `people/ID`, where a row says no other owner. The tasks' questions are records, and so is the row's own `question`, where it has
-    one; the biography is not. Questions of pure text have no image; of several `images` the first is taken. The answer
-    to a classification is the letter of its option.
+    A person is the node `people/ID`, where a row says no other owner. The tasks' questions are records, and so is the
+    row's own `question`, where it has one; the biography is not. Questions of pure text have no image; of several
+    `images` the first is taken. The answer to a classification is the letter of its option.
     """
 
     def matches(self, file: RecordsFile) -> bool:
