@@ -48,7 +48,6 @@ def solve_in_trust_region(
     if not bound > 0:
         raise ValueError(f"the bound must be positive, not {bound}")
 
-
     solution = torch.empty_like(right)
 
     def solve(beta: float) -> float:
