@@ -50,7 +50,6 @@ from benchmarks.plain import Moments, Subject, keep_activations, plain_moments, 
 from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Device, JsonFile, Rounds, Timing, report
 from chip.data.readers import read_records
-from chip.kernels.gram import symmetrize_
 from chip.methods import Chip, Method, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import Solution, WeightEditor
@@ -94,7 +93,7 @@ def _by_node(statistics: Any) -> dict[str, Tensor]:
     """The moments in chip's statistics, by the names that `compared_nodes` gives to nodes."""
     if isinstance(statistics, ShieldedStatistics):
         sums = {"forget": statistics.forget, "shield": statistics.shield}
-        return {node: symmetrize_(moment.upper) / moment.count for node, moment in sums.items()}
+        return {node: moment.mean.dense() for node, moment in sums.items()}
     moments = dict(zip(("|forget|", "|retained|"), statistics.magnitude.mean, strict=True))
     for number, (child, around) in enumerate(zip(statistics.child.mean, statistics.around.mean, strict=True)):
         moments[f"child {number}"], moments[f"around {number}"] = child, around

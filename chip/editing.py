@@ -186,14 +186,14 @@ class _Run:
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
         request = replace(request, general=general.protected if self.method.needs.general else ())
-        precision = Precision(self.terms.rank, self.saving.merged)
+        precision, spent = Precision(self.terms.rank, self.saving.merged), spent_before(self.source)
         seen, watched = vlm, general.reference
         if self.measured is not None:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
-        spent = spent_before(self.source)
-        arguments = watched, precision, vlm.weights, spent
-        patch = edit_model(seen, self.source, self.method, request, modules, *shared, *arguments)
+        patch = edit_model(
+            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent
+        )
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)

@@ -31,6 +31,7 @@ TINY = {
     "collect": ("--rounds", "1", "--records", "128", "--tiny"),
     "edit": ("--rounds", "1"),
     "large": ("--size", "tiny", "--records", "128", "--side", "112", "--device", "cpu"),
+    "one_layer": ("--size", "tiny", "--tokens", "128"),
     "patch": ("--gigabytes", "0.05", "--hidden", "64", "--rounds", "1"),
     "projection": ("--tiny", "--rounds", "3"),
     "streaming": ("--size", "tiny", "--side", "112"),

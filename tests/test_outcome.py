@@ -178,9 +178,9 @@ def test_the_last_line_says_what_was_achieved_and_what_was_not() -> None:
 def test_a_later_edit_says_what_all_have_cost(output: str | None, told: tuple[str, float, str]) -> None:
     """Two trained groups of as many questions, which have lost 0.03 and 0.005 in this edit, and 0.0128 before."""
     console, (verb, lost, when) = Console(file=io.StringIO(), width=300, highlight=False), told
-    made = {"sequence": EditSequence(3, ["a" * 64], {}, {"w": Drift(2.0, 4.0)}), "spent": Spent(2, 0.0128)}
-    outcome = Outcome.of(GROUPS, 0.1)
-    print_edit(EditReport("shielded", {}, None, output, 1.0, True, {}, {}, GROUPS, outcome, **made), console)
+    sequence, spent = EditSequence(3, ["a" * 64], {}, {"w": Drift(2.0, 4.0)}), Spent(2, 0.0128)
+    report = EditReport("shielded", {}, None, output, 1.0, True, {}, {}, GROUPS, Outcome.of(GROUPS, 0.1))
+    print_edit(replace(report, sequence=sequence, spent=spent), console)
     assert isinstance(console.file, io.StringIO)
     assert (
         f"\n{verb} 3 of a sequence: the edits add up to 0.50 times the norm of what they changed, most in w: 0.50; "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from chip.data.answers import canonical_answer, tokenize_words
+from chip.data.embedded_image import ImageSource
 from chip.data.files import check_readable
 from chip.data.naming import naming_phrases
 from chip.data.overlap import shown_among
@@ -84,7 +85,7 @@ def text_record(text: str, where: str) -> Record:
     return Record(text, "", PATH, None, FREE_TEXT, where=where)
 
 
-def image_record(image: Path | bytes, where: str, question: str = IMAGE_QUESTION, answer: str = "") -> Record:
+def image_record(image: ImageSource, where: str, question: str = IMAGE_QUESTION, answer: str = "") -> Record:
     """An image, with a question about it; the answer is the model's own where there is none."""
     return Record(question, answer, PATH, image, where=where)
 

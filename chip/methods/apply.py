@@ -146,9 +146,8 @@ def edit_stages(
             # 1. Parameters of the same connector that come earlier, as they will be.
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
-            statistics = source.collect(stage, overrides, advance)
-            # 3. The method solves for the new weights of the stage's modules.
-            solutions = editor.solve(method, statistics)
+            # 3. The method solves for the new weights of the stage's modules, and the sums go: no name holds them.
+            solutions = editor.solve(method, source.collect(stage, overrides, advance))
             for solution in solutions:
                 if solution.module.connector is not None:
                     values |= solution.values

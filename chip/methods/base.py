@@ -14,6 +14,7 @@ from torch import Tensor
 from chip.checkpoint.sequence import Spent
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.kernels.symmetric import SymmetricSum
 from chip.methods.settings import check_settings, settings_of
 from chip.model.target_modules import Component, TargetModule, layer_range
 from chip.model.tokens import Statistics
@@ -58,9 +59,9 @@ class WeightUpdate:
     """(d_out,); None where it stays as it is."""
     removed: Removed | None = None
     """What must be gone from the outputs, so that it can be looked for in the file that was written."""
-    metric: Callable[[], Tensor] | None = None
-    """Makes A (d_in, d_in), on and above the diagonal: tr(E A Eᵀ) is what an error E of the new weight costs. It is
-    asked for where an edit is cut to fewer directions. None: the method does not say, and all inputs count alike."""
+    metric: SymmetricSum | None = None
+    """A (d_in, d_in): tr(E A Eᵀ) is what an error E of the new weight costs. It is read where an edit is cut to fewer
+    directions. None: the method does not say, and all inputs count alike."""
 
 
 @dataclass(frozen=True)

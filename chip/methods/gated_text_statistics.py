@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chip.distributed import DistributedContext
-from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.kernels.gram import accumulation_dtype
 from chip.methods.gated_statistics import NEAREST, NearestStatistics
 from chip.methods.gated_text_tokens import (
     ANYWHERE,
@@ -67,7 +67,7 @@ class InputStatistics:
     @property
     def moment(self) -> Tensor:
         """C (d_in, d_in): E[x xᵀ] of the retained; symmetric."""
-        return symmetrize_(self.retained.upper.clone()) / self.retained.count.clamp(min=1)
+        return self.retained.mean.dense()
 
     @property
     def keys(self) -> Tensor:
