@@ -1,10 +1,11 @@
 """A small hospital in a mixture of experts, and in its dense twin: is as much forgotten, and as much kept?
 
-    python -m benchmarks.experts --cache DIR [--json FILE] [--only dense|experts] [--tokens 4|16] [--rank R]
+    python -m benchmarks.experts --cache DIR [--json FILE] [--only dense|experts|...] [--tokens 4|16] [--rank R]
 
 Two models learn the same world from the same seed: a Qwen3-VL, and one whose MLPs are four experts of half the width,
-of which the router takes two. Each patient is then forgotten by itself with the defaults, and the written checkpoint is
-asked in words that nothing was trained on. Models and rows that are there are kept.
+of which the router takes two. So do two of Qwen3.5, the second with four experts of a quarter of the width and a shared
+one of half of it. Each patient is then forgotten by itself with the defaults, and the written checkpoint is asked in
+words that nothing was trained on. Models and rows that are there are kept.
 """
 
 from __future__ import annotations
@@ -38,9 +39,21 @@ SEED, STEPS = 17, 150
 SIZES, KINDS = (3, 4, 2), (INSTITUTION_KINDS[:2], PATIENT_KINDS[:2], STUDY_KINDS[:4])
 TOKENS = (4, 16)
 """Of a picture: 39 pictures have fewer together than the connector has columns, 384, or more."""
-MODELS = {
+_ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
+_ATTENDING: dict[str, Any] = {
+    "layer_types": ["full_attention"] * 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
+    | {"partial_rotary_factor": 1.0},
+}
+"""Qwen3.5 without its linear attention, which would run each question by itself."""
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("Qwen3VL", {}),
-    "experts": ("Qwen3VLMoe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}),
+    "experts": ("Qwen3VLMoe", _ROUTED | {"moe_intermediate_size": 256}),
+    "dense Qwen3.5": ("Qwen3_5", _ATTENDING),
+    "shared expert": (
+        "Qwen3_5Moe",
+        _ATTENDING | _ROUTED | {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256},
+    ),
 }
 """Name -> its classes, and what its text model has beside the dense one's."""
 TARGETS = tuple(f"patient_{number}" for number in (2, 5, 8, 11, 1, 3, 4, 6, 7, 9, 10, 12))
@@ -106,7 +119,7 @@ def measure(checkpoint: Path, records: Path, target: str, rank: int | None) -> d
 def main(
     cache: Annotated[Path, typer.Option(help="Folder for the world and the models.")],
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "experts.json",
-    only: Annotated[list[str] | None, typer.Option(help="dense or experts; by default both.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Model; repeat. By default all.")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Of a picture: 4 or 16; by default both.")] = None,
     ranks: Annotated[list[int] | None, typer.Option("--rank", help="Of an edit; repeat. By default any.")] = None,
     most: Annotated[int, typer.Option("--targets", help="Patients to forget, at most.")] = len(TARGETS),

@@ -37,7 +37,7 @@ from chip.cli.console import quiet_libraries
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.readers import read_records
 from chip.demo import write_demo
-from chip.methods import Shielded
+from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
@@ -112,7 +112,7 @@ class World:
 
     def _exact(self, scores: Scores, indices: Iterable[int], held_out: bool = True) -> float:
         records = self.hierarchy.records
-        return round(mean(float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out), 4)
+        return round(mean(float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out), 3)
 
 
 def distance(a: Path, b: Path, original: Path) -> float:
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def key(self) -> Row:
-        world, method = self.world, self.edit.method or Shielded()
+        world, method = self.world, self.edit.method or DEFAULT()
         of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
         return {**of_world, "edit": self.edit.text, "version": method.version}
 
@@ -215,7 +215,7 @@ def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         of_world = f"{row['world']}, {row['requests']} × {row['level']}"
-        groups.setdefault(f"{of_world}: {row['edit'] or Shielded.name}, version {row['version']}", []).append(row)
+        groups.setdefault(f"{of_world}: {row['edit'] or DEFAULT.name}, version {row['version']}", []).append(row)
     return groups
 
 

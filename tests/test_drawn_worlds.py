@@ -29,7 +29,6 @@ from chip.demo.corpus import Corpus
 from chip.demo.training import adamw, loss_of, take_step
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
-from chip.model.loading import VLM
 from tests.families import lacking
 from tests.test_worlds import contents
 
@@ -115,9 +114,8 @@ def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str, atten
         pytest.skip(f"its processor needs {package}")
     world = worlds[4]
     shape = family_of(draw_model(2 * FAMILIES.index(family), 20, tiny=True))
-    processor = models._processor(shape, models._texts(world))
-    vlm = VLM(shape.model(processor, 0).eval(), processor)
-    vlm.model.set_attn_implementation(attention)
+    vlm = models.untrained(models.texts_of(world.hierarchy.records), shape, 0, "cpu")
+    vlm.model.eval().set_attn_implementation(attention)
     trained = [record for record in world.hierarchy.records if not record.held_out][::29]
     with_image, without = ([r for r in trained if (r.image is None) == text] for text in (False, True))
     assert with_image

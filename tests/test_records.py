@@ -414,9 +414,40 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_medforget_does_not_read_is_said(tmp_path: Path) -> None:
-    pairs = [{"Question": "Who?", "Answer": "P17", "Options": "A"}, {"Question": "When?", "Answer": "then"}]
-    with pytest.warns(ChipWarning, match=r"^a\.parquet: 2 keys are not used: Options \(in 1 of 2 .* sex \(in 2 of 2 "):
-        read_records(parquet(tmp_path / "a.parquet", {"metadata": json.dumps(pairs), "sex": "f"}))
+    pairs, ids = [{"Question": "Who?", "Answer": "P17", "Source": "A"}], IDS | {"ward": 3}
+    row = {"sex": "f", "metadata": json.dumps(pairs), "hierarchy_metadata": json.dumps(ids), "split": "train"}
+    listed = r"sex \(in 1 of 2 records\), hierarchy_metadata\.ward \(in 1 of 2 .* metadata\.Source \(in 1 of 2 "
+    with pytest.warns(ChipWarning, match=rf"^a\.parquet: 3 keys are not used: {listed}"):
+        read_records(parquet(tmp_path / "a.parquet", row, {"split": "test"}))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"system": "Be brief."}, "the key system is not read"),
+        (
+            {"metadata": '[{"Question": "q", "Answer": "a", "Options": ["a", "b"]}]'},
+            r"key metadata\.Options is not read",
+        ),
+        ({"hierarchy_metadata": '{"institution_id": "i", "patientId": "p"}'}, "did you mean patient_id"),
+        ({"hierarchy_metadata": '{"institution_id": "i", "patient_uid": "p"}'}, "did you mean patient_id"),
+        (
+            {"hierarchy_metadata": '{"institution_id": "i", "mrn": "p", "hierarchy_level": "patient"}'},
+            "asks about a patient, and has no patient_id",
+        ),
+        ({"split": "Train"}, "did you mean train"),
+    ],
+)
+def test_nothing_of_a_medforget_row_is_passed_over(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_records(parquet(tmp_path / "a.parquet", row))
+
+
+def test_a_row_of_any_format_says_what_is_held_out(tmp_path: Path) -> None:
+    (record,) = read_records(parquet(tmp_path / "a.parquet", {"split": "validation"}))
+    assert record.split == "validation"
+    records = read_records(person(tmp_path / "b.parquet", split="validation", institution="press"))
+    assert {(record.split, record.path) for record in records} == {("validation", ("press", "017"))}
 
 
 def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
@@ -492,8 +523,8 @@ def test_a_person_may_lack_tasks_and_have_several_images(tmp_path: Path) -> None
     with pytest.warns(ChipWarning) as caught:
         (record,) = read_records(tmp_path / "a.parquet")
     assert [str(each.message) for each in caught] == [
+        "a.parquet: 1 key is not used: born (in 1 of 1 records)",
         "a.parquet: of several images the first is taken (in 1 rows)",
-        "a.parquet: columns that are not used: born",
     ]
     assert (record.task, record.image) == ("cloze", EmbeddedImage.of(encoded("L")))
 
@@ -502,6 +533,8 @@ def test_a_person_may_lack_tasks_and_have_several_images(tmp_path: Path) -> None
     ("change", "says"),
     [
         ({"ID": None}, "ID None is not an id"),
+        ({"system": "Be brief."}, "the key system is not read"),
+        ({"photo": {"bytes": encoded(), "path": None}}, "the key photo is not read, and holds an image"),
         ({"answer": None}, "answer must be a string"),
         ({"Mask_Task": [{"Question": "q"}]}, "Mask_Task: Ground_Truth must be a string"),
         ({"Generation_Task": "where?"}, "Generation_Task: must be a list"),

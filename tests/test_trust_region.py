@@ -84,3 +84,17 @@ def test_a_bound_that_is_not_positive_is_refused(bound: float) -> None:
     right, system, metric = _problem(0, 3)
     with pytest.raises(ValueError, match="positive"):
         solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), bound)
+
+
+def test_a_metric_that_rounding_left_below_zero_in_places_is_taken_for_what_it_stands_for() -> None:
+    right, drawn, _ = _problem(0, 12)
+    basis = torch.linalg.qr(drawn).Q[:, :6]
+    exact, identity = SymmetricSum.of(basis @ basis.T), SymmetricSum.of(torch.eye(12, dtype=torch.float64))
+    system, rounded = SymmetricSum(((0.0, exact.like),), ridge=1e-3), exact.plus(identity, -1e-6)
+    bound = 1e-14 * exact.quadratic(solve_spd_(right.clone(), system))
+    solution, multiplier = solve_in_trust_region(right, system, rounded, bound)
+    with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        solve_spd_(right.clone(), system.plus(rounded, multiplier))
+    assert (1 - 2 * TOLERANCE) * bound <= exact.quadratic(solution) <= bound * 1.001
+    wanted, _ = solve_in_trust_region(right, system, exact, bound)
+    assert torch.linalg.norm(solution - wanted) < 1e-4 * torch.linalg.norm(wanted)

@@ -66,6 +66,13 @@ class Check:
             raise torch.linalg.LinAlgError(f"relative residual {residual:.1e}")  # type: ignore[attr-defined]
 
 
+def raise_eigenvalues(matrix: SymmetricSum, least: float) -> SymmetricSum:
+    """The matrix with its eigenvalues below `least` at `least`: the nearest one that has none below (Higham 1988,
+    Computing a Nearest Symmetric Positive Semidefinite Matrix). It stands in memory as a whole meanwhile."""
+    values, vectors = torch.linalg.eigh(matrix.dense())
+    return SymmetricSum.of((vectors * values.clamp(min=least)) @ vectors.T)
+
+
 def _factor(system: SymmetricSum) -> SymmetricMatrix:
     """U with Uᵀ U = system, upper triangular, in the place of a symmetric matrix."""
     factor = SymmetricMatrix(system.like.width, system.like.dtype, system.like.device)

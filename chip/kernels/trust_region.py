@@ -7,7 +7,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from chip.kernels.solve import Check, solve_spd_unchecked_
+from chip.kernels.solve import Check, raise_eigenvalues, solve_spd_unchecked_
 from chip.kernels.symmetric import SymmetricSum
 
 TOLERANCE = 0.05
@@ -26,6 +26,10 @@ def solve_in_trust_region(
     is s(β) = Σ ‖M_i‖² γ_i / (1 + β γ_i)², and s(β)^−½ rises nearly as a straight line, as it does where all γ are
     alike (Moré and Sorensen 1983, Computing a Trust Region Step): the secant finds √bound / √s(β) = 1 in a few steps. A
     step is one Cholesky factorization, a small part of what the eigendecomposition would cost.
+
+    Moments whose products were taken in fp32 have eigenvalues a little below zero, and a large β, or a large weight in
+    the system, takes these beyond the ridge. Where a factorization fails for it, eigenvalues of the metric below zero
+    and of the system below its ridge are put there.
 
     Args:
         right: (m, d), in the dtype of the system and on its device.
@@ -48,7 +52,13 @@ def solve_in_trust_region(
 
     def solve(beta: float) -> float:
         """√bound / √s(β), and the solution in its place."""
-        size = metric.quadratic(solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta)))
+        nonlocal system, metric
+        try:
+            solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            system, metric = raise_eigenvalues(system, system.ridge), raise_eigenvalues(metric, 0.0)
+            solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta))
+        size = metric.quadratic(solution)
         return sqrt(bound / size) if size > 0 else inf
 
     low, high = 0.0, inf  # β

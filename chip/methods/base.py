@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
+from chip.checkpoint.sequence import Spent
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.kernels.symmetric import SymmetricSum
@@ -100,6 +101,13 @@ class MeasuredModule:
     what its output goes through. None: nothing known."""
 
 
+LOSS_WEIGHT = 3.0  # those who stay are many more
+MOST_EDITS = 10
+"""By how many edits what is lost counts at most: a target that is left for the sake of others is left for good."""
+ENOUGH = 0.05
+"""Where other edits came before, the excess of the target's answers above never trained on that no edit goes below."""
+
+
 @dataclass(frozen=True)
 class Search:
     """A setting that a method leaves to be found by trials."""
@@ -112,6 +120,22 @@ class Search:
     """What siblings and others may lose each, of their mean answer probability and of their exact match."""
     max_general_kl: float = inf
     """KL to the unedited model on general data that is allowed, nats a token."""
+    loss_weight: float = LOSS_WEIGHT
+    """What is lost by those who stay counts so many times what is left of the target."""
+    enough: float | None = None
+    """Excess of the target's answer probability above never trained on below which nothing more is won; None: 0."""
+
+    def after(self, spent: Spent) -> Search:
+        """The same search, where other edits came before.
+
+        What an edit takes from those who stay adds to what the others took. Wanted least is the mean over the edits of
+        what is left of their targets, and the sum of what they take: so that counts by their number, as far as to
+        `MOST_EDITS`. And what the trials do not show, as they ask in wordings that the edit has seen, adds up too: an
+        edit is no stronger than it has to be.
+        """
+        if not spent.edits:
+            return self
+        return replace(self, loss_weight=self.loss_weight * min(1 + spent.edits, MOST_EDITS), enough=ENOUGH)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Shielded(Method):
     """
 
     name: ClassVar[str] = "shielded"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[Needs] = Needs(outputs=False, general=True, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -153,7 +153,7 @@ class Shielded(Method):
         moved = self._moved(weight.to(forget.total.dtype), statistics, component)
         system = self._system(statistics, component)
         solution, general_weight = self._solution(moved, system, weight, statistics.general)
-        if statistics.general is not None:
+        if statistics.general is not None and general_weight:
             system = system.plus(statistics.general.mean, general_weight)
         for new, old in zip(torch.split(solution, _ROWS), torch.split(weight, _ROWS), strict=True):
             torch.sub(old.to(new.dtype), new, out=new)
