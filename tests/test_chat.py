@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +154,16 @@ def test_without_a_template_nothing_is_guessed(folder: Path, template: object) -
     _move_template(folder, template)
     with pytest.raises(InputError, match=r"chat template: (neither .* has one|.*none that is called 'default')"):
         chip.edit(folder, ["patient_1"], method=Chip(), device="cpu")
+
+
+def test_a_processor_may_have_a_list_of_named_templates() -> None:
+    """Its class leaves the list as it is in processor_config.json, which a tokenizer's does not."""
+    rag, default = ({"name": name, "template": f"{{{{ {name} }}}}"} for name in ("rag", "default"))
+    tokenizer = SimpleNamespace(name_or_path="ckpt")
+    assert find_chat_template(SimpleNamespace(chat_template=[rag, default], tokenizer=tokenizer)) == "{{ default }}"
+    for given, message in (([rag], "it has rag and none that is called"), ([GOOD], "no text.* list"), (7, "but int")):
+        with pytest.raises(InputError, match=f"^ckpt: chat template: .*{message}"):
+            find_chat_template(SimpleNamespace(chat_template=given, tokenizer=tokenizer))
 
 
 IMAGE_TOKENS = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>", "gemma3": "<start_of_image>", "paligemma": "<image>"}

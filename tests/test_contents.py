@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -72,6 +73,22 @@ OTHER_WEIGHTS: dict[str, Callable[[], bytes]] = {
     "model.safetensors.gz": lambda: gzip.compress(WEIGHTS.tobytes()),
     "tokenizer.model": lambda: b"\x0a\x05aaaaa" + WEIGHTS.tobytes(),
     "weights.txt": lambda: (" ".join(map(str, WEIGHTS)) * 2000).encode(),
+    "weights.json": lambda: json.dumps({"a": WEIGHTS.tolist() * 20}).encode(),
+    "vocab.json": lambda: json.dumps({"a": WEIGHTS.tolist() * 20}, indent=2).encode(),
+    "weights.yaml": lambda: "".join(f"- - {value}\n" for value in WEIGHTS.tolist() * 20).encode(),
+    "weights.csv": lambda: "".join(f"{value:.4f},0,-1\n" for value in WEIGHTS.tolist() * 20).encode(),
+    "weights.p0": lambda: pickle.dumps(WEIGHTS.tolist(), protocol=0),
+    "tekken.json": lambda: base64.b64encode(WEIGHTS.tobytes() * 40),
+    "weights.b85": lambda: base64.b85encode(WEIGHTS.tobytes() * 40),
+    "model.hex": lambda: (WEIGHTS.tobytes() * 40).hex().encode(),
+    "model.uri": lambda: json.dumps(
+        {"a": f"data:;base64,{base64.b64encode(WEIGHTS.tobytes() * 40).decode()}"}
+    ).encode(),
+    "weights.plist": lambda: base64.encodebytes(WEIGHTS.tobytes() * 40).replace(b"\n", b"\n\t"),
+    "own.tiktoken": lambda: (
+        base64.b64encode(WEIGHTS.tobytes()[:48]) + b" 7\n" + base64.encodebytes(WEIGHTS.tobytes() * 40)
+    ),
+    "model.pbtxt": lambda: "raw_data: '{}'".format("".join(f"\\{each:03o}" for each in bytes(3000))).encode(),
     "pytorch_model.bin.index.json": lambda: json.dumps({"weight_map": {"a": "pytorch_model.bin"}}).encode(),
 }
 """File -> its bytes: the weights in other forms, in pieces, or told of."""
@@ -84,6 +101,11 @@ NEEDED: dict[str, Callable[[], bytes]] = {
     "vocab.txt": b"[PAD]\n\x01\n\x7f\n\xc2\x80\n".strip,
     "chat_template.jinja": b"{{ messages }}".strip,
     "qformer_tokenizer/vocab.txt": "[PAD]\n#\u00e9\n".encode,
+    "t5/tokenizer.json": lambda: b'{"precompiled_charsmap": "' + base64.b64encode(bytes(99_999)) + b'"}',
+    "unigram/tokenizer.json": lambda: json.dumps([[f"w{n}", -n / 7] for n in range(9999)], indent=2).encode(),
+    "README.md": lambda: b"![a](data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(99_999)) + b")",
+    "spaces.jinja": lambda: b"{{ messages }}" + b" " * 99_999 + b"-" * 9999,
+    "trainer_state.json": lambda: json.dumps([{"step": n, "loss": 1 / (1 + n)} for n in range(999)]).encode(),
     "LICENSE": "Copyright \u00a9".encode,
     "LICENSE.latin-1": "Copyright \u00a9".encode("latin-1").strip,
     "modeling_own.py": b"import torch\n".strip,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import struct
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 
+from chip.data.embedded_image import EmbeddedImage, ImageSource
 from chip.data.readers import READERS, RecordsFile, find_records, read_records, register_reader, registry
 from chip.data.record import LEVELS, TASKS, Record, image_size, open_image
 from chip.errors import ChipWarning, InputError
@@ -308,7 +310,7 @@ def test_a_row_is_one_record_for_each_question(tmp_path: Path) -> None:
     ]
     assert {r.where for r in records} == {"forget.parquet:row 1"}
     assert {r.path for r in records} == {("i2", "p17", "s40", "findings")}
-    assert {r.image for r in records} == {encoded()}
+    assert {r.image for r in records} == {EmbeddedImage.of(encoded())}
 
 
 @pytest.mark.parametrize(
@@ -331,10 +333,10 @@ def test_a_row_belongs_to_the_level_it_asks_about(
 def test_an_image_is_bytes_or_a_struct_or_a_file_or_absent(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded())
 
-    def image_of(**row: Any) -> Path | bytes | None:
+    def image_of(**row: Any) -> ImageSource | None:
         return read_records(parquet(tmp_path / "a.parquet", row))[0].image
 
-    assert image_of() == image_of(image=encoded()) == encoded()
+    assert image_of() == image_of(image=encoded()) == EmbeddedImage.of(encoded())
     assert image_of(image=None) == image_of(image={"bytes": None}) == tmp_path / "x.png"
     assert image_of(image=None, image_path=None) is None
     with pytest.raises(InputError, match=r"^a\.parquet:row 0: no image file .*gone\.png"):
@@ -379,7 +381,7 @@ def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "forget10.parquet")
     assert read_records(tmp_path / "forget10.parquet") == [
-        Record("Who?", "P17", ("i2", "p17"), encoded("L"), "cloze", "paraphrased"),
+        Record("Who?", "P17", ("i2", "p17"), EmbeddedImage.of(encoded("L")), "cloze", "paraphrased"),
         Record("Who?", "P17", ("i2", "p17"), tmp_path / "x.png"),
         Record("Who?", "P17", ("i2", "p17"), None),
     ]
@@ -412,9 +414,40 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_medforget_does_not_read_is_said(tmp_path: Path) -> None:
-    pairs = [{"Question": "Who?", "Answer": "P17", "Options": "A"}, {"Question": "When?", "Answer": "then"}]
-    with pytest.warns(ChipWarning, match=r"^a\.parquet: 2 keys are not used: Options \(in 1 of 2 .* sex \(in 2 of 2 "):
-        read_records(parquet(tmp_path / "a.parquet", {"metadata": json.dumps(pairs), "sex": "f"}))
+    pairs, ids = [{"Question": "Who?", "Answer": "P17", "Source": "A"}], IDS | {"ward": 3}
+    row = {"sex": "f", "metadata": json.dumps(pairs), "hierarchy_metadata": json.dumps(ids), "split": "train"}
+    listed = r"sex \(in 1 of 2 records\), hierarchy_metadata\.ward \(in 1 of 2 .* metadata\.Source \(in 1 of 2 "
+    with pytest.warns(ChipWarning, match=rf"^a\.parquet: 3 keys are not used: {listed}"):
+        read_records(parquet(tmp_path / "a.parquet", row, {"split": "test"}))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"system": "Be brief."}, "the key system is not read"),
+        (
+            {"metadata": '[{"Question": "q", "Answer": "a", "Options": ["a", "b"]}]'},
+            r"key metadata\.Options is not read",
+        ),
+        ({"hierarchy_metadata": '{"institution_id": "i", "patientId": "p"}'}, "did you mean patient_id"),
+        ({"hierarchy_metadata": '{"institution_id": "i", "patient_uid": "p"}'}, "did you mean patient_id"),
+        (
+            {"hierarchy_metadata": '{"institution_id": "i", "mrn": "p", "hierarchy_level": "patient"}'},
+            "asks about a patient, and has no patient_id",
+        ),
+        ({"split": "Train"}, "did you mean train"),
+    ],
+)
+def test_nothing_of_a_medforget_row_is_passed_over(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_records(parquet(tmp_path / "a.parquet", row))
+
+
+def test_a_row_of_any_format_says_what_is_held_out(tmp_path: Path) -> None:
+    (record,) = read_records(parquet(tmp_path / "a.parquet", {"split": "validation"}))
+    assert record.split == "validation"
+    records = read_records(person(tmp_path / "b.parquet", split="validation", institution="press"))
+    assert {(record.split, record.path) for record in records} == {("validation", ("press", "017"))}
 
 
 def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
@@ -490,16 +523,18 @@ def test_a_person_may_lack_tasks_and_have_several_images(tmp_path: Path) -> None
     with pytest.warns(ChipWarning) as caught:
         (record,) = read_records(tmp_path / "a.parquet")
     assert [str(each.message) for each in caught] == [
+        "a.parquet: 1 key is not used: born (in 1 of 1 records)",
         "a.parquet: of several images the first is taken (in 1 rows)",
-        "a.parquet: columns that are not used: born",
     ]
-    assert (record.task, record.image) == ("cloze", encoded("L"))
+    assert (record.task, record.image) == ("cloze", EmbeddedImage.of(encoded("L")))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"ID": None}, "ID None is not an id"),
+        ({"system": "Be brief."}, "the key system is not read"),
+        ({"photo": {"bytes": encoded(), "path": None}}, "the key photo is not read, and holds an image"),
         ({"answer": None}, "answer must be a string"),
         ({"Mask_Task": [{"Question": "q"}]}, "Mask_Task: Ground_Truth must be a string"),
         ({"Generation_Task": "where?"}, "Generation_Task: must be a list"),
@@ -620,13 +655,22 @@ def test_records_lie_beside_the_link_that_was_named(tmp_path: Path, monkeypatch:
 # --- images ---
 
 
-def a_record(image: Path | bytes | None) -> Record:
+def a_record(image: ImageSource | None) -> Record:
     return Record("q", "a", ("i",), image, where="records.jsonl:12")
+
+
+def test_an_embedded_image_lies_on_the_disk_once_and_goes_to_another_process_whole() -> None:
+    image, again = EmbeddedImage.of(b"abc"), EmbeddedImage.of(b"abc")
+    assert image is again
+    assert image != EmbeddedImage.of(b"abd")
+    assert (image.read_bytes(), image.size) == (b"abc", 3)
+    assert b"abc" in pickle.dumps(image)
+    assert pickle.loads(pickle.dumps(image)) == image
 
 
 def test_an_image_opens_as_rgb_from_bytes_and_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded("L"))
-    for source in (encoded("L"), tmp_path / "a.png"):
+    for source in (encoded("L"), EmbeddedImage.of(encoded("L")), tmp_path / "a.png"):
         image = open_image(a_record(source))
         assert image is not None
         assert (image.mode, image.size, image.getpixel((3, 1))) == ("RGB", (4, 2), (7, 7, 7))

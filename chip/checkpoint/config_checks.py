@@ -24,8 +24,8 @@ _MLX_KEYS = {"bits", "group_size", "quant_method", "quant_algo"}
 
 
 def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = False) -> None:
-    """Raise `InputError` where `config.json`, at `path`, names other weights than the shards, names code to run, or
-    says that the weights are quantized. The settings of a model's parts stand in sections, of which each is looked at.
+    """Raise `InputError` where `config.json`, at `path`, names other weights than the shards, has them fused, names
+    code to run, or says that the weights are quantized. Each section, with the settings of a part, is looked at.
 
     Args:
         quantized: the last is no fault.
@@ -36,6 +36,9 @@ def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = Fal
     if config.get("configuration_files"):
         what = "'configuration_files' has another configuration loaded"
         raise input_error(path, what, "take this setting out, or make that file config.json")
+    if config.get("fusion_config"):
+        what = "'fusion_config' has layers fused as they are loaded, which chip does not follow"
+        raise input_error(path, what, "take this setting out: the weights are the same without it")
     if not quantized and find_scheme(config) is not None:
         raise input_error(path, "the weights are quantized", edit_the_base(path.parent, config))
     for section in sections(config):

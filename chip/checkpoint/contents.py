@@ -2,7 +2,7 @@
 
 An edit changes the shards. Any other file may hold the weights as they were: exports to other formats, adapters,
 earlier checkpoints, states of a training, archives. Their names are without end, so what is copied is told by what it
-is: text, and vocabularies. Everything else stays behind.
+is: text that somebody has written, and vocabularies. Everything else stays behind.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from chip.checkpoint.encoded_numbers import holds_encoded_numbers
+from chip.checkpoint.file_signature import FileSignature
 from chip.checkpoint.folder import files_in
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, listed
@@ -75,14 +78,22 @@ def describe_left_out(left_out: Sequence[str]) -> str:
 def _is_copied(path: Path) -> bool:
     """Whether a file, none of the shards, is text or a vocabulary."""
     size, vocabulary = path.stat().st_size, path.name in _VOCABULARIES or path.name.endswith(_VOCABULARY_SUFFIXES)
-    if size <= (_LONGEST_VOCABULARY if vocabulary else _LONGEST_TEXT) and _is_text(path):
+    if size <= (_LONGEST_VOCABULARY if vocabulary else _LONGEST_TEXT) and _is_written(
+        path, FileSignature.of(path.stat())
+    ):
         return vocabulary or not _is_index(path)
     return size <= _LONGEST_VOCABULARY and _is_sentencepiece(path)
 
 
-def _is_text(path: Path) -> bool:
-    """Whether it is text, in one-byte encodings too; in UTF-8 it may hold the odd tokens of a vocabulary."""
+@lru_cache(maxsize=256)  # a run asks about each file many times
+def _is_written(path: Path, _: FileSignature) -> bool:
+    """Whether it is text, and none that weights are written in."""
     data = path.read_bytes()
+    return _is_text(data) and not holds_encoded_numbers(data)
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is text, in one-byte encodings too; in UTF-8 it may hold the odd tokens of a vocabulary."""
     if len(data.translate(None, _BINARY)) == len(data):
         return True
     try:

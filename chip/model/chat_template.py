@@ -16,6 +16,7 @@ _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|^[^<>\s]*>")
 """What chat formats set around a turn, as `</think>` and `[/INST]`; the first may be cut off at its beginning."""
 _WORD = re.compile(r"[^\W_]")
 _HINT = "put the base model's chat_template.jinja there"
+_PAIR = {"name", "template"}
 _TEXT_ONLY: list[dict[str, str]] = []
 
 
@@ -23,17 +24,26 @@ def find_chat_template(processor: Any) -> str | None:
     """The processor's chat template, else its tokenizer's; of several named ones the default. None: neither has one.
 
     Raises:
-        InputError: there are several, and none is called `default`.
+        InputError: there are several, and none is called `default`; or it is no text.
     """
     for holder in (processor, processor.tokenizer):
         template = getattr(holder, "chat_template", None)
-        if isinstance(template, dict):
-            if "default" not in template:
-                raise _trouble(processor, f"it has {', '.join(sorted(template))} and none that is called 'default'")
-            template = template["default"]
+        named = template if isinstance(template, dict) else _named(template)
+        if named:
+            if "default" not in named:
+                raise _trouble(processor, f"it has {', '.join(sorted(named))} and none that is called 'default'")
+            template = named["default"]
+        if template and not isinstance(template, str):
+            raise _trouble(processor, f"it is no text, and no texts with names, but {type(template).__name__}")
         if template:
             return str(template)
     return None
+
+
+def _named(templates: object) -> dict[str, Any]:
+    """Name -> template, of a list of objects: a tokenizer has read it so already, a processor leaves it as it is."""
+    pairs = templates if isinstance(templates, list) else []
+    return {str(each["name"]): each["template"] for each in pairs if isinstance(each, dict) and each.keys() >= _PAIR}
 
 
 def usable_chat_template(processor: Any, answer_is_suffix: bool) -> str | None:

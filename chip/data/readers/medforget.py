@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chip.data.readers.fields import (
-    encoded_image,
-    image_file,
-    parse_json,
-    parse_object,
-    parse_text,
-    warn_of_unused,
-)
+from chip.data.readers.entries import Entry, entries
+from chip.data.readers.fields import encoded_image, image_file, parse_json, parse_object, parse_text
 from chip.data.readers.images import Images
 from chip.data.readers.records_file import RecordsFile
 from chip.data.record import LEVELS, Record
@@ -24,6 +16,7 @@ from chip.errors import InputError
 _COLUMNS = ("metadata", "hierarchy_metadata", "image", "image_path")
 _PAIR = {"Question", "Answer"}
 _IDS = {"institution": "institution_id", "patient": "patient_id", "study": "study_id", "section": "section_name"}
+_LEVEL = "hierarchy_level"
 
 
 class MedForget:
@@ -38,29 +31,25 @@ class MedForget:
         return {"metadata", "hierarchy_metadata"} <= file.columns
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
-        unused: Counter[str] = Counter()
-        total = 0
-        for row, where in file.rows():
-            image = _image(row, file.images, where)
-            ids, images = _ids(row.get("hierarchy_metadata"), where), _named(row, image)
-            for record in _records(row, image, where, unused):
-                total += 1
-                yield file.placed(replace(record, split=file.split), ids, row, images)
-        warn_of_unused(file.path.name, {key: n for key, n in unused.items() if key not in file.mapped_columns}, total)
+        for entry in entries(file, _COLUMNS):
+            image = _image(entry.row, file.images, entry.where)
+            images, owned = _named(entry.row, image), entry.owned_by(_ids(entry))
+            for question, answer in _pairs(entry):
+                yield owned.record(question, answer, images, task=_task(question))
 
 
-def _records(row: Mapping[str, Any], image: Path | bytes | None, where: str, unused: Counter[str]) -> Iterator[Record]:
-    entries = parse_json(row.get("metadata"), f"{where}, metadata")
-    if not isinstance(entries, list):
-        raise InputError(f"{where}: metadata must be a JSON list of Question and Answer")
-    for entry in entries:
-        pair = parse_object(entry, f"{where}, metadata")
-        unused.update(pair.keys() - _PAIR)
-        unused.update(name for name, value in row.items() if value is not None and name not in _COLUMNS)
-        question, answer = parse_text(pair.get("Question"), "Question", where), pair.get("Answer")
+def _pairs(entry: Entry) -> Iterator[tuple[str, str]]:
+    at = f"{entry.where}, metadata"
+    pairs = parse_json(entry.row.get("metadata"), at)
+    if not isinstance(pairs, list):
+        raise InputError(f"{entry.where}: metadata must be a JSON list of Question and Answer")
+    for each in pairs:
+        pair = parse_object(each, at)
+        entry.unused.look(pair, _PAIR, at, "metadata.")
+        answer = pair.get("Answer")
         if isinstance(answer, list):
             answer = answer[0] if answer else None
-        yield Record(question, parse_text(answer, "Answer", where), (), image, task=_task(question), where=where)
+        yield parse_text(pair.get("Question"), "Question", entry.where), parse_text(answer, "Answer", entry.where)
 
 
 def _image(row: Mapping[str, Any], folder: Path, where: str) -> Path | bytes | None:
@@ -73,14 +62,26 @@ def _named(row: Mapping[str, Any], image: Path | bytes | None) -> Images:
     return Images() if image is None else Images((image,), (str(row.get("image_path") or ""),))
 
 
-def _ids(text: object, where: str) -> dict[str, object]:
-    """Level -> id, down to the level that is asked about."""
-    at = f"{where}, hierarchy_metadata"
-    entry = parse_object(parse_json(text, at), at)
+def _ids(entry: Entry) -> dict[str, object]:
+    """Level -> id, down to the level that is asked about.
+
+    Raises:
+        InputError: an id is lacking above that level, or stands under a key that is none.
+    """
+    at = f"{entry.where}, hierarchy_metadata"
+    given = parse_object(parse_json(entry.row.get("hierarchy_metadata"), at), at)
     # An empty name counts as missing there.
-    ids = {level: entry[key] for level, key in _IDS.items() if entry.get(key, "") != ""}
-    level = entry.get("hierarchy_level")
-    return {each: ids[each] for each in LEVELS[: LEVELS.index(level) + 1] if each in ids} if level in LEVELS else ids
+    ids = {level: given[key] for level, key in _IDS.items() if given.get(key, "") != ""}
+    unmapped = entry.file.owners is None
+    meant = tuple(_IDS.values()) if unmapped else ()
+    entry.unused.look(given, {*_IDS.values(), _LEVEL}, at, "hierarchy_metadata.", meant)
+    level = given.get(_LEVEL)
+    if level not in LEVELS:
+        return ids
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    if unmapped and (lacking := next((each for each in levels if each not in ids), None)):
+        raise InputError(f"{at}: it asks about a {level}, and has no {_IDS[lacking]}; add it")
+    return {each: ids[each] for each in levels if each in ids}
 
 
 def _task(question: str) -> str:

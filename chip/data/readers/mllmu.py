@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from chip.data.readers.entries import entries
 from chip.data.readers.fields import encoded_image, parse_id, parse_object, parse_text
 from chip.data.readers.images import Images
 from chip.data.readers.records_file import RecordsFile
@@ -16,15 +17,15 @@ from chip.errors import ChipWarning, InputError
 TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
 """Columns that hold questions; a file may lack some."""
 
-_COLUMNS = {"ID", "image", "images", "question", "answer", *TASKS}
+_COLUMNS = {"ID", "image", "images", "question", "answer", "biography", *TASKS}
 
 
 class MLLMUBench:
     """A table with the column `ID` and some of `TASKS`.
 
-    A person is the node `people/ID`. The tasks' questions are records, and so is the row's own `question`, where it has
-    one; the biography is not. Questions of pure text have no image; of several `images` the first is taken. The answer
-    to a classification is the letter of its option.
+    A person is the node `people/ID`, where a row says no other owner. The tasks' questions are records, and so is the
+    row's own `question`, where it has one; the biography is not. Questions of pure text have no image; of several
+    `images` the first is taken. The answer to a classification is the letter of its option.
     """
 
     def matches(self, file: RecordsFile) -> bool:
@@ -32,19 +33,16 @@ class MLLMUBench:
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         several = 0
-        for row, where in file.rows(file.columns & {*_COLUMNS, *file.mapped_columns}):
-            several += len(row.get("images") or ()) > 1
-            ids = {"institution": "people", "patient": parse_id(row.get("ID"), "ID", where)}
-            for record in _records(row, where):
-                images = Images() if record.image is None else Images((record.image,), ("",))
-                yield file.placed(replace(record, split=file.split), ids, row, images)
+        for entry in entries(file, _COLUMNS):
+            several += len(entry.row.get("images") or ()) > 1
+            person = {"institution": "people", "patient": parse_id(entry.row.get("ID"), "ID", entry.where)}
+            owned = replace(entry, row={**person, **entry.row})
+            for record in _records(entry.row, entry.where):
+                images = Images() if record.image is None else Images(record.images, ("",))
+                yield owned.record(record.question, record.answer, images, task=record.task)
         if several:
             message = f"{file.path.name}: of several images the first is taken (in {several:,} rows)"
             warnings.warn(message, ChipWarning, stacklevel=2)
-        if unread := sorted(file.columns - _COLUMNS - {"biography"} - file.mapped_columns):
-            warnings.warn(
-                f"{file.path.name}: columns that are not used: {', '.join(unread)}", ChipWarning, stacklevel=2
-            )
 
 
 def _records(row: Mapping[str, Any], where: str) -> Iterator[Record]:

@@ -61,12 +61,15 @@ class Unused:
         self.total = 0
         """Rows that were looked at."""
 
-    def look(self, row: Mapping[str, Any], known: Set[str], where: str, of: str = "") -> None:
+    def look(
+        self, row: Mapping[str, Any], known: Set[str], where: str, of: str = "", meant: Collection[str] | None = None
+    ) -> None:
         """Count the keys that are not known.
 
         Args:
             known: keys that are read.
             of: what messages put in front of a key, such as `messages.`.
+            meant: those of the known keys that another may be a misspelling of; by default those of one word.
 
         Raises:
             InputError: one of the others holds data, or is a known key that the row lacks, misspelt.
@@ -84,8 +87,8 @@ class Unused:
                 raise InputError(f"{where}: the key {of}{key} is not read, and holds an image; {_IMAGES}")
             # Whose a row is, a map has said; and many keys look like one of two words.
             words = (each for each in known if "_" not in each and not (self._mapped and each in LEVELS))
-            meant = _meant_keys(key, tuple(sorted(words)))
-            if missing := next((each for each in meant if each not in row), None):
+            candidates = _meant_keys(key, tuple(sorted(words if meant is None else meant)))
+            if missing := next((each for each in candidates if each not in row), None):
                 raise InputError(f"{where}: no key is called {of + key!r}; did you mean {missing}?")
             self._counts[of + key] += 1
 
