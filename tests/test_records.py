@@ -182,6 +182,13 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
         (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
+        (GOOD | {"is_train": False}, "'is_train'; did you mean split?"),
+        *(
+            ({"question": "q", "answer": "a", "institution": "i", key: "p"}, f"'{key}'; did you mean patient?")
+            for key in ("patient_number", "patientNo", "PatientID", "dicom_patient", "Person Code", "subject-uid")
+        ),
+        (GOOD | {"StudyInstanceUID": "1.2"}, "did you mean study?"),
+        (GOOD | {"study": "s", "report_section": "findings"}, "did you mean section?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:

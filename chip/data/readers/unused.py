@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Set
 from functools import cache
@@ -18,10 +19,10 @@ _IN_RECORD = "give what was asked as question, what was said as answer"
 _IN_ANSWER = "what is read of a turn is its text; leave such conversations out"
 
 _SYNONYMS = {
-    "hospital": "institution",
-    **dict.fromkeys(("subject", "mrn", "pid", "patient_uid"), "patient"),
-    **dict.fromkeys(("exam", "accession", "study_uid"), "study"),
-    **dict.fromkeys(("subset", "fold", "partition"), "split"),
+    **dict.fromkeys(("hospital", "clinic", "site"), "institution"),
+    **dict.fromkeys(("subject", "person", "mrn", "pid"), "patient"),
+    **dict.fromkeys(("exam", "accession", "study instance"), "study"),
+    **dict.fromkeys(("subset", "set", "fold", "partition", "is train", "is test", "held out"), "split"),
 }
 """How others call keys: where a row lacks the key, it would be somebody else's, or taken for trained."""
 
@@ -45,7 +46,10 @@ _MAY_BE_EMPTY = ("images", "videos", "audios", "tools", "objects", "history")
 
 _CLOSE = 0.8  # of 1: how alike a key and a misspelling of it are
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
-_OTHER_ENDS = ("_id", "_name")  # `patient_id` for `patient`
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+"""In a key: `patient`, `number` of `patient_number`, `patientNumber` or `Patient-Number`."""
+_ENDS = {"id", "uid", "uuid", "name", "number", "no", "nr", "num", "key", "code", "ref", "index"}
+"""Words behind another that say who or which it is."""
 
 
 class Unused:
@@ -113,10 +117,11 @@ def _holds_image(value: object, names_count: bool) -> bool:
 @cache
 def _meant_keys(key: str, known: tuple[str, ...]) -> Collection[str]:
     """The known keys that this one may be a misspelling of, or another word for."""
-    name = key.strip().casefold()
-    for end in ("", *_OTHER_ENDS):
-        word = name.removesuffix(end)
-        meant = _SYNONYMS.get(word, word)
-        if meant in known and (meant in LEVELS or word in _SYNONYMS):
+    words = [word.casefold() for word in _WORD.findall(key)]
+    while len(words) > 1 and words[-1] in _ENDS:
+        words.pop()
+    for name in (" ".join(words), *words[-1:]):  # all of it, or what it is a kind of: a `report_section`
+        meant = _SYNONYMS.get(name, name)
+        if meant in known and (meant in LEVELS or name in _SYNONYMS):
             return (meant,)
-    return difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=_CLOSE)
+    return difflib.get_close_matches(key.strip().casefold(), known, n=len(known) or 1, cutoff=_CLOSE)
