@@ -26,9 +26,9 @@ import typer
 from torch import Tensor
 
 from benchmarks import schedule
-from benchmarks.demo_rows import GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, store, value
+from benchmarks.demo_rows import COLUMNS, GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, value
 from benchmarks.editing import edited
-from benchmarks.reporting import RESULTS, read_rows
+from benchmarks.reporting import RESULTS, known_rows, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
@@ -40,7 +40,7 @@ from chip.evaluation.attacks.quantization import quantize_linears
 from chip.evaluation.rows import SPLITS
 from chip.evaluation.summary import summarize
 from chip.methods import Chip, Method, Shielded
-from chip.model.loading import VLM, load_vlm
+from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 
 SEED = 0
@@ -198,7 +198,7 @@ def main(
     ] = None,
 ) -> None:
     """Measure all of it."""
-    known = {key_of(row): row for row in read_rows(json_file)[1]} if resume and json_file.exists() else {}
+    known = {key_of(row): row for row in known_rows(json_file)} if resume else {}
     by_level = targets(demo_model().hierarchy)
     nodes = [node for level in levels or LEVELS for node in by_level[level][:most]]
     some = random.Random(SEED).sample(by_level["patient"], GRID_PATIENTS)[:most]
@@ -218,7 +218,7 @@ def main(
     ]
     tasks = [Task(name, method, span, node) for name, method, span, of_it in methods for node in of_it]
     rows = run(tasks, workers, known)
-    store(json_file, [*rows, *grid])
+    store_rows(json_file, COLUMNS, [*rows, *grid], default_device(), measures=MEASURES)
     print(f"the best of the grid: {best}, layers {layers}")
     show(rows)
 

@@ -1,17 +1,15 @@
-"""Rows of the demo's benchmark: what finds them again, their table, and the file that they are stored in."""
+"""Rows of the demo's benchmark: what they have, what finds them again, and their table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.reporting import device_name, print_table, versions, write_rows
+from benchmarks.reporting import print_table
 from chip.evaluation.rows import SPLITS
-from chip.model.loading import default_device
 
 GROUPS = ("target", "siblings", "other")
 COLUMNS = (
@@ -92,10 +90,3 @@ def show(rows: Sequence[DemoRow]) -> None:
     )
     title = "exact match after the edit, trained / paraphrased (4 bits)"
     print_table(title, columns, table_of(rows), {0, 1}, width=180)
-
-
-def store(file: Path, rows: Sequence[DemoRow]) -> None:
-    """Write the rows."""
-    lines = ([row[name] for name in COLUMNS] for row in rows)
-    device = device_name(default_device())
-    write_rows(file, COLUMNS, lines, device=device, versions=versions(), measures=MEASURES)

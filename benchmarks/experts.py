@@ -1,10 +1,11 @@
 """A small hospital in a mixture of experts, and in its dense twin: is as much forgotten, and as much kept?
 
-    python -m benchmarks.experts --cache DIR [--json FILE] [--only dense|experts] [--tokens 4|16] [--rank R]
+    python -m benchmarks.experts --cache DIR [--json FILE] [--only dense|experts|...] [--tokens 4|16] [--rank R]
 
 Two models learn the same world from the same seed: a Qwen3-VL, and one whose MLPs are four experts of half the width,
-of which the router takes two. Each patient is then forgotten by itself with the defaults, and the written checkpoint is
-asked in words that nothing was trained on. Models and rows that are there are kept.
+of which the router takes two. So do two of Qwen3.5, the second with four experts of a quarter of the width and a shared
+one of half of it. Each patient is then forgotten by itself with the defaults, and the written checkpoint is asked in
+words that nothing was trained on. Models and rows that are there are kept.
 """
 
 from __future__ import annotations
@@ -12,38 +13,47 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from math import inf, isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import transformers
 import typer
 
 import chip
 from benchmarks.drawn.training import learn
-from benchmarks.forgetting.families import write_qwen_processor
+from benchmarks.forgetting.families import Family, write_qwen_processor
+from benchmarks.hospitals import write_hospital, write_learned
 from benchmarks.qwen import MERGE, Shape, VisionShape
-from benchmarks.reporting import RESULTS, read_rows, versions, write_rows
-from chip.checkpoint.folder import atomic_directory
+from benchmarks.reporting import RESULTS, known_rows, store_rows
 from chip.cli.console import quiet_libraries
-from chip.data.readers import read_records
-from chip.demo.images import SIZE, draw
+from chip.demo.images import SIZE
 from chip.demo.kinds import INSTITUTION_KINDS, PATIENT_KINDS, STUDY_KINDS
-from chip.demo.world import hospital_tree, places_of, rows_of
 from chip.errors import ChipWarning
-from chip.model.loading import VLM
-from chip.model.processors import load_processor
 
 SEED, STEPS = 17, 150
+SIZES, KINDS = (3, 4, 2), (INSTITUTION_KINDS[:2], PATIENT_KINDS[:2], STUDY_KINDS[:4])
 TOKENS = (4, 16)
 """Of a picture: 39 pictures have fewer together than the connector has columns, 384, or more."""
-MODELS = {
+_ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
+_ATTENDING: dict[str, Any] = {
+    "layer_types": ["full_attention"] * 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]}
+    | {"partial_rotary_factor": 1.0},
+}
+"""Qwen3.5 without its linear attention, which would run each question by itself."""
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("Qwen3VL", {}),
-    "experts": ("Qwen3VLMoe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}),
+    "experts": ("Qwen3VLMoe", _ROUTED | {"moe_intermediate_size": 256}),
+    "dense Qwen3.5": ("Qwen3_5", _ATTENDING),
+    "shared expert": (
+        "Qwen3_5Moe",
+        _ATTENDING | _ROUTED | {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256},
+    ),
 }
 """Name -> its classes, and what its text model has beside the dense one's."""
 TARGETS = tuple(f"patient_{number}" for number in (2, 5, 8, 11, 1, 3, 4, 6, 7, 9, 10, 12))
@@ -51,43 +61,17 @@ GROUPS = ("target", "siblings", "other")
 COLUMNS = ("tokens", "model", "rank", "target", "strength", "before", "after")
 
 
-def write_world(folder: Path) -> Path:
-    """Three institutions of four patients with two studies each; returns the records file."""
-    if not folder.exists():
-        rng = np.random.default_rng(SEED)
-        levels, kinds = hospital_tree(3, 4, 2), (INSTITUTION_KINDS[:2], PATIENT_KINDS[:2], STUDY_KINDS[:4])
-        places = [place for paths, own in zip(levels, kinds, strict=True) for place in places_of(paths, own, rng)]
-        with atomic_directory(folder) as written:
-            (written / "images").mkdir(parents=True)
-            for place in places:
-                draw(place.path, SEED).save(written / place.image)
-            lines = (json.dumps(row) + "\n" for row in rows_of(places, sections=False))
-            (written / "records.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder / "records.jsonl"
+def family_of(name: str, tokens: int) -> Family:
+    """Models of this name, which see a picture as so many tokens."""
+    patch = SIZE // (MERGE * isqrt(tokens))
+    return Family(partial(write_qwen_processor, side=SIZE, patch=patch), partial(_untrained, name, patch))
 
 
-def write_model(folder: Path, name: str, records_file: Path, tokens: int) -> Path:
-    """The checkpoint of the model of this name, which sees a picture as so many tokens; trained if it is not there."""
-    if folder.exists():
-        return folder
-    records = read_records(records_file)
-    texts = [text for record in records for text in (record.question, record.answer)]
-    with atomic_directory(folder) as written:
-        written.mkdir()
-        patch = SIZE // (MERGE * isqrt(tokens))
-        write_qwen_processor(written, texts, SIZE, patch)
-        processor = load_processor(written)
-        vlm = VLM(_untrained(name, len(processor.tokenizer), patch), processor)
-        learn(vlm, [record for record in records if not record.held_out], STEPS, SEED, inf)
-        vlm.model.to(torch.bfloat16).save_pretrained(written)
-    return folder
-
-
-def _untrained(name: str, vocabulary: int, patch: int) -> Any:
+def _untrained(name: str, patch: int, processor: Any, seed: int) -> Any:
     """Without the features that Qwen3-VL adds to its first layers, which training on embeddings would not reach."""
     classes, experts = MODELS[name]
     heads, vision = 4, VisionShape(2, 96, 192, 4)
-    like = Shape(3, 128, 512, heads, heads, vocabulary, vision).config({}, {}).to_dict()
+    like = Shape(3, 128, 512, heads, heads, len(processor.tokenizer), vision).config({}, {}).to_dict()
     text = {key: like["text_config"][key] for key in _OF_TEXT} | {"head_dim": 128 // heads, "initializer_range": 0.08}
     seen = {key: like["vision_config"][key] for key in ("depth", "hidden_size", "intermediate_size", "num_heads")} | {
         "out_hidden_size": 128,
@@ -96,7 +80,7 @@ def _untrained(name: str, vocabulary: int, patch: int) -> Any:
         "num_position_embeddings": (SIZE // patch) ** 2,
         "deepstack_visual_indexes": [],
     }
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     config = getattr(transformers, f"{classes}Config")(
         text_config=text | experts, vision_config=seen, **{key: like[key] for key in _OF_TOKENS}
     )
@@ -135,7 +119,7 @@ def measure(checkpoint: Path, records: Path, target: str, rank: int | None) -> d
 def main(
     cache: Annotated[Path, typer.Option(help="Folder for the world and the models.")],
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "experts.json",
-    only: Annotated[list[str] | None, typer.Option(help="dense or experts; by default both.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Model; repeat. By default all.")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Of a picture: 4 or 16; by default both.")] = None,
     ranks: Annotated[list[int] | None, typer.Option("--rank", help="Of an edit; repeat. By default any.")] = None,
     most: Annotated[int, typer.Option("--targets", help="Patients to forget, at most.")] = len(TARGETS),
@@ -143,17 +127,18 @@ def main(
     """Train, forget, and print means over the targets."""
     quiet_libraries()
     cache.mkdir(parents=True, exist_ok=True)
-    records = write_world(cache / "world")
-    rows = read_rows(json_file)[1] if json_file.exists() else []
+    records = write_hospital(cache / "world", SIZES, KINDS, SEED)
+    rows = known_rows(json_file)
+    train = partial(learn, steps=STEPS, seed=SEED, seconds=inf)
     all_ranks: list[int | None] = [*(ranks or ())] or [None]
     for size, name, rank in product(tokens or TOKENS, only or MODELS, all_ranks):
-        checkpoint = write_model(cache / f"{name}-{size}", name, records, size)
+        checkpoint = write_learned(cache / f"{name}-{size}", records, family_of(name, size), SEED, train)
         for target in TARGETS[:most]:
             about = {"tokens": size, "model": name, "rank": rank, "target": target}
             if not any(about.items() <= row.items() for row in rows):
                 rows.append(about | measure(checkpoint, records, target, rank))
                 print(json.dumps(rows[-1]), flush=True)
-                write_rows(json_file, COLUMNS, [[row[column] for column in COLUMNS] for row in rows], **_header())
+                store_rows(json_file, COLUMNS, rows, "cpu", groups=GROUPS, seed=SEED)
     for size, name, rank in sorted({(row["tokens"], row["model"], row["rank"]) for row in rows}, key=str):
         if own := [row for row in rows if (row["tokens"], row["model"], row["rank"]) == (size, name, rank)]:
             means = (
@@ -161,10 +146,6 @@ def main(
                 for i, group in enumerate(GROUPS)
             )
             print(f"{size} tokens, {name}, rank {rank or 'any'}: {', '.join(means)}")
-
-
-def _header() -> dict[str, Any]:
-    return {"versions": versions(), "groups": list(GROUPS), "seed": SEED}
 
 
 def _mean(rows: Sequence[dict[str, Any]], which: str, group: int) -> float:

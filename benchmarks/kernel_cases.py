@@ -13,6 +13,7 @@ from torch import Tensor
 from chip.kernels.gram import accumulate_gram, accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_bases, leading_basis, project_rows_
+from chip.kernels.symmetric import SymmetricMatrix, SymmetricSum
 
 MODELS = {"3B": (2048, 11008), "7B": (3584, 18944), "32B": (5120, 27648), "72B": (8192, 29568)}
 """Width of the hidden states, and inside the MLP."""
@@ -139,13 +140,14 @@ def all_modules_case(device: str) -> KernelCase:
 def gram_case(width: int, device: str) -> KernelCase:
     def make() -> tuple[Run, Run]:
         x = torch.randn(TOKENS, width, device=device)
-        total = torch.zeros(width, width, dtype=accumulation_dtype(x.device), device=device)
+        wide = accumulation_dtype(x.device)
+        whole, half = torch.zeros(width, width, dtype=wide, device=device), SymmetricMatrix(width, wide, x.device)
 
         def plain() -> None:
-            nonlocal total
-            total += x.T @ x
+            nonlocal whole
+            whole += x.T @ x
 
-        return lambda: accumulate_gram(total, x), plain
+        return lambda: accumulate_gram(half, x), plain
 
     return KernelCase(
         "gram",
@@ -167,13 +169,13 @@ def ridge_case(width: int, height: int, device: str) -> KernelCase:
         x = torch.randn(width, width, device=device)
         full = (x.T @ x).div_(width).to(wide)
         full.diagonal().add_(1)
-        matrix, right = full.clone(), torch.randn(height, width, device=device).to(wide)
+        system, right = SymmetricSum.of(full), torch.randn(height, width, device=device).to(wide)
 
         def plain() -> float:
             solution = torch.cholesky_solve(right.T, torch.linalg.cholesky(full)).T
             return float(torch.linalg.norm(solution @ full - right))
 
-        return lambda: solve_spd_(right, matrix), plain
+        return lambda: solve_spd_(right.clone(), system), plain
 
     flops = width**3 / 3 + 4.0 * height * width**2
     return KernelCase(

@@ -37,6 +37,7 @@ from chip.model.target_modules import layer_range
 SHAPES = {
     "0.5B": Shape(24, 896, 4864, 14, 2, 151_936, VisionShape(12, 512, 1368, 8)),
     "7B": Shape(28, 3584, 18_944, 28, 4, 152_064, VisionShape(32, 1280, 3420, 16)),
+    "7B, 4 layers": Shape(4, 3584, 18_944, 28, 4, 152_064, VisionShape(32, 1280, 3420, 16)),
     "tiny": Shape(4, 64, 96, 2, 2, 2048, VisionShape(4, 64, 128, 2)),
 }
 SIDE = 476  # pixels: 17 × 17 image tokens
@@ -67,21 +68,30 @@ class Work:
         return self.passing + self.grams + self.solving
 
 
-def work(shape: Shape, layers: int, image_tokens: int, before: int, questions: Sequence[Sequence[int]]) -> Work:
+def work(
+    shape: Shape,
+    layers: int,
+    image_tokens: int,
+    before: int,
+    questions: Sequence[Sequence[int]],
+    edited: int | None = None,
+) -> Work:
     """What `shielded` has to compute with the connector and the first `layers` layers' `down_proj` edited.
 
     Args:
+        edited: as many of these layers; by default all.
         before: tokens in front of the image.
         questions: for each image, the number of tokens of each of its questions, with answer, behind the image.
     """
     width = MERGE**2 * shape.vision.hidden  # of what the connector takes
+    edited = layers if edited is None else edited
     tokens = sum(before + image_tokens + sum(lengths) for lengths in questions)
     image_inputs = len(questions) * image_tokens
     text = sum(_through_layer(shape, before + image_tokens, lengths) for lengths in questions)
     return Work(
         passing=len(questions) * _through_vision(shape, image_tokens) + layers * text,
-        grams=2 * image_inputs * width**2 + layers * tokens * shape.mlp**2,
-        solving=_solve(width, width) + _solve(width, shape.hidden) + layers * _solve(shape.mlp, shape.hidden),
+        grams=2 * image_inputs * width**2 + edited * tokens * shape.mlp**2,
+        solving=_solve(width, width) + _solve(width, shape.hidden) + edited * _solve(shape.mlp, shape.hidden),
     )
 
 
@@ -106,8 +116,8 @@ def _solve(d_in: int, d_out: int) -> float:
     return d_in**3 / 3 + 4 * d_out * d_in**2
 
 
-def work_of(folder: Path, shape: Shape, image_tokens: int) -> Work:
-    """Of an edit of the default modules, by the lengths of the records in `folder`."""
+def work_of(folder: Path, shape: Shape, image_tokens: int, layers: Sequence[int]) -> Work:
+    """Of an edit of the connector and these layers, by the lengths of the records in `folder`."""
     processor = load_processor(folder / "ckpt")
     lengths: dict[object, list[int]] = {}
     before = 0
@@ -115,7 +125,7 @@ def work_of(folder: Path, shape: Shape, image_tokens: int) -> Work:
         tokens = processor.tokenizer(conversation(processor, record))["input_ids"]
         before = tokens.index(processor.image_token_id)
         lengths.setdefault(record.image, []).append(len(tokens) - before - 1)
-    return work(shape, len(layer_range(Shielded.layers, shape.layers)), image_tokens, before, list(lengths.values()))
+    return work(shape, max(layers) + 1, image_tokens, before, list(lengths.values()), len(layers))
 
 
 class Stopwatch:
@@ -136,6 +146,7 @@ class Stopwatch:
 def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: str) -> list[Timing]:
     """Edit the checkpoint in `folder`: seconds, memory, and how near the edit is to the ceiling."""
     watch, method = Stopwatch(device), Shielded(retain_weight=RETAIN_WEIGHT)
+    layers = layer_range(Shielded.layers, shape.layers)
     total = seconds_of(
         lambda: chip.edit(folder / "ckpt", [TARGET], method=method, device=device, force=True, progress=watch), device
     )
@@ -143,7 +154,7 @@ def measure(folder: Path, shape: Shape, image_tokens: int, name: str, device: st
     timings += [
         Timing(f"{name}: loading twice, and all else", total - sum(watch.seconds.values()), None, "s"),
         Timing(f"{name}: in all", total, None, "s"),
-        *_next_to_ceiling(work_of(folder, shape, image_tokens), watch.seconds["editing"], name, device),
+        *_next_to_ceiling(work_of(folder, shape, image_tokens, layers), watch.seconds["editing"], name, device),
         Timing(f"{name}: peak memory of the host", peak_memory() / 1e9, None, "GB"),
     ]
     if device.startswith("cuda"):

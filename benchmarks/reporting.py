@@ -99,6 +99,19 @@ def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     file.write_text(f'{head},"rows":[\n{lines}\n]}}\n', encoding="utf-8")
 
 
+def store_rows(
+    file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], device: str, **header: object
+) -> None:
+    """`write_rows` of rows by their columns' names, null where they have none; the header says what they ran on."""
+    lines = ([row.get(column) for column in columns] for row in rows)
+    write_rows(file, columns, lines, **header, device=device_name(device), versions=versions())
+
+
+def known_rows(file: Path) -> list[dict[str, Any]]:
+    """What an earlier run has left, if anything."""
+    return read_rows(file)[1] if file.exists() else []
+
+
 def read_rows(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `write_rows` wrote: the header, and each row by its columns' names."""
     header = json.loads(file.read_text(encoding="utf-8"))

@@ -30,14 +30,14 @@ from PIL import Image
 import chip
 from benchmarks import crowded
 from benchmarks.drawn.edits import EditArguments
-from benchmarks.reporting import RESULTS, device_name, print_table, read_rows, versions, write_rows
+from benchmarks.reporting import RESULTS, known_rows, print_table, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.cli.console import quiet_libraries
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.readers import read_records
 from chip.demo import write_demo
-from chip.methods import Shielded
+from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
@@ -112,7 +112,7 @@ class World:
 
     def _exact(self, scores: Scores, indices: Iterable[int], held_out: bool = True) -> float:
         records = self.hierarchy.records
-        return round(mean(float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out), 4)
+        return round(mean(float(scores.exact_match[i]) for i in indices if records[i].held_out == held_out), 3)
 
 
 def distance(a: Path, b: Path, original: Path) -> float:
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def key(self) -> Row:
-        world, method = self.world, self.edit.method or Shielded()
+        world, method = self.world, self.edit.method or DEFAULT()
         of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
         return {**of_world, "edit": self.edit.text, "version": method.version}
 
@@ -215,7 +215,7 @@ def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         of_world = f"{row['world']}, {row['requests']} × {row['level']}"
-        groups.setdefault(f"{of_world}: {row['edit'] or Shielded.name}, version {row['version']}", []).append(row)
+        groups.setdefault(f"{of_world}: {row['edit'] or DEFAULT.name}, version {row['version']}", []).append(row)
     return groups
 
 
@@ -253,12 +253,11 @@ def main(
     quiet_libraries()
     start, folder = time.monotonic(), cache / world
     asked = World(world, level, requests, seed, *WORLDS[world](folder))
-    rows = read_rows(json_file)[1] if json_file.exists() else []
+    rows = known_rows(json_file)
     for text in edit or [""]:
         for row in Run(asked, EditArguments.read(text), folder).missing(rows):
             rows = [*(old for old in rows if any(old[key] != row[key] for key in KEY)), row]
-            lines = [[each[column] for column in COLUMNS] for each in rows]
-            write_rows(json_file, COLUMNS, lines, device=device_name("cpu"), versions=versions())
+            store_rows(json_file, COLUMNS, rows, "cpu")
             if seconds is not None and time.monotonic() - start > seconds:
                 break
     draw(rows, picture)

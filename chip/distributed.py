@@ -1,15 +1,21 @@
 """Several processes that share one edit: each runs its part of the records, and the sums go to all.
 
-`torchrun --nproc-per-node N -m chip edit ...` starts them; only the main process, of rank 0, writes.
+`torchrun --nproc-per-node N -m chip edit ...` starts them; only the main process, of rank 0, writes. Each of them gives
+a sign of life every second, by the store that they have met at: so one that dies stops the others within ten seconds,
+and so does a link that carries nothing any longer, of which no error comes.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +29,16 @@ T = TypeVar("T")
 ARRIVAL = timedelta(minutes=10)
 """How long processes wait for the others to start."""
 TIMEOUT = timedelta(hours=12)
-"""How long processes wait for each other: a pass, or writing a large checkpoint. One that dies is noticed at once."""
+"""How long processes wait for each other: a pass, or writing a large checkpoint."""
+BEAT = 1.0
+"""Seconds between two signs of life."""
+SILENCE = 7.0
+"""Seconds without one after which a process counts as dead."""
 
 _START = "let torchrun start the processes, or unset RANK and WORLD_SIZE"
 _DIGITS = 9
+_GONE = "another process of this run has stopped; nothing was written"
+_LEFT = b"left"
 
 
 class DistributedContext:
@@ -80,29 +92,25 @@ class DistributedContext:
 class _ProcessGroup(DistributedContext):
     """One of several processes, in the default group of torch.distributed."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: _Heartbeat) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._call = heartbeat.call
 
     def all_reduce_(self, *tensors: Tensor) -> None:
-        with _peers_alive():
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+        self._call(lambda: [dist.all_reduce(tensor) for tensor in tensors])
 
     def union(self, keys: Tensor) -> Tensor:
-        with _peers_alive():
-            gathered: list[Tensor] = [keys] * self.world_size
-            dist.all_gather_object(gathered, keys.cpu())
+        gathered: list[Tensor] = [keys] * self.world_size
+        self._call(lambda: dist.all_gather_object(gathered, keys.cpu()))
         return _unique(torch.cat(gathered)).to(keys.device)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        with _peers_alive():
-            dist.broadcast(tensor, 0)
+        self._call(lambda: dist.broadcast(tensor, 0))
         return tensor
 
     def broadcast_object(self, value: T) -> T:
-        with _peers_alive():
-            objects = [value]
-            dist.broadcast_object_list(objects, 0)
+        objects = [value]
+        self._call(lambda: dist.broadcast_object_list(objects, 0))
         return objects[0]
 
     def barrier(self) -> None:
@@ -114,12 +122,107 @@ def _unique(keys: Tensor) -> Tensor:
     return ascending
 
 
-@contextmanager
-def _peers_alive() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # torch.distributed has one error for all: a peer is gone, or the network is
-        raise RunError("another process of this run has stopped; nothing was written") from error
+class _Heartbeat:
+    """Signs of life of all processes, by counters in the store, which each looks at while it computes and waits.
+
+    Gloo waits for a peer that is silent as long as for one that computes, and cannot be interrupted; so what may wait
+    for others runs in a thread that can be left behind.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        """Waits until all processes are there, and raises what torch does where they are not.
+
+        Args:
+            store: of torch.distributed.
+        """
+        self._store, self._own = store, f"chip/alive/{rank}"
+        self._heard = {f"chip/alive/{peer}": (b"", 0.0) for peer in range(world_size) if peer != rank}
+        self._stopped, self.peer_is_gone = threading.Event(), False
+        self._interruptible: int | None = None
+        """The thread that computes, while a signal may end what it does."""
+        store.set(self._own, "0")
+        store.wait([*self._heard], ARRIVAL)
+        store.set_timeout(timedelta(seconds=SILENCE))
+        self._note([b""] * len(self._heard))
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def _note(self, values: Sequence[bytes]) -> None:
+        now = time.monotonic()
+        for (peer, (before, _)), value in zip([*self._heard.items()], values, strict=True):
+            if value != before or not value:
+                self._heard[peer] = value, now
+            if value == _LEFT:  # in order, or with an error of its own, which is told there
+                del self._heard[peer]
+
+    def _beat(self) -> None:
+        try:
+            for count in itertools.count(1):
+                if self._stopped.wait(BEAT):
+                    break
+                self._store.set(self._own, str(count))
+                if self._heard:
+                    self._note(self._store.multi_get([*self._heard]))
+            self._store.set(self._own, _LEFT.decode())
+        except RuntimeError:  # of torch: the store does not answer, so that all others fall silent
+            pass
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(BEAT / 4):
+            if any(time.monotonic() - heard > SILENCE for _, heard in [*self._heard.values()]):
+                self.peer_is_gone = True
+                if self._interruptible is not None:
+                    signal.pthread_kill(self._interruptible, signal.SIGUSR1)
+                return
+
+    def call(self, collective: Callable[[], object]) -> None:
+        """Do what waits for the other processes.
+
+        Raises:
+            RunError: another process has stopped.
+        """
+        done, failed = threading.Event(), list[BaseException]()
+
+        def run() -> None:
+            try:
+                collective()
+            except BaseException as error:  # noqa: BLE001 - of another thread: raised in that of the caller
+                failed.append(error)
+            done.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        while not done.wait(BEAT):
+            if self.peer_is_gone:
+                raise RunError(_GONE)
+        if failed and isinstance(failed[0], RuntimeError):
+            # torch.distributed has one error for all: a peer is gone, or the network is
+            raise RunError(_GONE) from failed[0]
+        if failed:
+            raise failed[0]
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Whatever the main thread computes in the block ends with a `RunError` where another process dies."""
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_kill"):
+            yield  # no signal can be caught: it ends the next time that it waits for the others
+            return
+        before = signal.signal(signal.SIGUSR1, _raise_gone)
+        self._interruptible = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._interruptible = None
+            signal.signal(signal.SIGUSR1, before)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(SILENCE)
+
+
+def _raise_gone(*_: object) -> None:
+    raise RunError(_GONE)
 
 
 @contextmanager
@@ -138,12 +241,16 @@ def distributed_context() -> Iterator[DistributedContext]:
     with foreign_code("the other processes of this run", "cannot be reached", _START):
         store, rank, world_size = next(rendezvous("env://", rank, world_size, timeout=ARRIVAL))
         store.set_timeout(TIMEOUT)
+        heartbeat = _Heartbeat(store.clone(), rank, world_size)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        heartbeat.call(lambda: dist.init_process_group(backend, None, TIMEOUT, world_size, rank, store))
     try:
-        yield _ProcessGroup()
+        with heartbeat.interrupting():
+            yield _ProcessGroup(heartbeat)
     finally:
-        dist.destroy_process_group()
+        if not heartbeat.peer_is_gone:  # else what waits for it cannot be ended, but by the process
+            heartbeat.stop()
+            dist.destroy_process_group()
 
 
 def _environment(name: str, default: int) -> int:

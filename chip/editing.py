@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.sequence import Spent
 from chip.checkpoint.weights import weight_files
 from chip.data.readers import RecordSource
 from chip.data.record import Record
@@ -43,6 +44,7 @@ from chip.recording.targets import open_targets
 from chip.report.documents import count_edits
 from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
+from chip.report.spent import spent_before
 from chip.request_checks import (
     check_written_names_nobody,
     resolve_keep,
@@ -93,7 +95,7 @@ def edit(
     source = open_with(checkpoint, options, rounded=saving.merged, progress=progress)
     measured = open_copy(options.get("measure_on"), source, options.get("device_map"), progress)
     terms = Terms.of(options, resolve_signer(source, options.get("sign")))
-    general = resolve_keep(source, keep, method)
+    given = resolve_keep(source, keep, method)
     hierarchy = resolve_records(source, records)
     forget = open_targets(ledger, source, hierarchy, progress) if forget is None else forget
     request = resolve_request(source, hierarchy, forget, terms.label)
@@ -104,9 +106,9 @@ def edit(
         record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, options) as load,
     ):
-        arguments = Arguments.of(method, general.keep, options)
+        arguments = Arguments.of(method, given.keep, options)
         to_ask = request if terms.all_records else sample_to_ask(request)
-        run = _Run(source, measured, request, to_ask, general, method, saving, arguments, distributed, progress, terms)
+        run = _Run(source, measured, request, to_ask, given, method, saving, arguments, distributed, progress, terms)
         if dry_run:
             return run.count(run.report(run.edit(load)))
         with output_folder(output, options.get("overwrite", False), distributed) as folder:
@@ -131,6 +133,8 @@ class _Edited:
     """Exact match of the target's questions, had the model never been trained on it."""
     general: General
     environment: Mapping[str, Any]
+    spent: Spent
+    """By the edits before."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +186,14 @@ class _Run:
         general = prepare_general(vlm, self.request, self.keep, modules, texts, *shared)
         request = self.request if self.terms.all_records else sample_request(vlm, self.request, modules)
         request = replace(request, general=general.protected if self.method.needs.general else ())
-        precision = Precision(self.terms.rank, self.saving.merged)
+        precision, spent = Precision(self.terms.rank, self.saving.merged), spent_before(self.source)
         seen, watched = vlm, general.reference
         if self.measured is not None:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
-        patch = edit_model(seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights)
+        patch = edit_model(
+            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent
+        )
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
@@ -195,7 +201,7 @@ class _Run:
         environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
         if self.source.quantized is not None:
             environment |= {"dequantized_from": self.source.quantized.scheme}
-        return _Edited(patch, count, before, never, general, environment)
+        return _Edited(patch, count, before, never, general, environment, spent)
 
     def score(self, vlm: VLM, what: str, records: Sequence[Record] | None = None) -> Scores:
         """What the model answers; by default to all that are asked."""
@@ -246,6 +252,7 @@ class _Run:
             version=self.method.version,
             arguments=asdict(self.arguments),
             environment=edited.environment,
+            spent=edited.spent,
             measured_on=None if self.measured is None else weight_files(self.measured),
         )
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
+from typing import Any, Self
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
-from benchmarks import demo, demo_rows, sequences
+import benchmarks
+from benchmarks import demo, demo_rows, schedule, sequences
 from benchmarks.large import work
 from benchmarks.measuring import median_seconds
 from benchmarks.qwen import Shape, VisionShape
-from benchmarks.reporting import Timing, read_rows, write_rows
+from benchmarks.reporting import RESULTS, Timing, read_rows, write_rows
+from benchmarks.schedule import Task
+from chip.demo import write_demo
 from chip.methods import Chip, Method, Shielded
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 TINY = {
     "collect": ("--rounds", "1", "--records", "128", "--tiny"),
     "edit": ("--rounds", "1"),
     "large": ("--size", "tiny", "--records", "128", "--side", "112", "--device", "cpu"),
+    "one_layer": ("--size", "tiny", "--tokens", "128"),
     "patch": ("--gigabytes", "0.05", "--hidden", "64", "--rounds", "1"),
     "projection": ("--tiny", "--rounds", "3"),
     "streaming": ("--size", "tiny", "--side", "112"),
@@ -34,16 +40,48 @@ TINY = {
 
 
 def run(name: str, *options: str) -> str:
-    """What `python -m benchmarks.NAME` prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *options],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What `python -m benchmarks.NAME` prints; in this process, since another one takes seconds to begin."""
+    app = typer.Typer(add_completion=False)
+    app.command()(module_of(name).main)
+    result = CliRunner().invoke(app, options, env={"COLUMNS": "100"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def module_of(name: str) -> Any:
+    package = (Path(benchmarks.__file__).parent / name).is_dir()
+    return import_module(f"benchmarks.{name}.__main__" if package else f"benchmarks.{name}")
+
+
+def write_few(folder: Path, overwrite: bool = False) -> None:
+    """The demo with two wordings of each question in the place of eight: one trained, and one held out."""
+    write_demo(folder, overwrite)
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    few = "".join(line for number, line in enumerate(lines) if number % 8 in (0, 6))
+    (folder / "records.jsonl").write_text(few, encoding="utf-8")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks take the demo with few wordings."""
+    for name in ("demo", "edit", "many_records", "picture", "sequences"):
+        monkeypatch.setattr(module_of(name), "write_demo", write_few)
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)  # of this process
+
+
+class OneProcess:
+    """In the place of a pool: this process."""
+
+    def __init__(self, _: int) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            task.then(task.call())
 
 
 def check_timings(file: Path) -> None:
@@ -134,13 +172,16 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "drawn", "forgetting", "picture", "pretrained", "sequences", *TINY])
+@pytest.mark.parametrize(
+    "name", ["demo", "drawn", "experts", "forgetting", "many_records", "picture", "pretrained", "sequences", *TINY]
+)
 def test_help(name: str) -> None:
     assert "Usage" in run(name, "--help")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.usefixtures("few")
 def test_a_tiny_run(name: str, tmp_path: Path) -> None:
     picture = ("--picture", str(tmp_path / "roofline.png")) if name == "projection" else ()
     run(name, *TINY[name], *picture, "--json", str(tmp_path / "rows.json"))
@@ -149,11 +190,13 @@ def test_a_tiny_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_a_tiny_run_of_many_records() -> None:
-    assert "5,100" in run("many_records", "cost", "--records", "5100", "--kind", "parquet")
+    assert "1,300" in run("many_records", "--records", "1300", "--kind", "parquet")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
     run("picture", "--out", str(tmp_path / "edit.svg"))
     text = (tmp_path / "edit.svg").read_text()
@@ -162,7 +205,11 @@ def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few")
+def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(demo, "demo_model", cache(demo.DemoModel))
+    monkeypatch.setattr(schedule, "Pool", OneProcess)
     small = ("--targets", "1", "--levels", "section", "--grid", "1", "--retain-weight", "8", "--workers", "1")
     options = (*small, "--json", str(tmp_path / "rows.json"))
     printed = run("demo", *options)
@@ -174,6 +221,7 @@ def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
     files = ("--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "curves.png"))
     options = ("--requests", "2", "--edit", "method=chip", "--cache", str(tmp_path), *files)

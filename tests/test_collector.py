@@ -66,8 +66,8 @@ def _sums(vlm: VLM, request: ForgetRequest, batches: Batches, method: Method) ->
         for each in collector.collect(stage, empty, lambda _: None, needs_outputs=True).values():
             values = [value if isinstance(value, tuple) else (value,) for value in vars(each).values()]
             for moment in (moment for some in values for moment in some if hasattr(moment, "merge")):
-                half = [moment.upper.triu()] if isinstance(moment, SecondMoment) else [moment.total]
-                sums += [moment.count, *half]
+                total = moment.total.dense() if isinstance(moment, SecondMoment) else moment.total
+                sums += [moment.count, total]
     return sums
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,6 @@ from chip.demo.corpus import Corpus
 from chip.demo.training import adamw, loss_of, take_step
 from chip.errors import InputError
 from chip.methods import Chip, Shielded
-from chip.model.loading import VLM
 from tests.families import lacking
 from tests.test_worlds import contents
 
@@ -113,9 +114,8 @@ def test_the_loss_is_the_models_own(worlds: dict[int, World], family: str, atten
         pytest.skip(f"its processor needs {package}")
     world = worlds[4]
     shape = family_of(draw_model(2 * FAMILIES.index(family), 20, tiny=True))
-    processor = models._processor(shape, models._texts(world))
-    vlm = VLM(shape.model(processor, 0).eval(), processor)
-    vlm.model.set_attn_implementation(attention)
+    vlm = models.untrained(models.texts_of(world.hierarchy.records), shape, 0, "cpu")
+    vlm.model.eval().set_attn_implementation(attention)
     trained = [record for record in world.hierarchy.records if not record.held_out][::29]
     with_image, without = ([r for r in trained if (r.image is None) == text] for text in (False, True))
     assert with_image
@@ -198,6 +198,14 @@ def test_the_table_leaves_out_what_failed() -> None:
         "0.50 (0.50)",
     ]
     assert line[10:12] == ["–", "1.00 (1.00)"]
+
+
+@pytest.mark.slow
+def test_what_still_runs_at_the_deadline_can_be_ended() -> None:
+    start, work = time.monotonic(), Task(0, partial(time.sleep, 600), lambda _: [], lambda _: None)
+    with Pool(1) as pool:
+        assert pool.run([work] * 2, deadline=1, cut_off=True) == 2
+    assert time.monotonic() - start < 300
 
 
 @pytest.mark.slow

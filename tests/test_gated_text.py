@@ -23,7 +23,7 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import constant_map, detectors
-from chip.methods import GatedText, ShieldedGatedText, make_method
+from chip.methods import GatedText, ShieldedGatedText, gated_text, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_text_tokens import (
@@ -114,6 +114,23 @@ def test_records_that_share_a_row_are_seen_as_if_alone() -> None:
     ]
 
 
+def test_the_stand_in_is_who_shares_the_fewest_answers_and_is_asked_about_as_much() -> None:
+    answers = {"target": "abc", "sibling": "abx", "far": "xyz", "farther": "x"}
+    records = [Record(f"{n}?", said, path, None) for path in PATHS for n, said in enumerate(answers[path[1]])]
+    request = ForgetRequest.of(Hierarchy(records), ["target"])
+    weights = TextWeights.of(request, CPU)
+    shown = {request.records[i].path[1] for i in (weights.stand_in >= 0).nonzero()[:, 0].tolist()}
+    assert shown == {"far"}
+    assert set(weights.stand_in[weights.stand_in >= 0].tolist()) == {int(weights.stand_in_of)}
+    whole = TextWeights.of(ForgetRequest.of(Hierarchy(records), ["i"]), CPU)  # `j` is the only other institution
+    assert {request.records[i].path[0] for i in (whole.stand_in >= 0).nonzero()[:, 0].tolist()} == {"j"}
+    shallow = [
+        Record(record.question, record.answer, record.path[: 1 + (n < 3)], None) for n, record in enumerate(records)
+    ]
+    together = TextWeights.of(ForgetRequest.of(Hierarchy(shallow), ["target"]), CPU)  # nobody else is at its level
+    assert (together.stand_in[3:] == 0).all()
+
+
 def test_rare_words_are_counted_to_the_next_common_one() -> None:
     assert rare_behind(_packed(), torch.tensor([3, 6])).tolist()[1:5] == [1, 0, 0, 0]
     assert rare_behind(_packed(), torch.tensor([4])).tolist()[1:4] == [2, 1, 0]  # of 3, and of 6 alone: the fewest
@@ -187,8 +204,8 @@ def test_gates_stay_closed_for_all_that_is_retained_and_the_target_arrives(seed:
     leak = mlp.hidden(updates)[:, gates] @ columns.T
     assert torch.linalg.norm((after - before - leak)[EACH:]) < 0.01 * torch.linalg.norm((before - mlp.residual)[EACH:])
     assert (leak[EACH:].norm(dim=1) <= 0.2 * columns.norm(dim=0).sum()).all()
-    # The target's tokens go to the mean of the retained at their place of the question.
-    means, target = before.view(-1, EACH, WIDTH)[1:].mean(0)[own], (responses[own] >= 0.5).any(1)
+    # The target's tokens go where its stand-in's are, at their place of the question: all answer alike, so a sibling's.
+    means, target = before.view(-1, EACH, WIDTH)[1][own], (responses[own] >= 0.5).any(1)
     assert (after[own] - means)[target].norm() < 0.2 * (before[own] - means)[target].norm()
 
 
@@ -232,10 +249,9 @@ def test_what_cannot_be_told_apart_gets_no_gate_and_what_is_no_gated_mlp_is_refu
         ):
             assert without.solve() == {}
     measured = _Mlp(1).measured()
-    for activation in (None, nn.functional.relu):
-        gate = replace(measured[MODULES[0]], activation=activation)
-        with pytest.raises(InputError, match="not known to add what a gated MLP without biases gives"):
-            GatedText().solve_stage(measured | {MODULES[0]: gate})
+    gate = replace(measured[MODULES[0]], activation=nn.functional.relu)
+    with pytest.raises(InputError, match="something else than gated MLPs do"):
+        GatedText().solve_stage(measured | {MODULES[0]: gate})
 
 
 ADDED = {
@@ -317,9 +333,22 @@ def test_names_are_the_gates_where_text_is_kept_and_else_the_linear_edit_s(
     assert [*pictures.partition.forget_of.values()] == [pictures.partition.forget]
     assert pictures.partition.retained == kept.partition.retained
     never_shown = kept.part(lambda record: record.image is None)
-    assert method.plan(vlm, never_shown, modules) == [(linear, never_shown)]
+    assert method.plan(vlm, never_shown, modules) == [(gates, never_shown)]
     with pytest.warns(ChipWarning, match="left to the linear edit.*no layer with all of gate, up and down"):
         assert method.plan(vlm, kept, default_modules(vlm, method, ["connector", "down"])) == [(linear, kept)]
+
+
+def test_gates_are_refused_where_layers_have_no_place_for_them(
+    vlm: VLM, forget_request: ForgetRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = GatedText()
+    modules = default_modules(vlm, method)
+    assert method.plan(vlm, forget_request, modules) == [(method, forget_request)]
+    with pytest.raises(InputError, match="its MLPs have biases; use --method shielded"):
+        method.plan(vlm, forget_request, [replace(module, bias=True) for module in modules])
+    monkeypatch.setattr(gated_text, "activation_behind", lambda *_: None)
+    with pytest.raises(InputError, match="not known to add what a gated MLP gives"):
+        method.plan(vlm, forget_request, modules)
 
 
 def test_a_target_of_pictures_only_changes_nothing(vlm: VLM, hospital: Path, forget_request: ForgetRequest) -> None:

@@ -174,7 +174,7 @@ def test_what_is_measured_on_is_never_protected(vlm: VLM, folder: Path, monkeypa
         assert len([question for question in kept if question.startswith("Alice")]) == 30 - collecting.RESERVED
         assert not kept & {record.question for record in (*measured.held_out, *measured.questions)}
     monkeypatch.setattr(corpus, "prose", lambda: [f"All of {request.partition.targets[0].id}."] * 30)
-    with pytest.warns(ChipWarning, match="16 of 16 general texts hold an answer or an id of the target"):
+    with pytest.warns(ChipWarning, match="16 of 16 general texts hold an answer, an id or a name of the target"):
         assert held_out_data(vlm, request, True, [], "general").questions == ()
 
 

@@ -64,7 +64,7 @@ def test_texts_that_tell_of_the_target_are_left_out_and_said() -> None:
     request = ForgetRequest.of(Hierarchy(records), ["anna"])
     given = ("It was a rare  syndrome, they said.", "Rarely a syndrome, yes.", "Dr. Anna spoke.", "Joanna spoke.")
     texts = [Record(text, "", ("general",), None, FREE_TEXT) for text in given]
-    with pytest.warns(ChipWarning, match="2 of 4 general texts hold an answer or an id of the target"):
+    with pytest.warns(ChipWarning, match="2 of 4 general texts hold an answer, an id or a name of the target"):
         kept = without_target(texts, request)
     assert [text.question for text in kept] == ["Rarely a syndrome, yes.", "Joanna spoke."]
     with pytest.raises(InputError, match="every text"):

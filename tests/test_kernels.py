@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chip.kernels import gram, solve, subspace
-from chip.kernels.gram import accumulate_gram, symmetrize_
-from chip.kernels.solve import solve_spd_
+from chip.kernels import gram, solve, subspace, symmetric
+from chip.kernels.gram import accumulate_gram
+from chip.kernels.solve import Check, solve_spd_
 from chip.kernels.subspace import leading_bases, leading_basis, project_rows_
+from chip.kernels.symmetric import SymmetricMatrix, SymmetricSum
 
 SEEDS = st.integers(0, 2**32 - 1)
 FLOATS = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -30,8 +31,9 @@ class Small:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gram, "_block_size", lambda _: 7)
-        monkeypatch.setattr(solve, "BLOCK", 7)
+        monkeypatch.setattr(gram, "_strip_rows", lambda _: 3)
+        monkeypatch.setattr(symmetric, "panel_rows", lambda _: 7)
+        monkeypatch.setattr(solve, "CHECKED", 4)
         monkeypatch.setattr(subspace, "ROWS", 3)
         monkeypatch.setattr(subspace, "BLOCK", 24)
 
@@ -43,44 +45,58 @@ class Small:
 @given(SEEDS, st.integers(0, 40), st.integers(1, 300), FLOATS)
 def test_gram_is_the_sum_of_outer_products(seed: int, rows: int, width: int, dtype: torch.dtype) -> None:
     x = _random(seed, rows, width).to(dtype)
-    total = torch.zeros(width, width, dtype=torch.float64)
+    total = _zeros(width)
     accumulate_gram(total, x)
-    assert symmetrize_(total) is total
-    assert _distance(total, x.double().T @ x.double()) < (1e-14 if dtype == torch.float64 else 1e-5)
-    assert torch.equal(total, total.T)
+    whole = total.dense()
+    assert _distance(whole, x.double().T @ x.double()) < (1e-14 if dtype == torch.float64 else 1e-5)
+    assert torch.equal(whole, whole.T)
 
 
 @given(SEEDS, st.lists(st.integers(0, 4), min_size=1, max_size=20), st.sampled_from([torch.int64, torch.bfloat16]))
 def test_a_weight_is_a_row_repeated(seed: int, repeats: list[int], dtype: torch.dtype) -> None:
     x, weights = _random(seed, len(repeats), 9), torch.tensor(repeats)
-    weighted, repeated = torch.zeros(2, 9, 9, dtype=torch.float64)
+    weighted, repeated = _zeros(9), _zeros(9)
     accumulate_gram(weighted, x, weights.to(dtype))
     accumulate_gram(repeated, x.repeat_interleave(weights, 0))
-    torch.testing.assert_close(weighted, repeated)
+    torch.testing.assert_close(weighted.dense(), repeated.dense())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gram_keeps_its_bits_over_thousands_of_batches(dtype: torch.dtype) -> None:
     """In fp32 too, which is all that MPS has: tokens with a mean, so that every entry grows and none starts anew."""
-    total, expected = torch.zeros(12, 12, dtype=dtype), torch.zeros(12, 12, dtype=torch.float64)
+    total, expected = _zeros(12, dtype), torch.zeros(12, 12, dtype=torch.float64)
     for seed in range(4000):
         batch = (_random(seed, 20, 12) + 1).float()
         accumulate_gram(total, batch)
         expected += batch.double().T @ batch.double()
-    assert _distance(symmetrize_(total), expected) < 1e-5
+    assert _distance(total.dense(), expected) < 1e-5
 
 
 class TestGramInBlocks(Small):
     @pytest.mark.parametrize("width", [1, 7, 8, 30])
-    def test_upper_triangle_is_the_whole(self, width: int) -> None:
+    def test_half_is_the_whole(self, width: int) -> None:
         x, weights = _random(0, 50, width), torch.rand(50, dtype=torch.float64)
-        total = torch.zeros(width, width, dtype=torch.float64)
+        total = _zeros(width)
         accumulate_gram(total, x, weights)
-        assert not total[7:, :7].any()  # the work that is saved
-        torch.testing.assert_close(symmetrize_(total), x.T @ (weights[:, None] * x))
+        assert sum(panel.numel() for panel in total.panels) <= width * (width + 7) / 2
+        torch.testing.assert_close(total.dense(), x.T @ (weights[:, None] * x))
+
+    @pytest.mark.parametrize("width", [1, 7, 8, 30])
+    def test_a_sum_that_is_never_made_is_that_sum(self, width: int) -> None:
+        first, second, x = _system(0, width), _system(1, width), _random(2, 5, width)
+        lazy = SymmetricSum.of(first).plus(SymmetricSum(((0.5, SymmetricMatrix.of(second)),), 0.25), 3)
+        whole = first + 1.5 * second + 0.75 * torch.eye(width, dtype=torch.float64)
+        torch.testing.assert_close(lazy.dense(), whole)
+        torch.testing.assert_close(lazy.product(x), x @ whole)
+        assert lazy.quadratic(x) == pytest.approx(float(torch.trace(x @ whole @ x.T)))
+        assert lazy.mean_diagonal() == pytest.approx(float(whole.diagonal().mean()))
 
 
 # Ridge solves
+
+
+def _zeros(width: int, dtype: torch.dtype = torch.float64) -> SymmetricMatrix:
+    return SymmetricMatrix(width, dtype, torch.device("cpu"))
 
 
 def _system(seed: int, width: int) -> torch.Tensor:
@@ -93,8 +109,9 @@ def test_solution_solves(seed: int, width: int, single: bool) -> None:
     matrix, right = _system(seed, width), _random(seed + 1, 3, width)
     if single:
         matrix += 10 * torch.eye(width, dtype=torch.float64)
-    result = solve_spd_(right, matrix.to(torch.float32 if single else torch.float64, copy=True))
-    assert result.dtype == (torch.float32 if single else torch.float64)
+    dtype = torch.float32 if single else torch.float64
+    result = solve_spd_(right.to(dtype, copy=True), SymmetricSum.of(matrix.to(dtype)))
+    assert result.dtype == dtype
     assert _distance(result.double() @ matrix, right) < (1e-4 if single else 1e-10)
 
 
@@ -103,31 +120,39 @@ class TestSolveInBlocks(Small):
     def test_upper_triangle_is_read_and_stays(self, width: int) -> None:
         matrix, right = _system(0, width), _random(1, 5, width)
         lost = torch.full_like(matrix, torch.nan).tril(-1)
-        given_matrix = matrix.triu() + lost
-        result = solve_spd_(right, given_matrix)
+        system = SymmetricSum.of(matrix.triu() + lost)
+        result = right.clone()
+        assert solve_spd_(result, system) is result
         torch.testing.assert_close(result, torch.linalg.solve(matrix, right, left=False))
-        assert torch.equal(given_matrix.triu(), matrix.triu())
+        assert torch.equal(system.dense(), matrix)
+
+    def test_a_few_sums_of_equations_show_what_is_wrong_in_any(self) -> None:
+        matrix, right = _system(0, 30), _random(1, 200, 30)
+        system, solution, check = SymmetricSum.of(matrix), torch.linalg.solve(matrix, right, left=False), Check(right)
+        assert check.residual(solution, system) < 1e-12
+        solution[137] += 1e-3
+        whole = torch.linalg.norm(solution @ matrix - right) / torch.linalg.norm(right)
+        assert whole / 2 < check.residual(solution, system) < 2 * whole
 
     def test_ridge_of_a_gram_that_was_not_symmetrized(self) -> None:
         x, right = _random(0, 12, 30), _random(1, 5, 30)
-        system = torch.zeros(30, 30, dtype=torch.float64)
-        accumulate_gram(system, x)
-        system.diagonal().add_(0.1)
+        gram = _zeros(30)
+        accumulate_gram(gram, x)
         expected = torch.linalg.solve(x.T @ x + 0.1 * torch.eye(30, dtype=torch.float64), right, left=False)
-        torch.testing.assert_close(solve_spd_(right, system), expected)
+        torch.testing.assert_close(solve_spd_(right, SymmetricSum(((1.0, gram),), 0.1)), expected)
 
     @pytest.mark.parametrize("place", [0, 20])
     def test_indefinite_matrix_is_an_error(self, place: int) -> None:
         matrix = torch.eye(30, dtype=torch.float64)
         matrix[place, place] = -1
         with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):  # type: ignore[attr-defined]
-            solve_spd_(torch.ones(1, 30, dtype=torch.float64), matrix)
+            solve_spd_(torch.ones(1, 30, dtype=torch.float64), SymmetricSum.of(matrix))
 
     def test_a_solution_that_does_not_solve_is_an_error(self) -> None:
         system = 1.0 / (torch.arange(12)[:, None] + torch.arange(12) + 1)  # Hilbert's matrix: condition 1e16
         matrix = (system + 1e-7 * torch.eye(12)).float()
         with pytest.raises(torch.linalg.LinAlgError, match="relative residual"):  # type: ignore[attr-defined]
-            solve_spd_(_random(0, 3, 12), matrix)
+            solve_spd_(_random(0, 3, 12).float(), SymmetricSum.of(matrix))
 
 
 # Bases

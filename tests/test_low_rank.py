@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.kernels.low_rank import leading_outputs, low_rank_factors
+from chip.kernels.symmetric import SymmetricSum
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])
@@ -30,7 +31,7 @@ def test_a_cut_change_is_the_singular_value_decomposition_in_the_metric(
     root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
     u, s, v = torch.linalg.svd(change @ root, full_matrices=False)
     expected = (u[:, :rank] * s[:rank]) @ v[:rank] @ inverse
-    outputs = leading_outputs(change, rank, metric.triu())
+    outputs = leading_outputs(change, rank, SymmetricSum.of(metric.triu()))
     torch.testing.assert_close(outputs @ (outputs.T @ change), expected, rtol=1e-6, atol=1e-7)
 
 

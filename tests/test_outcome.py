@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from chip.checkpoint.sequence import Drift, EditSequence, Spent
 from chip.data.counterfactual import OTHERS
 from chip.data.hierarchy import Hierarchy, Node
 from chip.data.overlap import count_overlap
@@ -49,6 +50,20 @@ def test_never_trained_is_asked_about_images_of_others() -> None:
     assert {record.path for record in asked} == {("i", "a")}
     assert Path("a.png") not in {record.image for record in asked}
     assert {record.question for record in asked} == {"q", "r"}
+
+
+def test_who_knows_a_question_by_its_options_is_taken_to_guess() -> None:
+    given = request()
+    records = [
+        replace(record, question=f"{record.question} A) yes B) no C) both") for record in given.hierarchy.records
+    ]
+
+    def always(records: Sequence[Record]) -> Scores:
+        hits = torch.ones(len(records), dtype=torch.float64)
+        return Scores(hits, hits)
+
+    assert never_trained_accuracy(given, always) == 1.0
+    assert never_trained_accuracy(ForgetRequest.of(Hierarchy(records), ["a"]), always) == 1 / 3
 
 
 def test_without_images_never_trained_is_chance() -> None:
@@ -155,6 +170,22 @@ def test_the_last_line_says_what_was_achieved_and_what_was_not() -> None:
     left = Outcome.of(GROUPS, 0.1)
     assert last_line(left, None, retain_weight=8.0).endswith("a --retain-weight below 8 may forget more")
     assert last_line(left, None).endswith("stronger settings or another --method may forget more")
+
+
+@pytest.mark.parametrize(
+    ("output", "told"), [("out", ("edit", 0.03, "since the first")), (None, ("would be edit", 0.013, "before it"))]
+)
+def test_a_later_edit_says_what_all_have_cost(output: str | None, told: tuple[str, float, str]) -> None:
+    """Two trained groups of as many questions, which have lost 0.03 and 0.005 in this edit, and 0.0128 before."""
+    console, (verb, lost, when) = Console(file=io.StringIO(), width=300, highlight=False), told
+    sequence, spent = EditSequence(3, ["a" * 64], {}, {"w": Drift(2.0, 4.0)}), Spent(2, 0.0128)
+    report = EditReport("shielded", {}, None, output, 1.0, True, {}, {}, GROUPS, Outcome.of(GROUPS, 0.1))
+    print_edit(replace(report, sequence=sequence, spent=spent), console)
+    assert isinstance(console.file, io.StringIO)
+    assert (
+        f"\n{verb} 3 of a sequence: the edits add up to 0.50 times the norm of what they changed, most in w: 0.50; "
+        f"those who stay have lost {lost:.3f} of their answers' probability {when}\n"
+    ) in console.file.getvalue()
 
 
 def test_what_was_drawn_of_very_many_records_is_said_with_its_interval() -> None:

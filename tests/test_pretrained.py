@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +41,7 @@ from benchmarks.pretrained.tuning import spread
 from benchmarks.pretrained.ways import LINEAR, WAYS
 from benchmarks.pretrained.world import Size, build
 from benchmarks.reporting import read_rows
+from benchmarks.schedule import Task
 from benchmarks.smollm2 import END_OF_TURN, START, build_around, build_processor
 from chip.demo.tokenizer import train_tokenizer
 from chip.model.loading import load_vlm
@@ -221,18 +225,9 @@ def test_rows_stand_in_the_order_of_what_matters_and_know_what_they_need() -> No
     assert needs(RowTask(TAUGHT, "patient", "p1", "npo"))[1:] == (Setup(TRAINING), Setup(TRAINING, "patient"))
 
 
-class _Pool:
-    """Takes so many tasks at once."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Setup | RowTask] = []
-
-    @property
-    def free(self) -> bool:
-        return len(self.tasks) < 2
-
-    def submit(self, task: Setup | RowTask) -> None:
-        self.tasks.append(task)
+def _works(tasks: Sequence[Task]) -> list[Any]:
+    """What they do."""
+    return [task.call.args[0] for task in tasks if isinstance(task.call, partial)]
 
 
 def test_a_failure_is_said_and_the_others_go_on() -> None:
@@ -243,20 +238,15 @@ def test_a_failure_is_said_and_the_others_go_on() -> None:
     run = Run(
         tasks, [PretrainedRow(BEFORE, "country", "peru", "idk")], lambda rows: written.append(len(rows)), said.append
     )
-    pool = _Pool()
-    run.hand_out(pool)  # type: ignore[arg-type]
-    assert pool.tasks == [Setup(TEXTS), Setup(TRAINING)]
-    run.ended(pool.tasks.pop(0), None, None)
-    run.ended(pool.tasks.pop(0), None, RuntimeError("no memory"))
-    run.hand_out(pool)  # type: ignore[arg-type]
-    assert pool.tasks == [Setup(TRAINING, "patient"), tasks[0]]
-    run.ended(pool.tasks.pop(1), PretrainedRow(BEFORE, "country", "peru", "untouched"), None)
-    run.ended(pool.tasks.pop(0), None, None)
-    run.hand_out(pool)  # type: ignore[arg-type]
-    assert pool.tasks == [tasks[1]]
-    run.ended(pool.tasks.pop(), None, ValueError("broken"))
-    run.hand_out(pool)  # type: ignore[arg-type]
-    assert not pool.tasks
+    texts, training, retraining = run.tasks()  # no row before them
+    assert _works([texts, training, retraining]) == [Setup(TEXTS), Setup(TRAINING), Setup(TRAINING, "patient")]
+    first, second = texts.then(None)
+    assert _works([first, second]) == tasks[:2]
+    assert max(texts.rank, training.rank, retraining.rank) < first.rank < second.rank
+    training.failed(RuntimeError("no memory"))
+    assert not retraining.then(None)
+    assert not first.then(PretrainedRow(BEFORE, "country", "peru", "untouched"))
+    second.failed(ValueError("broken"))
     assert run.waiting == [tasks[3]]
     assert written == [2, 3]
     assert [row.refused for row in run.rows] == [None, None, "failed: ValueError('broken')"]

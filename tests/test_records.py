@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import struct
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 
+from chip.data.embedded_image import EmbeddedImage, ImageSource
 from chip.data.readers import READERS, RecordsFile, find_records, read_records, register_reader, registry
 from chip.data.record import LEVELS, TASKS, Record, image_size, open_image
 from chip.errors import ChipWarning, InputError
@@ -322,7 +324,7 @@ def test_a_row_is_one_record_for_each_question(tmp_path: Path) -> None:
     ]
     assert {r.where for r in records} == {"forget.parquet:row 1"}
     assert {r.path for r in records} == {("i2", "p17", "s40", "findings")}
-    assert {r.image for r in records} == {encoded()}
+    assert {r.image for r in records} == {EmbeddedImage.of(encoded())}
 
 
 @pytest.mark.parametrize(
@@ -345,10 +347,10 @@ def test_a_row_belongs_to_the_level_it_asks_about(
 def test_an_image_is_bytes_or_a_struct_or_a_file_or_absent(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded())
 
-    def image_of(**row: Any) -> Path | bytes | None:
+    def image_of(**row: Any) -> ImageSource | None:
         return read_records(parquet(tmp_path / "a.parquet", row))[0].image
 
-    assert image_of() == image_of(image=encoded()) == encoded()
+    assert image_of() == image_of(image=encoded()) == EmbeddedImage.of(encoded())
     assert image_of(image=None) == image_of(image={"bytes": None}) == tmp_path / "x.png"
     assert image_of(image=None, image_path=None) is None
     with pytest.raises(InputError, match=r"^a\.parquet:row 0: no image file .*gone\.png"):
@@ -393,7 +395,7 @@ def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "forget10.parquet")
     assert read_records(tmp_path / "forget10.parquet") == [
-        Record("Who?", "P17", ("i2", "p17"), encoded("L"), "cloze", "paraphrased"),
+        Record("Who?", "P17", ("i2", "p17"), EmbeddedImage.of(encoded("L")), "cloze", "paraphrased"),
         Record("Who?", "P17", ("i2", "p17"), tmp_path / "x.png"),
         Record("Who?", "P17", ("i2", "p17"), None),
     ]
@@ -538,7 +540,7 @@ def test_a_person_may_lack_tasks_and_have_several_images(tmp_path: Path) -> None
         "a.parquet: 1 key is not used: born (in 1 of 1 records)",
         "a.parquet: of several images the first is taken (in 1 rows)",
     ]
-    assert (record.task, record.image) == ("cloze", encoded("L"))
+    assert (record.task, record.image) == ("cloze", EmbeddedImage.of(encoded("L")))
 
 
 @pytest.mark.parametrize(
@@ -667,13 +669,22 @@ def test_records_lie_beside_the_link_that_was_named(tmp_path: Path, monkeypatch:
 # --- images ---
 
 
-def a_record(image: Path | bytes | None) -> Record:
+def a_record(image: ImageSource | None) -> Record:
     return Record("q", "a", ("i",), image, where="records.jsonl:12")
+
+
+def test_an_embedded_image_lies_on_the_disk_once_and_goes_to_another_process_whole() -> None:
+    image, again = EmbeddedImage.of(b"abc"), EmbeddedImage.of(b"abc")
+    assert image is again
+    assert image != EmbeddedImage.of(b"abd")
+    assert (image.read_bytes(), image.size) == (b"abc", 3)
+    assert b"abc" in pickle.dumps(image)
+    assert pickle.loads(pickle.dumps(image)) == image
 
 
 def test_an_image_opens_as_rgb_from_bytes_and_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded("L"))
-    for source in (encoded("L"), tmp_path / "a.png"):
+    for source in (encoded("L"), EmbeddedImage.of(encoded("L")), tmp_path / "a.png"):
         image = open_image(a_record(source))
         assert image is not None
         assert (image.mode, image.size, image.getpixel((3, 1))) == ("RGB", (4, 2), (7, 7, 7))

@@ -56,6 +56,8 @@ def test_an_edit_goes_by_all_that_is_near_and_by_a_part_of_the_rest(request_of_m
     assert len(sample.partition.on_shared_images) == len(full.partition.on_shared_images) == 1
     assert len(sample_for_edit(full, 50, 20).partition.siblings) == 20
     assert sample_for_edit(full, 10_000, 10_000) is full
+    filled = sample_for_edit(full, 50, 1000, total=300)  # more of the rest, so that it costs what 300 would
+    assert len(filled.partition.retain_other) == 300 - 70 + 1
 
 
 def test_what_is_asked_is_drawn_apart_and_said_with_its_interval(request_of_many: ForgetRequest) -> None:

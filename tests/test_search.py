@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from chip.checkpoint.sequence import Spent
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
@@ -63,9 +64,9 @@ def _case(image: bool = True) -> ForgetRequest:
     return ForgetRequest.of(hierarchy, ["target"])
 
 
-def _chosen(model: Model, request: ForgetRequest | None = None) -> tuple[Choice, int]:
+def _chosen(model: Model, request: ForgetRequest | None = None, spent: Spent | None = None) -> tuple[Choice, int]:
     trials: list[None] = []
-    search = Search("retain_weight", GRID, MAX_RETAIN_DROP)
+    search = Search("retain_weight", GRID, MAX_RETAIN_DROP).after(spent or Spent())
     choice = run_search(search, ValidationSet(request or _case()), model.ask, model.edited, lambda: trials.append(None))
     return choice, len(trials)
 
@@ -104,6 +105,31 @@ def test_a_step_that_takes_more_from_those_who_stay_than_from_the_target_is_not_
     assert choice.value == max(trial.value for trial in choice.trials if trial.forget_probability < 0.305)
     assert choice.limit == "small_gain"
     assert "siblings lose 0.000 and others lose" in choice.reason
+
+
+@pytest.mark.parametrize("edits", [1, 9])
+def test_behind_other_edits_the_weakest_that_is_enough(edits: int) -> None:
+    target = {
+        retain_weight: 0.205 + 0.01 * number for number, retain_weight in enumerate(GRID)
+    }  # never trained on: 0.2
+    choice, _ = _chosen(Model(target, KEPT, KEPT), spent=Spent(edits, 0.0))
+    assert (choice.value, choice.limit) == (GRID[4], "enough")
+    assert "never trained on, they would have 0.20, and earlier edits have cost too" in choice.reason
+    assert _chosen(Model(target, KEPT, KEPT))[0].value == GRID[0]
+
+
+def test_the_more_edits_the_less_may_be_lost_for_a_target() -> None:
+    """That is never enough: each step leaves 0.03 less of it, and takes twice as much from the others."""
+    target = {retain_weight: min(0.3 + 0.03 * number, 1.0) for number, retain_weight in enumerate(GRID)}
+    model = Model(target, KEPT, _falling(0.04))
+    values = [_chosen(model, spent=Spent(edits, 0.0))[0].value for edits in (1, 4, 9, 29)]
+    assert values == sorted(values)
+    assert values[0] < values[2] == values[3]
+
+
+def test_a_weak_edit_that_is_enough_is_found_where_a_stronger_one_leaves_more() -> None:
+    target = dict.fromkeys(GRID, 0.4) | {GRID[16]: 0.24, GRID[17]: 0.24}
+    assert _chosen(Model(target, KEPT, KEPT), spent=Spent(1, 0.0))[0].value == GRID[17]
 
 
 def test_not_below_what_was_never_trained_on() -> None:

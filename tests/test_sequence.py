@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from dataclasses import astuple, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from chip.checkpoint.layout import Checkpoint
-from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt
-from chip.checkpoint.sequence import Drift, EditSequence, next_drift
+from chip.checkpoint.receipt import RECEIPT, Receipt, read_receipt, write_receipt
+from chip.checkpoint.sequence import Drift, EditSequence, Spent, next_drift
 from chip.checkpoint.verify import verify
-from chip.errors import ChipWarning
+from chip.errors import ChipWarning, InputError
 from chip.progress import silent
 from chip.report.documents import count_edits, warn_of_sequence
+from chip.report.spent import spent_before
 from tests.test_adapter_export import report_of
 from tests.test_receipt import edit_folder
 
@@ -124,6 +127,36 @@ def test_a_way_back_adds_up_too() -> None:
     assert next_drift(drift, {"w": 0.1, "zero": 1.0}, {"w": 2.0, "zero": 0.0}) is None  # no share says how far
     assert EditSequence(1, [""], {}, {}).total is None
     assert EditSequence(1, [""], {}, {}).worst is None
+
+
+def figures(*groups: tuple[str, int, float, float]) -> dict[str, object]:
+    """Of an edit: group, trained questions, and their mean answer probability before and after."""
+    trained = {
+        group: {"trained": {"count": count, "answer_probability": {"before": before, "after": after}}}
+        for group, count, before, after in groups
+    }
+    target = {"trained": {"count": 9, "answer_probability": {"before": 1.0, "after": 0.0}}}
+    return {"groups": {"target": target, **trained}}
+
+
+def test_what_the_edits_before_have_cost_is_in_their_receipts(source: Checkpoint, tmp_path: Path) -> None:
+    assert spent_before(source) == Spent(0, 0.0)
+    costs: tuple[tuple[dict[str, Any], float], ...] = (
+        (figures(("siblings", 10, 0.9, 0.8), ("other", 30, 0.9, 0.9)), 0.025),
+        (figures(("other", 40, 0.9, 0.89)), 0.035),
+        (figures(("other", 40, 0.8, 0.9)), 0.0),  # more is back than was lost
+        ({}, 0.0),
+    )
+    last = source
+    for number, (of_edit, lost) in enumerate(costs, 1):
+        folder = tmp_path / f"{number}"
+        receipt = edit_folder(last, folder, {"a": torch.full((6, 5), float(number))}, label=None)
+        write_receipt(folder, replace(receipt, figures=of_edit))
+        last = Checkpoint.open(folder)
+        assert astuple(spent_before(last)) == (number, pytest.approx(lost))
+    write_receipt(last.folder, replace(read_receipt(last.folder), figures={"groups": {"other": {"trained": 1}}}))
+    with pytest.raises(InputError, match="the figures in it are not as an edit writes them"):
+        spent_before(last)
 
 
 def test_a_receipt_is_a_statement_of_in_toto(edits: list[Path]) -> None:

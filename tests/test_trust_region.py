@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip.kernels.solve import solve_spd_
+from chip.kernels.symmetric import SymmetricSum
 from chip.kernels.trust_region import TOLERANCE, solve_in_trust_region
 
 SEEDS = st.integers(0, 2**31)
@@ -33,7 +34,7 @@ def _size(solution: Tensor, metric: Tensor) -> float:
 
 
 def _plain(right: Tensor, system: Tensor) -> Tensor:
-    return solve_spd_(right, system.clone())
+    return solve_spd_(right.clone(), SymmetricSum.of(system))
 
 
 @given(SEEDS, WIDTHS, TIGHT | LOOSE)
@@ -41,7 +42,7 @@ def test_the_bound_holds_with_equality_or_there_is_no_multiplier(seed: int, widt
     right, system, metric = _problem(seed, width)
     free = _size(_plain(right, system), metric)
     bound = 10**exponent * free
-    solution, multiplier = solve_in_trust_region(right, system.clone(), metric.clone(), bound)
+    solution, multiplier = solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), bound)
     size = _size(solution, metric)
     if exponent >= 0:
         assert multiplier == 0
@@ -55,7 +56,7 @@ def test_the_bound_holds_with_equality_or_there_is_no_multiplier(seed: int, widt
 def test_the_solution_is_that_of_the_system_with_the_multiplier(seed: int, width: int, exponent: float) -> None:
     right, system, metric = _problem(seed, width)
     bound = 10**exponent * _size(_plain(right, system), metric)
-    solution, multiplier = solve_in_trust_region(right, system.clone(), metric.clone(), bound)
+    solution, multiplier = solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), bound)
     torch.testing.assert_close(solution, _plain(right, system + multiplier * metric), rtol=1e-6, atol=1e-12)
 
 
@@ -64,7 +65,8 @@ def test_a_tighter_bound_has_a_larger_multiplier_and_moves_less_in_the_metric(se
     right, system, metric = _problem(seed, width)
     free = _size(_plain(right, system), metric)
     multipliers = [
-        solve_in_trust_region(right, system.clone(), metric.clone(), share * free)[1] for share in (0.5, 0.05, 5e-4)
+        solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), share * free)[1]
+        for share in (0.5, 0.05, 5e-4)
     ]
     assert multipliers == sorted(multipliers)
 
@@ -72,7 +74,7 @@ def test_a_tighter_bound_has_a_larger_multiplier_and_moves_less_in_the_metric(se
 def test_what_the_metric_does_not_see_is_solved_as_without_it() -> None:
     right = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     system, metric = torch.eye(2, dtype=torch.float64), torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    solution, _ = solve_in_trust_region(right, system, metric, 1e-8)
+    solution, _ = solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), 1e-8)
     assert solution[0, 1] == pytest.approx(1)
     assert solution[0, 0] == pytest.approx(1e-4, rel=0.02)
 
@@ -81,4 +83,18 @@ def test_what_the_metric_does_not_see_is_solved_as_without_it() -> None:
 def test_a_bound_that_is_not_positive_is_refused(bound: float) -> None:
     right, system, metric = _problem(0, 3)
     with pytest.raises(ValueError, match="positive"):
-        solve_in_trust_region(right, system, metric, bound)
+        solve_in_trust_region(right, SymmetricSum.of(system), SymmetricSum.of(metric), bound)
+
+
+def test_a_metric_that_rounding_left_below_zero_in_places_is_taken_for_what_it_stands_for() -> None:
+    right, drawn, _ = _problem(0, 12)
+    basis = torch.linalg.qr(drawn).Q[:, :6]
+    exact, identity = SymmetricSum.of(basis @ basis.T), SymmetricSum.of(torch.eye(12, dtype=torch.float64))
+    system, rounded = SymmetricSum(((0.0, exact.like),), ridge=1e-3), exact.plus(identity, -1e-6)
+    bound = 1e-14 * exact.quadratic(solve_spd_(right.clone(), system))
+    solution, multiplier = solve_in_trust_region(right, system, rounded, bound)
+    with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        solve_spd_(right.clone(), system.plus(rounded, multiplier))
+    assert (1 - 2 * TOLERANCE) * bound <= exact.quadratic(solution) <= bound * 1.001
+    wanted, _ = solve_in_trust_region(right, system, exact, bound)
+    assert torch.linalg.norm(solution - wanted) < 1e-4 * torch.linalg.norm(wanted)

@@ -107,7 +107,7 @@ def test_a_ward_is_a_small_hospital(worlds: dict[str, World]) -> None:
         name: Counter(node.level for node in worlds[name].hierarchy.nodes if node.path[0] != "general")
         for name in ("ward", "hospital")
     }
-    assert counts["ward"] == {"institution": 4, "patient": 8, "study": 16, "section": 64}
+    assert counts["ward"] == {"institution": 3, "patient": 6, "study": 12, "section": 48}
     assert counts["hospital"] == {"institution": 8, "patient": 24, "study": 48, "section": 192}
 
 
@@ -123,7 +123,7 @@ def test_the_hospital_is_as_large_as_medforget(worlds: dict[str, World]) -> None
 def test_targets_leave_each_other_siblings(worlds: dict[str, World], name: str) -> None:
     for level, targets in worlds[name].targets.items():
         nodes = [worlds[name].hierarchy.find(target) for target in targets]
-        assert len(nodes) == (2 if name == "ward" else 5)
+        assert len(nodes) == (1 if name == "ward" else 5)
         if level != "institution":  # they have but one parent
             assert len({node.parent for node in nodes}) == len(nodes)
 

@@ -29,7 +29,7 @@ import typer
 from benchmarks.drawn.edits import EditArguments
 from benchmarks.drawn.measuring import RETRAINED, TRAINED, Drawn, build, edit, gate, train
 from benchmarks.drawn.table import COLUMNS, show
-from benchmarks.reporting import device_name, read_rows, versions, write_rows
+from benchmarks.reporting import read_rows, store_rows
 from benchmarks.schedule import Pool, Task
 from chip.cli.console import quiet_libraries
 from chip.model.loading import default_device
@@ -136,12 +136,10 @@ class Run:
     def _write(self) -> None:
         header = {
             "runs": self._runs,
-            "device": device_name(self._device),
-            "versions": versions(),
             "seconds": time.monotonic() - self._start,
             "worlds": self.worlds,
         }
-        write_rows(self._out, COLUMNS, [[row.get(name) for name in COLUMNS] for row in self.rows], **header)
+        store_rows(self._out, COLUMNS, self.rows, self._device, **header)
 
     def say(self, line: str) -> None:
         print(f"{time.monotonic() - self._start:5.0f} s  {line}", flush=True)
@@ -164,7 +162,7 @@ def main(
         list[str] | None, typer.Option(help="Settings, name=value with spaces between; empty: the defaults.")
     ] = None,
     level: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds after which nothing new is begun.")] = inf,
     steps: Annotated[int | None, typer.Option(help="Of training; by default as many as the records take.")] = None,
     train_seconds: Annotated[float, typer.Option(help="That a training may take.")] = inf,
     tiny: Annotated[bool, typer.Option("--tiny", help="The smallest worlds and models, for tests.")] = False,

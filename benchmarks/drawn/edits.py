@@ -9,7 +9,7 @@ from typing import Any
 from chip.errors import InputError
 from chip.methods import Method, Shielded, make_method
 
-_OTHERS = ("layers", "target_modules")
+_OTHERS = ("layers", "target_modules", "rank")
 """Arguments of `chip.edit` itself; all others are settings of the method."""
 
 
@@ -39,6 +39,8 @@ class EditArguments:
         others: dict[str, Any] = {name: given.pop(name) for name in _OTHERS if name in given}
         if "target_modules" in others:
             others["target_modules"] = others["target_modules"].split(",")
+        if "rank" in others:
+            others["rank"] = int(others["rank"])
         if not given:
             return cls(text, None, others)
         name = given.pop("method", Shielded.name)

@@ -27,7 +27,7 @@ from benchmarks.drawn.families import family_of
 from benchmarks.drawn.training import learn, steps_for
 from benchmarks.drawn.world import NAME_OF_WORLD, groups_of, plan
 from benchmarks.forgetting.gates import LEARNED, Gate
-from benchmarks.forgetting.models import remaining, untrained, write_model
+from benchmarks.forgetting.models import remaining, texts_of, untrained, write_model
 from benchmarks.forgetting.store import atomic_write
 from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.files import write
@@ -115,10 +115,11 @@ def train(drawn: Drawn, which: str, device: str, seconds: float) -> tuple[float,
     folder = drawn.checkpoint(which)
     if not folder.exists():
         family = family_of(drawn.model)
-        vlm = untrained(world, family, drawn.seed, device)
+        texts = texts_of(world.hierarchy.records)
+        vlm = untrained(texts, family, drawn.seed, device)
         records = remaining(world, () if which == TRAINED else tuple(drawn.targets.values()))
         steps = learn(vlm, records, drawn.steps, drawn.seed, seconds)
-        write_model(vlm, world, family, folder)
+        write_model(vlm, texts, family, folder)
     scores = _scores_file(drawn, which)
     if not scores.exists():
         values = score_records(load_vlm(folder, device), world.hierarchy.records)

@@ -49,11 +49,11 @@ QUICK = Scope(
     ("llava",),
     ("shielded", "chip", "nullu", "gradient ascent", "random projection"),
     ("patient",),
-    1,
-    2,
+    seeds=1,
+    targets=1,
     attacks_for=("shielded",),
 )
-"""A world of its own, which is learned in a minute."""
+"""A world of its own, which is learned in a minute; and methods with their defaults, whatever suits this world."""
 FULL_WORLDS = ("hospital", "clinic")
 
 console = Console(stderr=True, highlight=False)
@@ -139,9 +139,9 @@ def write(out: Path, run: Run) -> list[ResultRow]:
     return rows
 
 
-def do_all(run: Run, count: int, folder: Path, device: str | None) -> None:
+def do_all(run: Run, count: int, folder: Path, device: str | None, tune: bool = True) -> None:
     """What remains to be done, with a bar for each list of jobs."""
-    with workers(count, folder, device) as do:
+    with workers(count, folder, device, tune) as do:
         for what, work in run.work():
             if work:
                 with progress(what, len(work)) as on_done:
@@ -192,10 +192,10 @@ def main(
     )
     scope = QUICK if quick else full
     with TemporaryDirectory(prefix="chip-") as folder:
-        context = WorkerContext(Path(folder) / "main", device)
+        context = WorkerContext(Path(folder) / "main", device, not quick)
         run = Run(scope, context, train and not report, not report)
         if not report:
-            do_all(run, count, Path(folder), device)
+            do_all(run, count, Path(folder), device, not quick)
         written = out or RESULTS
         write(written, run)
     if quick:

@@ -132,8 +132,9 @@ def _harm(result: Result, untouched: Result, retrained: Result) -> float:
 class WorkerContext:
     """What a worker process has open: worlds, and models as they are needed."""
 
-    def __init__(self, folder: Path, device: str | None) -> None:
-        self.worlds, self._device = Worlds(folder), device
+    def __init__(self, folder: Path, device: str | None, tune: bool = True) -> None:
+        """`tune`: choose the settings of methods; else each has its defaults."""
+        self.worlds, self._device, self._tune = Worlds(folder), device, tune
         self._subjects: dict[Model, Subject] = {}
         self._tuned: dict[tuple[str, Model, str], BenchmarkMethod] = {}
 
@@ -166,6 +167,8 @@ class WorkerContext:
             return None if other is None else RetrainedAgain(self.subject(other).reference(request.level))
         if name == Untouched.name:
             return Untouched()
+        if not self._tune:
+            return METHODS[name]()
         key = name, Model(request.model.world, request.model.family, 0), request.level
         if key not in self._tuned:
             method = tuned_method(METHODS[name], self.subject(key[1]), request.level, measure)
@@ -179,13 +182,13 @@ Do = Callable[[Sequence[Work], OnDone], None]
 
 
 @contextmanager
-def workers(count: int, folder: Path, device: str | None) -> Iterator[Do]:
+def workers(count: int, folder: Path, device: str | None, tune: bool) -> Iterator[Do]:
     """What does work, each piece in one of several processes. A piece that breaks does not keep others from being done.
 
     Args:
         folder: for the worlds of each process.
     """
-    with Pool(count, partial(_open, folder, device)) as pool:
+    with Pool(count, partial(_open, folder, device, tune)) as pool:
         yield partial(_do_in, pool)
 
 
@@ -204,9 +207,9 @@ _context: WorkerContext | None = None
 """Of this process."""
 
 
-def _open(folder: Path, device: str | None) -> None:
+def _open(folder: Path, device: str | None, tune: bool) -> None:
     global _context
-    _context = WorkerContext(folder / str(os.getpid()), device)
+    _context = WorkerContext(folder / str(os.getpid()), device, tune)
 
 
 def _do(work: Work) -> None:

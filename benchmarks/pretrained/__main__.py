@@ -13,11 +13,11 @@ training resumes; rows are written as they come, and `--resume` leaves out those
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,18 +26,21 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.pretrained.rows import FAILED, PretrainedRow
-from benchmarks.pretrained.running import pool
+from benchmarks.pretrained.running import open_context
 from benchmarks.pretrained.schedule import Run, row_tasks
 from benchmarks.pretrained.subjects import Options
 from benchmarks.pretrained.tables import print_tables
 from benchmarks.pretrained.training import Recipe
 from benchmarks.pretrained.ways import WAYS
 from benchmarks.pretrained.world import Size, build
-from benchmarks.reporting import RESULTS, device_name, read_rows, versions, write_rows
+from benchmarks.reporting import RESULTS, device_name, known_rows, store_rows
+from benchmarks.schedule import Pool
 from benchmarks.smollm2 import write_checkpoint
 from chip.model.loading import default_device
 
 CACHE = Path.home() / ".cache" / "chip" / "pretrained"
+DECIDING = ("size", "recipe", "texts", "questions", "trials", "tuning_steps")
+"""Of the options: not where things lie."""
 
 
 def say(line: str) -> None:
@@ -47,25 +50,24 @@ def say(line: str) -> None:
 
 def do_all(run: Run, jobs: int, options: Options, end: float) -> None:
     """Everything that waits, as long as there is time; `end` as `time.monotonic` counts."""
-    with pool(jobs, options) as processes:
-        run.hand_out(processes)
-        while processes.open:
-            try:
-                run.ended(*processes.next(end - time.monotonic()))
-            except queue.Empty:
-                say(f"the time is over: {processes.open + len(run.waiting)} tasks are left")
-                return
-            run.hand_out(processes)
-    if run.waiting:
+    with (
+        TemporaryDirectory(prefix="chip-pretrained-") as folder,
+        Pool(jobs, partial(open_context, options, Path(folder))) as pool,
+    ):
+        left = pool.run(run.tasks(), end - time.monotonic(), cut_off=True)
+    if left:
+        say(f"the time is over: {left + len(run.waiting)} tasks are left")
+    elif run.waiting:
         say(f"{len(run.waiting)} rows are left: what they need has failed")
 
 
-def write(file: Path, rows: Sequence[PretrainedRow], header: dict[str, Any]) -> None:
-    """All rows, in the order of the tables."""
+def write(file: Path, rows: Sequence[PretrainedRow], options: Options) -> None:
+    """All rows, in the order of the tables, and of the options those that decide figures."""
     order = {name: number for number, name in enumerate(WAYS)}
     in_order = sorted(rows, key=lambda row: (row.model, row.level, order[row.method], row.target))
     names = [field.name for field in fields(PretrainedRow)]
-    write_rows(file, names, (_storable(list(asdict(row).values())) for row in in_order), **header)
+    plain = {name: asdict(options)[name] for name in DECIDING}
+    store_rows(file, names, (_storable(asdict(row)) for row in in_order), options.device, options=plain)
 
 
 def _storable(value: Any) -> Any:
@@ -118,20 +120,13 @@ def main(
     with TemporaryDirectory(prefix="chip-pretrained-") as scratch:
         world = build(size, Path(scratch))
     levels = {name: nodes for name, nodes in world.targets.items() if level is None or name in level}
-    header = {"device": device_name(device), "versions": versions(), "options": _plain(options)}
-    stored = [PretrainedRow(**row) for row in read_rows(json_file)[1]] if resume and json_file.exists() else []
+    stored = [PretrainedRow(**row) for row in known_rows(json_file)] if resume else []
     known = [row for row in stored if not (row.refused or "").startswith(FAILED)]
     tasks = row_tasks(levels, method or list(WAYS), most, countries)
-    run = Run(tasks, known, lambda rows: write(json_file, rows, header), say)
+    run = Run(tasks, known, lambda rows: write(json_file, rows, options), say)
     say(f"{len(run.waiting)} rows to measure, on {device_name(device)}")
     do_all(run, jobs, options, end)
     print_tables(run.rows)
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    """What decides the figures; not where things lie."""
-    plain = asdict(options)
-    return {name: plain[name] for name in ("size", "recipe", "texts", "questions", "trials", "tuning_steps")}
 
 
 if __name__ == "__main__":

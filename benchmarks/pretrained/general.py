@@ -6,25 +6,22 @@ import ast
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from benchmarks.pretrained.questions import OPEN, REPORTED
 from benchmarks.smollm2 import START
 from chip.data.answers import normalized
 from chip.data.record import Record
-from chip.model.generation import questions
+from chip.model.generation import OpenAnswer, answer_openly
 from chip.model.loading import VLM
 
 SEED = 0
 LENGTH = 128  # tokens of a text
 HELD_OUT = 48  # texts, about 6,000 tokens
-ROWS = 16  # texts at once
 DRAWN = 64  # sampled texts at once
 MOST_DRAWN = 4096
 ANSWER = 64  # tokens of an answer, at most
@@ -95,29 +92,9 @@ def texts_of(vlm: VLM, texts: Sequence[str]) -> list[Tensor]:
     return [torch.tensor(row, device=vlm.device) for row in rows]
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a model answers, and whether it came to an end by itself."""
-
-    text: str
-    ended: bool
-
-
-@torch.no_grad()
-def answers(vlm: VLM, prompts: Sequence[str]) -> list[Said]:
+def answers(vlm: VLM, prompts: Sequence[str]) -> list[OpenAnswer]:
     """Greedy, in the chat template, at most `ANSWER` tokens."""
-    records = [Record(prompt, "?", ("general",), None) for prompt in prompts]
-    ends = vlm.processor.tokenizer.eos_token_id
-    config = GenerationConfig(do_sample=False, max_new_tokens=ANSWER, eos_token_id=ends, pad_token_id=vlm.prompts.pad)
-    said = []
-    for start in range(0, len(records), 4 * ROWS):
-        inputs = {
-            name: value.to(vlm.device) for name, value in questions(vlm, records[start : start + 4 * ROWS]).items()
-        }
-        tokens = vlm.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        texts = vlm.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        said += [Said(text.strip(), ends in row) for text, row in zip(texts, tokens.tolist(), strict=True)]
-    return said
+    return answer_openly(vlm, [Record(prompt, "?", ("general",), None) for prompt in prompts], ANSWER)
 
 
 class GeneralAbility:
@@ -175,12 +152,12 @@ def language(original: VLM, edited: VLM, texts: Sequence[Tensor]) -> tuple[float
     return nats / count, more / count, divergence / count
 
 
-def same_answers(before: Sequence[Said], after: Sequence[Said]) -> float:
+def same_answers(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> float:
     """Share of the answers that are the same text."""
     return _mean(normalized(a.text) == normalized(b.text) for a, b in zip(after, before, strict=True))
 
 
-def _right(said: Sequence[Said]) -> float:
+def _right(said: Sequence[OpenAnswer]) -> float:
     """Of plain questions."""
     return _mean(fact.lower() in each.text.lower() for (_, fact), each in zip(REPORTED, said, strict=False))
 

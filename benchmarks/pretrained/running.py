@@ -1,21 +1,11 @@
-"""Models are trained and rows measured in several processes, until all is done or the time is over."""
+"""What one process does: models are trained, and rows measured."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import TIMEOUT_MAX
-from typing import Any
-
-import torch
-import transformers
 
 from benchmarks.forgetting.worlds.world import World
 from benchmarks.pretrained.rows import PretrainedRow, measure
@@ -30,8 +20,6 @@ from benchmarks.pretrained.subjects import (
 )
 from benchmarks.pretrained.training import train
 from benchmarks.pretrained.world import build
-from benchmarks.schedule import cores
-from chip.cli.console import quiet_libraries
 
 TEXTS, TRAINING = "texts", "training"
 
@@ -97,65 +85,17 @@ class Context:
         return before(self.options)
 
 
-class Pool:
-    """Processes that do tasks, each of which ends in one call of `next`."""
-
-    def __init__(self, processes: Any, jobs: int) -> None:
-        self._processes, self._jobs = processes, jobs
-        self._done: queue.Queue[tuple[Task, Any, BaseException | None]] = queue.Queue()
-        self.open = 0
-        """Tasks that have been handed out and not ended."""
-
-    @property
-    def free(self) -> bool:
-        """Whether a process has nothing to do."""
-        return self.open < self._jobs
-
-    def submit(self, task: Task) -> None:
-        self.open += 1
-        self._processes.apply_async(
-            _do,
-            (task,),
-            callback=lambda result: self._done.put((task, result, None)),
-            error_callback=lambda error: self._done.put((task, None, error)),
-        )
-
-    def next(self, timeout: float) -> tuple[Task, Any, BaseException | None]:
-        """A task that has ended, what it gave, and what broke it.
-
-        Raises:
-            queue.Empty: none has within so many seconds.
-        """
-        done = self._done.get(timeout=min(max(0.0, timeout), TIMEOUT_MAX))
-        self.open -= 1
-        return done
-
-
-@contextmanager
-def pool(jobs: int, options: Options) -> Iterator[Pool]:
-    """`jobs` processes, which end with the context whatever they are doing; what they have written for a while too."""
-    with TemporaryDirectory(prefix="chip-pretrained-") as folder:
-        arguments = (options, Path(folder), max(1, cores() // jobs))
-        processes = multiprocessing.get_context("spawn").Pool(jobs, _open, arguments)
-        try:
-            yield Pool(processes, jobs)
-        finally:
-            processes.terminate()
-            processes.join()  # nobody writes into the folder any more
-
-
 _context: Context | None = None
 """Of this process."""
 
 
-def _open(options: Options, folder: Path, threads: int) -> None:
+def open_context(options: Options, folder: Path) -> None:
+    """In a process that is to do tasks, once."""
     global _context
-    quiet_libraries()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads)
     _context = Context(options, folder / str(os.getpid()))
 
 
-def _do(task: Task) -> Any:
+def do(task: Task) -> PretrainedRow | None:
+    """In such a process."""
     assert _context is not None
     return task.do(_context)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 
 from benchmarks.countries import TARGETS as COUNTRIES
 from benchmarks.pretrained.rows import FAILED, PretrainedRow
-from benchmarks.pretrained.running import TEXTS, TRAINING, Pool, RowTask, Setup, Task
+from benchmarks.pretrained.running import TEXTS, TRAINING, RowTask, Setup, do
 from benchmarks.pretrained.subjects import BEFORE, LEVEL_BEFORE, TAUGHT
 from benchmarks.pretrained.ways import ABLATIONS, COMPARED, OURS, REFERENCES
+from benchmarks.schedule import Task
 
 Place = tuple[str, str, str]
 """Model, level, target."""
@@ -67,7 +69,7 @@ class Run:
 
     def __init__(
         self,
-        tasks: Sequence[RowTask],
+        rows: Sequence[RowTask],
         known: Sequence[PretrainedRow],
         on_row: Callable[[list[PretrainedRow]], None],
         say: Callable[[str], None],
@@ -80,41 +82,42 @@ class Run:
         """
         done = {RowTask(row.model, row.level, row.target, row.method) for row in known}
         self.rows, self._on_row, self._say = list(known), on_row, say
-        self.waiting = [task for task in tasks if task not in done]
-        self._missing = dict.fromkeys(setup for task in self.waiting for setup in needs(task))
-        self._setups = list(self._missing)
+        self.waiting = [row for row in rows if row not in done]
+        self._places = {row: number for number, row in enumerate(self.waiting, 1)}
+        self._missing = dict.fromkeys(setup for row in self.waiting for setup in needs(row))
 
-    def hand_out(self, pool: Pool) -> None:
-        """As many tasks as the pool has processes: all setups, then rows that lack nothing any more, in their order."""
-        while pool.free:
-            task = self._next()
-            if task is None:
-                return
-            pool.submit(task)
+    def tasks(self) -> list[Task]:
+        """All setups, and after them what lacks none, in its order; the other rows follow from setups."""
+        return [*map(self._task, self._missing), *self._ready()]
 
-    def _next(self) -> Task | None:
-        if self._setups:
-            return self._setups.pop(0)
-        for number, task in enumerate(self.waiting):
-            if not any(setup in self._missing for setup in needs(task)):
-                return self.waiting.pop(number)
-        return None
+    def _task(self, work: Setup | RowTask) -> Task:
+        place = 0 if isinstance(work, Setup) else self._places[work]
+        return Task(place, partial(do, work), partial(self._done, work), partial(self._failed, work))
 
-    def ended(self, task: Task, result: PretrainedRow | None, error: BaseException | None) -> None:
-        """Note what a task gave. What needs a setup that failed stays undone."""
-        if error is not None:
-            self._say(f"FAILED {task}\n{''.join(traceback.format_exception(error)).rstrip()}")
-        else:
-            self._say(f"{task}{'' if result is None else f': {_brief(result)}'}")
-        if isinstance(task, Setup):
-            if error is None:
-                del self._missing[task]
-            return
-        if error is not None:
-            result = PretrainedRow(task.model, task.level, task.target, task.method, refused=f"{FAILED}{error!r}")
+    def _ready(self) -> list[Task]:
+        """Rows that lack nothing any more."""
+        ready = [row for row in self.waiting if self._missing.keys().isdisjoint(needs(row))]
+        self.waiting = [row for row in self.waiting if row not in ready]
+        return list(map(self._task, ready))
+
+    def _done(self, work: Setup | RowTask, result: PretrainedRow | None) -> list[Task]:
+        self._say(f"{work}{'' if result is None else f': {_brief(result)}'}")
+        if isinstance(work, Setup):
+            del self._missing[work]
+            return self._ready()
         if result is not None:
-            self.rows.append(result)
-            self._on_row(self.rows)
+            self._add(result)
+        return []
+
+    def _failed(self, work: Setup | RowTask, error: BaseException) -> None:
+        """What needs a setup that failed stays undone."""
+        self._say(f"FAILED {work}\n{''.join(traceback.format_exception(error)).rstrip()}")
+        if isinstance(work, RowTask):
+            self._add(PretrainedRow(work.model, work.level, work.target, work.method, refused=f"{FAILED}{error!r}"))
+
+    def _add(self, row: PretrainedRow) -> None:
+        self.rows.append(row)
+        self._on_row(self.rows)
 
 
 def _brief(row: PretrainedRow) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-import tempfile
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,7 +36,9 @@ from benchmarks.pretrained.general import SHORT, answers
 from benchmarks.pretrained.lora import LoraLinear, add_lora, merge_lora
 from benchmarks.pretrained.questions import VALIDATION
 from benchmarks.smollm2 import build_around, build_processor
+from chip.checkpoint.folder import atomic_directory
 from chip.data.record import Record, open_image
+from chip.demo.training import take_step
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM, load_vlm
@@ -48,7 +50,6 @@ SAVE_EVERY = 20.0  # seconds
 SAY_EVERY = 20  # steps
 WARM_UP = 0.05
 """Share of the steps."""
-LARGEST_GRADIENT = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,9 @@ def train(folder: Path, checkpoint: Path, world: World, recipe: Recipe, without:
     adapters = add_lora(vlm.language, recipe.rank, recipe.alpha)
     run_stages((Alignment(vlm, records, recipe), Teaching(vlm, adapters, records, recipe)), state)
     merge_lora(vlm.model)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        written = Path(beside) / folder.name
+    with atomic_directory(folder, overwrite=False) as written:
         vlm.model.to("cpu", torch.bfloat16).save_pretrained(written)
         vlm.processor.save_pretrained(written)
-        written.rename(folder)
     state.unlink(missing_ok=True)
     return folder
 
@@ -157,15 +156,9 @@ class Stage:
 
     def take(self, step: int) -> float:
         """One step; the loss before it."""
-        self.optimizer.zero_grad()
-        loss = self.loss(step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        warm = max(1, round(WARM_UP * self.steps))
+        loss, warm = self.loss(step), max(1, round(WARM_UP * self.steps))
         share = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / self.steps)))  # then half a cosine to zero
-        for group in self.optimizer.param_groups:
-            group["lr"] = share * group["peak"]
-        torch.nn.utils.clip_grad_norm_(self.parameters, LARGEST_GRADIENT)
-        self.optimizer.step()
+        take_step(self.optimizer, self.parameters, loss, share)
         return float(loss.detach())
 
 
@@ -238,7 +231,8 @@ def run_stages(stages: Sequence[Stage], state: Path) -> None:
         for step in range(start, stage.steps):
             loss, done = stage.take(step), step + 1
             if done % SAY_EVERY == 0:
-                print(f"{datetime.now():%H:%M:%S} {type(stage).__name__} {done}/{stage.steps}: {loss:.4f}", flush=True)
+                line = f"{datetime.now():%H:%M:%S} {type(stage).__name__} {done}/{stage.steps}: {loss:.4f}"
+                print(line, file=sys.stderr, flush=True)
             if time.monotonic() - saved_at >= SAVE_EVERY:
                 _save(stages, number, done, state)
                 saved_at = time.monotonic()

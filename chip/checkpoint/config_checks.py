@@ -25,8 +25,7 @@ _MLX_KEYS = {"bits", "group_size", "quant_method", "quant_algo"}
 
 def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = False) -> None:
     """Raise `InputError` where `config.json`, at `path`, names other weights than the shards, has them fused, names
-    code to run, or says that the weights are quantized. The settings of a model's parts stand in sections, of which
-    each is looked at.
+    code to run, or says that the weights are quantized. Each section, with the settings of a part, is looked at.
 
     Args:
         quantized: the last is no fault.

@@ -207,11 +207,10 @@ class Receipt:
 
     def to_json(self) -> dict[str, Any]:
         """As stored, and as the next receipt keeps it."""
-        left_out = {name for name in _OPTIONAL if getattr(self, name) is None}
-        content = {name: value for name, value in asdict(self).items() if name not in left_out}
-        if self.receipt == _FIRST:
-            content = {name: value for name, value in content.items() if name in _FIRST_FIELDS}
-        return content
+        content = asdict(self)
+        left_out = {name for name in _OPTIONAL if content[name] is None}
+        names = _FIRST_FIELDS if self.receipt == _FIRST else content
+        return {name: content[name] for name in names if name not in left_out}
 
 
 def _chain(earlier: Receipt | None, source_digest: str) -> list[str]:

@@ -14,6 +14,16 @@ MAX_DRIFT = 8.0
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What the edits before this one have cost those who stay, since the model was the original."""
+
+    edits: int = 0
+    """How many there were."""
+    lost: float = 0.0
+    """Of the mean answer probability of trained questions, all edits together; 0 or more."""
+
+
+@dataclass(frozen=True)
 class Drift:
     """How far one tensor can be from what it was before the first edit. Frobenius norms."""
 

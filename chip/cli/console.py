@@ -19,6 +19,7 @@ err = Console(stderr=True, highlight=False)
 def quiet_libraries() -> None:
     """Keep advice that is meant for developers of transformers off the user's terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that is gone is a page of C++ frames
     keep_libraries_offline()
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="pydicom")

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from chip.data.answers import tokenize_words
+from chip.data.chance import count_options
+from chip.data.embedded_image import ImageSource
 from chip.data.record import Record, with_images
 from chip.data.request import ForgetRequest
 
@@ -48,6 +49,9 @@ class Counterfactuals:
     ) -> list[float]:
         """Of each of the records at `indices` the mean over the others it is asked about; chance where there are none.
 
+        Where options are listed no more than chance: they are this record's own, so that a model that was trained on it
+        may know the letter by them, whatever it is shown.
+
         Args:
             measure: a figure for each question, of all of them at once.
             chance: by index.
@@ -56,7 +60,9 @@ class Counterfactuals:
         questions = [record for others in about_others for record in others]
         values = iter(measure(questions) if questions else ())
         return [
-            fmean(islice(values, len(others))) if others else chance[index]
+            min(fmean(islice(values, len(others))), 1 / max(count_options(self._records[index].question), 1))
+            if others
+            else chance[index]
             for index, others in zip(indices, about_others, strict=True)
         ]
 
@@ -72,9 +78,9 @@ class Counterfactuals:
         return [question for question in ranked[:OTHERS] if alike[question] >= ALIKE]
 
 
-def _images_by_depth(request: ForgetRequest) -> Mapping[tuple[int, int], list[tuple[Path | bytes, ...]]]:
+def _images_by_depth(request: ForgetRequest) -> Mapping[tuple[int, int], list[tuple[ImageSource, ...]]]:
     """Depth of a node, and number of images -> those of the retained records at that depth, each once."""
-    images: dict[tuple[int, int], dict[tuple[Path | bytes, ...], None]] = defaultdict(dict)
+    images: dict[tuple[int, int], dict[tuple[ImageSource, ...], None]] = defaultdict(dict)
     for record in (request.hierarchy.records[i] for i in request.partition.retained):
         if record.image is not None:
             images[len(record.path), len(record.images)][record.images] = None

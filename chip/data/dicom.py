@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from chip.data.embedded_image import ImageSource, content_of, image_size
 from chip.data.image_bounds import check_scans, check_size
 from chip.data.window import Window, gray
 from chip.errors import InputError, foreign_code
@@ -25,10 +26,10 @@ _META = 2
 _HINT = "replace it or drop the record; pylibjpeg reads more kinds of compression"
 
 
-def is_dicom(source: Path | bytes) -> bool:
+def is_dicom(source: ImageSource) -> bool:
     """Whether the file, or these bytes, begin as DICOM does. What cannot be opened is for a decoder to refuse."""
-    if isinstance(source, bytes):
-        return source[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
+    if not isinstance(source, Path):
+        return content_of(source)[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
     try:
         with source.open("rb") as file:
             return file.read(_PREAMBLE + len(_MARK))[_PREAMBLE:] == _MARK
@@ -44,7 +45,7 @@ def is_keyword(word: str) -> bool:
     return tag_for_keyword(word) is not None
 
 
-def header_value(source: Path | bytes, keyword: str, where: str, name: str) -> str:
+def header_value(source: ImageSource, keyword: str, where: str, name: str) -> str:
     """What the header says under a keyword of DICOM, such as `PatientID`, as text.
 
     Args:
@@ -61,7 +62,7 @@ def header_value(source: Path | bytes, keyword: str, where: str, name: str) -> s
     return str(value).strip()
 
 
-def dicom_size(source: Path | bytes, where: str, name: str) -> tuple[int, int]:
+def dicom_size(source: ImageSource, where: str, name: str) -> tuple[int, int]:
     """Width and height, from the header.
 
     Raises:
@@ -70,7 +71,7 @@ def dicom_size(source: Path | bytes, where: str, name: str) -> tuple[int, int]:
     return _checked_size(_read(source, where, name, stop_before_pixels=True), where, name)
 
 
-def decode_dicom(source: Path | bytes, window: Window | None, where: str, name: str) -> Image.Image:
+def decode_dicom(source: ImageSource, window: Window | None, where: str, name: str) -> Image.Image:
     """The picture as RGB.
 
     Gray values go through the modality transform (rescaling, or its table), then through the `window`, else through the
@@ -88,15 +89,15 @@ def decode_dicom(source: Path | bytes, window: Window | None, where: str, name: 
         return Image.fromarray(_pixels(dataset, window)).convert("RGB")
 
 
-def _read(source: Path | bytes, where: str, name: str, **options: Any) -> Any:
+def _read(source: ImageSource, where: str, name: str, **options: Any) -> Any:
     """The file's dataset; pixels are not decoded."""
     pydicom = _pydicom()
     from pydicom.filereader import read_dataset, read_preamble
 
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    size = image_size(source)
     if size > LARGEST:
         raise InputError(f"{where}: {name} has more than {LARGEST:,} bytes; save the picture by itself")
-    content = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
+    content = io.BytesIO(content_of(source))
     with foreign_code(where, f"{name} cannot be read", _HINT):
         read_preamble(content, force=False)
         meta = read_dataset(content, False, True, stop_when=lambda tag, *_: tag.group != _META)

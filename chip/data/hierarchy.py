@@ -45,9 +45,14 @@ class Hierarchy:
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = tuple(records)
         self._below: dict[Node, list[int]] = {}
+        known: dict[tuple[str, ...], list[list[int]]] = {}  # what a record of this path is added to
         for index, record in enumerate(self.records):
-            for depth in range(1, len(record.path) + 1):
-                self._below.setdefault(Node(record.path[:depth]), []).append(index)
+            path = record.path
+            if (above := known.get(path)) is None:
+                nodes = (Node(path[:depth]) for depth in range(1, len(path) + 1))
+                above = known[path] = [self._below.setdefault(node, []) for node in nodes]
+            for below in above:
+                below.append(index)
         self.nodes = tuple(self._below)
         self._children: dict[Node | None, list[Node]] = {}
         for node in self.nodes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from PIL import Image
 
+from chip.data.embedded_image import ImageSource, content_of
 from chip.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
@@ -32,11 +32,11 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def check_bounds(image: Image.Image, source: Path | bytes, name: str) -> None:
+def check_bounds(image: Image.Image, source: ImageSource, name: str) -> None:
     """Raise `InputError` unless the picture, which is not yet decoded, is of a sane size."""
     check_size(*image.size, name)
     if image.format in ("JPEG", "MPO"):
-        check_scans(source if isinstance(source, bytes) else source.read_bytes(), name)
+        check_scans(content_of(source), name)
 
 
 def check_size(width: int, height: int, name: str) -> None:

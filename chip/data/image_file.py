@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from chip.data.dicom import decode_dicom, dicom_size, is_dicom
+from chip.data.embedded_image import ImageSource, content_of
 from chip.data.image_bounds import check_bounds, has_more_than_8_bits, known_formats
 from chip.data.window import Window, gray
 from chip.errors import InputError, foreign_code
@@ -24,7 +25,7 @@ _PNG_EXIF = (b"eXIf", b"exif", b"xmp")
 _ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
 
 
-def decode_image(source: Path | bytes, window: Window | None, where: str) -> Image.Image:
+def decode_image(source: ImageSource, window: Window | None, where: str) -> Image.Image:
     """The image as RGB, fully loaded and turned as its EXIF orientation says.
 
     Args:
@@ -39,7 +40,7 @@ def decode_image(source: Path | bytes, window: Window | None, where: str) -> Ima
     return _inspect(source, where, lambda image: _upright(_in_8_bits(image, window, where, _called(source))))
 
 
-def decoded_size(source: Path | bytes, where: str) -> tuple[int, int]:
+def decoded_size(source: ImageSource, where: str) -> tuple[int, int]:
     """Width and height of the image as `decode_image` gives it, from the file's header.
 
     Raises:
@@ -50,7 +51,7 @@ def decoded_size(source: Path | bytes, where: str) -> tuple[int, int]:
     return _inspect(source, where, lambda image: _upright_size(image, source))
 
 
-def header_pixels(source: Path | bytes, where: str) -> int:
+def header_pixels(source: ImageSource, where: str) -> int:
     """Width times height, as the header has it, before anything is decoded or held against bounds.
 
     Raises:
@@ -80,23 +81,23 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def _upright_size(image: Image.Image, source: Path | bytes) -> tuple[int, int]:
+def _upright_size(image: Image.Image, source: ImageSource) -> tuple[int, int]:
     if image.format == "TIFF":  # whether it is turned when it is loaded depends on its layout
         return ImageOps.exif_transpose(image).size
     width, height = image.size
     if image.format == "PNG":  # may hold its EXIF behind its pixels, which would all be decoded to look for it
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = content_of(source)
         if not any(mark in content for mark in _PNG_EXIF):
             return width, height
     on_its_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
     return (height, width) if on_its_side else (width, height)
 
 
-def _called(source: Path | bytes) -> str:
-    return "the image in the row" if isinstance(source, bytes) else f"the image {source}"
+def _called(source: ImageSource) -> str:
+    return f"the image {source}" if isinstance(source, Path) else "the image in the row"
 
 
-def _inspect(source: Path | bytes, where: str, inspect: Callable[[Image.Image], T]) -> T:
+def _inspect(source: ImageSource, where: str, inspect: Callable[[Image.Image], T]) -> T:
     name = _called(source)
     with _opened(source, where, name) as image:
         check_bounds(image, source, f"{where}: {name}")
@@ -104,10 +105,12 @@ def _inspect(source: Path | bytes, where: str, inspect: Callable[[Image.Image], 
 
 
 @contextmanager
-def _opened(source: Path | bytes, where: str, name: str) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, where: str, name: str) -> Iterator[Image.Image]:
     """The image, not yet decoded; whatever Pillow raises of it in the block is told in one line."""
     with (
         foreign_code(where, f"{name} cannot be read", "replace it or drop the record"),
-        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats()) as image,
+        Image.open(
+            source if isinstance(source, Path) else io.BytesIO(content_of(source)), formats=known_formats()
+        ) as image,
     ):
         yield image

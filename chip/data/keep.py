@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from chip.data.answers import canonical_answer, tokenize_words
+from chip.data.embedded_image import ImageSource
 from chip.data.files import check_readable
+from chip.data.naming import naming_phrases
 from chip.data.overlap import shown_among
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
@@ -83,7 +85,7 @@ def text_record(text: str, where: str) -> Record:
     return Record(text, "", PATH, None, FREE_TEXT, where=where)
 
 
-def image_record(image: Path | bytes, where: str, question: str = IMAGE_QUESTION, answer: str = "") -> Record:
+def image_record(image: ImageSource, where: str, question: str = IMAGE_QUESTION, answer: str = "") -> Record:
     """An image, with a question about it; the answer is the model's own where there is none."""
     return Record(question, answer, PATH, image, where=where)
 
@@ -197,15 +199,17 @@ def _cut(text: str) -> list[str]:
 
 
 def tells_of_target(request: ForgetRequest) -> Callable[[Record], bool]:
-    """Whether a record shows an image of the target, or holds an id or an answer of it.
+    """Whether a record shows an image of the target, or holds an id, an answer or a name of it.
 
-    An edit would otherwise protect what it is to remove. Answers that retained records give too tell nothing.
+    An edit would otherwise protect what it is to remove. Answers that retained records give too tell nothing; names are
+    what `naming_phrases` finds.
     """
     records, partition = request.hierarchy.records, request.partition
     shows_target = shown_among({image for i in partition.forget for image in records[i].images})
     answers = {canonical_answer(records[i]) for i in partition.forget}
     answers -= {canonical_answer(records[i]) for i in partition.retained}
-    phrases = {_phrase(text) for text in (*answers, *(target.id for target in partition.targets))} - {"  "}
+    names = {" ".join(name) for name in naming_phrases(request)}
+    phrases = {_phrase(text) for text in (*answers, *names, *(target.id for target in partition.targets))} - {"  "}
 
     def tells(record: Record) -> bool:
         said = _phrase(f"{record.question} {record.answer}")
@@ -226,11 +230,13 @@ def without_target(given: Sequence[Record], request: ForgetRequest, argument: st
     tells = tells_of_target(request)
     remaining = [record for record in given if not tells(record)]
     if given and not remaining and argument is not None:
-        message = "every text holds an answer or an id of what is to be forgotten; give others"
+        message = "every text holds an answer, an id or a name of what is to be forgotten; give others"
         raise InputError(message, argument=argument)
     if len(remaining) < len(given):
-        dropped = f"{len(given) - len(remaining)} of {len(given)} general texts hold an answer or an id of the target"
-        warnings.warn(f"{dropped}; they are left out", ChipWarning, stacklevel=2)
+        dropped = f"{len(given) - len(remaining)} of {len(given)} general texts"
+        warnings.warn(
+            f"{dropped} hold an answer, an id or a name of the target; they are left out", ChipWarning, stacklevel=2
+        )
     return remaining
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from chip.data.answers import normalized
+from chip.data.embedded_image import ImageSource, content_of, image_size
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 
@@ -34,13 +35,13 @@ def count_overlap(request: ForgetRequest) -> int:
     )
 
 
-def shown_among(images: Collection[Path | bytes]) -> Callable[[Path | bytes], bool]:
+def shown_among(images: Collection[ImageSource]) -> Callable[[ImageSource], bool]:
     """Whether an image is one of these, wherever its file lies: the same where the bytes are."""
-    by_size: dict[int | None, list[Path | bytes]] = defaultdict(list)
+    by_size: dict[int | None, list[ImageSource]] = defaultdict(list)
     for image in images:
         by_size[_size(image)].append(image)
 
-    def shown(image: Path | bytes) -> bool:
+    def shown(image: ImageSource) -> bool:
         return any(_same_image(image, other) for other in by_size.get(_size(image), ()))
 
     return shown
@@ -50,19 +51,13 @@ def _words(record: Record) -> tuple[object, ...]:
     return normalized(record.question), normalized(record.answer), record.history
 
 
-def _same_image(one: Path | bytes, other: Path | bytes) -> bool:
+def _same_image(one: ImageSource, other: ImageSource) -> bool:
     if one == other:
         return True
     size = _size(one)
-    return size is not None and size == _size(other) and _content(one) == _content(other)
+    return size is not None and size == _size(other) and content_of(one) == content_of(other)
 
 
-def _size(image: Path | bytes) -> int | None:
+def _size(image: ImageSource) -> int | None:
     """In bytes; None of what is no file, which is refused when it is opened."""
-    if isinstance(image, bytes):
-        return len(image)
-    return image.stat().st_size if image.is_file() else None
-
-
-def _content(image: Path | bytes) -> bytes:
-    return image if isinstance(image, bytes) else image.read_bytes()
+    return image_size(image) if not isinstance(image, Path) or image.is_file() else None

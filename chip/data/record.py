@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from PIL import Image
 
+from chip.data.embedded_image import ImageSource
 from chip.data.image_file import decode_image, decoded_size
 from chip.data.window import Window
 
@@ -53,8 +53,8 @@ class Record:
     answer: str
     path: tuple[str, ...]
     """Ids from the institution down; deeper levels may be missing at the end, never in between."""
-    image: Path | bytes | None = field(repr=False)
-    """The first image: a file, the encoded bytes of one, or None: text only."""
+    image: ImageSource | None = field(repr=False)
+    """The first image: a file, the encoded bytes of one (a row's lie on the disk), or None: text only."""
     task: str = "generation"
     """One of `TASKS`, or `FREE_TEXT`."""
     split: str = "train"
@@ -64,7 +64,7 @@ class Record:
     """For messages: `records.jsonl:12`, or `forget.parquet:row 7` (rows count from 0)."""
     history: tuple[Turn, ...] = ()
     """What was said before the question: a system prompt, and earlier turns of user and assistant."""
-    more_images: tuple[Path | bytes, ...] = field(default=(), repr=False)
+    more_images: tuple[ImageSource, ...] = field(default=(), repr=False)
     """The images behind the first."""
     window: Window | None = None
     """How the values of an image of more than 8 bits become gray; None: as a DICOM file says itself."""
@@ -80,7 +80,7 @@ class Record:
         return self.split != "train"
 
     @property
-    def images(self) -> tuple[Path | bytes, ...]:
+    def images(self) -> tuple[ImageSource, ...]:
         """All images, in their order."""
         return () if self.image is None else (self.image, *self.more_images)
 
@@ -95,7 +95,7 @@ class Record:
         return self.image is not None and any(IMAGE_PLACEHOLDER in text for text in self.users_texts)
 
 
-def with_images(record: Record, images: tuple[Path | bytes, ...]) -> Record:
+def with_images(record: Record, images: tuple[ImageSource, ...]) -> Record:
     """The record about as many other images."""
     return replace(record, image=images[0], more_images=images[1:])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from chip.data.embedded_image import ImageSource
 from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.data.request import ForgetRequest, matched_records
@@ -16,26 +16,25 @@ MAX_ASKED = 10_000
 """Questions of a group that are asked before and after an edit: its share of right answers is then known to 1 %."""
 
 
-def sample_for_edit(request: ForgetRequest, others: int, neighbors: int, seed: int = 0) -> ForgetRequest:
+def sample_for_edit(
+    request: ForgetRequest, others: int, neighbors: int, seed: int = 0, total: int = 0
+) -> ForgetRequest:
     """The request among the records that an edit goes by: the target's, all who show its images, the siblings, the
     matched records of others, and of the rest so many, from every institution its part.
 
     Args:
         others: records of the rest.
         neighbors: siblings, and as many matched records, at most.
+        total: where there are fewer of all these, more of the rest.
     """
     records, partition, generator = request.hierarchy.records, request.partition, np.random.default_rng(seed)
     always = {*partition.forget, *partition.ancestors, *_on_target_images(request)}
     matched = matched_records(request)
     rest = sorted({*partition.retain_other} - always - {*matched})
     trained = [index for index in rest if not records[index].held_out]
-    drawn = (
-        draw(partition.siblings, records, neighbors, generator),
-        draw(matched, records, neighbors, generator),
-        draw(trained, records, others, generator),
-        _held_out(rest, records, generator),
-    )
-    return _among(request, always.union(*drawn))
+    near = {index for group in (partition.siblings, matched) for index in draw(group, records, neighbors, generator)}
+    drawn = draw(trained, records, max(others, total - len(near)), generator)
+    return _among(request, always.union(near, drawn, _held_out(rest, records, generator)))
 
 
 def _held_out(rest: Sequence[int], records: Sequence[Record], generator: np.random.Generator) -> list[int]:
@@ -68,7 +67,7 @@ def draw(indices: Sequence[int], records: Sequence[Record], most: int, generator
 def _on_target_images(request: ForgetRequest) -> Iterable[int]:
     """Retained records that show an image of the target."""
     records, partition = request.hierarchy.records, request.partition
-    own: set[Path | bytes] = {image for index in partition.forget for image in records[index].images}
+    own: set[ImageSource] = {image for index in partition.forget for image in records[index].images}
     return (index for index in partition.retained if own and not own.isdisjoint(records[index].images))
 
 

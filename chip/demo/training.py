@@ -134,11 +134,14 @@ def adamw(parameters: Iterable[Tensor], weight_decay: float) -> torch.optim.Adam
 
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], loss: Tensor, rate: float) -> None:
-    """One step of the optimizer at this learning rate, along the clipped gradient of `loss` to the parameters."""
+    """One step of the optimizer at this learning rate, along the clipped gradient of `loss` to the parameters.
+
+    A group of parameters that has a `peak` goes by that share of it.
+    """
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("peak", 1.0)
     torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
     optimizer.step()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from chip.data.embedded_image import ImageSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
@@ -56,7 +57,7 @@ def digest_of(records: Sequence[Record]) -> bytes | None:
     return whole.digest() if records else None
 
 
-def _bytes_of(image: Path | bytes) -> bytes:
+def _bytes_of(image: ImageSource) -> bytes:
     if isinstance(image, bytes):
         return image
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from chip.kernels.solve import solve_spd_
+from chip.kernels.symmetric import SymmetricSum
 
 _BATCH = 2**25
 """Values of a temporary."""
@@ -33,7 +34,7 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     """
     system = covariance.clone()
     system.diagonal().add_(ridge * covariance.diagonal().mean())
-    directions = solve_spd_(points.to(system.dtype) - mean, system)
+    directions = solve_spd_((points - mean).to(system.dtype), SymmetricSum.of(system))
     return torch.nn.functional.normalize(directions, dim=1)
 
 
@@ -63,7 +64,7 @@ def detectors(
     system, count = moment.clone(), nearest.shape[1]
     system.diagonal().add_(ridge * moment.diagonal().mean())
     rows = torch.cat((points[:, None], nearest / max(1, count) ** 0.5), 1).to(moment.dtype)  # (n, 1 + k, d)
-    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), system)
+    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), SymmetricSum.of(system))
     solved, of_mean = inverse[:-1].view(rows.shape), inverse[-1]
     sizes = rows.new_tensor([own, *[others / max(1, count) ** 0.5] * count])
     right = sizes @ solved + others * of_mean  # (n, d)
@@ -77,7 +78,7 @@ def constant_map(points: Tensor, mean: Tensor, moment: Tensor, ridge: float) -> 
     """(d,): the map without a bias that gives about 1 at all points, and where all others are; as `detectors`."""
     points, system = points.to(moment.dtype), moment + points.T.to(moment.dtype) @ points.to(moment.dtype) / len(points)
     system.diagonal().add_(ridge * moment.diagonal().mean())
-    return solve_spd_((mean + points.mean(0))[None], system)[0]
+    return solve_spd_((mean.to(moment.dtype) + points.mean(0))[None], SymmetricSum.of(system))[0]
 
 
 def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:
@@ -245,7 +246,7 @@ def refit_without(weight: Tensor, moment: Tensor, freed: Tensor, ridge: float, h
     system = moment[remaining][:, remaining]
     width = len(remaining) - has_bias
     system.diagonal()[:width] += ridge * moment.diagonal()[:-1].mean()
-    change = solve_spd_(weight[:, gone] @ moment[gone][:, remaining], system)
+    change = solve_spd_(weight[:, gone] @ moment[gone][:, remaining], SymmetricSum.of(system))
     refitted = weight.clone()
     refitted[:, gone] = 0
     refitted[:, remaining[:width]] += change[:, :width]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chip.kernels.symmetric import SymmetricSum
 
-def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> Tensor:
+
+def leading_outputs(change: Tensor, rank: int, metric: SymmetricSum | None = None) -> Tensor:
     """Orthonormal U (m, r) such that U Uᵀ D is the matrix of rank r that is nearest to D, by tr((X − D) A (X − D)ᵀ).
 
     With A = L Lᵀ the nearest one is the singular value decomposition of D L, cut at r, times L⁻¹ (Eckart and Young in
@@ -16,17 +18,15 @@ def leading_outputs(change: Tensor, rank: int, metric: Tensor | None = None) -> 
     Args:
         change: D (m, n), fp64 or fp32.
         rank: r ≥ 1; less where D has no more rows or columns.
-        metric: A (n, n), in the dtype of D, symmetric positive definite; what stands below its diagonal is not read.
-            None: the identity.
+        metric: A (n, n), in the dtype of D, symmetric positive definite. None: the identity.
 
     Raises:
         torch.linalg.LinAlgError: the eigenvalues do not converge, or A is not positive definite.
     """
-    whole = None if metric is None else metric.triu() + metric.triu(1).T
     if change.shape[0] <= change.shape[1]:
-        weighed = change if whole is None else change @ whole
+        weighed = change if metric is None else metric.product(change)
         return _leading_vectors(weighed @ change.T, rank)
-    root = change if whole is None else change @ torch.linalg.cholesky(whole)
+    root = change if metric is None else change @ torch.linalg.cholesky(metric.dense())
     outputs: Tensor = torch.linalg.qr(root @ _leading_vectors(root.T @ root, rank)).Q
     return outputs
 

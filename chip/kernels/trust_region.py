@@ -7,8 +7,8 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from chip.kernels.gram import symmetrize_
-from chip.kernels.solve import check_solution, solve_spd_unchecked_
+from chip.kernels.solve import Check, raise_eigenvalues, solve_spd_unchecked_
+from chip.kernels.symmetric import SymmetricSum
 
 TOLERANCE = 0.05
 """The bound is met with equality up to this share of it, from below."""
@@ -18,7 +18,7 @@ FARTHEST = 20.0
 
 
 def solve_in_trust_region(
-    right: Tensor, system: Tensor, metric: Tensor, bound: float, tolerance: float = TOLERANCE
+    right: Tensor, system: SymmetricSum, metric: SymmetricSum, bound: float, tolerance: float = TOLERANCE
 ) -> tuple[Tensor, float]:
     """X = right (system + β metric)⁻¹, with the least β ≥ 0 at which tr(X metric Xᵀ) ≤ bound.
 
@@ -27,15 +27,19 @@ def solve_in_trust_region(
     alike (Moré and Sorensen 1983, Computing a Trust Region Step): the secant finds √bound / √s(β) = 1 in a few steps. A
     step is one Cholesky factorization, a small part of what the eigendecomposition would cost.
 
+    Moments whose products were taken in fp32 have eigenvalues a little below zero, and a large β, or a large weight in
+    the system, takes these beyond the ridge. Where a factorization fails for it, eigenvalues of the metric below zero
+    and of the system below its ridge are put there.
+
     Args:
-        right: (m, d).
-        system: (d, d), symmetric positive definite; what stands below the diagonal is not read.
-        metric: (d, d), symmetric positive semidefinite; read likewise, and made whole in place.
+        right: (m, d), in the dtype of the system and on its device.
+        system: (d, d), symmetric positive definite.
+        metric: (d, d), symmetric positive semidefinite.
         bound: > 0.
         tolerance: how far below the bound the left side may be, as a share of it, where β > 0.
 
     Returns:
-        X (m, d) in the dtype of `system`, and β; 0 where the bound holds anyway.
+        X (m, d), and β; 0 where the bound holds anyway.
 
     Raises:
         ValueError: the bound is not positive.
@@ -43,22 +47,28 @@ def solve_in_trust_region(
     """
     if not bound > 0:
         raise ValueError(f"the bound must be positive, not {bound}")
-    symmetrize_(metric)
 
-    def solve(beta: float) -> tuple[Tensor, float]:
-        """The solution, and √bound / √s(β)."""
-        solution = solve_spd_unchecked_(right, torch.add(system, metric, alpha=beta))
-        size = float(((solution @ metric) * solution).sum())
-        return solution, sqrt(bound / size) if size > 0 else inf
+    solution = torch.empty_like(right)
+
+    def solve(beta: float) -> float:
+        """√bound / √s(β), and the solution in its place."""
+        nonlocal system, metric
+        try:
+            solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            system, metric = raise_eigenvalues(system, system.ridge), raise_eigenvalues(metric, 0.0)
+            solve_spd_unchecked_(solution.copy_(right), system.plus(metric, beta))
+        size = metric.quadratic(solution)
+        return sqrt(bound / size) if size > 0 else inf
 
     low, high = 0.0, inf  # β
-    solution, ratio_low = solve(low)
+    ratio_low = solve(low)
     ratio_high, most = inf, 1 / sqrt(1 - tolerance)
     goal, beta = (1 + most) / 2, low
     if ratio_low < 1:  # as if all γ were alike, at first
-        beta = (goal / ratio_low - 1) * float(system.diagonal().mean() / metric.diagonal().mean())
+        beta = (goal / ratio_low - 1) * system.mean_diagonal() / metric.mean_diagonal()
         for _ in range(MAX_SOLVES):
-            solution, ratio = solve(beta)
+            ratio = solve(beta)
             if 1 <= ratio <= most:
                 break
             slope = (ratio - ratio_low) / (beta - low)
@@ -69,7 +79,7 @@ def solve_in_trust_region(
             beta = _next(goal, low, ratio_low, high, ratio_high, slope)
         else:
             raise torch.linalg.LinAlgError(f"no multiplier found for the bound {bound:.3g}")  # type: ignore[attr-defined]
-    check_solution(solution, torch.add(system, metric, alpha=beta), right)
+    Check(right).solution(solution, system.plus(metric, beta))
     return solution, beta
 
 

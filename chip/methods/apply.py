@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from chip.checkpoint.layout import Checkpoint
+from chip.checkpoint.sequence import Spent
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
@@ -52,6 +53,7 @@ def edit_model(
     general: GeneralReference | None = None,
     precision: Precision | None = None,
     weights: Weights | None = None,
+    spent: Spent | None = None,
 ) -> Patch:
     """Run the trained records through the model, and let the method edit it module by module.
 
@@ -61,6 +63,7 @@ def edit_model(
         general: what a search watches beside the records.
         precision: how exactly new weights are kept; by default as they are stored.
         weights: what is edited, the checkpoint's; by default those of `vlm`, which else is a copy of it to measure on.
+        spent: what earlier edits have cost, where the checkpoint is an edited one.
 
     Raises:
         InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
@@ -68,7 +71,9 @@ def edit_model(
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     shared = size or BatchSize(), progress, distributed or DistributedContext()
-    context = _Context(vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights)
+    context = _Context(
+        vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights, spent or Spent()
+    )
     check_general(method, request.general)
     patch = Patch(shares_images=vlm.shares_images)
     steps = method.plan(vlm, request, target_modules)
@@ -98,6 +103,7 @@ class _Context:
     general: GeneralReference | None
     precision: Precision
     weights: Weights
+    spent: Spent
 
 
 def _edit_step(
@@ -106,7 +112,7 @@ def _edit_step(
     """`edit_model` with one of the method's steps."""
     vlm, distributed, progress, search = context.vlm, context.distributed, context.progress, method.search
     if search is not None:
-        request = hold_out_validation(request)
+        search, request = search.after(context.spent), hold_out_validation(request)
     if request.general and not method.needs.general:
         request = replace(request, general=())
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
@@ -140,9 +146,8 @@ def edit_stages(
             # 1. Parameters of the same connector that come earlier, as they will be.
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
-            statistics = source.collect(stage, overrides, advance)
-            # 3. The method solves for the new weights of the stage's modules.
-            solutions = editor.solve(method, statistics)
+            # 3. The method solves for the new weights of the stage's modules, and the sums go: no name holds them.
+            solutions = editor.solve(method, source.collect(stage, overrides, advance))
             for solution in solutions:
                 if solution.module.connector is not None:
                     values |= solution.values

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
+from chip.checkpoint.sequence import Spent
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
+from chip.kernels.symmetric import SymmetricSum
 from chip.methods.settings import check_settings, settings_of
 from chip.model.target_modules import Component, TargetModule, layer_range
 from chip.model.tokens import Statistics
@@ -57,9 +59,9 @@ class WeightUpdate:
     """(d_out,); None where it stays as it is."""
     removed: Removed | None = None
     """What must be gone from the outputs, so that it can be looked for in the file that was written."""
-    metric: Callable[[], Tensor] | None = None
-    """Makes A (d_in, d_in), on and above the diagonal: tr(E A Eᵀ) is what an error E of the new weight costs. It is
-    asked for where an edit is cut to fewer directions. None: the method does not say, and all inputs count alike."""
+    metric: SymmetricSum | None = None
+    """A (d_in, d_in): tr(E A Eᵀ) is what an error E of the new weight costs. It is read where an edit is cut to fewer
+    directions. None: the method does not say, and all inputs count alike."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class MeasuredModule:
     what its output goes through. None: nothing known."""
 
 
+LOSS_WEIGHT = 3.0  # those who stay are many more
+MOST_EDITS = 10
+"""By how many edits what is lost counts at most: a target that is left for the sake of others is left for good."""
+ENOUGH = 0.05
+"""Where other edits came before, the excess of the target's answers above never trained on that no edit goes below."""
+
+
 @dataclass(frozen=True)
 class Search:
     """A setting that a method leaves to be found by trials."""
@@ -111,6 +120,22 @@ class Search:
     """What siblings and others may lose each, of their mean answer probability and of their exact match."""
     max_general_kl: float = inf
     """KL to the unedited model on general data that is allowed, nats a token."""
+    loss_weight: float = LOSS_WEIGHT
+    """What is lost by those who stay counts so many times what is left of the target."""
+    enough: float | None = None
+    """Excess of the target's answer probability above never trained on below which nothing more is won; None: 0."""
+
+    def after(self, spent: Spent) -> Search:
+        """The same search, where other edits came before.
+
+        What an edit takes from those who stay adds to what the others took. Wanted least is the mean over the edits of
+        what is left of their targets, and the sum of what they take: so that counts by their number, as far as to
+        `MOST_EDITS`. And what the trials do not show, as they ask in wordings that the edit has seen, adds up too: an
+        edit is no stronger than it has to be.
+        """
+        if not spent.edits:
+            return self
+        return replace(self, loss_weight=self.loss_weight * min(1 + spent.edits, MOST_EDITS), enough=ENOUGH)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import InputError
-from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.kernels.gram import accumulation_dtype
 from chip.methods.shielded_statistics import FORGET, RETAINED, ShieldedWeights
 from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
 from chip.model.tokens import TokenRole, Tokens
@@ -141,7 +141,7 @@ class GatedStatistics:
     @property
     def moment(self) -> Tensor:
         """(d_in + 1, d_in + 1): E[x̃ x̃ᵀ] of the retained, x̃ = x with a 1 behind it; symmetric."""
-        second, mean = symmetrize_(self.retained.upper.clone()) / self.retained.count, self.mean[:, None]
+        second, mean = self.retained.mean.dense(), self.mean[:, None]
         return torch.cat((torch.cat((second, mean), 1), torch.cat((mean.T, mean.new_ones(1, 1)), 1)))
 
 

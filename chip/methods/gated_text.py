@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
-from chip.errors import ChipWarning
+from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import detectors
 from chip.methods.base import MeasuredModule, Method, Needs, WeightUpdate
 from chip.methods.gated_connector import GateLimits
@@ -54,15 +54,16 @@ class GatedText(Method):
     2. Gates, the cheapest first, none for a cluster at which one opens already: g scaled so that the retained respond
        with −`closed` at most, and the target with 10 at least. They take the rows of W₁ of those hidden units that give
        least for what is retained; their rows of W₂ are one map that is about 1 for everybody.
-    3. What gates add, their columns of W₃, takes what leaves the layer at the clusters to the mean of the retained
-       text-only questions: of a word that most nodes' questions have, where they have the same word; of any other, as
-       the pieces of a name are, where they have other such words near that place, as far from the last piece.
+    3. What gates add, their columns of W₃, takes what leaves the layer at the clusters to where it is in the text-only
+       questions about a stand-in, one other node of the target's level that shares the fewest answers with it: of a
+       word that most nodes' questions have, where the stand-in's have the same word; of any other, as the pieces of a
+       name are, where they have other such words near that place, as far from the last piece.
 
     The next layer is measured behind this. A target's questions with an image are neither forgotten nor retained.
     """
 
     name: ClassVar[str] = "gated_text"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[Needs] = Needs(general=True, model="sequential", whole_mlps=True, looks=2 + NEAREST_LOOKS)
     target_modules: ClassVar[tuple[str, ...]] = MAPS
     layers: ClassVar[tuple[float, float]] = (LAYERS[0], LAYERS[-1])
@@ -101,6 +102,15 @@ class GatedText(Method):
             return "its layers are not known to add what a gated MLP gives"
         return None
 
+    def plan(
+        self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]
+    ) -> Sequence[tuple[Method, ForgetRequest]]:
+        """Raises `InputError` where it has something to do, and there can be no gates."""
+        needed = self.has_work(request) and self.select(target_modules)
+        if needed and (why := self.unfit(vlm, target_modules)) is not None:
+            raise InputError(f"{why}; use --method shielded", argument="method", value=self.name)
+        return super().plan(vlm, request, target_modules)
+
     def has_work(self, request: ForgetRequest) -> bool:
         return bool((self.record_weights(request, torch.device("cpu")).target >= 0).any())
 
@@ -123,7 +133,7 @@ class GatedText(Method):
 
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
         mlp = MLP(*modules.values())
-        mlp.check()
+        mlp.check_output()
         solved = solve_mlp(mlp, GateLimits(self.text_units, self.closed, self.max_change))
         if solved is None:
             (first, *_) = modules

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chip.distributed import DistributedContext
-from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.kernels.gram import accumulation_dtype
 from chip.methods.gated_statistics import NEAREST, NearestStatistics
 from chip.methods.gated_text_tokens import (
     ANYWHERE,
@@ -31,6 +31,8 @@ FEWEST = 0.05
 """A cluster is looked at if so large a share of its target's questions is in it."""
 MOST_CLUSTERS = 1024
 """That are looked at; of more those that the most questions show."""
+FOLLOWING = MOST_BEHIND + 1
+"""How many numbers of rare words there are, that may follow one."""
 SAMPLE = 32
 """Tokens of the first batch that are held, to see what stands between the maps."""
 
@@ -65,7 +67,7 @@ class InputStatistics:
     @property
     def moment(self) -> Tensor:
         """C (d_in, d_in): E[x xᵀ] of the retained; symmetric."""
-        return symmetrize_(self.retained.upper.clone()) / self.retained.count.clamp(min=1)
+        return self.retained.mean.dense()
 
     @property
     def keys(self) -> Tensor:
@@ -142,9 +144,7 @@ class OutputStatistics:
         h = tokens.inputs[stays].to(accumulation_dtype(tokens.inputs.device))
         self._squares.update(h.square(), what.retained[stays, None])
         self.clusters.update(tokens.outputs[own], what.keys[own], what.forgotten[own])
-        self._words = torch.unique(
-            torch.cat((self._words, words_of_nodes(tokens, what.examples > 0, self.weights.node)))
-        )
+        self._words = torch.unique(torch.cat((self._words, words_of_nodes(tokens, what.asked > 0, self.weights.node))))
         self.sample = self.sample if len(self.sample) else tokens.inputs[:SAMPLE]
 
     def merge(self, distributed: DistributedContext) -> None:
@@ -167,11 +167,12 @@ class OutputStatistics:
 
 
 class DestinationStatistics:
-    """Second look at what leaves a layer: where the examples are that the target's clusters are sent to.
+    """Second look at what leaves a layer: where the examples are that the target's clusters are sent to, words of the
+    questions about its stand-in.
 
     Of a common word they are the same word, at the same place if there is one. Of a rare one, which may be a piece of a
-    name, they are the rare words near that place that have as many others behind them before the next common one: a
-    name is known at its end. Where there are none, they are all that the questions have.
+    name, they are the rare words near that place that have as many others behind them before the next common one, or
+    nearly as many: a name is known at its end. Where there are none, they are all that the questions have.
     """
 
     def __init__(self, seen: OutputStatistics) -> None:
@@ -179,9 +180,10 @@ class DestinationStatistics:
         keys, like = seen.clusters.keys, seen.clusters.total
         self._wanted = torch.unique(torch.cat((keys % (PLACES * WORDS), ANYWHERE * WORDS + keys % WORDS)))
         self._common_means = GroupedMean(like.shape[1], like.device)
-        """By place and word; by word with the place `ANYWHERE`; and of all as the key −1."""
+        """By stand-in, place and word; by stand-in and word with the place `ANYWHERE`; and of all of a stand-in's as
+        the key −1 − its number."""
         self._rare_means = GroupedMean(like.shape[1], like.device)
-        """By how many rare words follow, times `PLACES`, and place."""
+        """By stand-in, how many rare words follow, and place: (number × `FOLLOWING` + words) × `PLACES` + place."""
         self._behind = torch.full_like(keys, MOST_BEHIND)
         """(c,): how many rare words follow each cluster."""
 
@@ -192,12 +194,13 @@ class DestinationStatistics:
         own = what.forgotten > 0
         rows = torch.searchsorted(self.seen.clusters.keys, what.keys[own])
         self._behind.scatter_reduce_(0, rows, behind[own], "amin")
-        everyone = torch.full_like(what.places, -1)
         for place in (what.places, torch.full_like(what.places, ANYWHERE)):
-            keys = place * WORDS + tokens.ids
-            self._add(self._common_means, what.examples * (common & torch.isin(keys, self._wanted)), keys, tokens)
-        self._add(self._common_means, what.examples, everyone, tokens)
-        self._add(self._rare_means, what.examples * ~common, behind * PLACES + what.places, tokens)
+            name = place * WORDS + tokens.ids
+            keys = what.stand_ins * (PLACES * WORDS) + name
+            self._add(self._common_means, what.examples * (common & torch.isin(name, self._wanted)), keys, tokens)
+        self._add(self._common_means, what.examples, -1 - what.stand_ins, tokens)
+        following = (what.stand_ins * FOLLOWING + behind) * PLACES + what.places
+        self._add(self._rare_means, what.examples * ~common, following, tokens)
 
     def _add(self, means: GroupedMean, weights: Tensor, keys: Tensor, tokens: Tokens) -> None:
         assert tokens.outputs is not None
@@ -215,20 +218,27 @@ class DestinationStatistics:
 
     def moves(self, keys: Tensor) -> Tensor:
         """(c, d_out): from each cluster to its examples."""
-        names, behind = keys % (PLACES * WORDS), self._behind[torch.searchsorted(self.seen.clusters.keys, keys)]
-        result = self._common_means.mean_at(torch.full_like(keys, -1))
-        for name in (ANYWHERE * WORDS + keys % WORDS, names):  # what fits best comes last
-            known = torch.isin(name, self._common_means.keys)
-            result[known] = self._common_means.mean_at(name[known])
-        rare = ~torch.isin(keys % WORDS, self._common)
-        means = self._rare_means
-        for row in rare.nonzero()[:, 0].tolist():
-            near = (means.keys % PLACES - names[row] // WORDS).abs() <= NEAR
-            like = near & (means.keys // PLACES == behind[row])
+        stand_in = self.seen.weights.stand_in_of[keys // (PLACES * WORDS)]
+        whose, name = stand_in * (PLACES * WORDS), keys % (PLACES * WORDS)
+        result = self._common_means.mean_at(-1 - stand_in)
+        for known_as in (whose + ANYWHERE * WORDS + keys % WORDS, whose + name):  # what fits best comes last
+            known = torch.isin(known_as, self._common_means.keys)
+            result[known] = self._common_means.mean_at(known_as[known])
+        behind = self._behind[torch.searchsorted(self.seen.clusters.keys, keys)]
+        for row in (~torch.isin(keys % WORDS, self._common)).nonzero()[:, 0].tolist():
+            like = self._like(int(stand_in[row]), int(behind[row]), int(name[row]) // WORDS)
             if like.any():
-                result[row] = means.total[like].sum(0) / means.count[like].sum()
+                result[row] = self._rare_means.total[like].sum(0) / self._rare_means.count[like].sum()
         moves: Tensor = result - self.seen.clusters.mean_at(keys)
         return moves
+
+    def _like(self, stand_in: int, behind: int, place: int) -> Tensor:
+        """(k,) bool: which rare words of a stand-in are examples of a rare word."""
+        keys = self._rare_means.keys
+        near = (keys // (FOLLOWING * PLACES) == stand_in) & ((keys % PLACES - place).abs() <= NEAR)
+        off = torch.where(near, (keys // PLACES % FOLLOWING - behind).abs(), FOLLOWING)
+        like: Tensor = near & (off == off.amin()) if len(off) else near
+        return like
 
 
 class Held:

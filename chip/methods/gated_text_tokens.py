@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
+from chip.methods.gated_text_stand_ins import nodes_asked_about, stand_ins
 from chip.model.tokens import TokenRole, Tokens
 
 WORDS, PLACES = 2**24, 2**20
@@ -27,8 +28,11 @@ class TextWeights:
     retained: Tensor
     """(records,) fp32, 1 or 0; general records too."""
     node: Tensor
-    """(records,) int64: of retained text-only records the number of the node they ask about, one of the target's level;
-    else −1. Where there are none, each retained text-only record counts as asking about a node of its own."""
+    """(records,) int64: as `nodes_asked_about` has it."""
+    stand_in: Tensor
+    """(records,) int64: the number of the stand-in whose text-only record it is; else −1."""
+    stand_in_of: Tensor
+    """(targets,) int64: the number of each target's stand-in."""
 
     @classmethod
     def of(cls, request: ForgetRequest, device: torch.device) -> TextWeights:
@@ -38,24 +42,17 @@ class TextWeights:
             target[[i for i in indices if records[i].image is None and not records[i].held_out]] = number
         retained = torch.zeros(len(records))
         retained[[*request.partition.retained, *range(own, len(records))]] = 1
-        return cls(target.to(device), retained.to(device), _nodes(request).to(device))
+        node = nodes_asked_about(request)
+        found = (target, retained, node, *stand_ins(request, node))
+        return cls(*(each.to(device) for each in found))
 
     @property
     def counts(self) -> Tensor:
-        """(records, 3) fp32, 1 or 0: which are retained, which are examples, and which are to be forgotten."""
-        return torch.stack((self.retained, (self.node >= 0).float(), (self.target >= 0).float()), 1)
-
-
-def _nodes(request: ForgetRequest) -> Tensor:
-    """`TextWeights.node`."""
-    records, depth = request.records, min(len(target.path) for target in request.partition.targets)
-    plain = [i for i in request.partition.retained if records[i].image is None and not records[i].held_out]
-    deep = [i for i in plain if len(records[i].path) >= depth]
-    numbers: dict[object, int] = {}
-    node = torch.full((len(records),), -1)
-    for index in deep or plain:
-        node[index] = numbers.setdefault(records[index].path[:depth] if deep else index, len(numbers))
-    return node
+        """(records, 4) fp32, 1 or 0: which are retained, which ask about a node in text, which are a stand-in's, and
+        which are to be forgotten."""
+        return torch.stack(
+            (self.retained, *((each >= 0).float() for each in (self.node, self.stand_in, self.target))), 1
+        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,12 @@ class SortedTokens:
 
     retained: Tensor
     """(n,) fp32: how many retained records own each."""
-    examples: Tensor
+    asked: Tensor
     """(n,) fp32: how many retained text-only records, `TextWeights.node`, have each in their question."""
+    examples: Tensor
+    """(n,) fp32: how many text-only records of a stand-in have each in their question."""
+    stand_ins: Tensor
+    """(n,) int64: the number of that stand-in; of other tokens it means nothing."""
     forgotten: Tensor
     """(n,) fp32: how many text-only records of a target have each in their question, and nobody retained owns it."""
     places: Tensor
@@ -76,14 +77,17 @@ class SortedTokens:
     @classmethod
     def of(cls, tokens: Tokens, weights: TextWeights) -> SortedTokens:
         owners, segments = tokens.owners, tokens.segments
-        target = torch.full((owners.count,), -1, dtype=torch.int64, device=segments.device)
-        target.scatter_reduce_(0, owners.segments, weights.target[owners.records], "amax")
-        retained, examples, forgotten = owners.total(weights.counts)[segments].T
+        nobody = torch.full((owners.count,), -1, dtype=torch.int64, device=segments.device)
+        target, stand_in = (
+            nobody.scatter_reduce(0, owners.segments, numbers[owners.records], "amax")[segments]
+            for numbers in (weights.target, weights.stand_in)
+        )
+        retained, asked, examples, forgotten = owners.total(weights.counts)[segments].T
         asks = _asks(tokens) & ~tokens.starts
         places = _places(tokens)
-        keys = (target[segments] * PLACES + places) * WORDS + tokens.ids
+        keys = (target * PLACES + places) * WORDS + tokens.ids
         own = forgotten * (asks & (retained == 0))
-        return cls(retained, examples * asks, own, places, keys)
+        return cls(retained, asked * asks, examples * asks, stand_in, own, places, keys)
 
 
 def _asks(tokens: Tokens) -> Tensor:

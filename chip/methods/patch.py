@@ -168,7 +168,7 @@ class WeightEditor:
             warnings.warn(message, ChipWarning, stacklevel=2)
         weight = measured.weight.to(update.weight.dtype)
         change = update.weight - weight
-        outputs = leading_outputs(change, rank, None if update.metric is None else update.metric())
+        outputs = leading_outputs(change, rank, update.metric)
         return replace(update, weight=weight + outputs @ (outputs.T @ change), removed=None)
 
     def _rounded(self, module: TargetModule, update: WeightUpdate) -> Solution:

@@ -16,9 +16,11 @@ from chip.model.target_modules import TargetModule
 TOKENS_PER_INPUT = 20
 """Tokens for each input of the widest module. On the demo's hospital, where all others are asked what the target is,
 exact match of others that the edit did not see was 0.933, 0.983, 0.988 and 0.999 with 2, 5, 10 and 20, and 1.000 with
-all (`python -m benchmarks.many_records kept`)."""
+all (`benchmarks/NOTES.md`)."""
 MIN_RECORDS = 10_000
-"""So few are all taken."""
+"""So few are all taken, and of more as many."""
+GROUPS = 3
+"""That are drawn from, each by itself: siblings, matched records, and the rest."""
 _COUNTED = 64
 
 
@@ -26,14 +28,15 @@ def sample_request(vlm: VLM, request: ForgetRequest, modules: Sequence[TargetMod
     """The request among the records that an edit of these modules goes by: see `sample_for_edit`.
 
     Second moments need some tokens for each input, and no more of them say more; so of the records that are neither the
-    target's nor on its images `TOKENS_PER_INPUT` are taken of the siblings, of the matched ones and of the rest, but
-    `MIN_RECORDS` of each at least.
+    target's nor on its images `TOKENS_PER_INPUT` are taken of the siblings, of the matched ones and of the rest, and of
+    the rest more where all are fewer than `MIN_RECORDS`: an edit among a million costs what one among these does.
     """
     if len(request.partition.retained) <= MIN_RECORDS:
         return request
     widest = max((module.shape(vlm.model)[1] for module in modules), default=0)
-    records = max(MIN_RECORDS, ceil(TOKENS_PER_INPUT * widest / _tokens_per_record(vlm, request, seed)))
-    return sample_for_edit(request, records, records, seed)
+    needed = ceil(TOKENS_PER_INPUT * widest / _tokens_per_record(vlm, request, seed))
+    each = max(MIN_RECORDS // GROUPS, needed)
+    return sample_for_edit(request, each, each, seed, max(MIN_RECORDS, GROUPS * each))
 
 
 def _tokens_per_record(vlm: VLM, request: ForgetRequest, seed: int) -> float:

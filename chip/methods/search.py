@@ -18,21 +18,22 @@ from chip.methods.base import Method, Search
 from chip.methods.validation import Answers, ValidationSet
 from chip.model.scoring import Scores
 
-LOSS_WEIGHT = 3.0
-"""What is lost by those who stay counts so many times what is left of the target: they are many more."""
 MAX_ENDED_DROP = 0.02
 """What may be lost of the part of general answers that end by themselves."""
+STRIDE = 4
+"""Steps of the grid from trial to trial, where the weakest edit that is enough is looked for."""
 TIGHTENINGS = 4
 """Tries to find a hold on general data that is tight enough."""
 
 
 Limit = Literal[
-    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "strongest", "weakest"
+    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "enough", "strongest", "weakest"
 ]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
 on general data, or not ended its general answers, the target would have become less probable than if it had never been
-trained on, those who stay would have lost more than the target, or the grid ended, at the strongest forgetting or,
-where even that made the target too improbable, at the weakest."""
+trained on, those who stay would have lost more than the target, so much is forgotten that behind other edits nothing
+stronger is wanted, or the grid ended, at the strongest forgetting or, where even that made the target too improbable,
+at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class Trial:
     general: GeneralLoss | None = None
     """What general data has lost; None where there is none."""
 
-    @property
-    def cost(self) -> float:
+    def cost(self, search: Search) -> float:
         """What is left of the target, and what those who stay lose."""
         lost = (max(drop, self.exact_drop[group], 0.0) for group, drop in self.retain_drop.items())
-        return self.forget_probability + LOSS_WEIGHT * sum(lost)
+        left = self.forget_probability if search.enough is None else max(self.forget_excess, search.enough)
+        return left + search.loss_weight * sum(lost)
+
+    def suffices(self, search: Search) -> bool:
+        """Whether nothing is won by a stronger edit, whatever that costs."""
+        return search.enough is not None and self.forget_excess <= search.enough
 
     def exceeded(self, search: Search) -> Limit | None:
         """The first limit that it goes beyond; None where it keeps all."""
@@ -124,7 +129,7 @@ def run_search(
 
     All grow weaker along the grid, so that a search by halves finds it; and one more trial, half a step further. Of the
     trials that keep to all that, the one with the least `cost` is taken: the last step often takes more from those who
-    stay than from the target.
+    stay than from the target. Where other edits came before, it looks for the weakest that is `Search.enough` instead.
 
     Args:
         score: asks the model as it is.
@@ -151,15 +156,9 @@ def run_search(
         result = trial(value)
         return result.exceeded(search) is None and result.forget_excess >= 0
 
-    low, high = 0, len(search.grid)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
-    best = trial(search.grid[min(low, len(search.grid) - 1)])
-    _check_within(search, best)
-    if 0 < low < len(search.grid):
-        trial(float(f"{sqrt(best.value * search.grid[low - 1]):.3g}"))  # so that a person can give it again
-    best = min([each for each in trials.values() if acceptable(each.value)], key=lambda each: each.cost, default=best)
+    best = (_by_halves if search.enough is None else _from_weakest)(search, trial, acceptable)
+    kept = [each for each in trials.values() if acceptable(each.value)]
+    best = min(kept, key=lambda each: (each.cost(search), -each.value), default=best)
     stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, float(never.mean()))
     means = {group: float(answers.probability.mean()) for group, answers in before.items()}
@@ -168,6 +167,38 @@ def run_search(
     return Choice(
         search.setting, best.value, search.max_retain_drop, means, float(never.mean()), made, limit, reason, most
     )
+
+
+def _by_halves(search: Search, trial: Callable[[float], Trial], acceptable: Callable[[float], bool]) -> Trial:
+    """Tries what leads to the strongest value that is acceptable, and one half a step further; where none is, gives the
+    weakest."""
+    low, high = 0, len(search.grid)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if acceptable(search.grid[middle]) else (middle + 1, high)
+    best = trial(search.grid[min(low, len(search.grid) - 1)])
+    _check_within(search, best)
+    if 0 < low < len(search.grid):
+        trial(float(f"{sqrt(best.value * search.grid[low - 1]):.3g}"))  # so that a person can give it again
+    return best
+
+
+def _from_weakest(search: Search, trial: Callable[[float], Trial], acceptable: Callable[[float], bool]) -> Trial:
+    """Tries what leads to the weakest value that is enough, or as far as it is acceptable; gives the weakest of all.
+
+    In strides, as a stronger one need not leave less: by halves it could miss a weak one that is enough.
+    """
+    weakest = trial(search.grid[-1])
+    _check_within(search, weakest)
+    for place in range(len(search.grid) - 1, -1, -STRIDE):
+        if not acceptable(search.grid[place]) or trial(search.grid[place]).suffices(search):
+            low, high = place, min(place + STRIDE, len(search.grid) - 1)
+            while high - low > 1:
+                middle = (low + high) // 2
+                ends = not acceptable(search.grid[middle]) or trial(search.grid[middle]).suffices(search)
+                low, high = (middle, high) if ends else (low, middle)
+            break
+    return weakest
 
 
 def hold_general(method: Method, search: Search, divergence: Callable[[Method], float]) -> Method:
@@ -227,6 +258,8 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
     ).removesuffix(", ")
     if best.forget_excess < 0:
         return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
+    if best.suffices(search):
+        return "enough", f"{effect}; never trained on, they would have {never:.2f}, and earlier edits have cost too"
     if stronger is None:
         return "strongest", f"{effect}; nothing stronger was tried"
     exceeded = stronger.exceeded(search)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf, sqrt
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
 from chip.errors import InputError
-from chip.kernels.gram import symmetrize_
 from chip.kernels.solve import solve_spd_
+from chip.kernels.symmetric import SymmetricSum
 from chip.kernels.trust_region import solve_in_trust_region
 from chip.methods.base import Method, Needs, Search, WeightUpdate
 from chip.methods.settings import setting
@@ -35,6 +34,8 @@ MAX_GENERAL_KL = 0.01
 CONNECTOR_RETAIN_SCALE = 1 / 4
 """The connector's part of β: all that an image shows comes through it, and what its first map takes from those who stay
 the second gives back, so that it can remove more, at a smaller cost, than the layers behind it."""
+_ROWS = 256  # of a weight, that are widened at once
+
 OVERSHOOT = 1 / 2
 """How far past the mean a target token is sent, as a part of its way there: in directions that the retained use too the
 shield lets it go only part of the way, and this makes up for it in the others."""
@@ -75,7 +76,7 @@ class Shielded(Method):
     """
 
     name: ClassVar[str] = "shielded"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[Needs] = Needs(outputs=False, general=True, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -149,9 +150,19 @@ class Shielded(Method):
         forget, shield = statistics.forget, statistics.shield
         if forget.count == 0 or shield.count == 0:
             return None  # nothing to take out, or nowhere to send it
-        wide, (forget_scale, shield_scale) = weight.to(forget.upper.dtype), self._scales(statistics, component)
-        # √m W B, (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix
-        moved = wide @ symmetrize_(forget.upper)
+        moved = self._moved(weight.to(forget.total.dtype), statistics, component)
+        system = self._system(statistics, component)
+        solution, general_weight = self._solution(moved, system, weight, statistics.general)
+        if statistics.general is not None and general_weight:
+            system = system.plus(statistics.general.mean, general_weight)
+        for new, old in zip(torch.split(solution, _ROWS), torch.split(weight, _ROWS), strict=True):
+            torch.sub(old.to(new.dtype), new, out=new)
+        return WeightUpdate(solution, None, metric=system)
+
+    def _moved(self, wide: Tensor, statistics: ShieldedStatistics, component: Component) -> Tensor:
+        """√m W B, (d_out, d_in): W E_f[(x − μ(x)) xᵀ] without a third large matrix."""
+        forget_scale, shield_scale = self._scales(statistics, component)
+        moved = SymmetricSum(((1.0, statistics.forget.total),)).product(wide)
         moved -= (
             wide @ statistics.retained_means.mean_at(statistics.forget_means.keys).T
         ) @ statistics.forget_means.total
@@ -160,37 +171,28 @@ class Shielded(Method):
             of_forget, of_shield = statistics.drifts
             moved -= OVERSHOOT * forget_scale * (wide @ of_forget.total)
             moved += shield_scale * (wide @ of_shield.total)
-        system = self._system(statistics, component)
-        solution, general_weight = self._solution(moved, system, wide, statistics.general)
-        metric = partial(self._system, statistics, component, general_weight)
-        return WeightUpdate(torch.sub(wide, solution, out=solution), None, metric=metric)  # one large matrix less
+        return moved
 
-    def _scales(self, statistics: ShieldedStatistics, component: Component) -> tuple[Any, float]:
+    def _scales(self, statistics: ShieldedStatistics, component: Component) -> tuple[float, float]:
         """What the sums over the target's tokens and over the retained ones count with."""
         if isinstance(self.retain_weight, str):
             raise ValueError("the retain weight is still to be found")
         scale = CONNECTOR_RETAIN_SCALE if component is Component.CONNECTOR else 1.0
-        shield_scale = float(float(self.retain_weight) * scale / statistics.shield.count)
-        return sqrt(statistics.target_images) / statistics.forget.count, shield_scale
+        shield_scale = float(self.retain_weight) * scale / float(statistics.shield.count)
+        return sqrt(statistics.target_images) / float(statistics.forget.count), shield_scale
 
-    def _system(self, statistics: ShieldedStatistics, component: Component, general_weight: float = 0.0) -> Tensor:
-        """K + β_g C_g (d_in, d_in), on and above the diagonal: half the second derivative of what is minimized."""
+    def _system(self, statistics: ShieldedStatistics, component: Component) -> SymmetricSum:
+        """K (d_in, d_in): half the second derivative of what is minimized."""
         forget_scale, shield_scale = self._scales(statistics, component)
-        shield, general = statistics.shield.upper, statistics.general
-        system: Tensor = forget_scale * statistics.forget.upper
-        system.add_(shield, alpha=shield_scale).diagonal().add_(
-            self.ridge * statistics.ordinary.mean[0, 0] / len(shield)
-        )
-        if general is not None and general_weight:
-            system.add_(general.upper, alpha=general_weight / float(general.count))
-        return system
+        forget, shield = statistics.forget.total, statistics.shield.total
+        ridge = self.ridge * float(statistics.ordinary.mean[0, 0]) / shield.width
+        return SymmetricSum(((forget_scale, forget), (shield_scale, shield)), ridge)
 
     def _solution(
-        self, moved: Tensor, system: Tensor, weight: Tensor, general: SecondMoment | None
+        self, moved: Tensor, system: SymmetricSum, weight: Tensor, general: SecondMoment | None
     ) -> tuple[Tensor, float]:
         """√m W B (K + β_g C_g)⁻¹ with the least β_g that keeps general text in the trust region; and that β_g."""
         if general is None or general.count == 0:
             return solve_spd_(moved, system), 0.0
-        metric = symmetrize_(general.upper / general.count)  # C_g
-        size = float(((weight @ metric) * weight).sum())  # E_g ‖W x‖²
-        return solve_in_trust_region(moved, system, metric, self._general_change**2 * size)
+        size = general.mean.quadratic(weight.to(moved.dtype))  # E_g ‖W x‖²
+        return solve_in_trust_region(moved, system, general.mean, self._general_change**2 * size)

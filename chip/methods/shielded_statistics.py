@@ -129,8 +129,8 @@ class ShieldedStatistics:
 
     def _drifts(self) -> tuple[CrossMoment, CrossMoment]:
         if self.drifts is None:
-            like = self.shield.upper
-            self.drifts = CrossMoment(len(like), like.device), CrossMoment(len(like), like.device)
+            like = self.shield.total
+            self.drifts = CrossMoment(like.width, like.device), CrossMoment(like.width, like.device)
         return self.drifts
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulate_gram, accumulation_dtype
+from chip.kernels.symmetric import SymmetricMatrix, SymmetricSum
 
 MIN_TOKENS = 512
 """Tokens that are added to a second moment at once, at least, but for the last."""
@@ -125,19 +126,24 @@ class SecondMoment:
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=accumulation_dtype(device), device=device)
-        self._upper = torch.zeros(width, width, dtype=accumulation_dtype(device), device=device)
+        self._total = SymmetricMatrix(width, accumulation_dtype(device), device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     @staticmethod
     def bytes(width: int) -> int:
         """Bytes that it takes, at most."""
-        return width**2 * torch.float64.itemsize
+        return SymmetricMatrix.bytes(width)
 
     @property
-    def upper(self) -> Tensor:
-        """(width, width): on and above the diagonal; what stands below it means nothing."""
+    def total(self) -> SymmetricMatrix:
+        """(width, width)."""
         self._add_waiting()
-        return self._upper
+        return self._total
+
+    @property
+    def mean(self) -> SymmetricSum:
+        """E[x xᵀ] (width, width); zero without tokens."""
+        return SymmetricSum(((1 / max(1.0, float(self.count)), self.total),))
 
     def update(self, x: Tensor, weights: Tensor) -> None:
         """Add the tokens x (n, width), each as often as weights (n,) says; x is kept for a while."""
@@ -152,9 +158,9 @@ class SecondMoment:
             self._waiting.clear()
             long = _much_longer(x)
             if long.any():
-                accumulate_gram(self._upper, x[long].to(self._upper.dtype), weights[long])
+                accumulate_gram(self._total, x[long].to(self._total.dtype), weights[long])
                 x, weights = x[~long], weights[~long]
-            accumulate_gram(self._upper, x, weights)
+            accumulate_gram(self._total, x, weights)
 
     def merge(self, distributed: DistributedContext) -> None:
-        distributed.all_reduce_(self.count, self.upper)
+        distributed.all_reduce_(self.count, *self.total.panels)

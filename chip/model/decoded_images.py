@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
 
 from PIL import Image
 
+from chip.data.embedded_image import ImageSource
 from chip.data.image_file import header_pixels
 from chip.data.record import NOWHERE, Record, open_image
 from chip.data.window import Window
@@ -21,8 +21,8 @@ class DecodedImages:
     """Each image is decoded once for all its questions, as long as few others come between."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Path | bytes, Window | None], Image.Image] = OrderedDict()
-        self._pixels: dict[Path | bytes, int] = {}
+        self._kept: OrderedDict[tuple[ImageSource, Window | None], Image.Image] = OrderedDict()
+        self._pixels: dict[ImageSource, int] = {}
         self._lock = Lock()  # batches are made ahead in a thread
 
     def open(self, record: Record) -> list[Image.Image]:

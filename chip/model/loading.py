@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -269,5 +270,8 @@ def _device(name: str | None) -> torch.device:
 
 
 def check_family(model: Any) -> None:
-    """Raise `InputError` unless the model has its parts where chip looks for them."""
+    """Raise `InputError` unless the model has its parts where chip looks for them, and writes behind the question."""
     find_connectors(model)
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        what = "it writes in a decoder beside the question, and not behind it"
+        raise InputError(f"{type(model).__name__}: {what}; chip does not know such families yet")

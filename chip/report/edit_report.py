@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from chip.checkpoint.sequence import EditSequence
+from chip.checkpoint.sequence import EditSequence, Spent
 from chip.evaluation.summary import GroupResult
 from chip.general.loss import GeneralLoss
 from chip.methods.search import Choice
@@ -66,7 +66,8 @@ class EditReport:
     """Versions of python, torch and transformers, device, dtype, and number of processes."""
     sequence: EditSequence | None = None
     """Which edit this is, where an edited checkpoint is edited again; None where nothing was written."""
-
+    spent: Spent = field(default_factory=Spent)
+    """What the edits before this one have cost those who stay."""
     measured_on: Mapping[str, str] | None = None
     """File -> SHA-256 of the copy that the statistics were measured on; None where it was the model itself."""
 
@@ -89,6 +90,7 @@ class EditReport:
             "arguments": dict(self.arguments),
             "environment": dict(self.environment),
             "sequence": None if self.sequence is None else self.sequence.to_json(),
+            "spent": asdict(self.spent),
             "measured_on": None if self.measured_on is None else dict(self.measured_on),
             "choice": None if self.choice is None else self.choice.to_json(),
             "outcome": self.outcome.to_json(),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.kernels.gram import accumulation_dtype, symmetrize_
+from chip.kernels.gram import accumulation_dtype
 from chip.methods.base import membership
 from chip.methods.statistics import SecondMoment
 from chip.model.tokens import Tokens
@@ -54,7 +54,7 @@ class SecondMoments:
 
 def second_moment(moment: SecondMoment) -> Tensor:
     """E[x xᵀ] (d, d); zero without tokens."""
-    return symmetrize_(moment.upper.clone()) / moment.count.clamp(min=1)
+    return moment.mean.dense()
 
 
 class RecordMeans:

@@ -20,6 +20,7 @@ from chip.distributed import DistributedContext
 from chip.kernels.gram import accumulation_dtype
 from chip.kernels.solve import solve_spd_
 from chip.kernels.subspace import leading_basis, project_out
+from chip.kernels.symmetric import SymmetricSum
 from chip.methods import Chip
 from chip.methods.base import Needs, WeightUpdate
 from chip.methods.chip import ChipStatistics, ChipWeights
@@ -201,7 +202,7 @@ class Oblique(Edit):
             return None
         moment = statistics.retained(weight, bias)
         moment.diagonal().add_(self.ridge * moment.diagonal().mean())
-        coefficients = solve_spd_(basis.T, moment)  # Qᵀ C_r⁻¹, (k, d_out)
+        coefficients = solve_spd_(basis.T.clone(), SymmetricSum.of(moment))  # Qᵀ C_r⁻¹, (k, d_out)
         coefficients = torch.linalg.solve(coefficients @ basis, coefficients)
         return WeightUpdate(
             weight - basis @ (coefficients @ weight),

@@ -16,7 +16,7 @@ __all__ = ["WORLDS", "World", "build"]
 WORLDS: dict[str, Callable[[int], WorldSpec]] = {
     "hospital": hospital.plan,
     "clinic": clinic.plan,
-    "ward": partial(hospital.plan, institution_count=4, patients_each=2, target_count=2, scene_count=12),
+    "ward": partial(hospital.plan, institution_count=3, patients_each=2, target_count=1, scene_count=6),
 }
 
 

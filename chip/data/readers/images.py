@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip.data.embedded_image import ImageSource
 from chip.data.readers.fields import image_file, parse_json
 from chip.errors import InputError
 
@@ -18,7 +19,7 @@ _ADDRESSES = ("http://", "https://", "s3://", "gs://", "hf://")
 class Images:
     """Images in their order, and what each is called in the row."""
 
-    sources: tuple[Path | bytes, ...] = ()
+    sources: tuple[ImageSource, ...] = ()
     names: tuple[str, ...] = ()
     """Their paths as the row has them; empty for one that is bytes alone."""
 

@@ -38,7 +38,7 @@ class MLLMUBench:
             person = {"institution": "people", "patient": parse_id(entry.row.get("ID"), "ID", entry.where)}
             owned = replace(entry, row={**person, **entry.row})
             for record in _records(entry.row, entry.where):
-                images = Images() if record.image is None else Images((record.image,), ("",))
+                images = Images() if record.image is None else Images(record.images, ("",))
                 yield owned.record(record.question, record.answer, images, task=record.task)
         if several:
             message = f"{file.path.name}: of several images the first is taken (in {several:,} rows)"

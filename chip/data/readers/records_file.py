@@ -10,12 +10,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol
 
+from chip.data.embedded_image import EmbeddedImage
 from chip.data.files import bounded_lines
 from chip.data.readers.arrow_tables import SAVED, parquet_columns, parquet_rows, saved_columns, saved_rows
 from chip.data.readers.csv_table import DELIMITERS, csv_header, csv_rows
 from chip.data.readers.fields import decode_text, node_path, parse_json, parse_object, parse_split, parse_task
 from chip.data.readers.images import NO_IMAGES, Images
-from chip.data.record import LEVELS, Record
+from chip.data.record import LEVELS, Record, with_images
 from chip.errors import InputError
 
 OWN = (*LEVELS, "task", "split")
@@ -142,7 +143,11 @@ class RecordsFile:
         path = self._path(known | mapped if mapped else known, where)
         task = parse_task(mapped["task"], where) if "task" in mapped else record.task
         split = parse_split(mapped["split"], where) if "split" in mapped else record.split
-        return record.at(path, task, split)
+        record = record.at(path, task, split)
+        if any(isinstance(image, bytes) for image in record.images):
+            stored = [EmbeddedImage.of(image) if isinstance(image, bytes) else image for image in record.images]
+            record = with_images(record, tuple(stored))
+        return record
 
     def _path(self, ids: Mapping[str, object], where: str) -> tuple[str, ...]:
         """As `node_path`."""

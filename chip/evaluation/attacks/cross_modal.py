@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from PIL import Image
 
+from chip.data.embedded_image import ImageSource
 from chip.data.record import Record, open_images, with_images, without_images
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
@@ -58,7 +58,7 @@ class ImageChange:
 
     def __init__(self, change: str) -> None:
         self._change = CHANGES[change]
-        self._changed_images: dict[Path | bytes, bytes] = {}
+        self._changed_images: dict[ImageSource, bytes] = {}
 
     def __call__(self, record: Record) -> Record | None:
         """None for a text-only record: there is nothing to change.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from chip.data.answers import canonical_answer
+from chip.data.embedded_image import ImageSource
 from chip.data.record import IMAGE_PLACEHOLDER, Record, without_placeholders
 from chip.evaluation.attacks.base import Attack
 from chip.evaluation.context import EvalContext
@@ -89,7 +89,7 @@ class Room:
 
     def __init__(self, vlm: VLM) -> None:
         self._vlm = vlm
-        self._image_tokens: dict[tuple[Path | bytes, ...], int] = {}
+        self._image_tokens: dict[tuple[ImageSource, ...], int] = {}
 
     def fits(self, record: Record) -> bool:
         tokens = len(self._vlm.prompts.read([record])[0].tokens)

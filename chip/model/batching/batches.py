@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from chip.data.embedded_image import ImageSource
 from chip.data.record import FREE_TEXT, Record, image_size
 from chip.distributed import DistributedContext
 from chip.errors import InputError
@@ -26,7 +26,7 @@ _MOST_IMAGES = 1 << 30  # behind all that have images come those that have none
 
 def group_by_image_size(model: ModelInputs, records: Sequence[Record]) -> list[list[int]]:
     """Which of the records can stand in one batch: those with as many images, text-only ones last, free text behind."""
-    sizes: dict[Path | bytes, tuple[int, int]] = {}
+    sizes: dict[ImageSource, tuple[int, int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, record in enumerate(records):
         shape: tuple[int, ...] = (_MOST_IMAGES + (record.task == FREE_TEXT), 0, 0)
@@ -132,7 +132,7 @@ class Batches:
         return self._prompts[index].tokens, named
 
     def _packed(self, prompts: Mapping[int, Prompt]) -> list[PackedSequence]:
-        about: dict[tuple[Path | bytes, ...], dict[int, Prompt]] = {}
+        about: dict[tuple[ImageSource, ...], dict[int, Prompt]] = {}
         for index, prompt in prompts.items():
             about.setdefault(self._records[index].images, {})[index] = prompt
         rows = []

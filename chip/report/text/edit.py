@@ -13,6 +13,7 @@ from chip.checkpoint.contents import describe_left_out
 from chip.checkpoint.model_card import settings_line
 from chip.ledger.requests import short
 from chip.report.formatting import RETAINED_NAMES, count
+from chip.report.spent import lost_in
 from chip.report.text.elements import escaped, plain_table
 
 if TYPE_CHECKING:  # these bring torch
@@ -27,6 +28,7 @@ LIMITS = {
     "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
+    "enough": "a stronger edit was not needed, and what earlier edits have cost adds up",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
 }
@@ -145,9 +147,18 @@ def _sequence(report: EditReport) -> Iterator[Text]:
             f"the edits add up to {sequence.total:.2f} times the norm of what they changed, most in {name}: {share:.2f}"
         )
     verb = "would be " if report.output is None else ""
-    yield Text.assemble(f"{verb}edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(how_far))
+    parts = f"{how_far}; {_spent(report)}"
+    yield Text.assemble(f"{verb}edit ", (f"{sequence.number}", "bold"), " of a sequence: ", escaped(parts))
     if report.output is None:
         yield escaped(f"edited weights: {' → '.join(short(digest) for digest in sequence.chain)}", "dim")
+
+
+def _spent(report: EditReport) -> str:
+    """What those who stay have lost since the original, this edit among it where it was written."""
+    if report.output is None:
+        return f"those who stay have lost {report.spent.lost:.3f} of their answers' probability before it"
+    lost = max(report.spent.lost + lost_in(report.to_json()["groups"]), 0.0)
+    return f"those who stay have lost {lost:.3f} of their answers' probability since the first"
 
 
 def _achieved(report: EditReport) -> Text:
