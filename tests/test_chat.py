@@ -117,9 +117,10 @@ def test_a_template_that_does_not_end_for_one_word_names_its_record(
     prompts = load_vlm(folder, "cpu").prompts
     records = [Record(f"which {what}?", "left", ("i",), None, where=f"r:{what}") for what in ("lobe", "lesion")]
     message = r"^r:lesion: the chat template of .*: it does not end within \d+ second"
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=message):
+    with monkeypatch.context() as patch:
         patch.setattr(template_renderer, "PATIENCE", 2.0)  # seconds; the process that renders is there already
-        prompts.read(records)
+        with pytest.raises(InputError, match=message):
+            prompts.read(records)
     assert len(prompts.read([replace(records[0], question="which side?")])) == 1  # others are rendered as before
 
 

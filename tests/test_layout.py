@@ -423,6 +423,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "code of the hub": (_set_config(a={"_attn_implementation": "own/kernel"}), "has code from the hub run"),
     "another file of weights": (_set_config(transformers_weights="w.bin"), "'transformers_weights' has 'w.bin' loaded"),
     "fused layers": (_set_config(fusion_config={"patch_embeddings": True}), "layers fused as they are loaded"),
+    "compiled attention": (_set_config(attn_implementation="flex_attention"), "attention compiled for each length"),
     "another configuration": (_set_config(configuration_files=["config.5.0.0.json"]), "another configuration loaded"),
     "distributed": (_distributed, "a distributed checkpoint; save it with save_pretrained"),
     "single file among others": (_single_among_others, "which names more; remove one"),

@@ -45,6 +45,9 @@ def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = Fal
         raise input_error(path, "the weights are quantized", edit_the_base(path.parent, config))
     for section in sections(config):
         for name in _IMPLEMENTATIONS:
+            if "flex_attention" in str(section.get(name)):
+                what = f"{quoted(name)} has attention compiled for each length of text, for minutes"
+                raise input_error(path, what, "take this setting out")
             if "/" in str(section.get(name, "")):
                 what = f"{quoted(name)} has code from the hub run, {quoted(str(section[name]))}"
                 raise input_error(path, what, "take this setting out")
