@@ -127,6 +127,18 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert record.image == tmp_path / "images" / "a.png"
 
 
+DATA: dict[str, object] = {
+    "audio_path": "a.wav",
+    "video_url": "x",
+    "systemMessage": "Be brief.",
+    "videoFile1": "x",
+    "thumbnail": "data:image/png;base64,AA",
+    "scan": "iVBORw0KGgoAAAA",
+    "frames": ["a.png"],
+}
+"""Keys of no use to chip that hold data."""
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -184,13 +196,7 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
         (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
-        *(
-            (GOOD | {key: value}, f"the key {key} is not read")
-            for key, value in (
-                *(("audio_path", "a.wav"), ("video_url", "x"), ("systemMessage", "Be brief."), ("videoFile1", "x")),
-                *(("thumbnail", "data:image/png;base64,AA"), ("scan", "iVBORw0KGgoAAAA"), ("frames", ["a.png"])),
-            )
-        ),
+        *(({**GOOD, key: value}, f"the key {key} is not read") for key, value in DATA.items()),
         (GOOD | {"is_train": False}, "'is_train'; did you mean split?"),
         *(
             ({"question": "q", "answer": "a", "institution": "i", key: "p"}, f"'{key}'; did you mean patient?")
