@@ -46,8 +46,9 @@ KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
 COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
 """`edit`: as `chip.edit` was called, empty for the defaults; `setting`: the retain weight that a search chose. Norms
 are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions: `targets`
-of each node of the sequence, in their order; `siblings`: of those of this step's who are in no request; `others`: of
-all who are in none, before it of their trained questions, behind it their answers' mean probability."""
+of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this step's who
+are in no request; `others`: of all who are in none, before it of their trained questions, behind it their answers' mean
+probability."""
 Row = dict[str, Any]
 
 
@@ -170,6 +171,7 @@ class Run:
             method=self.edit.method,
             **options,
         )
+        asked = world.ask(after, world.order[step - 1])
         return {
             **self.key,
             "kind": kind,
@@ -179,7 +181,8 @@ class Run:
             "seconds": time.monotonic() - start,
             "change": distance(before, after, world.original),
             "distance": distance(world.original, after, world.original),
-            **world.ask(after, world.order[step - 1]),
+            **asked,
+            "targets": asked["targets"][:step],
         }
 
 

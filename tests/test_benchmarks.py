@@ -182,6 +182,7 @@ def test_help(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run(name: str, tmp_path: Path) -> None:
     picture = ("--picture", str(tmp_path / "roofline.png")) if name == "projection" else ()
     run(name, *TINY[name], *picture, "--json", str(tmp_path / "rows.json"))
@@ -191,12 +192,14 @@ def test_a_tiny_run(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_many_records() -> None:
     assert "1,300" in run("many_records", "--records", "1300", "--kind", "parquet")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
     run("picture", "--out", str(tmp_path / "edit.svg"))
     text = (tmp_path / "edit.svg").read_text()
@@ -206,6 +209,7 @@ def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(demo, "demo_model", cache(demo.DemoModel))
@@ -222,6 +226,7 @@ def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
     files = ("--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "curves.png"))
     options = ("--requests", "2", "--edit", "method=chip", "--cache", str(tmp_path), *files)
@@ -234,8 +239,9 @@ def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
         *(("sequence", 1), ("sequence", 2)),
         ("union", 2),
     ]
+    assert len(start["targets"]) == len(second["targets"]) == 2
     assert min(start["targets"]) > 0.9
-    assert first["targets"][1] > 0.9  # who is still to come
+    assert len(first["targets"]) == 1  # who is still to come is not written
     assert second["distance"] <= first["change"] + second["change"]
     assert union["distance"] == union["change"] > 0
     assert "came back (worst)" in printed
@@ -244,12 +250,12 @@ def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_what_came_back_is_counted_from_each_targets_own_edit() -> None:
     """And the document says what the committed rows do."""
-    answers = ([0.1, 1.0, 1.0], [0.3, 0.2, 1.0], [0.0, 0.25, 0.1])
+    answers = ([0.1], [0.3, 0.2], [0.0, 0.25, 0.1])
     rows = [{"kind": "sequence", "step": step, "targets": values} for step, values in enumerate(answers, 1)]
     assert sequences.came_back(rows) == [[], [pytest.approx(0.2)], [pytest.approx(-0.1), pytest.approx(0.05)]]
     _, committed = read_rows(RESULTS / "sequences.json")
-    *_, last = sequences.came_back(sequences.sequences(committed)["demo, 10 × patient: shielded, version 2"])
-    assert (round(mean(last), 2), round(max(last), 2)) == (0.01, 0.08)
+    *_, last = sequences.came_back(sequences.sequences(committed)["demo, 10 × patient: retain_weight=384, version 2"])
+    assert (round(mean(last), 2), round(max(last), 2)) == (0.05, 0.13)
 
 
 def test_work_of_an_edit_by_hand() -> None:
