@@ -19,7 +19,7 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.readers import read_records
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
-from chip.methods import Shielded
+from chip.methods import DEFAULT, GatedText, Shielded
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.patch import check_removed
 from chip.model.experts import OutputMap, block_output, check_block, find_blocks
@@ -31,8 +31,9 @@ from tests.further_families import FURTHER
 from tests.test_shielded import TARGET, _objective, _statistics, _tokens
 
 WIDTH = TEXT["hidden_size"]
-KINDS = ("qwen3_vl_moe", "glm4v_moe", "llama4", "gemma4_moe")
-"""Routed experts alone; shared ones beside them; transposed; beside a dense MLP, without a module around them."""
+KINDS = ("qwen3_vl_moe", "glm4v_moe", "llama4", "gemma4_moe", "qwen3_5_moe")
+"""Routed experts alone; shared ones beside them; transposed; beside a dense MLP, without a module around them; a shared
+one behind a gate of its own."""
 
 
 @cache
@@ -64,7 +65,7 @@ def test_to_multiply_the_last_maps_is_to_multiply_the_output(name: str) -> None:
     matrix = torch.randn(WIDTH, WIDTH, generator=_seed())
     before = block_output(call.run()).flatten(0, -2)
     torch.testing.assert_close(output_of(block, maps, call, matrix), before @ matrix.T, rtol=1e-4, atol=1e-4)
-    assert any("shared" in each.name for each in maps) == (name in ("glm4v_moe", "llama4"))
+    assert any("shared" in each.name for each in maps) == (name in ("glm4v_moe", "llama4", "qwen3_5_moe"))
     check_block("block", maps, call, dict(block.named_parameters()))
 
 
@@ -158,3 +159,12 @@ def test_what_is_written_is_what_was_computed(
     check_removed(Checkpoint.open(source), tmp_path / "out", patch.removed)
     (note,) = describe_unreached(Checkpoint.open(source), vlm.model)
     assert "have experts: an edit does not reach" in note
+
+
+def test_the_default_leaves_gates_out_of_a_mixture_and_what_is_asked_for_is_not_left_out() -> None:
+    vlm = VLM(_model(FURTHER["qwen3_vl_moe"]), None)
+    assert default_modules(vlm, DEFAULT()) == default_modules(vlm, Shielded())
+    with pytest.raises(InputError, match=r"no plain linear layer mlp\.gate_proj \(experts instead"):
+        default_modules(vlm, DEFAULT(), ["gate"])
+    with pytest.raises(InputError, match=r"no plain linear layer mlp\.gate_proj"):
+        default_modules(vlm, GatedText())

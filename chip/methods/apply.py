@@ -33,11 +33,18 @@ from chip.progress import ProgressCallback, silent
 def default_modules(
     vlm: VLM, method: Method, kinds: Sequence[str] | None = None, layers: str | None = None
 ) -> list[TargetModule]:
-    """The modules to edit, in the order of data: as asked for, else what the method's steps choose for this depth."""
+    """The modules to edit, in the order of data: as asked for, else what the method's steps choose for this depth.
+
+    Where nothing is asked for, a step that the method can do without is left out of a model that lacks its modules.
+    """
     depth, chosen = len(vlm.layers), set[TargetModule]()
     for step in method.steps:
         span = step.default_layers(depth) if layers is None else parse_layers(layers, depth)
-        chosen |= set(select_modules(vlm.model, step.target_modules if kinds is None else kinds, span))
+        try:
+            chosen |= set(select_modules(vlm.model, step.target_modules if kinds is None else kinds, span))
+        except InputError:
+            if kinds is not None or step.name not in method.optional_steps:
+                raise
     return [module for module in available_modules(vlm.model) if module in chosen]
 
 

@@ -154,6 +154,8 @@ class Method(ABC):
     needs: ClassVar[Needs] = Needs()
     target_modules: ClassVar[tuple[str, ...]]
     """Kinds of module it edits by default."""
+    optional_steps: ClassVar[tuple[str, ...]] = ()
+    """Names of those of its `steps` that it does without in a model that lacks their modules."""
     layers: ClassVar[tuple[float, float]]
     """Which layers of the text model it edits by default, as a share of the depth."""
 

@@ -42,6 +42,7 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     name: ClassVar[str] = "shielded+gated_text"
     version: ClassVar[int] = 4
     target_modules: ClassVar[tuple[str, ...]] = (*Shielded.target_modules, "gate", "up")
+    optional_steps: ClassVar[tuple[str, ...]] = (GatedText.name,)
 
     @property
     def steps(self) -> tuple[_Linear, GatedText]:
