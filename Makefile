@@ -13,7 +13,7 @@ BIN := .venv/bin
 # Half of the time goes into bytecode, most of it of modules that nobody imports: the others get theirs when imported.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 # A worker a core, with one thread each. Tests of one file share what they build, so they stay in one worker.
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow test-oldest test-all bench lock clean
 
@@ -54,14 +54,15 @@ test: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow" $(PARALLEL)
+	$(BIN)/pytest -m "not slow" $(PARALLEL) --no-loadscope-reorder
 
+# Files with many tests first, so that none of them is left to one worker at the end.
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(PARALLEL)
 
 # Each family's names, passes and edits: what depends on transformers.
 test-oldest: .venv-oldest/dev
-	.venv-oldest/bin/pytest -m "not slow" $(PARALLEL) $(addprefix tests/test_,families.py tensor_names.py target_modules.py offload.py streaming.py edit.py)
+	.venv-oldest/bin/pytest -m "not slow" $(PARALLEL) --no-loadscope-reorder $(addprefix tests/test_,families.py tensor_names.py target_modules.py offload.py streaming.py edit.py)
 
 test-all: test test-slow test-oldest
 

@@ -150,7 +150,7 @@ def _open_source(
     opened = open_checkpoint(source, adapter, base, rounded=then.base is None, progress=progress)
     if weights_digest(opened, progress) != then.source_digest:
         message = "not the weights that were edited; give the folder that the receipt's was made from"
-        raise InputError(message, argument="source", value=opened.folder)
+        raise InputError(message, argument="source", value=source)
     return opened
 
 

@@ -36,7 +36,7 @@ from tests.families import (
     write_records,
 )
 from tests.further_families import FURTHER
-from tests.shrunk_families import build_shrunk, default_config
+from tests.shrunk_families import TOGETHER, build_shrunk, default_config
 
 OWN = RECIPES | BEYOND_HIDDEN_STATES | FURTHER
 NAMES = tuple(dict.fromkeys((*OWN, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)))
@@ -86,7 +86,9 @@ def outcome(name: str, folder: Path) -> str:
 def line_by_structure(name: str) -> str:
     """The line by which chip refuses a model of the type's own sizes, without weights."""
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(default_config(name), attn_implementation="eager")
+        model = AutoModelForImageTextToText.from_config(
+            default_config(name, small=name in TOGETHER), attn_implementation="eager"
+        )
     try:
         check_family(model)
     except ChipError as error:

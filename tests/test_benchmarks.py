@@ -182,6 +182,7 @@ def test_help(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run(name: str, tmp_path: Path) -> None:
     picture = ("--picture", str(tmp_path / "roofline.png")) if name == "projection" else ()
     run(name, *TINY[name], *picture, "--json", str(tmp_path / "rows.json"))
@@ -191,12 +192,14 @@ def test_a_tiny_run(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_many_records() -> None:
     assert "1,300" in run("many_records", "--records", "1300", "--kind", "parquet")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
     run("picture", "--out", str(tmp_path / "edit.svg"))
     text = (tmp_path / "edit.svg").read_text()
@@ -206,6 +209,7 @@ def test_a_tiny_run_of_the_picture(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(demo, "demo_model", cache(demo.DemoModel))
@@ -222,6 +226,7 @@ def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore::chip.errors.ChipWarning")  # so few questions say little
 def test_a_tiny_run_of_sequences_goes_on_where_it_was(tmp_path: Path) -> None:
     files = ("--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "curves.png"))
     options = ("--requests", "2", "--edit", "method=chip", "--cache", str(tmp_path), *files)

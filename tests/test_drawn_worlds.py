@@ -161,6 +161,7 @@ def test_muon_steps_as_adamw_would_where_it_takes_no_part() -> None:
 def test_an_edit_is_read_from_text() -> None:
     assert EditArguments.read("") == EditArguments("", None)
     assert EditArguments.read("ridge=0.5").method == Shielded(ridge=0.5)
+    assert EditArguments.read("rank=8") == EditArguments("rank=8", None, {"rank": 8})
     given = EditArguments.read("method=chip top_k=0.3 layers=0-1 target-modules=down,o")
     assert (given.method, given.others) == (Chip(top_k=0.3), {"layers": "0-1", "target_modules": ["down", "o"]})
     for wrong in ("ridge", "no-such-setting=1"):

@@ -333,7 +333,7 @@ def test_names_are_the_gates_where_text_is_kept_and_else_the_linear_edit_s(
     assert [*pictures.partition.forget_of.values()] == [pictures.partition.forget]
     assert pictures.partition.retained == kept.partition.retained
     never_shown = kept.part(lambda record: record.image is None)
-    assert method.plan(vlm, never_shown, modules) == [(gates, never_shown)]
+    assert method.plan(vlm, never_shown, modules) == [(linear, never_shown)]
     with pytest.warns(ChipWarning, match="left to the linear edit.*no layer with all of gate, up and down"):
         assert method.plan(vlm, kept, default_modules(vlm, method, ["connector", "down"])) == [(linear, kept)]
 

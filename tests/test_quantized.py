@@ -28,6 +28,7 @@ from tests.adapters import KINDS as ADAPTERS
 from tests.adapters import make_adapter
 from tests.command import run
 from tests.families import UNTRAINED_OPTIONS, build, write_records
+from tests.folders import COMMIT, into_cache
 from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
 
 REQUEST = (
@@ -236,6 +237,7 @@ def test_an_edit_of_a_quantized_checkpoint_is_that_of_its_dequantized_one(
         for name in ("config.json", "model.safetensors")
     }
     assert receipt.source_digest == weights_digest(Checkpoint.open(edited / "fp8", quantized=True))
+    assert receipt.source_digest == weights_digest(plain)
     assert receipt.environment is not None
     assert receipt.environment["dequantized_from"] == "fp8"
     card = (edited / "edited" / "README.md").read_text()
@@ -255,6 +257,26 @@ def test_verify_and_diff_compare_with_the_dequantized_original(
     changed = read_receipt(edited / "edited").tensors
     assert {tensor.name for tensor in difference.changed} == changed.keys()
     assert (difference.only_in_a, difference.only_in_b, difference.shape_differs) == ((), (), ())
+
+
+@pytest.mark.slow
+def test_a_quantized_checkpoint_in_the_hubs_cache_is_edited_and_edited_again(
+    edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    into_cache(edited / "fp8", tmp_path / "cache")
+    records = ("--records", edited / "records.jsonl")
+    assert run("edit", "org/name", *records, *REQUEST) == 0
+    receipt = read_receipt(tmp_path / "name-edited")
+    assert receipt.hub == {"model": f"org/name@{COMMIT}"}
+    assert receipt.tensors == read_receipt(edited / "edited").tensors
+    assert run("verify", "name-edited", "--original", "org/name") == 0
+    again = ("--forget", "patient_1", "--device", "cpu", *records)
+    capsys.readouterr()
+    assert run("reproduce", "name-edited", "--source", "org/name", *again) == 0
+    assert capsys.readouterr().out == "the same: all 1 changed tensor, bit for bit\n"
+    assert run("reproduce", "name-edited", "--source", edited / "ckpt", *again) == 2
 
 
 def test_an_adapter_to_a_quantized_checkpoint_is_not_made(edited: Path) -> None:

@@ -127,6 +127,18 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert record.image == tmp_path / "images" / "a.png"
 
 
+DATA: dict[str, object] = {
+    "audio_path": "a.wav",
+    "video_url": "x",
+    "systemMessage": "Be brief.",
+    "videoFile1": "x",
+    "thumbnail": "data:image/png;base64,AA",
+    "scan": "iVBORw0KGgoAAAA",
+    "frames": ["a.png"],
+}
+"""Keys of no use to chip that hold data."""
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -184,6 +196,14 @@ def test_the_image_path_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "institution": "i", "subject_id": "p"}, "did you mean patient?"),
         ({"question": "q", "answer": "a", "hospital": "i"}, "'hospital'; did you mean institution?"),
         (GOOD | {"fold": "test"}, "'fold'; did you mean split?"),
+        *(({**GOOD, key: value}, f"the key {key} is not read") for key, value in DATA.items()),
+        (GOOD | {"is_train": False}, "'is_train'; did you mean split?"),
+        *(
+            ({"question": "q", "answer": "a", "institution": "i", key: "p"}, f"'{key}'; did you mean patient?")
+            for key in ("patient_number", "patientNo", "PatientID", "dicom_patient", "Person Code", "subject-uid")
+        ),
+        (GOOD | {"StudyInstanceUID": "1.2"}, "did you mean study?"),
+        (GOOD | {"study": "s", "report_section": "findings"}, "did you mean section?"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_line_that_names_it(tmp_path: Path, line: object, says: str) -> None:
@@ -216,7 +236,7 @@ def test_one_placeholder_at_the_start_of_a_question_stands_for_its_image(tmp_pat
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"question": "<image><image>Who?"}, "the user's turns hold <image> 2 times, and there are 1 image"),
+        ({"question": "<image><image>Who?"}, "the user's turns hold <image> 2 times, for 1 image"),
         ({"question": "<image>Who is <image>?"}, "the user's turns hold <image> 2 times"),
         ({"question": "<image> \n"}, "the question is <image> alone"),
         ({"answer": "<image>her"}, "the answer holds <image>; take it out"),

@@ -104,6 +104,18 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     ),
     "GPTQ": (gptq, r"4 tensors like '.*qweight', .* \.\.\.; edit the unquantized"),
     "scales of a cache": (lambda t: t.update({f"{QUERY[:-6]}k_proj.k_scale": torch.ones(1)}), "quantized.*k_scale"),
+    "what ModelOpt measured": (
+        lambda t: t.update({f"{QUERY}.weight_quantizer._amax": torch.ones(64, 1)}),
+        "quantized.*weight_quantizer",
+    ),
+    "what ModelOpt measured of a cache": (
+        lambda t: t.update({f"{QUERY[:-6]}k_bmm_quantizer._amax": torch.ones(1)}),
+        "quantized.*k_bmm_quantizer",
+    ),
+    "a parametrization": (
+        lambda t: t.update({f"{QUERY}.parametrizations.weight.original0": torch.ones(64, 1)}),
+        "like its own.*parametrizations",
+    ),
     "an adapter": (unmerged, "2 tensors of an adapter, not merged into the weights .*; merge it"),
     "the original layout": (original_layout, "without a tensor .* has no place .*; this is another architecture, or"),
     "a tensor missing": (lambda t: t.pop(f"{QUERY}.weight"), f"1 parameter of Llava.* without a tensor .'{PARAMETER}"),

@@ -26,7 +26,7 @@ from chip.model.loading import VLM, default_device
 from chip.model.processors import load_processor
 
 RECIPES = {"llava": Recipe(), "qwen2_5_vl": Recipe(steps=800)}  # 5 minutes on two cores
-WORLD_RECIPES = {("ward", "llava"): Recipe(steps=130, batch=BATCH)}
+WORLD_RECIPES = {("ward", "llava"): Recipe(steps=160, batch=BATCH)}
 """For worlds that take less; they are learned by Muon, in one go."""
 SHARD_SIZE = "3MB"
 WORLD_SEED = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from chip.checkpoint.paths import input_error, quoted, resolve_inside
 from chip.errors import InputError
 
-QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
-"""Where ModelOpt, GPTQ, AWQ and others say how weights are quantized, when `config.json` does not."""
+_QUANTIZATION_FILE = re.compile(r"(?<![^\W_])(quant|awq|gptq|bnb)|_quant")
+"""What the names of files begin with, or a word in them, in which ModelOpt, GPTQ, AWQ, Quanto, Quark and others say how
+weights are quantized, when `config.json` does not."""
 
 UNQUANTIZED = "edit the unquantized base checkpoint, then quantize again"
 """What to do about quantized weights."""
@@ -43,6 +45,9 @@ def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = Fal
         raise input_error(path, "the weights are quantized", edit_the_base(path.parent, config))
     for section in sections(config):
         for name in _IMPLEMENTATIONS:
+            if "flex_attention" in str(section.get(name)):
+                what = f"{quoted(name)} has attention compiled for each length of text, for minutes"
+                raise input_error(path, what, "take this setting out")
             if "/" in str(section.get(name, "")):
                 what = f"{quoted(name)} has code from the hub run, {quoted(str(section[name]))}"
                 raise input_error(path, what, "take this setting out")
@@ -50,10 +55,15 @@ def check_config(path: Path, config: Mapping[str, Any], *, quantized: bool = Fal
 
 def check_quantization_files(folder: Path) -> None:
     """Raise `InputError` where a file beside `config.json` says how the weights are quantized."""
-    for name in QUANTIZATION_FILES:
-        if os.path.lexists(folder / name):
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a link that leads nowhere counts too
+        if is_quantization_file(name):
             hint = f"{UNQUANTIZED}; or remove this file, if it is a leftover"
             raise input_error(folder / name, "the weights are quantized", hint)
+
+
+def is_quantization_file(name: str) -> bool:
+    """Whether a file of this name says how the weights are quantized."""
+    return name.lower().endswith(".json") and _QUANTIZATION_FILE.search(name.lower()) is not None
 
 
 def find_scheme(config: Mapping[str, Any]) -> Any:

@@ -21,17 +21,22 @@ def combined_digest(files: Mapping[str, str]) -> str:
 
 
 def weights_digest(checkpoint: Checkpoint, progress: ProgressCallback = silent) -> str:
-    """`combined_digest` of a checkpoint's shards, all of which are read."""
-    jobs = [(checkpoint.folder / shard, ()) for shard in checkpoint.shards]
-    with progress(f"hashing {checkpoint.folder.name}", len(jobs)) as advance:
+    """`combined_digest` of the shards, all of which are read, in the folder as a user knows it."""
+    given = _as_given(checkpoint)
+    jobs = [(given.folder / shard, ()) for shard in given.shards]
+    with progress(f"hashing {given.folder.name}", len(jobs)) as advance:
         digests = digest_all(jobs, advance)
-    return combined_digest({name: one.whole for name, one in zip(checkpoint.shards, digests, strict=True)})
+    return combined_digest({name: one.whole for name, one in zip(given.shards, digests, strict=True)})
 
 
 def weight_files(checkpoint: Checkpoint) -> dict[str, str]:
-    """Name -> SHA-256 in hexadecimal, of `config.json` and the shards in the folder as a user knows it: a quantized
-    checkpoint's own, and not those of its dequantized copy."""
-    given = checkpoint if checkpoint.quantized is None else checkpoint.quantized.checkpoint
+    """Name -> SHA-256 in hexadecimal, of `config.json` and the shards in the folder as a user knows it."""
+    given = _as_given(checkpoint)
     names = (CONFIG, *given.shards)
     digests = digest_all([(given.folder / name, ()) for name in names])
     return {name: digest.whole for name, digest in zip(names, digests, strict=True)}
+
+
+def _as_given(checkpoint: Checkpoint) -> Checkpoint:
+    """A quantized checkpoint itself, and not its dequantized copy."""
+    return checkpoint if checkpoint.quantized is None else checkpoint.quantized.checkpoint

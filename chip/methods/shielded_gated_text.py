@@ -34,9 +34,9 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     """`Shielded`; and in the model that it leaves `GatedText`, where that can do what a linear edit cannot.
 
     A linear edit does not take a name out of a language that is to be kept: a bound on general text leaves it no room.
-    So where there is general data to keep, the target's records without an image are the gates' alone, and the linear
-    edit takes those with one. Without general data, and in a model that has no place for gates, the linear edit takes
-    all.
+    So where there is general data to keep, and the target has records with an image and without, the latter are the
+    gates' alone, and the linear edit takes the others. Without general data, of a target that no image shows, and in a
+    model that has no place for gates, the linear edit takes all.
     """
 
     name: ClassVar[str] = "shielded+gated_text"
@@ -52,10 +52,10 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     ) -> Sequence[tuple[Method, ForgetRequest]]:
         linear, gates = self.steps
         pictured = request.part(lambda record: record.image is not None)
-        if not (request.general and gates.has_work(request)):
+        if not (request.general and gates.has_work(request) and linear.has_work(pictured)):
             return [(linear, request)]
         if (why := gates.unfit(vlm, target_modules)) is not None:
             message = f"what is asked in text only is left to the linear edit, which reaches little of it: {why}"
             warnings.warn(message, ChipWarning, stacklevel=2)
             return [(linear, request)]
-        return [*([(linear, pictured)] if linear.has_work(pictured) else []), (gates, request)]
+        return [(linear, pictured), (gates, request)]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chip.checkpoint.config_checks import QUANTIZATION_FILES, SCHEMES, edit_the_base
+from chip.checkpoint.config_checks import SCHEMES, edit_the_base, is_quantization_file
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.folder import copy_file
 from chip.checkpoint.header import FLOATS
@@ -69,9 +69,9 @@ def dequantize(quantized: Checkpoint, progress: ProgressCallback = silent) -> Ch
 
 def _copy_others(quantized: Checkpoint, target: Path) -> None:
     """All files that a copy takes over, but for the weights and what says how they are quantized."""
-    skipped = {*quantized.shards, INDEX, CONFIG, *QUANTIZATION_FILES}
+    skipped = {*quantized.shards, INDEX, CONFIG}
     for path, relative in folder_contents(quantized).copied:
-        if str(relative) not in skipped:
+        if str(relative) not in skipped and not is_quantization_file(str(relative)):
             copy_file(path, target / relative)
     config = json.dumps(_plain_config(quantized.config), indent=2, ensure_ascii=False)
     (target / CONFIG).write_text(config + "\n", encoding="utf-8")

@@ -24,6 +24,8 @@ _QUANTIZED = re.compile(
     r"|quant_state\.\w+|qdata|W_q|codes|codebooks|input_(global_)?scale|activation_scale|\w+_(blocks|scales|scale_inv))$"
 )
 """How quantization ends the names of what it puts beside a weight, or in its place."""
+_QUANTIZER = re.compile(r"_quantizer\.")
+"""In names of what ModelOpt keeps of a weight or of activations."""
 _ADAPTER = re.compile(
     r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|modules_to_save|original_module)\."
 )
@@ -80,6 +82,8 @@ def _is_leftover(name: str, checkpoint: Checkpoint, model: PreTrainedModel, plan
     By its name, or as a number or codes beside the weight of a linear map, which has no use for these.
     """
     entry, renamed, entries = checkpoint.entries[name], plan.unexpected[name], checkpoint.entries
+    if _QUANTIZER.search(name):
+        return True
     if ending := _QUANTIZED.search(name):
         weight = name[: ending.start()]
         own = _belongs(renamed.removesuffix(ending[0]) + ".weight", model)
@@ -150,13 +154,20 @@ def _looks_own(
 
 
 def _belongs(name: str, model: PreTrainedModel) -> bool:
-    """Whether the name is one more parameter of a module that there is, or lies in a layer more than there are."""
+    """Whether the name is one more parameter of a module that there is, or lies below one that holds nothing but
+    parameters, or in a layer more than there are."""
     module: nn.Module = model
     for part in name.split(".")[:-1]:
-        inner = dict(module.named_children()).get(part)
-        if inner is None:
-            return isinstance(module, nn.ModuleList | nn.Sequential) and part.isdigit()
-        module = inner
+        children = dict(module.named_children())
+        if part not in children:
+            is_layer = isinstance(module, nn.ModuleList | nn.Sequential) and part.isdigit()
+            return is_layer or (not children and _has_parameters(module))
+        module = children[part]
+    return _has_parameters(module)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    """Of its own."""
     return any(True for _ in module.parameters(recurse=False))
 
 

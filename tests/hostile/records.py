@@ -150,13 +150,24 @@ DATA = {
 }
 """Keys that hold data beside the record's own, and what is said."""
 MISSPELT = {
-    "patient": ("pateint", "Patient", "patients", "patient_id", "patient ", "PatientID", "subject_id", "MRN"),
-    "study": ("stduy", "Study", "study_uid", "exam"),
+    "patient": (
+        "pateint",
+        "Patient",
+        "patients",
+        "patient_id",
+        "patient ",
+        "PatientID",
+        "subject_id",
+        "MRN",
+        "patient_number",
+        "dicomPatient",
+    ),
+    "study": ("stduy", "Study", "study_uid", "exam", "StudyInstanceUID"),
     "institution": ("instituton", "hospital", "institution_name"),
     "question": ("Question", "qestion"),
     "answer": ("answers", "anwser"),
-    "split": ("splits", "Split", "fold", "subset"),
-    "section": ("sectoin", "sections", "section_name"),
+    "split": ("splits", "Split", "fold", "subset", "set", "is_train"),
+    "section": ("sectoin", "sections", "section_name", "report_section"),
 }
 
 

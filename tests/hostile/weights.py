@@ -218,7 +218,14 @@ CASES: list[Case] = [
     ),
     *(
         refused(f"a file called {name}", write(f"ckpt/{name}", "{}"), "quantized", INSPECT)
-        for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+        for name in (
+            *("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"),
+            *("QUANTIZE_CONFIG.json", "quant_strategy.json", "quanto_qmap.json", "awq_config.json", "gptq.JSON"),
+        )
+    ),
+    *(
+        refused(f"beside a weight: {name}", beside(name, torch.ones(96, 1)), "quantized|like its own", INSPECT)
+        for name in ("weight_quantizer._amax", "parametrizations.weight.original0", "weight_g", "oft_R.default")
     ),
     *(
         refused(f"config.json: {key}", put("ckpt/config.json", key, {"bits": 4}), "quantized", INSPECT)

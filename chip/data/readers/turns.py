@@ -141,6 +141,6 @@ def _shown(turns: Sequence[Turn], images: Images, where: str) -> list[int]:
         raise InputError(f"{where}: the question holds {IMAGE_PLACEHOLDER}; the record has no image; take it out")
     if sum(places) != total:
         known = "1 image" if total == 1 else f"{total} images"
-        message = f"the user's turns hold {IMAGE_PLACEHOLDER} {sum(places)} times, and there are {known}"
+        message = f"the user's turns hold {IMAGE_PLACEHOLDER} {sum(places)} times, for {known}"
         raise InputError(f"{where}: {message}; correct either")
     return [sum(places[: index + 1]) for index in range(len(turns))]

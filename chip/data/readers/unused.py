@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Set
 from functools import cache
@@ -18,10 +19,10 @@ _IN_RECORD = "give what was asked as question, what was said as answer"
 _IN_ANSWER = "what is read of a turn is its text; leave such conversations out"
 
 _SYNONYMS = {
-    "hospital": "institution",
-    **dict.fromkeys(("subject", "mrn", "pid", "patient_uid"), "patient"),
-    **dict.fromkeys(("exam", "accession", "study_uid"), "study"),
-    **dict.fromkeys(("subset", "fold", "partition"), "split"),
+    **dict.fromkeys(("hospital", "clinic", "site"), "institution"),
+    **dict.fromkeys(("subject", "person", "mrn", "pid"), "patient"),
+    **dict.fromkeys(("exam", "accession", "study instance"), "study"),
+    **dict.fromkeys(("subset", "set", "fold", "partition", "is train", "is test", "held out"), "split"),
 }
 """How others call keys: where a row lacks the key, it would be somebody else's, or taken for trained."""
 
@@ -45,7 +46,16 @@ _MAY_BE_EMPTY = ("images", "videos", "audios", "tools", "objects", "history")
 
 _CLOSE = 0.8  # of 1: how alike a key and a misspelling of it are
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
-_OTHER_ENDS = ("_id", "_name")  # `patient_id` for `patient`
+_ENCODED_IMAGES = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")
+"""How an image in a text begins: as an address, or PNG, JPEG and GIF in base64."""
+_DATA_ENDS = {"path", "paths", "url", "urls", "uri", "file", "files", "base64", "b", "bytes", "message", "prompt"}
+"""Words behind another that say in which form it is."""
+_ONE_OF_SEVERAL = {"image", "images", "img", "imgs", "picture", "pictures"}
+"""Where a row has its images, `image_path` beside them may say where they came from."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+"""In a key: `patient`, `number` of `patient_number`, `patientNumber` or `Patient-Number`."""
+_ENDS = {"id", "uid", "uuid", "name", "number", "no", "nr", "num", "key", "code", "ref", "index"}
+"""Words behind another that say who or which it is."""
 
 
 class Unused:
@@ -81,8 +91,8 @@ class Unused:
             name = key.strip().casefold()
             if name in _MAY_BE_EMPTY and row[key] in ([], ""):
                 continue
-            if name in DATA_KEYS:
-                raise InputError(f"{where}: the key {of}{key} is not read; {DATA_KEYS[name]}")
+            if (hint := DATA_KEYS.get(name) or DATA_KEYS.get(_data_word(key))) is not None:
+                raise InputError(f"{where}: the key {of}{key} is not read; {hint}")
             if _holds_image(row[key], names_count=not images):
                 raise InputError(f"{where}: the key {of}{key} is not read, and holds an image; {_IMAGES}")
             # Whose a row is, a map has said; and many keys look like one of two words.
@@ -101,22 +111,36 @@ def _holds_image(value: object, names_count: bool) -> bool:
     """Whether it is encoded bytes, as `datasets` stores them or plain, or an image file's name; or a list of such.
 
     Args:
-        names_count: where the record has an image, such a name may be its id.
+        names_count: where the record has an image, one such name may be its id.
     """
     if isinstance(value, list):
-        return any(_holds_image(each, names_count) for each in value)
+        return any(_holds_image(each, names_count=True) for each in value)
     if isinstance(value, dict):
         return "bytes" in value
-    return isinstance(value, bytes) or (names_count and isinstance(value, str) and value.lower().endswith(_IMAGE_FILES))
+    if not isinstance(value, str):
+        return isinstance(value, bytes)
+    return value.startswith(_ENCODED_IMAGES) or (names_count and value.lower().endswith(_IMAGE_FILES))
+
+
+@cache
+def _data_word(key: str) -> str:
+    """What a key is about that ends in a word for its form, as `audio` in `audio_path`; empty where it does not."""
+    words = [word.casefold() for word in _WORD.findall(key)]
+    kind = list(words)
+    while len(kind) > 1 and (kind[-1] in _DATA_ENDS or kind[-1].isdecimal()):
+        kind.pop()
+    name = "_".join(kind)
+    return "" if kind == words or name in _ONE_OF_SEVERAL else name
 
 
 @cache
 def _meant_keys(key: str, known: tuple[str, ...]) -> Collection[str]:
     """The known keys that this one may be a misspelling of, or another word for."""
-    name = key.strip().casefold()
-    for end in ("", *_OTHER_ENDS):
-        word = name.removesuffix(end)
-        meant = _SYNONYMS.get(word, word)
-        if meant in known and (meant in LEVELS or word in _SYNONYMS):
+    words = [word.casefold() for word in _WORD.findall(key)]
+    while len(words) > 1 and words[-1] in _ENDS:
+        words.pop()
+    for name in (" ".join(words), *words[-1:]):  # all of it, or what it is a kind of: a `report_section`
+        meant = _SYNONYMS.get(name, name)
+        if meant in known and (meant in LEVELS or name in _SYNONYMS):
             return (meant,)
-    return difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=_CLOSE)
+    return difflib.get_close_matches(key.strip().casefold(), known, n=len(known) or 1, cutoff=_CLOSE)
