@@ -25,7 +25,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 README_LINES = 150
 
 OTHER_PROGRAMS = {
-    *("--nproc-per-node", "--editable", "--signature"),
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--editable", "--signature"),
     *("--quick", "--cache", "--edit", "--level", "--requests", "--world"),
 }
 """Options in the documents that are torchrun's, pip's, the benchmarks' and model_signing's."""
