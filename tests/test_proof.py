@@ -17,6 +17,7 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import RECEIPT, read_receipt, write_receipt
 from chip.checkpoint.signing import SIGNATURE
 from chip.errors import InputError
+from chip.methods import DEFAULT
 from chip.reproduction import reproduce
 from tests.command import run
 from tests.families import UNTRAINED_OPTIONS, build, write_records
@@ -61,7 +62,7 @@ def test_an_edit_is_signed_and_says_what_it_was(signed: Path, keys: Keys) -> Non
     assert receipt.environment["dtype"] == "float32"
     assert receipt.figures is not None
     assert set(receipt.figures["groups"]) == {"target", "siblings", "other"}
-    assert (receipt.version, receipt.attacks) == (2, [])
+    assert (receipt.version, receipt.attacks) == (DEFAULT.version, [])
     assert receipt.sequence is not None
     assert receipt.sequence.number == 1
     for name in (RECEIPT, SIGNATURE):
