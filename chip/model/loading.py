@@ -272,6 +272,7 @@ def _device(name: str | None) -> torch.device:
 def check_family(model: Any) -> None:
     """Raise `InputError` unless the model has its parts where chip looks for them, and writes behind the question."""
     find_connectors(model)
-    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    beside = "decoder_input_ids" in inspect.signature(model.forward).parameters
+    if beside and not getattr(model.config, "use_decoder_only_language_model", False):  # as InstructBLIP may have one
         what = "it writes in a decoder beside the question, and not behind it"
         raise InputError(f"{type(model).__name__}: {what}; chip does not know such families yet")
