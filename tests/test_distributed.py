@@ -115,12 +115,13 @@ def _run(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "method", "settings"),
     [
         (2, "chip", ()),
-        pytest.param(3, "shielded", ("--retain-weight", "8", "--ridge", "0.35"), marks=pytest.mark.slow),
-        pytest.param(2, "shielded", ("--retain-weight", "8", "--ridge", "0.35", "--stream"), marks=pytest.mark.slow),
+        (3, "shielded", ("--retain-weight", "8", "--ridge", "0.35")),
+        (2, "shielded", ("--retain-weight", "8", "--ridge", "0.35", "--stream")),
     ],
 )
 def test_the_edit_is_that_of_one_process(
