@@ -109,6 +109,7 @@ def test_a_template_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest
         _ = load_vlm(folder, "cpu").prompts
 
 
+@pytest.mark.slow
 def test_a_template_that_does_not_end_for_one_word_names_its_record(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

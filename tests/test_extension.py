@@ -184,6 +184,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, outside: Path) -> dict[str, 
     return dict(zip(commands, results, strict=True)) | {"page": (0, page.read_text(encoding="utf-8"), "")}
 
 
+@pytest.mark.slow
 def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(
     tmp_path: Path, outside: Path, ended: dict[str, Ended]
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_reader_and_an_attack_from_outside_run_from_the_command_line(
     assert "insisting" in err
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_brings_its_options_and_edits(ended: dict[str, Ended]) -> None:
     assert "--share" in ended["help"][1]
     code, out, err = ended["edit"]

@@ -69,7 +69,8 @@ def test_a_killed_run_leaves_the_source_as_it_was_and_no_half_output(
     assert all(told["cleaned"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_in_one_line_and_leaves_no_debris(folder: Path, number: signal.Signals) -> None:
     before = contents(folder)
     process = subprocess.Popen([*COMMAND, "--out", "out"], cwd=folder, stderr=subprocess.PIPE, text=True)

@@ -100,6 +100,7 @@ def loaded_by(*arguments: object) -> list[str]:
     return line.split()[1:]
 
 
+@pytest.mark.slow
 def test_a_command_loads_what_it_needs(tmp_path: Path) -> None:
     original = write_checkpoint(tmp_path / "ckpt", (1, 2, 3, 4, 5, 6))
     edited = write_edited(tmp_path / "out")
