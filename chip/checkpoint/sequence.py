@@ -10,7 +10,7 @@ from typing import Any, Self
 from chip.checkpoint.field_types import check_types
 
 MAX_DRIFT = 8.0
-"""`EditSequence.total` above which there is a warning: in `benchmarks.sequences` others had lost 0.03 by then."""
+"""`EditSequence.total` above which there is a warning: in `benchmarks.sequences` others had lost 0.01 to 0.02 then."""
 
 
 @dataclass(frozen=True)
