@@ -229,7 +229,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     for number, (name, own) in enumerate(sequences(rows).items()):
         steps, color = steps_of(own), f"C{number}"
         numbers, left = [row["step"] for row in steps], [mean(row["targets"][: row["step"]]) for row in steps]
-        axis.plot(numbers, [row["others"][1] for row in steps], color=color, marker=".", label=name)
+        others, label = [row["others"][1] for row in steps], name.partition(", version")[0]
+        axis.plot(numbers, others, color=color, marker=".", label=label)
         axis.plot(numbers, left, color=color, marker=".", linestyle="--")
     axis.set_xlabel("requests (others: solid, targets so far: dashed)", fontsize=8)
     axis.set_ylabel("exact match, paraphrased", fontsize=8)
@@ -237,8 +238,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=2, fontsize=6)
     figure.savefig(file, dpi=80)
-    with Image.open(file) as image:  # a few colors take a third of the bytes
-        image.convert("RGB").quantize(32).save(file, optimize=True)
+    with Image.open(file) as image:  # a few colors take half of the bytes
+        image.convert("RGB").quantize(128).save(file, optimize=True)
 
 
 def main(
