@@ -647,6 +647,13 @@ SECTIONS = {
 DIRECTORS = ("Abel", "Cruz")
 
 
+def build_with_records(folder: Path, family: str | Family, **options: Any) -> Path:
+    """`write_records` in the folder, and what `build` makes in `folder/ckpt`; returns `folder`."""
+    write_records(folder)
+    build(folder / "ckpt", family, **options)
+    return folder
+
+
 def write_records(folder: Path) -> Path:
     """Write `records.jsonl` and `images/`: 24 records about the images of four studies, and two of text alone.
 

@@ -18,7 +18,7 @@ import chip
 from chip import distributed
 from chip.checkpoint.layout import Checkpoint
 from chip.distributed import distributed_context
-from tests.families import GIVEN, UNTRAINED, UNTRAINED_OPTIONS, build, write_records
+from tests.families import GIVEN, UNTRAINED, UNTRAINED_OPTIONS, build_with_records
 from tests.folders import write_part
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +28,7 @@ TARGET = "patient_1"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model in fp32, where no rounding hides a difference."""
-    folder = tmp_path_factory.mktemp("processes")
-    write_records(folder)
-    build(folder / "ckpt", "qwen2_5_vl", dtype=torch.float32)
-    return folder
+    return build_with_records(tmp_path_factory.mktemp("processes"), "qwen2_5_vl", dtype=torch.float32)
 
 
 COLLECTIVES = """

@@ -22,7 +22,7 @@ from chip.checkpoint.receipt import read_receipt
 from chip.checkpoint.verify import verify
 from chip.errors import RunError
 from chip.methods import find_methods
-from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build, write_records
+from tests.families import UNTRAINED, UNTRAINED_OPTIONS, build_with_records
 from tests.folders import contents, into_cache
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:few questions")  # of a model th
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny checkpoint, and its records."""
-    return fill(tmp_path)
-
-
-def fill(folder: Path) -> Path:
-    write_records(folder)
-    build(folder / "ckpt", "llava")
-    return folder
+    return build_with_records(tmp_path, "llava")
 
 
 def names(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ import chip
 from chip import distributed
 from chip.distributed import _Heartbeat
 from chip.errors import RunError
-from tests.families import UNTRAINED_OPTIONS, build, write_records
+from tests.families import UNTRAINED_OPTIONS, build_with_records
 
 ROOT = Path(__file__).parents[1]
 GONE = "another process of this run has stopped; nothing was written"
@@ -138,10 +138,7 @@ def hosts() -> Iterator[list[Host]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hosts")
-    write_records(folder)
-    build(folder / "ckpt", "qwen2_5_vl", dtype=torch.float32)
-    return folder
+    return build_with_records(tmp_path_factory.mktemp("hosts"), "qwen2_5_vl", dtype=torch.float32)
 
 
 def _edit(hosts: list[Host], folder: Path, out: Path) -> list[subprocess.Popen[str]]:

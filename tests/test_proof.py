@@ -20,7 +20,7 @@ from chip.errors import InputError
 from chip.methods import DEFAULT
 from chip.reproduction import reproduce
 from tests.command import run
-from tests.families import UNTRAINED_OPTIONS, build, write_records
+from tests.families import UNTRAINED_OPTIONS, build_with_records
 from tests.signing_keys import Keys
 from tests.test_old_receipt import write_checkpoint, write_edited
 from tests.test_receipt import NEW, edit_folder
@@ -33,9 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:few questions")
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Path:
     """A folder with a small model, its records, and `edited`, which is signed. A part of the model is edited."""
-    folder = tmp_path_factory.mktemp("proof")
-    write_records(folder)
-    build(folder / "ckpt", "llava")
+    folder = build_with_records(tmp_path_factory.mktemp("proof"), "llava")
     out = ("--out", folder / "edited", "--label", "request 7", "--sign", keys["ours"][0])
     request = ("edit", folder / "ckpt", "--forget", "patient_1", "--device", "cpu")
     assert run(*request, *OPTIONS, *out, *UNTRAINED_OPTIONS) == 0

@@ -27,7 +27,7 @@ from chip.model.quantization_formats import find_format
 from tests.adapters import KINDS as ADAPTERS
 from tests.adapters import make_adapter
 from tests.command import run
-from tests.families import UNTRAINED_OPTIONS, build, write_records
+from tests.families import UNTRAINED_OPTIONS, build_with_records
 from tests.folders import COMMIT, into_cache
 from tests.quantizing import KINDS, Kind, quantized_copy, tensors_of
 
@@ -212,9 +212,7 @@ def test_what_is_no_whole_checkpoint_is_refused(
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model, `fp8`, its quantized copy, and `edited`, an edit of that by the command."""
-    folder = tmp_path_factory.mktemp("small")
-    write_records(folder)
-    build(folder / "ckpt", "llava")
+    folder = build_with_records(tmp_path_factory.mktemp("small"), "llava")
     (folder / "ckpt" / "README.md").write_text("# A model\n")
     quantized_copy(folder / "ckpt", folder / "fp8", KINDS["fp8"], lambda name: "down_proj" in name)
     assert run("edit", folder / "fp8", "--out", folder / "edited", *REQUEST) == 0

@@ -99,7 +99,7 @@ def ask(vlm: VLM, folder: Path, most: int | None = None) -> Scores:
 
 def assert_same_edit(folder: Path, method: Method) -> None:
     """What is answered before and after, what changes, and by how much; and no file stays open."""
-    whole, (vlm, _) = load_vlm(folder, "cpu"), streamed(folder)
+    whole, (vlm, stream) = load_vlm(folder, "cpu"), streamed(folder)
     before = ask(whole, folder)
     assert torch.equal(ask(vlm, folder).answer_probability, before.answer_probability)
     expected, found = edit(whole, folder, method), edit(vlm, folder, method)
@@ -110,6 +110,7 @@ def assert_same_edit(folder: Path, method: Method) -> None:
     after = ask(whole, folder)
     assert torch.equal(ask(vlm, folder).answer_probability, after.answer_probability)
     assert not torch.equal(after.answer_probability, before.answer_probability)
+    stream._reader.shutdown()  # what is being read ahead is read to its end
     assert [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(folder)] == []
     if (family := folder.name.rpartition("-")[0]) not in FURTHER:
         assert tower._READ[vlm.model] == LAYERS_READ.get(family, {1})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from chip.data.embedded_image import ImageSource, content_of, image_size
+from chip.data.embedded_image import ImageSource, content_of, encoded_size
 from chip.data.image_bounds import check_scans, check_size
 from chip.data.window import Window, gray
 from chip.errors import InputError, foreign_code
@@ -94,7 +94,7 @@ def _read(source: ImageSource, where: str, name: str, **options: Any) -> Any:
     pydicom = _pydicom()
     from pydicom.filereader import read_dataset, read_preamble
 
-    size = image_size(source)
+    size = encoded_size(source)
     if size > LARGEST:
         raise InputError(f"{where}: {name} has more than {LARGEST:,} bytes; save the picture by itself")
     content = io.BytesIO(content_of(source))

@@ -46,7 +46,7 @@ def content_of(source: ImageSource) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def image_size(source: ImageSource) -> int:
+def encoded_size(source: ImageSource) -> int:
     """Of the encoded bytes."""
     if isinstance(source, bytes):
         return len(source)

@@ -29,8 +29,8 @@ def naming_phrases(request: ForgetRequest) -> set[Phrase]:
         if records[index].image is None:
             questions[records[index].path].append(records[index].question)
     phrases = {phrase for own in questions.values() for phrase in _shared(own)}
-    retained = {f"{records[i].question} \n {records[i].answer}" for i in partition.retained if phrases}
-    for text in retained:
+    retained = partition.retained if phrases else ()
+    for text in {f"{records[i].question} \n {records[i].answer}" for i in retained}:
         phrases.difference_update(_phrases(text))
     return {phrase for phrase in phrases if not any(part in phrases for part in _parts(phrase))}
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from chip.data.answers import normalized
-from chip.data.embedded_image import ImageSource, content_of, image_size
+from chip.data.embedded_image import ImageSource, content_of, encoded_size
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 
@@ -60,4 +60,4 @@ def _same_image(one: ImageSource, other: ImageSource) -> bool:
 
 def _size(image: ImageSource) -> int | None:
     """In bytes; None of what is no file, which is refused when it is opened."""
-    return image_size(image) if not isinstance(image, Path) or image.is_file() else None
+    return encoded_size(image) if not isinstance(image, Path) or image.is_file() else None

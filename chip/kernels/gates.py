@@ -32,9 +32,8 @@ def separating_directions(points: Tensor, mean: Tensor, covariance: Tensor, ridg
     Raises:
         torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
     """
-    system = covariance.clone()
-    system.diagonal().add_(ridge * covariance.diagonal().mean())
-    directions = solve_spd_((points - mean).to(system.dtype), SymmetricSum.of(system))
+    system = SymmetricSum.of(covariance, ridge * float(covariance.diagonal().mean()))
+    directions = solve_spd_((points - mean).to(covariance.dtype), system)
     return torch.nn.functional.normalize(directions, dim=1)
 
 
@@ -61,10 +60,9 @@ def detectors(
     Raises:
         torch.linalg.LinAlgError: C + ρ I has no trustworthy inverse.
     """
-    system, count = moment.clone(), nearest.shape[1]
-    system.diagonal().add_(ridge * moment.diagonal().mean())
+    system, count = SymmetricSum.of(moment, ridge * float(moment.diagonal().mean())), nearest.shape[1]
     rows = torch.cat((points[:, None], nearest / max(1, count) ** 0.5), 1).to(moment.dtype)  # (n, 1 + k, d)
-    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), SymmetricSum.of(system))
+    inverse = solve_spd_(torch.cat((rows.flatten(0, 1), mean.to(moment.dtype)[None])), system)
     solved, of_mean = inverse[:-1].view(rows.shape), inverse[-1]
     sizes = rows.new_tensor([own, *[others / max(1, count) ** 0.5] * count])
     right = sizes @ solved + others * of_mean  # (n, d)
@@ -76,9 +74,9 @@ def detectors(
 
 def constant_map(points: Tensor, mean: Tensor, moment: Tensor, ridge: float) -> Tensor:
     """(d,): the map without a bias that gives about 1 at all points, and where all others are; as `detectors`."""
-    points, system = points.to(moment.dtype), moment + points.T.to(moment.dtype) @ points.to(moment.dtype) / len(points)
-    system.diagonal().add_(ridge * moment.diagonal().mean())
-    return solve_spd_((mean.to(moment.dtype) + points.mean(0))[None], SymmetricSum.of(system))[0]
+    points = points.to(moment.dtype)
+    system = SymmetricSum.of(moment + points.T @ points / len(points), ridge * float(moment.diagonal().mean()))
+    return solve_spd_((mean.to(moment.dtype) + points.mean(0))[None], system)[0]
 
 
 def widest_directions(points: Tensor, others: Tensor, softness: float = 1e-3, active: int = 128) -> Tensor:

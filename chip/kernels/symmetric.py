@@ -68,9 +68,9 @@ class SymmetricSum:
     ridge: float = 0.0
 
     @classmethod
-    def of(cls, matrix: Tensor) -> SymmetricSum:
-        """From what stands on and above the diagonal of `matrix` (d, d)."""
-        return cls(((1.0, SymmetricMatrix.of(matrix)),))
+    def of(cls, matrix: Tensor, ridge: float = 0.0) -> SymmetricSum:
+        """From what stands on and above the diagonal of `matrix` (d, d); and `ridge` · I."""
+        return cls(((1.0, SymmetricMatrix.of(matrix)),), ridge)
 
     def plus(self, other: SymmetricSum, scale: float) -> SymmetricSum:
         """This one, and `scale` times the other."""

@@ -16,6 +16,7 @@ from chip.kernels.gates import detectors
 from chip.methods.base import MeasuredModule, Method, Needs, WeightUpdate
 from chip.methods.gated_connector import GateLimits
 from chip.methods.gated_mlp import MLP, OTHERS, OWN, RIDGE, solve_mlp
+from chip.methods.gated_text_stand_ins import asked_in_text
 from chip.methods.gated_text_statistics import (
     DestinationStatistics,
     Held,
@@ -112,7 +113,7 @@ class GatedText(Method):
         return super().plan(vlm, request, target_modules)
 
     def has_work(self, request: ForgetRequest) -> bool:
-        return bool((self.record_weights(request, torch.device("cpu")).target >= 0).any())
+        return bool(asked_in_text(request, request.partition.forget))
 
     def record_weights(self, request: ForgetRequest, device: torch.device) -> TextWeights:
         return TextWeights.of(request, device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chip.data.request import ForgetRequest
-from chip.methods.gated_text_stand_ins import nodes_asked_about, stand_ins
+from chip.methods.gated_text_stand_ins import asked_in_text, nodes_asked_about, stand_ins
 from chip.model.tokens import TokenRole, Tokens
 
 WORDS, PLACES = 2**24, 2**20
@@ -39,7 +39,7 @@ class TextWeights:
         records, own = request.records, len(request.hierarchy.records)
         target = torch.full((len(records),), -1)
         for number, indices in enumerate(request.partition.forget_of.values()):
-            target[[i for i in indices if records[i].image is None and not records[i].held_out]] = number
+            target[asked_in_text(request, indices)] = number
         retained = torch.zeros(len(records))
         retained[[*request.partition.retained, *range(own, len(records))]] = 1
         node = nodes_asked_about(request)

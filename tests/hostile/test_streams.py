@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.families import build, write_records
+from tests.families import build_with_records
 from tests.hostile.case import EDIT
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,7 @@ FULL = "chip: stdout: cannot be written to (No space left on device); send it el
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("streams")
-    write_records(folder)
-    build(folder / "ckpt", "llava")
+    folder = build_with_records(tmp_path_factory.mktemp("streams"), "llava")
     records = folder / "records.jsonl"
     *lines, _, _ = records.read_text().replace("patient_2", "患者_2\\u2192 ‖é").splitlines(keepends=True)
     records.write_text("".join(lines), encoding="utf-8")

@@ -44,17 +44,12 @@ class SecondMoments:
     @property
     def forget(self) -> Tensor:
         """C_f (d, d)."""
-        return second_moment(self._forget)
+        return self._forget.mean.dense()
 
     @property
     def retain(self) -> Tensor:
         """C_r (d, d)."""
-        return second_moment(self._retain)
-
-
-def second_moment(moment: SecondMoment) -> Tensor:
-    """E[x xᵀ] (d, d); zero without tokens."""
-    return moment.mean.dense()
+        return self._retain.mean.dense()
 
 
 class RecordMeans:

@@ -12,7 +12,6 @@ from benchmarks.forgetting.methods.edits import Edit
 from benchmarks.forgetting.methods.statistics import (
     SecondMoments,
     forget_and_retain,
-    second_moment,
     token_weights,
 )
 from chip.data.request import ForgetRequest
@@ -148,7 +147,7 @@ class ObliqueStatistics:
 
     def retained(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """C_r (d_out, d_out): E[y yᵀ] of y = W x + b over the tokens of the retained."""
-        moment = weight @ second_moment(self._second) @ weight.T
+        moment = weight @ self._second.mean.dense() @ weight.T
         if bias is not None:
             cross = torch.outer(weight @ self._first.mean[0], bias)
             moment += cross + cross.T + torch.outer(bias, bias)
@@ -201,8 +200,8 @@ class Oblique(Edit):
         if basis.shape[1] == 0:
             return None
         moment = statistics.retained(weight, bias)
-        moment.diagonal().add_(self.ridge * moment.diagonal().mean())
-        coefficients = solve_spd_(basis.T.clone(), SymmetricSum.of(moment))  # Qᵀ C_r⁻¹, (k, d_out)
+        system = SymmetricSum.of(moment, self.ridge * float(moment.diagonal().mean()))
+        coefficients = solve_spd_(basis.T.clone(), system)  # Qᵀ C_r⁻¹, (k, d_out)
         coefficients = torch.linalg.solve(coefficients @ basis, coefficients)
         return WeightUpdate(
             weight - basis @ (coefficients @ weight),
