@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from itertools import chain
 from math import sqrt
 from pathlib import Path
+from secrets import token_hex
 from statistics import mean
 from typing import Annotated, Any
 
@@ -41,14 +42,14 @@ from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
-START, SEQUENCE, UNION = "start", "sequence", "union"
+START, SEQUENCE, UNION, GUARD = "start", "sequence", "union", "guard"
 KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
 COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
-"""`edit`: as `chip.edit` was called, empty for the defaults; `setting`: the retain weight that a search chose. Norms
-are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions: `targets`
-of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this step's who
-are in no request; `others`: of all who are in none, before it of their trained questions, behind it their answers' mean
-probability."""
+"""`edit`: as `chip.edit` was called, empty for the defaults, `guard` where there was one; `setting`: the retain weight
+that a search chose. Norms are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of
+paraphrased questions: `targets` of each node of the sequence so far, in their order, and of all at the start;
+`siblings`: of those of this step's who are in no request; `others`: of all who are in none, before it of their trained
+questions, behind it their answers' mean probability."""
 Row = dict[str, Any]
 
 
@@ -126,20 +127,25 @@ def distance(a: Path, b: Path, original: Path) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """One sequence of edits, and its bound."""
+    """One sequence of edits, and its bound, which a guard does not change."""
 
     world: World
     edit: EditArguments
     cache: Path
+    guard: bool = False
 
     @property
     def key(self) -> Row:
         world, method = self.world, self.edit.method or DEFAULT()
         of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
-        return {**of_world, "edit": self.edit.text, "version": method.version}
+        return {**of_world, "edit": self._text, "version": method.version}
+
+    @property
+    def _text(self) -> str:
+        return f"{self.edit.text} {GUARD}".strip() if self.guard else self.edit.text
 
     def _folder(self, step: int) -> Path:
-        name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self.edit.text.replace(' ', '_')}"
+        name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self._text.replace(' ', '_')}"
         return self.world.original if step == 0 else self.cache / name / f"{step:02}"
 
     def missing(self, known: Sequence[Row]) -> Iterator[Row]:
@@ -147,21 +153,33 @@ class Run:
         own = [row for row in known if self.key.items() <= row.items()]
         steps = {row["step"] for row in own if row["kind"] == SEQUENCE}
         done = max((step for step in steps if self._folder(step).is_dir()), default=0)
-        if not any(row["kind"] == START for row in own):
+        if not self.guard and not any(row["kind"] == START for row in own):
             of_start = {**self.key, "kind": START, "step": 0}
             yield {**dict.fromkeys(COLUMNS), **of_start, **self.world.ask(self.world.original, None)}
         for step in range(done + 1, self.world.requests + 1) if len(steps) < self.world.requests else ():
             yield self._step(SEQUENCE, step, self._folder(step - 1), self._folder(step))
             if step > 1:
                 shutil.rmtree(self._folder(step - 1))
-        if not any(row["kind"] == UNION for row in own):
+        if not self.guard and not any(row["kind"] == UNION for row in own):
             yield self._step(UNION, self.world.requests, self.world.original, self._folder(1).with_name("union"))
+
+    def _key_file(self) -> Path:
+        file = self.cache / "guard.key"
+        if not file.exists():
+            file.touch(0o600)
+            file.write_text(token_hex(32))
+        return file
 
     def _step(self, kind: str, step: int, before: Path, after: Path) -> Row:
         """It is written whatever it costs, and whatever is left: that is what is measured."""
         world, gone = self.world, step - 1 if kind == SEQUENCE else 0
         shutil.rmtree(after, ignore_errors=True)
         options: dict[str, Any] = {"device": "cpu", "accept": True, "force": True, **self.edit.others}
+        if self.guard:
+            options |= {"guard": after.with_name("guard"), "guard_key": self._key_file()}
+            after.parent.mkdir(parents=True, exist_ok=True)
+            if step == 1:
+                options["guard"].unlink(missing_ok=True)  # of a run before
         start = time.monotonic()
         report = chip.edit(
             before,
@@ -248,6 +266,9 @@ def main(
     level: Annotated[str, typer.Option(help="Whose requests they are: patient, study.")] = "patient",
     requests: Annotated[int, typer.Option(min=2, help="Nodes, one after the other.")] = 10,
     edit: Annotated[list[str] | None, typer.Option(help="Such as retain_weight=384, method=gated; repeat.")] = None,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Each edit is to leave what the earlier ones took out.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the nodes and their order.")] = 0,
     seconds: Annotated[float | None, typer.Option(help="After which no edit is begun; by default all is run.")] = None,
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "sequences.json",
@@ -259,7 +280,7 @@ def main(
     asked = World(world, level, requests, seed, *WORLDS[world](folder))
     rows = known_rows(json_file)
     for text in edit or [""]:
-        for row in Run(asked, EditArguments.read(text), folder).missing(rows):
+        for row in Run(asked, EditArguments.read(text), folder, guard).missing(rows):
             rows = [*(old for old in rows if any(old[key] != row[key] for key in KEY)), row]
             store_rows(json_file, COLUMNS, rows, "cpu")
             if seconds is not None and time.monotonic() - start > seconds:

@@ -47,6 +47,11 @@ class EditOptions(RunOptions, total=False):
     """Go by all retained records, and ask all, where else some are drawn; see `chip.data.sample`."""
     sign: SigningKey | Path | str | None
     """Private key to sign with, as a PEM file; see `SigningKey`."""
+    guard: Path | str | None
+    """File of what this sequence's edits took out, so that nothing of it comes back: read where it exists, and written
+    for the next edit. Encrypted, and personal data: see `chip.recording.guard_file`."""
+    guard_key: Path | str | None
+    """File with its key, of at least 32 bytes; by default the environment variable `CHIP_GUARD_KEY` holds it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class Arguments:
     batch_size: int | None
     rank: int | None
     all_records: bool = False
+    guard: bool = False
+    """Whether there was one; what is in it goes nowhere."""
 
     @classmethod
     def of(cls, method: Method, keep: Keep, options: EditOptions) -> Self:
@@ -117,6 +124,7 @@ class Arguments:
             options.get("batch_size"),
             options.get("rank"),
             options.get("all_records", False),
+            options.get("guard") is not None,
         )
 
     @classmethod
@@ -129,8 +137,8 @@ class Arguments:
             raise TypeError("settings")
         if not all(number is None or type(number) is int for number in numbers):
             raise TypeError("numbers")
-        if type(arguments.all_records) is not bool:
-            raise TypeError("all_records")
+        if not all(type(flag) is bool for flag in (arguments.all_records, arguments.guard)):
+            raise TypeError("all_records" if type(arguments.all_records) is not bool else "guard")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts")
         return arguments

@@ -39,6 +39,7 @@ from chip.model.loading_options import check_keywords
 from chip.model.model_loader import ModelLoader, model_loader
 from chip.model.scoring import Scores, score_records
 from chip.progress import ProgressCallback, silent
+from chip.recording.guard_file import GuardFile
 from chip.recording.runs import EditRecord
 from chip.recording.targets import open_targets
 from chip.report.documents import count_edits
@@ -100,6 +101,7 @@ def edit(
     forget = open_targets(ledger, source, hierarchy, progress) if forget is None else forget
     request = resolve_request(source, hierarchy, forget, terms.label)
     output = resolve_output(source, out, options, progress, copies=saving.merged)
+    guard = GuardFile.open(source, output, options, progress, method)
     record = EditRecord(ledger, request, output)
     with (
         distributed_context() as distributed,
@@ -108,14 +110,15 @@ def edit(
     ):
         arguments = Arguments.of(method, given.keep, options)
         to_ask = request if terms.all_records else sample_to_ask(request)
-        run = _Run(source, measured, request, to_ask, given, method, saving, arguments, distributed, progress, terms)
+        shared = arguments, distributed, progress, terms, guard
+        run = _Run(source, measured, request, to_ask, given, method, saving, *shared)
         if dry_run:
             return run.count(run.report(run.edit(load)))
         with output_folder(output, options.get("overwrite", False), distributed) as folder:
             edited = run.edit(load)  # 2. Edit the model.
             remaining = run.write(edited, folder, options.get("link_unchanged", False))  # 3. Write.
             after = run.evaluate(load(saving.reopen(source, folder)), edited)  # 4. Evaluate what was written.
-            report = run.finish(run.report(edited, after, remaining, output), folder)
+            report = run.finish(run.report(edited, after, remaining, output), folder, edited)
         record.edited(report, output)
         return report
 
@@ -161,6 +164,7 @@ class _Run:
     distributed: DistributedContext
     on_progress: ProgressCallback
     terms: Terms
+    guard: GuardFile | None
 
     @property
     def progress(self) -> ProgressCallback:
@@ -191,9 +195,8 @@ class _Run:
         if self.measured is not None:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
-        patch = edit_model(
-            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent
-        )
+        known = watched, precision, vlm.weights, spent, None if self.guard is None else self.guard.guard
+        patch = edit_model(seen, self.source, self.method, request, modules, *shared, *known)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
@@ -266,8 +269,8 @@ class _Run:
         intervals = exact_match_intervals(self.request, self.to_ask, scores)
         return None if edited.records == asked == total else Sampled(total, edited.records, asked, 0, intervals)
 
-    def finish(self, report: EditReport, folder: Path) -> EditReport:
-        """The report, once the folder is fit to be put in place, its receipt is written, and it is signed.
+    def finish(self, report: EditReport, folder: Path, edited: _Edited) -> EditReport:
+        """The report, once the folder is fit to be put in place, its receipt is written, it is signed, and guarded.
 
         Raises:
             RunError: those who stay lost more than was promised.
@@ -279,6 +282,8 @@ class _Run:
             check_written_names_nobody(folder, self.request)
             if self.terms.signer is not None:
                 self.terms.signer.sign(folder)
+            if self.guard is not None:
+                self.guard.write(folder, edited.patch.guard)
         return report
 
 

@@ -90,8 +90,8 @@ def reproduce(
         options: see `LoadingOptions`: the adapter that was merged before the edit, and where the model runs.
 
     Raises:
-        InputError: as `edit` does; the receipt is of chip 0.1.0, or of another source; the folder is no longer what it
-            says.
+        InputError: as `edit` does; the receipt is of chip 0.1.0, of an edit with a guard, or of another source; the
+            folder is no longer what it says.
     """
     check_keywords("reproduce", LoadingOptions, options)
     then = read_receipt(Path(receipt))
@@ -176,11 +176,15 @@ def _arguments(then: Receipt, place: Path | str) -> Arguments:
         message = "written by chip 0.1.0, which did not record all it was asked for"
         raise InputError(message, argument="receipt", value=place)
     try:
-        return Arguments.from_json(then.arguments)
+        asked = Arguments.from_json(then.arguments)
     except TypeError as error:
         raise InputError(
             f"asks for what no edit was asked ({reason(error)})", argument="receipt", value=place
         ) from error
+    if asked.guard:
+        message = "of an edit with a guard, which it does not hold: that edit cannot be made again from it"
+        raise InputError(message, argument="receipt", value=place)
+    return asked
 
 
 def _method(then: Receipt, asked: Arguments) -> Method:

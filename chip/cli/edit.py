@@ -103,6 +103,19 @@ class Editing:
         ),
     ] = False
 
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of what earlier edits took out, read and written anew, so that nothing comes back: encrypted, "
+            "and personal data; needs the extra guard.",
+            metavar="FILE",
+        ),
+    ] = None
+    guard_key: Annotated[
+        Path | None,
+        typer.Option(help="File with the guard's key; by default CHIP_GUARD_KEY holds it.", metavar="FILE"),
+    ] = None
+
     @property
     def keywords(self) -> Mapping[str, Any]:
         kinds = None if self.target_modules is None else self.target_modules.split(",")

@@ -114,7 +114,7 @@ class LedgerFile:
         """Move what follows the last whole line into a file of its own. As `append`."""
         torn = self._beside(f"torn-{hashlib.sha256(tail).hexdigest()[:12]}")
         try:
-            _write_whole(torn, tail)  # first: a writer that dies here leaves it in both places
+            write_whole(torn, tail)  # first: a writer that dies here leaves it in both places
             with self.path.open("r+b") as file:
                 file.truncate(self.path.stat().st_size - len(tail))
                 os.fsync(file.fileno())
@@ -125,7 +125,7 @@ class LedgerFile:
     def write_head(self, content: bytes) -> None:
         """Replace the file beside the ledger. As `append`."""
         try:
-            _write_whole(self._head, content)
+            write_whole(self._head, content)
         except OSError as error:
             raise self._refused(error) from error
 
@@ -164,7 +164,7 @@ class LedgerFile:
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write its own ends of lines
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """A file that has all of the content, or what it had before."""
     new = path.with_name(f"{path.name}.new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY

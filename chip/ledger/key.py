@@ -5,21 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import stat
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chip.errors import ChipWarning, InputError, one_line
-from chip.ledger.place import check_outside_models
+from chip.ledger.secret import read_secret
 
 ENVIRONMENT = "CHIP_LEDGER_KEY"
 """Holds the key itself, where no file is given."""
-_SHORTEST = 32  # bytes: as many as HMAC-SHA256 gives; a guessed key gives every node away
-_LONGEST = 4096
-_HINT = "make one with `openssl rand -hex 32`, and keep it apart from the ledger"
 
 
 @dataclass(frozen=True)
@@ -37,26 +30,8 @@ class LedgerKey:
         Raises:
             InputError: the file cannot be read or lies in a model's folder; the key is shorter than 32 bytes.
         """
-        if file is None:
-            given = os.environ.get(ENVIRONMENT)
-            return None if given is None else cls._of(given.encode("utf-8", "surrogateescape"), ENVIRONMENT)
-        check_outside_models(file, "key")
-        try:
-            with file.open("rb") as content:
-                secret = content.read(_LONGEST + 1)
-                mode = os.fstat(content.fileno()).st_mode
-        except OSError as error:
-            raise InputError(f"{file}: the key cannot be read ({one_line(error)}); {_HINT}") from error
-        if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
-            warnings.warn(f"{file}: others may read this key; `chmod 600` keeps it to you", ChipWarning, stacklevel=2)
-        return cls._of(secret, str(file))
-
-    @classmethod
-    def _of(cls, text: bytes, place: str) -> LedgerKey:
-        secret = text.strip()
-        if not _SHORTEST <= len(secret) <= _LONGEST:
-            raise InputError(f"{place}: a key has {_SHORTEST} to {_LONGEST:,} bytes, not {len(secret):,}; {_HINT}")
-        return cls(secret)
+        secret = read_secret(file, ENVIRONMENT, "key", "ledger")
+        return None if secret is None else cls(secret)
 
     @property
     def id(self) -> str:

@@ -17,6 +17,7 @@ from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.general.loss import GeneralReference
 from chip.methods.base import Method, Search
+from chip.methods.guard import Guard, check_guarded
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
 from chip.methods.search import Choice, hold_general, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general
@@ -61,6 +62,7 @@ def edit_model(
     precision: Precision | None = None,
     weights: Weights | None = None,
     spent: Spent | None = None,
+    guard: Guard | None = None,
 ) -> Patch:
     """Run the trained records through the model, and let the method edit it module by module.
 
@@ -71,17 +73,20 @@ def edit_model(
         precision: how exactly new weights are kept; by default as they are stored.
         weights: what is edited, the checkpoint's; by default those of `vlm`, which else is a copy of it to measure on.
         spent: what earlier edits have cost, where the checkpoint is an edited one.
+        guard: what they took out, of which nothing is to come back; the patch then has what the next edit is to leave.
 
     Raises:
         InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
-            stages does not show what the model computes.
+            stages does not show what the model computes; or the method has no use for a guard.
         RunError: a system has no trustworthy solution, or a record does not fit into memory.
     """
     shared = size or BatchSize(), progress, distributed or DistributedContext()
     context = _Context(
-        vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights, spent or Spent()
+        vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights, spent or Spent(), guard
     )
     check_general(method, request.general)
+    if guard is not None:
+        check_guarded(method)
     patch = Patch(shares_images=vlm.shares_images)
     steps = method.plan(vlm, request, target_modules)
     for step, part in steps:
@@ -111,6 +116,7 @@ class _Context:
     precision: Precision
     weights: Weights
     spent: Spent
+    guard: Guard | None
 
 
 def _edit_step(
@@ -125,7 +131,9 @@ def _edit_step(
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
     trained = [index for index in request.partition.forget if not request.records[index].held_out]
     check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
-    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed, context.precision, context.weights)
+    editor = WeightEditor(
+        vlm, context.checkpoint, target_modules, distributed, context.precision, context.weights, context.guard
+    )
     choice = None
     if search is not None:
         if can_keep(vlm, method, target_modules, distributed):
@@ -135,15 +143,20 @@ def _edit_step(
             method = hold_general(method, search, trials.divergence)
         choice = trials.find(search, method, ValidationSet(request), progress)
         method = method.resolve_search(choice.value)
-    patch = edit_stages(method, source, editor, progress)
+    patch = edit_stages(method, source, editor, progress, last=True)
     settings = asdict(method) | {"rank": context.precision.rank}
     return replace(patch, choice=choice, settings=settings, target_modules=tuple(target_modules))
 
 
 def edit_stages(
-    method: Method, source: StatisticsSource, editor: WeightEditor, progress: ProgressCallback = silent
+    method: Method,
+    source: StatisticsSource,
+    editor: WeightEditor,
+    progress: ProgressCallback = silent,
+    *,
+    last: bool = False,
 ) -> Patch:
-    """Measure, solve and edit, stage by stage in the order of data."""
+    """Measure, solve and edit, stage by stage in the order of data; `last`: as it will be, and not for a trial."""
     patch = Patch(shares_images=editor.vlm.shares_images)
     values: dict[str, Tensor] = {}  # of all the connectors' parameters solved for so far
     waiting: list[Solution] = []
@@ -153,8 +166,13 @@ def edit_stages(
             # 1. Parameters of the same connector that come earlier, as they will be.
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
-            # 3. The method solves for the new weights of the stage's modules, and the sums go: no name holds them.
-            solutions = editor.solve(method, source.collect(stage, overrides, advance))
+            # 3. The method solves for the new weights of the stage's modules, a guard notes what is to stay gone, and
+            # the sums go: no name holds them.
+            statistics = source.collect(stage, overrides, advance)
+            solutions = editor.solve(method, statistics)
+            if last:
+                editor.note_guard(method, statistics, patch)
+            del statistics
             for solution in solutions:
                 if solution.module.connector is not None:
                     values |= solution.values

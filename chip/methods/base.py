@@ -73,6 +73,8 @@ class Needs:
     statistics, and only one module's are in memory at a time."""
     general: bool = False
     """It can make use of general text, which then passes through the model too."""
+    guard: bool = False
+    """It can leave as it is what earlier edits took out, and says what a later one is to leave; see `Method.taken`."""
     model: Literal["original", "sequential"] = "original"
     """Statistics are taken from the model as it was, or each module's from the model whose earlier ones are edited."""
     connector: Literal["original", "composed"] = "original"
@@ -99,6 +101,8 @@ class MeasuredModule:
     activation: Callable[[Tensor], Tensor] | None
     """In a connector what its output goes through, value by value, before the next linear map; of a gated MLP's `gate`,
     what its output goes through. None: nothing known."""
+    guarded: Tensor | None = None
+    """F (r, d_in), fp32: Fᵀ F is the sum of what `Method.taken` said in earlier edits. None: nothing."""
 
 
 LOSS_WEIGHT = 3.0  # those who stay are many more
@@ -244,6 +248,13 @@ class Method(ABC):
             for module, measured in modules.items()
         }
         return {module: update for module, update in updates.items() if update is not None}
+
+    def taken(self, statistics: Any, x: Tensor) -> Tensor:
+        """x (n, d_in) times A (d_in, d_in), where `needs.guard`: what a later edit is to leave as it is at a module.
+
+        A is symmetric positive semidefinite, and tr(D A Dᵀ) what a change D of the weight costs.
+        """
+        raise NotImplementedError(f"method {self.name} has no use for a guard")
 
     @abstractmethod
     def solve(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chip.errors import ChipWarning, InputError, RunError
 from chip.kernels.gram import accumulation_dtype
 from chip.kernels.low_rank import leading_outputs
 from chip.methods.base import MeasuredModule, Method, Removed, WeightUpdate
+from chip.methods.guard import Guard
 from chip.methods.search import Choice
 from chip.model.activations import activation_behind
 from chip.model.experts import OutputMap
@@ -53,6 +55,8 @@ class Patch:
     """What the method was set to, and what was found for the setting that nobody gave."""
     target_modules: tuple[TargetModule, ...] = ()
     """What was measured and solved for."""
+    guard: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """`Guard.factors` of what was solved for, this edit's in them; empty without a guard. It tells of the forgotten."""
 
     def then(self, later: Patch, checkpoint: Checkpoint) -> Patch:
         """Both edits, one after the other, of the checkpoint."""
@@ -65,6 +69,7 @@ class Patch:
             tensors=self.tensors | later.tensors,
             relative_change=self.relative_change | changes,
             removed=self.removed | later.removed,
+            guard=self.guard | later.guard,
             choice=later.choice or self.choice,
             settings={**self.settings, **later.settings},
             target_modules=tuple(dict.fromkeys((*self.target_modules, *later.target_modules))),
@@ -113,13 +118,16 @@ class WeightEditor:
         distributed: DistributedContext,
         precision: Precision | None = None,
         weights: Weights | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """
         Args:
             weights: those that are edited; by default the model's own, which else is a copy that is measured on.
+            guard: what earlier edits took out, where later ones are to leave that.
         """
         self.weights, self._measured_apart = weights or vlm.weights, weights not in (None, vlm.weights)
         self.vlm, self.distributed, self._precision = vlm, distributed, precision or Precision()
+        self._guard = guard
         self.parameters = [name for module in target_modules for name in module.parameter_names]
         in_blocks = [each.name for module in target_modules for each in module.output_maps]
         fused = [name for name in in_blocks if ".experts." in name]
@@ -147,16 +155,26 @@ class WeightEditor:
             raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
         return [self._rounded(module, update) for module, update in updates.items()]
 
+    def note_guard(self, method: Method, statistics: Mapping[TargetModule, Statistics], patch: Patch) -> None:
+        """Add to the patch what a later edit is to leave, where there is a guard, and the method goes by one."""
+        if self._guard is None or not method.needs.guard:
+            return
+        for module, seen in statistics.items():
+            device = self.vlm.place_of(module.weight_name)
+            like = torch.empty(module.shape(self.vlm.model)[1], dtype=accumulation_dtype(device), device=device)
+            patch.guard[module.name] = self._guard.grown(module, partial(method.taken, seen), like)
+
     def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
         if not all(self.weights.parameter(name).isfinite().all() for name in module.parameter_names):
             raise InputError(f"{module.name}: its weight is NaN or infinite in places; fetch the checkpoint again")
         parameter = self.weights.parameter(module.weight_name)
+        guarded = None if self._guard is None else self._guard.at(module)
         if module.output_maps:  # W of a block's output is I
             identity = torch.eye(module.shape(self.vlm.model)[0], dtype=parameter.dtype, device=parameter.device)
-            return MeasuredModule(identity, None, statistics, None)
+            return MeasuredModule(identity, None, statistics, None, guarded)
         weight = module.oriented(parameter)
         bias = None if module.bias_name is None else self.weights.parameter(module.bias_name)
-        return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module))
+        return MeasuredModule(weight, bias, statistics, activation_behind(self.vlm.model, module), guarded)
 
     def _cut(self, method: Method, measured: MeasuredModule, update: WeightUpdate) -> WeightUpdate:
         """The update, cut to as many directions as were asked for: those that matter most to the method."""
