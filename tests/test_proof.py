@@ -16,8 +16,12 @@ from chip.checkpoint.bom import bom
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.receipt import RECEIPT, read_receipt, write_receipt
 from chip.checkpoint.signing import SIGNATURE
+from chip.edit_options import EditOptions
 from chip.errors import InputError
 from chip.methods import DEFAULT
+from chip.methods.guard import RANK
+from chip.progress import silent
+from chip.recording.guard_file import GuardFile
 from chip.reproduction import reproduce
 from tests.command import run
 from tests.families import UNTRAINED_OPTIONS, build_with_records
@@ -54,6 +58,7 @@ def test_an_edit_is_signed_and_says_what_it_was(signed: Path, keys: Keys) -> Non
         "batch_size": 8,
         "rank": None,
         "all_records": False,
+        "guard": False,
     }
     assert receipt.environment is not None
     assert receipt.environment["torch"] == torch.__version__
@@ -227,3 +232,35 @@ def test_an_edit_that_was_written_as_an_adapter_is_made_again(
     shutil.copy(first / RECEIPT, tmp_path / "copy.json")
     assert run("reproduce", tmp_path / "copy.json", "--source", ckpt, *request, "patient_2") == 1
     assert "by how much, only the edited folder can show" in capsys.readouterr().out
+
+
+def test_a_guarded_edit_says_so_and_nothing_of_what_is_guarded(
+    signed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text("4f" * 32)
+    (tmp_path / "key").chmod(0o600)
+    guard = ("--guard", tmp_path / "guard", "--guard-key", tmp_path / "key")
+    request = ("--forget", "patient_2", "--device", "cpu", "--records", signed / "records.jsonl", *guard)
+    model, out = signed / "edited", tmp_path / "second"
+    assert run("edit", model, *request, *OPTIONS, "--dry-run", "--force") == 0
+    assert not (tmp_path / "guard").exists()
+    assert run("edit", model, *request, *OPTIONS, "--out", out, *UNTRAINED_OPTIONS) == 0
+    receipt = read_receipt(out)
+    assert receipt.arguments is not None
+    assert receipt.arguments["guard"] is True
+    assert "guard" not in receipt.to_json()["settings"]
+    assert [path.name for path in out.rglob("*guard*")] == []
+    states = GuardFile.open(Checkpoint.open(out), tmp_path / "third", options(tmp_path), silent, DEFAULT())
+    assert states is not None
+    (factor,) = states.guard.factors.values()
+    assert factor.isfinite().all()
+    assert 1 <= len(factor) <= RANK
+    with pytest.raises(InputError, match="of an edit with a guard, which it does not hold"):
+        reproduce(out, model, ["patient_2"], records=signed / "records.jsonl")
+    capsys.readouterr()
+    assert run("edit", signed / "ckpt", *request, *OPTIONS, "--out", tmp_path / "other") == 2
+    assert "Error: --guard " in capsys.readouterr().err
+
+
+def options(folder: Path) -> EditOptions:
+    return {"guard": folder / "guard", "guard_key": folder / "key"}

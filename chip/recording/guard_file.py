@@ -93,7 +93,7 @@ class GuardFile:
         states = {self._digest: self.guard.factors, read_receipt(folder).result_digest: self.guard.factors | taken}
         content = {f"{digest}/": torch.empty(0) for digest in states}  # a state may hold nothing
         for digest, factors in states.items():
-            content |= {f"{digest}/{module}": factor.contiguous() for module, factor in factors.items()}
+            content |= {f"{digest}/{module}": factor.clone() for module, factor in factors.items()}  # no name shares
         try:
             write_whole(self.path.resolve(), self._key.encrypt(save(content)))
         except OSError as error:
