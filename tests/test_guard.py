@@ -17,6 +17,7 @@ from chip.checkpoint.weights import weights_digest
 from chip.edit_options import EditOptions
 from chip.errors import InputError, RunError
 from chip.kernels.low_rank import leading_factor
+from chip.kernels.symmetric import SymmetricSum
 from chip.methods import Chip, Method, Shielded
 from chip.methods.base import MeasuredModule
 from chip.methods.guard import RANK, Guard
@@ -25,48 +26,41 @@ from chip.model.tokens import Tokens
 from chip.progress import silent
 from chip.recording.guard_file import GuardFile
 from tests.test_receipt import edit_folder
-from tests.test_shielded import SEEDS, TARGET, _behind_an_edit, _statistics, _tokens, _weight
+from tests.test_shielded import SEEDS, TARGET, _statistics, _tokens, _weight
 
 WIDTH = 40
 DOWN = TargetModule("layers.0.mlp.down_proj", "down", Component.TEXT, 0, bias=False)
-LIKE = torch.empty(WIDTH, dtype=torch.float64)
 
 
 def _matrix(rows: Tensor) -> Tensor:
     return rows.T @ rows
 
 
-@pytest.mark.parametrize("width", [12, 300])  # of the first all directions are looked at
-def test_the_leading_factor_is_the_cut_eigendecomposition(width: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    rows = torch.randn(width, width, generator=generator, dtype=torch.float64) * 0.6 ** torch.arange(width)[:, None]
-    matrix = _matrix(rows)
-    values, vectors = torch.linalg.eigh(matrix)
-    expected = (vectors[:, -7:] * values[-7:]) @ vectors[:, -7:].T
-    factor = leading_factor(lambda x: x @ matrix, torch.empty(width, dtype=torch.float64), 7)
-    torch.testing.assert_close(_matrix(factor), expected, rtol=0, atol=1e-6 * float(values[-1]))
+def _metric(width: int) -> tuple[SymmetricSum, Tensor, Tensor]:
+    """K, and L with L Lᵀ = K, and its inverse."""
+    drawn = torch.randn(width, 2 * width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    matrix = drawn @ drawn.T / width + 0.1 * torch.eye(width, dtype=torch.float64)
+    root = torch.linalg.cholesky(matrix)
+    return SymmetricSum.of(matrix), root, torch.linalg.inv(root)
+
+
+@pytest.mark.parametrize("width", [12, 200])  # of the first all directions are looked at
+def test_the_leading_factor_is_the_cut_eigendecomposition_in_the_metric(width: int) -> None:
+    metric, root, inverse = _metric(width)
+    rows = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = _matrix(rows * 0.6 ** torch.arange(width)[:, None])
+    values, vectors = torch.linalg.eigh(inverse @ matrix @ inverse.T)
+    expected = root @ (vectors[:, -7:] * values[-7:]) @ vectors[:, -7:].T @ root.T
+    factor = leading_factor(lambda x: x @ matrix, 7, metric)
+    torch.testing.assert_close(_matrix(factor), expected, rtol=0, atol=1e-5 * float(expected.diagonal().max()))
 
 
 def test_of_few_directions_the_leading_factor_is_all() -> None:
     rows = torch.randn(3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    factor = leading_factor(lambda x: (x @ rows.T) @ rows, torch.empty(200, dtype=torch.float64), 64)
+    factor = leading_factor(lambda x: (x @ rows.T) @ rows, 64, _metric(200)[0])
     assert factor.shape == (3, 200)
     torch.testing.assert_close(_matrix(factor), _matrix(rows))
-    nothing = leading_factor(torch.zeros_like, torch.empty(200, dtype=torch.float64), 64)
-    assert nothing.shape == (0, 200)
-
-
-@settings(max_examples=20)
-@given(SEEDS)
-def test_what_is_taken_is_how_the_target_differs(seed: int) -> None:
-    tokens = _behind_an_edit(seed, 8)
-    assert tokens.original_inputs is not None
-    target, expected = tokens.segments == TARGET, torch.zeros(8, 8, dtype=torch.float64)
-    for modality in (tokens.vision, ~tokens.vision):
-        expected += _matrix(tokens.inputs[target & modality] - tokens.original_inputs[~target & modality].mean(0))
-    x = _weight(seed, 8)
-    taken = Shielded().taken(_statistics(tokens), x)
-    torch.testing.assert_close(taken, x @ expected / target.sum(), rtol=1e-5, atol=1e-5)
+    assert leading_factor(torch.zeros_like, 64, _metric(200)[0]).shape == (0, 200)
 
 
 def _later(seed: int) -> tuple[Tokens, Tokens]:
@@ -80,20 +74,23 @@ def _later(seed: int) -> tuple[Tokens, Tokens]:
 @settings(max_examples=10)
 @given(SEEDS)
 def test_a_later_edit_leaves_what_an_earlier_one_took_out(seed: int) -> None:
-    """By how the earlier target's tokens differ; and still moves its own."""
+    """The outputs for its target's tokens; and still moves its own."""
     first, second = _later(seed)
     method, weight = Shielded(retain_weight=8.0), _weight(seed, WIDTH)
     statistics = _statistics(first)
-    guard = Guard({DOWN.name: Guard().grown(DOWN, lambda x: method.taken(statistics, x), LIKE)})
+    update = method.solve(weight, None, statistics)
+    assert update is not None
+    assert update.metric is not None
+    guard = Guard({DOWN.name: Guard().grown(DOWN, method.taken(statistics), update.metric)})
+    earlier, own = first.inputs[first.segments == TARGET], second.inputs[second.segments == TARGET]
     back, moved = [], []
     for guarded in (None, guard.at(DOWN)):
-        measured = MeasuredModule(weight, None, _statistics(second), None, guarded)
-        change = method.solve_stage({DOWN: measured})[DOWN].weight - weight
-        back.append(float((method.taken(statistics, change) * change).sum().sqrt()))  # as far as it comes back
-        moved.append(float(torch.linalg.norm(second.inputs[second.segments == TARGET] @ change.T)))
-    size = float((method.taken(statistics, weight) * weight).sum().sqrt())
-    assert back[0] > 0.1 * size
-    assert back[1] < 0.05 * size
+        measured = MeasuredModule(update.weight, None, _statistics(second), None, guarded)
+        change = method.solve_stage({DOWN: measured})[DOWN].weight - update.weight
+        back.append(float(torch.linalg.norm(earlier @ change.T) / torch.linalg.norm(earlier @ weight.T)))
+        moved.append(float(torch.linalg.norm(own @ change.T)))
+    assert back[0] > 0.1
+    assert back[1] < 0.05
     assert moved[1] > 0.3 * moved[0]
 
 
@@ -106,15 +103,15 @@ def test_without_a_guard_an_edit_is_what_it_was() -> None:
 
 
 def test_a_guard_of_many_edits_has_no_more_directions() -> None:
-    guard, total, like = Guard(), torch.zeros(100, 100, dtype=torch.float64), torch.empty(100, dtype=torch.float64)
+    guard, total, plain = Guard(), torch.zeros(100, 100, dtype=torch.float64), SymmetricSum.of(torch.eye(100).double())
     for number in range(4):
         rows = torch.randn(30, 100, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
         total += _matrix(rows)
-        guard = Guard({DOWN.name: guard.grown(DOWN, lambda x, rows=rows: (x @ rows.T) @ rows, like)})
+        guard = Guard({DOWN.name: guard.grown(DOWN, SymmetricSum.of(_matrix(rows)), plain)})
     factor = guard.factors[DOWN.name]
     assert (factor.shape, factor.dtype) == ((RANK, 100), torch.float32)
-    held, values = float(factor.square().sum()), torch.linalg.eigvalsh(total)
-    assert 0.95 * float(values[-RANK:].sum()) < held < float(values[-RANK:].sum())
+    held, most = float(factor.square().sum()), float(torch.linalg.eigvalsh(total)[-RANK:].sum())
+    assert 0.95 * most < held < most
 
 
 # The file.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from chip.kernels.solve import solve_spd_unchecked_
 from chip.kernels.symmetric import SymmetricSum
 
 
@@ -64,28 +65,44 @@ _OVERSAMPLING = 8  # directions beyond those that are asked for
 _ITERATIONS = 6
 
 
-def leading_factor(product: Callable[[Tensor], Tensor], like: Tensor, rank: int) -> Tensor:
-    """F (r, d) such that Fᵀ F is near the best approximation of rank r of a symmetric positive semidefinite A (d, d).
+def leading_factor(matrix: Callable[[Tensor], Tensor], rank: int, metric: SymmetricSum) -> Tensor:
+    """F (r, d) such that Fᵀ F is near that matrix of rank r which is nearest to A (d, d) in the metric of K⁻¹.
 
-    By subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson and Tropp, SIAM Review 53, 2011): A is only
-    multiplied with. Exact where r + 8 ≥ d. The rows are orthogonal, the longest last. Always the same directions begin.
+    For positive semidefinite A: those parts of it that are largest beside K. With A v = μ K v and vᵀ K v = 1 the rows
+    are √μ vᵀ K, by subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson and Tropp, SIAM Review 53, 2011;
+    for pairs, Saad, Numerical Methods for Large Eigenvalue Problems, 2011, section 9.2). A is only multiplied with.
+    Exact where r + 8 ≥ d. It begins with the same directions each time.
 
     Args:
-        product: X (n, d) -> X A.
-        like: (d,), for width, dtype (fp64 or fp32) and device.
-        rank: r ≥ 1; less come where A has fewer directions.
+        matrix: X (n, d) -> X A.
+        rank: r ≥ 1; fewer rows come where A has fewer directions.
+        metric: K (d, d), fp64 or fp32, symmetric positive definite.
 
     Raises:
-        torch.linalg.LinAlgError: the eigenvalues do not converge.
+        torch.linalg.LinAlgError: the eigenvalues do not converge, or K is not positive definite.
     """
-    width = len(like)
+    width = metric.like.width
     count = min(rank + _OVERSAMPLING, width)
-    drawn = torch.randn(width, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis = torch.linalg.qr(drawn.to(like)).Q
+    drawn = torch.randn(count, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = _orthonormal(drawn.to(metric.like.panels[0]), metric)
     for _ in range(_ITERATIONS if count < width else 0):
-        basis = torch.linalg.qr(product(basis.T).T).Q
-    within = product(basis.T) @ basis
+        basis = _orthonormal(solve_spd_unchecked_(matrix(basis), metric), metric)
+    within = matrix(basis) @ basis.T
     values, vectors = torch.linalg.eigh((within + within.T) / 2)
     values, vectors = values[-rank:], vectors[:, -rank:]
-    there = values > torch.finfo(like.dtype).eps * width * values[-1].clamp(min=0)
-    return values[there].sqrt()[:, None] * (basis @ vectors[:, there]).T
+    there = values > _negligible(values) * width
+    return metric.product(vectors[:, there].T @ basis) * values[there].sqrt()[:, None]
+
+
+def _orthonormal(rows: Tensor, metric: SymmetricSum) -> Tensor:
+    """Rows Z of the same span with Z K Zᵀ = I; fewer where some depend on the others."""
+    gram = metric.product(rows) @ rows.T
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    there = values > _negligible(values) * len(values)
+    return (vectors[:, there] / values[there].sqrt()).T @ rows
+
+
+def _negligible(values: Tensor) -> Tensor:
+    """What beside the largest of the values (n,), 0 or more, is rounding."""
+    largest = values.max() if len(values) else values.new_zeros(())
+    return torch.finfo(values.dtype).eps * largest.clamp(min=0)

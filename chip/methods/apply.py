@@ -166,13 +166,8 @@ def edit_stages(
             # 1. Parameters of the same connector that come earlier, as they will be.
             overrides = {name: values[name] for name in source.parameters_before(stage) if name in values}
             # 2. Every record passes through the stage, and the method's sums see its tokens.
-            # 3. The method solves for the new weights of the stage's modules, a guard notes what is to stay gone, and
-            # the sums go: no name holds them.
-            statistics = source.collect(stage, overrides, advance)
-            solutions = editor.solve(method, statistics)
-            if last:
-                editor.note_guard(method, statistics, patch)
-            del statistics
+            # 3. The method solves for the new weights of the stage's modules, and the sums go: no name holds them.
+            solutions = editor.solve(method, source.collect(stage, overrides, advance), patch if last else None)
             for solution in solutions:
                 if solution.module.connector is not None:
                     values |= solution.values

@@ -74,7 +74,8 @@ class Needs:
     general: bool = False
     """It can make use of general text, which then passes through the model too."""
     guard: bool = False
-    """It can leave as it is what earlier edits took out, and says what a later one is to leave; see `Method.taken`."""
+    """It can leave as it is what earlier edits took out, and says what a later one is to leave (`Method.taken`), and by
+    what metric."""
     model: Literal["original", "sequential"] = "original"
     """Statistics are taken from the model as it was, or each module's from the model whose earlier ones are edited."""
     connector: Literal["original", "composed"] = "original"
@@ -249,11 +250,9 @@ class Method(ABC):
         }
         return {module: update for module, update in updates.items() if update is not None}
 
-    def taken(self, statistics: Any, x: Tensor) -> Tensor:
-        """x (n, d_in) times A (d_in, d_in), where `needs.guard`: what a later edit is to leave as it is at a module.
-
-        A is symmetric positive semidefinite, and tr(D A Dᵀ) what a change D of the weight costs.
-        """
+    def taken(self, statistics: Any) -> SymmetricSum:
+        """A (d_in, d_in), where `needs.guard`: tr(D A Dᵀ) is what a later change D of the weight does to what this edit
+        takes out."""
         raise NotImplementedError(f"method {self.name} has no use for a guard")
 
     @abstractmethod

@@ -5,13 +5,14 @@ An edit changes what a module makes of every input that shares directions with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from chip.errors import InputError
 from chip.kernels.low_rank import leading_factor
+from chip.kernels.symmetric import SymmetricSum
 from chip.methods.base import Method
 from chip.model.target_modules import TargetModule
 
@@ -30,21 +31,20 @@ class Guard:
     def at(self, module: TargetModule) -> Tensor | None:
         return self.factors.get(module.name)
 
-    def grown(self, module: TargetModule, product: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    def grown(self, module: TargetModule, taken: SymmetricSum, metric: SymmetricSum) -> Tensor:
         """The module's factor behind one edit more.
 
         Args:
-            product: x (n, d_in) -> x A, as `Method.taken` of that edit.
-            like: (d_in,), in the dtype and on the device of A.
+            taken: A (d_in, d_in), as `Method.taken` of that edit.
+            metric: K (d_in, d_in), as `WeightUpdate.metric` of it: what lies where K is large is held anyway.
 
         Raises:
             torch.linalg.LinAlgError: the directions cannot be told.
         """
         before = self.at(module)
-        if before is None:
-            return leading_factor(product, like, RANK).float().cpu()
-        earlier = before.to(like)
-        return leading_factor(lambda x: product(x) + (x @ earlier.T) @ earlier, like, RANK).float().cpu()
+        earlier = metric.like.panels[0].new_zeros(0, metric.like.width) if before is None else before
+        earlier = earlier.to(metric.like.panels[0])
+        return leading_factor(lambda x: taken.product(x) + (x @ earlier.T) @ earlier, RANK, metric).float().cpu()
 
 
 def check_guarded(method: Method) -> None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +135,14 @@ class WeightEditor:
         stored = {name: checkpoint.entries[self._disk[name].names[0]].torch_dtype for name in self.parameters}
         self._dtypes = stored if self._precision.rounded else dict.fromkeys(stored, torch.float32)
 
-    def solve(self, method: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
+    def solve(
+        self, method: Method, statistics: Mapping[TargetModule, Statistics], patch: Patch | None = None
+    ) -> list[Solution]:
         """The method's solutions for the modules of a stage, rounded once to the stored dtypes; the same in all
         processes.
+
+        Args:
+            patch: gets what a later edit is to leave as it is, where there is a guard.
 
         Raises:
             InputError: the weight is NaN or infinite.
@@ -146,23 +150,17 @@ class WeightEditor:
         """
         measured = {module: self._measured(module, seen) for module, seen in statistics.items()}
         try:
-            updates = {
-                module: self._cut(method, measured[module], update)
-                for module, update in method.solve_stage(measured).items()
-            }
+            solved = method.solve_stage(measured)
+            if self._guard is not None and patch is not None and method.needs.guard:
+                for module, update in solved.items():
+                    assert update.metric is not None  # as `Needs.guard` says
+                    taken = method.taken(measured[module].statistics)
+                    patch.guard[module.name] = self._guard.grown(module, taken, update.metric)
+            updates = {module: self._cut(method, measured[module], update) for module, update in solved.items()}
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             names = ", ".join(module.name for module in statistics)
             raise RunError(f"{names}: no trustworthy solution ({error}); a larger ridge helps") from error
         return [self._rounded(module, update) for module, update in updates.items()]
-
-    def note_guard(self, method: Method, statistics: Mapping[TargetModule, Statistics], patch: Patch) -> None:
-        """Add to the patch what a later edit is to leave, where there is a guard, and the method goes by one."""
-        if self._guard is None or not method.needs.guard:
-            return
-        for module, seen in statistics.items():
-            device = self.vlm.place_of(module.weight_name)
-            like = torch.empty(module.shape(self.vlm.model)[1], dtype=accumulation_dtype(device), device=device)
-            patch.guard[module.name] = self._guard.grown(module, partial(method.taken, seen), like)
 
     def _measured(self, module: TargetModule, statistics: Statistics) -> MeasuredModule:
         if not all(self.weights.parameter(name).isfinite().all() for name in module.parameter_names):

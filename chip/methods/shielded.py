@@ -153,8 +153,8 @@ class Shielded(Method):
     def statistics_bytes(self, d_in: int, d_out: int) -> int:
         return 3 * SecondMoment.bytes(d_in)  # the third where there is text to keep
 
-    def taken(self, statistics: ShieldedStatistics, x: Tensor) -> Tensor:
-        return statistics.differences(x)
+    def taken(self, statistics: ShieldedStatistics) -> SymmetricSum:
+        return statistics.forget.mean
 
     def solve_stage(self, modules: Mapping[TargetModule, MeasuredModule]) -> Mapping[TargetModule, WeightUpdate]:
         updates = {

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from chip.data.request import ForgetRequest, matched_records
 from chip.distributed import DistributedContext
-from chip.kernels.symmetric import SymmetricSum
 from chip.methods.base import membership
 from chip.methods.statistics import CrossMoment, FirstMoment, GroupedMean, SecondMoment
 from chip.model.tokens import TokenRole, Tokens
@@ -119,15 +118,6 @@ class ShieldedStatistics:
             of_forget, of_shield = self._drifts()
             of_forget.update(x_forget, tokens.original_inputs[forgotten], weight)
             of_shield.update(x_retained, original, share)
-
-    def differences(self, x: Tensor) -> Tensor:
-        """x (n, d_in) times E_f[(x − μ(x)) (x − μ(x))ᵀ], of which no matrix is made."""
-        sums, counts = self.forget_means.total, self.forget_means.count[:, None]
-        means = self.retained_means.mean_at(self.forget_means.keys)
-        result = SymmetricSum(((1.0, self.forget.total),)).product(x)
-        result -= (x @ sums.T) @ means
-        result += (x @ means.T) @ (counts * means - sums)
-        return result / self.forget.count.clamp(min=1)
 
     def merge(self, distributed: DistributedContext) -> None:
         drifted = torch.tensor(float(self.drifts is not None))
