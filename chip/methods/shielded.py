@@ -39,8 +39,7 @@ the second gives back, so that it can remove more, at a smaller cost, than the l
 _ROWS = 256  # of a weight, that are widened at once
 
 GUARD_WEIGHT = 1.0
-"""What each earlier target counts beside C_r where it is guarded: as much as all that is retained, in the directions in
-which it stood out. On the demo nothing then came back, and 0.1 TODO."""
+"""What each earlier target counts beside C_r where it is guarded: as much as all that is retained."""
 
 OVERSHOOT = 1 / 2
 """How far past the mean a target token is sent, as a part of its way there: in directions that the retained use too the
@@ -80,8 +79,8 @@ class Shielded(Method):
     Wx₀‖² in the place of E_r ‖W'x − Wx‖² adds β E_r[(x − x₀) xᵀ] to √m B. So it takes on what the one before it has
     left of the target, and gives back what that has taken from the others.
 
-    Where earlier targets are guarded, K gains β Σ E_j[(x − μ(x)) (x − μ(x))ᵀ] over them, each as its own edit measured
-    it, and of low rank: by what they differed from the retained nothing is to change any more.
+    Where earlier targets are guarded, K gains β Σ E_j[x xᵀ] over them, each as its own edit measured it, and of low
+    rank: what an input of theirs gives is to be what it gives now.
     """
 
     name: ClassVar[str] = "shielded"
