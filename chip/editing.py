@@ -108,9 +108,8 @@ def edit(
         record.only_if(distributed.is_main_process and not dry_run),
         model_loader(distributed, options) as load,
     ):
-        arguments = Arguments.of(method, given.keep, options)
         to_ask = request if terms.all_records else sample_to_ask(request)
-        shared = arguments, distributed, progress, terms, guard
+        shared = Arguments.of(method, given.keep, options), distributed, progress, terms, guard
         run = _Run(source, measured, request, to_ask, given, method, saving, *shared)
         if dry_run:
             return run.count(run.report(run.edit(load)))
@@ -150,11 +149,11 @@ class _Evaluated:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after."""
+    """What all steps of one edit share; `to_ask` is the request among the records that are asked before and after,
+    `measured` the copy that statistics are measured on, None where that is the source."""
 
     source: Checkpoint
     measured: Checkpoint | None
-    """The copy that statistics are measured on; None: the source."""
     request: ForgetRequest
     to_ask: ForgetRequest
     keep: GivenKeep
@@ -195,8 +194,10 @@ class _Run:
         if self.measured is not None:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
-        known = watched, precision, vlm.weights, spent, None if self.guard is None else self.guard.guard
-        patch = edit_model(seen, self.source, self.method, request, modules, *shared, *known)
+        guard = None if self.guard is None else self.guard.guard
+        patch = edit_model(
+            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent, guard
+        )
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)
@@ -290,11 +291,10 @@ class _Run:
 def _settings(edited: _Edited) -> dict[str, Any]:
     """What the edit was made with: the method's settings, those that were found among them, and where."""
     choice = edited.patch.choice
-    limits = {} if choice is None else choice.limits
     layers = [module.layer for module in edited.patch.target_modules if module.layer is not None]
     return {
         **{name: value for name, value in edited.patch.settings.items() if value is not None},
-        **limits,
+        **({} if choice is None else choice.limits),
         "target_modules": sorted({module.kind for module in edited.patch.target_modules}),
         "layers": f"{min(layers)}-{max(layers)}" if layers else "none",
     }

@@ -91,7 +91,8 @@ def leading_factor(matrix: Callable[[Tensor], Tensor], rank: int, metric: Symmet
     values, vectors = torch.linalg.eigh((within + within.T) / 2)
     values, vectors = values[-rank:], vectors[:, -rank:]
     there = values > _negligible(values) * width
-    return metric.product(vectors[:, there].T @ basis) * values[there].sqrt()[:, None]
+    factor: Tensor = metric.product(vectors[:, there].T @ basis) * values[there].sqrt()[:, None]
+    return factor
 
 
 def _orthonormal(rows: Tensor, metric: SymmetricSum) -> Tensor:
@@ -99,10 +100,11 @@ def _orthonormal(rows: Tensor, metric: SymmetricSum) -> Tensor:
     gram = metric.product(rows) @ rows.T
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     there = values > _negligible(values) * len(values)
-    return (vectors[:, there] / values[there].sqrt()).T @ rows
+    orthonormal: Tensor = (vectors[:, there] / values[there].sqrt()).T @ rows
+    return orthonormal
 
 
 def _negligible(values: Tensor) -> Tensor:
     """What beside the largest of the values (n,), 0 or more, is rounding."""
-    largest = values.max() if len(values) else values.new_zeros(())
-    return torch.finfo(values.dtype).eps * largest.clamp(min=0)
+    largest: Tensor = values.max() if len(values) else values.new_zeros(())
+    return largest.clamp(min=0) * torch.finfo(values.dtype).eps

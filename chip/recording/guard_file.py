@@ -90,7 +90,7 @@ class GuardFile:
         Raises:
             RunError: the file system refuses; then it is as it was.
         """
-        states = {self._digest: self.guard.factors, read_receipt(folder).result_digest: self.guard.factors | taken}
+        states = {self._digest: self.guard.factors, read_receipt(folder).result_digest: {**self.guard.factors, **taken}}
         content = {f"{digest}/": torch.empty(0) for digest in states}  # a state may hold nothing
         for digest, factors in states.items():
             content |= {f"{digest}/{module}": factor.clone() for module, factor in factors.items()}  # no name shares
