@@ -124,6 +124,14 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
     "a flipped bit in the card": (lambda folder, _: _flip(folder / "README.md"), "^README.md: not the file that was"),
     "another receipt": (lambda folder, _: _relabel(folder), f"^{RECEIPT}: not the file that was signed"),
     "signed again by another": (lambda folder, keys: _resign(folder, keys["theirs"][0]), "made with another key than"),
+    "changed, and signed again by another": (
+        lambda folder, keys: (_flip(folder / SHARDS[0]), _resign(folder, keys["theirs"][0])),
+        "made with another key than",
+    ),
+    "changed, and signed again by whoever has our key": (
+        lambda folder, keys: (_flip(folder / SHARDS[0]), _resign(folder, keys["ours"][0])),
+        f"^{SHARDS[0]}: has another hash than the receipt's",
+    ),
     "by another in our name": (_borrow, "does not hold"),
     "of another folder": (
         lambda folder, keys: _of_another_folder(folder, keys["ours"][0]),
