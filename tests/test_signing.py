@@ -85,6 +85,11 @@ def _resign(folder: Path, key: Path) -> None:
     Signer(SigningKey(str(key))).sign(folder)
 
 
+def _change_and_resign(folder: Path, key: Path) -> None:
+    _flip(folder / SHARDS[0])
+    _resign(folder, key)
+
+
 def _relabel(folder: Path) -> None:
     """A receipt that is right in itself."""
     write_receipt(folder, replace(read_receipt(folder), label="another request"))
@@ -125,11 +130,11 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
     "another receipt": (lambda folder, _: _relabel(folder), f"^{RECEIPT}: not the file that was signed"),
     "signed again by another": (lambda folder, keys: _resign(folder, keys["theirs"][0]), "made with another key than"),
     "changed, and signed again by another": (
-        lambda folder, keys: (_flip(folder / SHARDS[0]), _resign(folder, keys["theirs"][0])),
+        lambda folder, keys: _change_and_resign(folder, keys["theirs"][0]),
         "made with another key than",
     ),
     "changed, and signed again by whoever has our key": (
-        lambda folder, keys: (_flip(folder / SHARDS[0]), _resign(folder, keys["ours"][0])),
+        lambda folder, keys: _change_and_resign(folder, keys["ours"][0]),
         f"^{SHARDS[0]}: has another hash than the receipt's",
     ),
     "by another in our name": (_borrow, "does not hold"),
