@@ -220,7 +220,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "embeddings": (
         with_tensors(model__language_model__embed_tokens__weight=torch.zeros(990, 128)),
-        "holds 1 weight of the base itself .*resized embeddings",
+        "holds a weight of the base, and not as that has it .*resized embeddings",
+    ),
+    "more than the adapter": (
+        lambda folder: (folder / "non_lora_state_dict.bin").touch(),
+        "weights lie beside the adapter .'non_lora_state_dict.bin'.; merge all of it",
+    ),
+    "a folder of adapters": (
+        lambda folder: Path(shutil.move(folder, f"{folder}.moved")).rename(folder.mkdir() or folder / "medical"),
+        "no adapter itself, though one lies in it; give '.*/medical'",
     ),
 }
 
@@ -232,6 +240,23 @@ def test_what_cannot_be_merged_is_refused_in_one_line(trouble: str, base: Path, 
     with pytest.raises(InputError, match=message) as error:
         open_checkpoint(base, adapter)
     assert "\n" not in str(error.value)
+
+
+def test_what_lies_along_with_an_adapter_and_is_none_of_it_changes_nothing(
+    base: Path, trained: Path, adapter: Path
+) -> None:
+    """The base's embeddings, as peft saves them along with a change of them; the state of the training."""
+    embeddings = "model.language_model.embed_tokens.weight"
+    source = Checkpoint.open(base)
+    with_tensors(**{embeddings: source.read(key_map(source)[embeddings])})(adapter)
+    for name in ("training_args.bin", "optimizer.pt", "adapter_model.bin"):
+        (adapter / name).touch()
+    assert set(open_checkpoint(base, adapter).merged) == set(open_checkpoint(base, trained).merged)
+
+
+def test_a_folder_of_adapters_alone_names_one(trained: Path) -> None:
+    with pytest.raises(InputError, match="no adapter itself, though one lies in it"):
+        open_checkpoint(trained.parent)
 
 
 def test_nothing_works_on_tied_weights(base: Path, model: Any, adapter: Path, tmp_path: Path) -> None:

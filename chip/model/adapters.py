@@ -6,6 +6,7 @@ merged tensors in the places of the stored ones.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
+from chip.checkpoint.adapter import Adapter, check_no_adapter_inside, find_base, holds_adapter
 from chip.checkpoint.config_checks import find_scheme
 from chip.checkpoint.hub import checkpoint_folder
-from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
+from chip.checkpoint.layout import ADAPTER_CONFIG, CONFIG, Checkpoint
 from chip.checkpoint.paths import counted, hub_name, input_error, listed, quoted
 from chip.checkpoint.plain import open_plain
 from chip.checkpoint.writer import round_once
@@ -29,7 +30,7 @@ from chip.errors import ChipWarning, InputError
 from chip.model.loading_options import LoadingOptions
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
-from chip.model.tensor_names import disk_names
+from chip.model.tensor_names import disk_names, key_map
 from chip.progress import ProgressCallback, silent
 
 _MERGED = frozenset(
@@ -92,6 +93,8 @@ def open_checkpoint(
         if base is not None:
             message = "goes with an adapter, whose base it is; the model here is no adapter"
             raise InputError(message, argument="base", value=base)
+        if not os.path.lexists(folder / CONFIG):
+            check_no_adapter_inside(folder)
         return _opened(folder, rounded, progress)
     if adapter is None:
         opened = Adapter.open(folder)
@@ -209,14 +212,12 @@ def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
     of_base = {id(value) for value in skeleton.parameters()}
     with refusing(adapter.folder, "peft cannot add it to this base", _OTHER_BASE):
         model = get_peft_model(skeleton, config, _NAME).eval()
-    if plain := sorted(adapter.entries.keys() & model.state_dict().keys()):
-        what = f"holds {counted(plain, 'weight')} of the base itself ({listed(plain)})"
-        raise input_error(adapter.folder, what, _OTHER_BASE)
+    of_adapter = sorted(adapter.entries.keys() - _saved_along(base, adapter, model))
     added = {name: value for name, value in model.named_parameters() if id(value) not in of_base}
     for value in added.values():
         value.data.fill_(torch.nan)  # to see what no tensor of the adapter fills
     with refusing(adapter.folder, "peft cannot load it into this base", _OTHER_BASE):
-        result = set_peft_model_state_dict(model, {name: adapter.read(name) for name in adapter.entries}, _NAME)
+        result = set_peft_model_state_dict(model, {name: adapter.read(name) for name in of_adapter}, _NAME)
     if unknown := sorted(result.unexpected_keys):
         what = f"{counted(unknown, 'tensor')} without a place in the model ({listed(unknown)})"
         raise input_error(adapter.folder, what, _OTHER_BASE)
@@ -224,6 +225,22 @@ def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
         what = f"{counted(lacking, 'place')} without a value, or with one that is NaN ({listed(lacking)})"
         raise input_error(adapter.folder, what, "save the adapter again")
     return model.get_base_model()
+
+
+def _saved_along(base: Checkpoint, adapter: Adapter, model: nn.Module) -> set[str]:
+    """Tensors of the adapter that are weights of the base, which peft saves along with one that changes embeddings.
+
+    Raises:
+        InputError: one is not as in the base.
+    """
+    along = adapter.entries.keys() & model.state_dict().keys()
+    names = key_map(base) if along else {}
+    for name in sorted(along):
+        stored = names.get(name.removeprefix(_PREFIX).replace(".base_layer.", "."))
+        if stored is None or not torch.equal(base.read(stored).float(), adapter.read(name).float()):
+            what = f"holds a weight of the base, and not as that has it ({quoted(name)})"
+            raise input_error(adapter.folder, what, _OTHER_BASE)
+    return along
 
 
 def _fill(skeleton: nn.Module) -> None:

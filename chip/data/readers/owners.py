@@ -71,8 +71,10 @@ class OwnerMap:
         values = {level: source.value(row, images, where) for level, source in self.sources.items()}
         for level, value in values.items():
             if value is None or value == "":
+                column = self.sources[level].column
+                lacks = "" if column is None or column in row else f", as it has no {column!r}, only {', '.join(sorted(row))}"
                 raise InputError(
-                    f"{where}: nothing there says its {level}, mapped to {self.written[level]}; correct either"
+                    f"{where}: nothing there says its {level}, mapped to {self.written[level]}{lacks}; correct either"
                 )
         return values
 
