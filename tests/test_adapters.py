@@ -27,6 +27,7 @@ from chip.errors import ChipWarning, InputError
 from chip.inspection import inspect
 from chip.methods import Shielded
 from chip.model import adapters
+from chip.model.adapter_names import PREFIX
 from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
@@ -252,6 +253,50 @@ def test_what_lies_along_with_an_adapter_and_is_none_of_it_changes_nothing(
     for name in ("training_args.bin", "optimizer.pt", "adapter_model.bin"):
         (adapter / name).touch()
     assert set(open_checkpoint(base, adapter).merged) == set(open_checkpoint(base, trained).merged)
+
+
+OLD_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "model.multi_modal": "multi_modal",
+    "lm_head": "language_model.lm_head",
+}
+"""Modules of LLaVA, as transformers called them before 4.52."""
+
+
+def with_old_names(folder: Path, names: dict[str, str], **settings: object) -> Path:
+    def renamed(name: str) -> str:
+        own = name.removeprefix(PREFIX)
+        return PREFIX + next((old + own.removeprefix(new) for new, old in names.items() if own.startswith(new)), own)
+
+    rewrite_weights(folder, lambda tensors: {renamed(name): value for name, value in tensors.items()})
+    rewrite_config(folder, **settings)
+    return folder
+
+
+def test_names_of_an_older_transformers_are_those_of_today(base: Path, model: Any, tmp_path: Path) -> None:
+    layer = r"language_model\.model\.layers\.1\..*"
+    settings = KINDS["everything"] | {
+        "modules_to_save": ["multi_modal_projector", "lm_head"],
+        "alpha_pattern": {"down_proj": 3},
+    }
+    source = open_checkpoint(base, make_adapter(model, tmp_path / "new", settings))
+    folder = shutil.copytree(tmp_path / "new", tmp_path / "old")
+    regex = r"language_model\.model\..*\.(q_proj|down_proj)"
+    old = open_checkpoint(base, with_old_names(folder, OLD_NAMES, target_modules=regex, rank_pattern={layer: 2}))
+    assert set(old.merged) == set(source.merged)
+    for name, value in source.merged.items():
+        assert torch.equal(old.read(name), value), name
+
+
+@pytest.mark.slow
+def test_an_adapter_to_an_older_qwen_is_merged(tmp_path: Path) -> None:
+    folder = build(tmp_path / "base", "qwen2_vl")
+    adapter = make_adapter(load_vlm(folder, "cpu").model, tmp_path / "new", {"r": 4, "target_modules": "all-linear"})
+    expected = open_checkpoint(folder, adapter)
+    names = {"model.language_model.": "model.", "model.visual.": "visual."}
+    old = open_checkpoint(folder, with_old_names(shutil.copytree(adapter, tmp_path / "old"), names))
+    assert set(old.merged) == set(expected.merged)
+    assert all(torch.equal(old.read(name), value) for name, value in expected.merged.items())
 
 
 def test_a_folder_of_adapters_alone_names_one(trained: Path) -> None:

@@ -33,7 +33,7 @@ PROCESSOR_FILES = CHAT_TEMPLATES | {
 """Names under which transformers saves a processor, that a training leaves beside its adapter."""
 
 _TRAINING = ("adapter_model.bin", "training_args.bin", "optimizer.bin", "scheduler.bin")
-"""Files beside an adapter that look like weights, and hold none but it: the state of its training, the same once more."""
+"""Files beside an adapter that look like weights, and hold none but it: its training's state, or the same again."""
 
 _LORA = "LORA"
 _MERGE = "merge it with peft (merge_and_unload), and save the whole model"

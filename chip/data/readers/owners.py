@@ -72,7 +72,8 @@ class OwnerMap:
         for level, value in values.items():
             if value is None or value == "":
                 column = self.sources[level].column
-                lacks = "" if column is None or column in row else f", as it has no {column!r}, only {', '.join(sorted(row))}"
+                known = column is None or column in row
+                lacks = "" if known else f", as it has no {column!r}, only {', '.join(sorted(row))}"
                 raise InputError(
                     f"{where}: nothing there says its {level}, mapped to {self.written[level]}{lacks}; correct either"
                 )

@@ -194,7 +194,8 @@ class RecordsFile:
             raise InputError(f"{self.path}: has more than {_LARGEST_ARRAY:,} bytes; write one record a line, as .jsonl")
         text = decode_text(self.path.read_bytes(), self.path.name)
         if text.lstrip().partition("\n")[0].strip() == "{":
-            raise InputError(f"{self.path}: one object over several lines; give a list of records, or one record a line")
+            what = "one object over several lines; give a list of records, or one record a line"
+            raise InputError(f"{self.path}: {what}")
         if not text.lstrip().startswith("["):
             return None
         entries = parse_json(text, self.path.name)
