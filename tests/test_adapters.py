@@ -175,6 +175,12 @@ def pickled(folder: Path) -> None:
     (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
 
 
+def moved_inside(folder: Path) -> None:
+    moved = folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    moved.rename(folder / "medical")
+
+
 def renamed(old: str, new: str) -> Callable[[Path], None]:
     return lambda folder: rewrite_weights(
         folder, lambda tensors: {name.replace(old, new): value for name, value in tensors.items()}
@@ -227,10 +233,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "non_lora_state_dict.bin").touch(),
         "weights lie beside the adapter .'non_lora_state_dict.bin'.; merge all of it",
     ),
-    "a folder of adapters": (
-        lambda folder: Path(shutil.move(folder, f"{folder}.moved")).rename(folder.mkdir() or folder / "medical"),
-        "no adapter itself, though one lies in it; give '.*/medical'",
-    ),
+    "a folder of adapters": (moved_inside, "no adapter itself, though one lies in it; give '.*/medical'"),
 }
 
 

@@ -199,7 +199,7 @@ def lora_config(adapter: Adapter, renamed: Mapping[str, Any]) -> Any:
         raise input_error(path, what, "save it with peft as plain LoRA (path_initial_model_for_weight_conversion)")
     settings = {name: value for name, value in given.items() if name in _MERGED}
     with refusing(path, "peft cannot follow it", "save the adapter again"):
-        return LoraConfig(**(settings | renamed), init_lora_weights=False, inference_mode=True)
+        return LoraConfig(**{**settings, **renamed}, init_lora_weights=False, inference_mode=True)
 
 
 def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
