@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -494,6 +495,14 @@ def test_without_datasets_the_package_is_named(folder: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'chip-unlearning\[datasets\]'"):
         read_records(folder / "train.arrow")
+
+
+def test_an_arrow_file_may_have_a_table_of_contents(folder: Path) -> None:
+    table = pa.Table.from_pylist([{**ROW, **OWNER}])
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    (record,) = read_records(folder / "train.arrow")
+    assert (record.question, record.where) == ("Who?", "train.arrow:row 0")
 
 
 def test_a_broken_arrow_file_is_refused(folder: Path) -> None:
