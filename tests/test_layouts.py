@@ -263,6 +263,9 @@ def test_a_folder_of_tables_is_read_by_its_files_names(folder: Path) -> None:
             assert {r.answer: r.split for r in read_records(parted)} == names
     with pytest.raises(InputError, match=r"dataset_info\.json: no reader knows its columns \(mine\)"):
         read_records(folder / "dataset_info.json")
+    wide = write_rows([{f"{number:03d}\n": "x" * 99 for number in range(300)}], folder, "jsonl")
+    with pytest.raises(InputError, match=r"columns \(000\\n, .*019\\n, \.\.\.\); there are"):
+        read_records(wide)
 
 
 def test_an_object_over_several_lines_is_no_list_of_records(folder: Path) -> None:

@@ -14,6 +14,7 @@ from chip.data.readers.arrow_tables import SAVED_SPLITS, saved_splits
 from chip.data.readers.chat_marks import without_marks
 from chip.data.readers.consistency import warn_of_repeats
 from chip.data.readers.csv_table import DELIMITERS
+from chip.data.readers.fields import listed_columns
 from chip.data.readers.records_file import ARROW, JSON_LINES, PARQUET, RecordsFile
 from chip.data.readers.registry import READERS, find_reader
 from chip.data.readers.source import KEPT, RecordSource
@@ -109,11 +110,9 @@ def _read(file: RecordsFile) -> list[Record]:
     if file.path.is_dir():
         return _read_folder(file)
     if file.kind in _TABLES:
-        columns = ", ".join(sorted(file.columns)) or "none"
-        raise InputError(
-            f"{file.path}: no reader knows its columns ({columns}); there are {', '.join(READERS)}, and records have "
-            "question, answer and institution"
-        )
+        what = f"no reader knows its columns ({listed_columns(file.columns)})"
+        hint = f"there are {', '.join(READERS)}, and records have question, answer and institution"
+        raise InputError(f"{file.path}: {what}; {hint}")
     raise InputError(f"{file.path}: not a kind of records file; use .jsonl, .csv, .parquet or a folder of such files")
 
 
