@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,7 @@ PROCESSOR_FILES = CHAT_TEMPLATES | {
 }
 """Names under which transformers saves a processor, that a training leaves beside its adapter."""
 
-_TRAINING = ("adapter_model.bin", "training_args.bin", "optimizer.bin", "scheduler.bin")
+_TRAINING = re.compile(r"(adapter_model|training_args|dl_state_dict|(optimizer|scheduler|sampler)(_\d+)?)\.bin")
 """Files beside an adapter that look like weights, and hold none but it: its training's state, or the same again."""
 
 _LORA = "LORA"
@@ -153,6 +154,6 @@ def _check_is_safetensors(folder: Path) -> None:
 def _check_is_all(folder: Path) -> None:
     """Raise `InputError` where weights lie beside the adapter's, as some trainers save what they trained besides."""
     weights = (path.name for path in folder.iterdir() if path.suffix in (".bin", ".safetensors"))
-    if beside := sorted(name for name in weights if name not in (ADAPTER_WEIGHTS, *_TRAINING)):
+    if beside := sorted(name for name in weights if name != ADAPTER_WEIGHTS and not _TRAINING.fullmatch(name)):
         hint = "merge all of it with what trained it, and save the whole model; or move away what the model has not"
         raise input_error(folder, f"weights lie beside the adapter ({listed(beside)})", hint)
