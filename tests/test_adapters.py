@@ -211,6 +211,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokens": (changed(trainable_token_indices=[1, 2]), "'trainable_token_indices' is set"),
     "replicated layers": (changed(layer_replication=[[0, 2]]), "'layer_replication' is set"),
     "a setting of tomorrow": (changed(use_xora=True), "'use_xora' is set"),
+    "a tensor by two names": (
+        with_tensors(language_model__model__layers__0__self_attn__q_proj__lora_A__weight=torch.zeros(4, 128)),
+        "two of its tensors are one by the names of today",
+    ),
     "a broken setting": (changed(target_modules="("), "peft cannot add it to this base"),
     "another depth": (renamed("layers.3.", "layers.9."), "4 tensors without a place in the model"),
     "a tensor too few": (

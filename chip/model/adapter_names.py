@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from chip.checkpoint.adapter import Adapter
+from chip.checkpoint.layout import ADAPTER_CONFIG
+from chip.checkpoint.paths import input_error
 from chip.model.load_plan import own_names
+from chip.model.quiet import refusing
 
 PREFIX = "base_model.model."
 """What peft puts before the model's names."""
@@ -26,6 +30,9 @@ def in_own_names(model: PreTrainedModel, adapter: Adapter) -> tuple[dict[str, st
     Returns:
         Name today -> name in the file. And the settings that go by modules' names, by those of today; none where all
         names are.
+
+    Raises:
+        InputError: two tensors have one name today.
     """
     layers: dict[str, str] = {}
     whole: dict[str, str] = {}
@@ -40,33 +47,39 @@ def in_own_names(model: PreTrainedModel, adapter: Adapter) -> tuple[dict[str, st
             layers[part[1]] = known[f"{part[1]}.weight"].removesuffix(".weight")
             today = f"{layers[part[1]]}.{part[2]}"
         names[f"{PREFIX}{today}" if stored.startswith(PREFIX) else stored] = stored
+    if len(names) < len(adapter.entries):
+        raise input_error(adapter.folder, "two of its tensors are one by the names of today", "save the adapter again")
     if all(old == new for old, new in (layers | whole).items()):
         return names, {}
-    return names, _settings(adapter.config, layers, whole)
+    return names, _settings(adapter, layers, whole)
 
 
-def _settings(config: Mapping[str, Any], layers: Mapping[str, str], whole: Mapping[str, str]) -> dict[str, Any]:
-    """Each layer by itself: patterns of old names say nothing of those of today.
+def _settings(adapter: Adapter, layers: Mapping[str, str], whole: Mapping[str, str]) -> dict[str, Any]:
+    """Each layer by itself: patterns of old names say nothing of those of today. What is no pattern peft will refuse.
 
     Args:
         layers: name of a layer that is adapted -> its name today.
         whole: name of a parameter that is in the adapter as a whole -> its name today.
     """
-    patterns = {key: _of_each(config.get(key) or {}, layers) for key in ("rank_pattern", "alpha_pattern")}
-    chosen = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    saved = {module for name in config.get("modules_to_save") or () for module in _saved_modules(name, whole)}
-    return {"target_modules": sorted(layers.values()), "modules_to_save": sorted(saved) or None, **chosen, **patterns}
+    settings: dict[str, Any] = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    for key in ("rank_pattern", "alpha_pattern"):
+        if isinstance(pattern := adapter.config.get(key), dict):
+            settings[key] = _of_each(pattern, layers, adapter.folder / ADAPTER_CONFIG)
+    if isinstance(saved := adapter.config.get("modules_to_save"), list):
+        settings["modules_to_save"] = sorted({module for name in saved for module in _saved_modules(name, whole)})
+    return settings | {"target_modules": sorted(layers.values())}
 
 
-def _of_each(pattern: Mapping[str, int], layers: Mapping[str, str]) -> dict[str, int]:
+def _of_each(pattern: Mapping[str, Any], layers: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Today's name of a layer -> what the pattern says of it."""
     from peft.utils.other import get_pattern_key
 
-    keys = {new: get_pattern_key(list(pattern), old) for old, new in layers.items()}
+    with refusing(path, "peft cannot follow it", "save the adapter again"):
+        keys = {new: get_pattern_key(list(pattern), old) for old, new in layers.items()}
     return {re.escape(new): pattern[key] for new, key in keys.items() if key in pattern}
 
 
-def _saved_modules(name: str, whole: Mapping[str, str]) -> Iterator[str]:
+def _saved_modules(name: object, whole: Mapping[str, str]) -> Iterator[str]:
     """Today's names of the modules called `name` at their end, in which parameters lie."""
     for old, new in whole.items():
         _, found, own = f".{old}".rpartition(f".{name}.")
