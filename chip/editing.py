@@ -230,6 +230,7 @@ class _Run:
         output: Path | None = None,
     ) -> EditReport:
         patch = edited.patch
+        unneeded = self.method.search if patch.choice is None and patch.tensors else None
         groups = summarize(self.to_ask, edited.before, None if after is None else after.scores)
         general = None if after is None else after.general
         return EditReport(
@@ -246,7 +247,7 @@ class _Run:
             general_note=edited.general.note,
             general_digest=edited.general.digest if self.method.needs.general else None,
             sampled=self.sampled(edited, edited.before if after is None else after.scores),
-            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
+            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general, unneeded),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
             version=self.method.version,

@@ -16,7 +16,7 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.general.loss import GeneralReference
-from chip.methods.base import Method, Search
+from chip.methods.base import ENOUGH, Method, Search
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
 from chip.methods.search import Choice, hold_general, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general
@@ -94,6 +94,8 @@ def edit_model(
         if not modules:
             message = f"method {step.name} edits none of these modules; choose others"
             raise InputError(message, argument="target_modules")
+        if patch.tensors and _is_gone(context, step, part):
+            continue
         patch = patch.then(_edit_step(context, step, part, modules), checkpoint)
     return patch
 
@@ -111,6 +113,14 @@ class _Context:
     precision: Precision
     weights: Weights
     spent: Spent
+
+
+def _is_gone(context: _Context, method: Method, request: ForgetRequest) -> bool:
+    """Whether earlier steps have left so little of the target that a step which searches has nothing to look for."""
+    if method.search is None:
+        return False
+    score = partial(score_records, context.vlm, size=context.size, distributed=context.distributed)
+    return ValidationSet(request).left(score) <= ENOUGH
 
 
 def _edit_step(

@@ -105,7 +105,8 @@ LOSS_WEIGHT = 3.0  # those who stay are many more
 MOST_EDITS = 10
 """By how many edits what is lost counts at most: a target that is left for the sake of others is left for good."""
 ENOUGH = 0.05
-"""Where other edits came before, the excess of the target's answers above never trained on that no edit goes below."""
+"""Where other edits came before, or earlier steps of this one, the excess of the target's answers above never trained
+on below which nothing more is done."""
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,21 @@ TIGHTENINGS = 4
 
 
 Limit = Literal[
-    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "enough", "strongest", "weakest"
+    "max_retain_drop",
+    "max_general_kl",
+    "general_ends",
+    "never_trained",
+    "small_gain",
+    "enough",
+    "gone",
+    "strongest",
+    "weakest",
 ]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
 on general data, or not ended its general answers, the target would have become less probable than if it had never been
 trained on, those who stay would have lost more than the target, so much is forgotten that behind other edits nothing
-stronger is wanted, or the grid ended, at the strongest forgetting or, where even that made the target too improbable,
-at the weakest."""
+stronger is wanted, steps before this one left nothing to look for, or the grid ended, at the strongest forgetting or,
+where even that made the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ LIMITS = {
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
     "enough": "a stronger edit was not needed, and what earlier edits have cost adds up",
+    "gone": "the gates left nothing for a linear edit",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
 }
