@@ -200,6 +200,8 @@ def _excess(outcome: Outcome) -> Iterator[str]:
 
 
 def _advice(report: EditReport) -> str:
+    if report.outcome.limit == "gone":
+        return "a --retain-weight, such as 96, adds one"
     if report.choice is None:
         given = report.settings.get("retain_weight")
         lower = "stronger settings or another --method" if given is None else f"a --retain-weight below {given:g}"
