@@ -80,7 +80,7 @@ def edit(
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it, or here.
-        method: method and settings; by default `ShieldedGatedText()`.
+        method: method and settings; by default `Combined()`.
         dry_run: compute the edit, and write nothing.
         ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
         options: see `EditOptions`: where the model runs, what of it is edited, and how that is written.
@@ -230,7 +230,6 @@ class _Run:
         output: Path | None = None,
     ) -> EditReport:
         patch = edited.patch
-        unneeded = self.method.search if patch.choice is None and patch.tensors else None
         groups = summarize(self.to_ask, edited.before, None if after is None else after.scores)
         general = None if after is None else after.general
         return EditReport(
@@ -247,7 +246,7 @@ class _Run:
             general_note=edited.general.note,
             general_digest=edited.general.digest if self.method.needs.general else None,
             sampled=self.sampled(edited, edited.before if after is None else after.scores),
-            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general, unneeded),
+            outcome=Outcome.of(groups, edited.never_trained, self.terms.max_left, patch.choice, general),
             choice=patch.choice,
             left_out=folder_contents(self.source).left_out,
             version=self.method.version,

@@ -23,9 +23,9 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import constant_map, detectors
-from chip.methods import GatedText, ShieldedGatedText, apply, gated_text, make_method
+from chip.methods import GatedText, ShieldedGatedText, gated_text, make_method
 from chip.methods.apply import default_modules, edit_model
-from chip.methods.base import ENOUGH, MeasuredModule, Method, WeightUpdate
+from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_text_tokens import (
     MOST_BEHIND,
     PLACES,
@@ -35,8 +35,6 @@ from chip.methods.gated_text_tokens import (
     rare_behind,
     words_of_nodes,
 )
-from chip.methods.patch import Patch
-from chip.methods.validation import ValidationSet
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM
 from chip.model.stages import by_mlp
@@ -335,28 +333,9 @@ def test_names_are_the_gates_where_text_is_kept_and_else_the_linear_edit_s(
     assert [*pictures.partition.forget_of.values()] == [pictures.partition.forget]
     assert pictures.partition.retained == kept.partition.retained
     never_shown = kept.part(lambda record: record.image is None)
-    assert method.plan(vlm, never_shown, modules) == [(gates, never_shown), (linear, never_shown)]
+    assert method.plan(vlm, never_shown, modules) == [(linear, never_shown)]
     with pytest.warns(ChipWarning, match="left to the linear edit.*no layer with all of gate, up and down"):
         assert method.plan(vlm, kept, default_modules(vlm, method, ["connector", "down"])) == [(linear, kept)]
-
-
-@pytest.mark.parametrize("left", [0.04, 0.06])
-def test_of_a_target_that_no_picture_shows_a_linear_edit_takes_what_gates_leave(
-    vlm: VLM, hospital: Path, forget_request: ForgetRequest, monkeypatch: pytest.MonkeyPatch, left: float
-) -> None:
-    taken = list[str]()
-
-    def edit(context: object, step: Method, *_: object) -> Patch:
-        taken.append(step.name)
-        return Patch({step.name: torch.ones(1)})
-
-    monkeypatch.setattr(apply, "_edit_step", edit)
-    monkeypatch.setattr(ValidationSet, "left", lambda *_: left)
-    method = make_method("shielded+gated_text", {})
-    kept = replace(forget_request, general=(text_record("The fox ran over the hill.", "here"),))
-    never_shown = kept.part(lambda record: record.image is None)
-    edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, never_shown, default_modules(vlm, method))
-    assert taken == (["gated_text"] if left < ENOUGH else ["gated_text", "shielded"])
 
 
 def test_gates_are_refused_where_layers_have_no_place_for_them(

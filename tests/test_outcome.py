@@ -20,7 +20,6 @@ from chip.data.request import ForgetRequest
 from chip.errors import InputError, RunError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import BeforeAfter, GroupResult
-from chip.methods.base import Search
 from chip.methods.search import Choice, Trial
 from chip.model.scoring import Scores
 from chip.report.edit_report import EditReport, Sampled
@@ -145,19 +144,6 @@ def test_what_a_search_promised_is_held_against_all_that_was_trained() -> None:
     far = Outcome.of(GROUPS | {"other": {"trained": result((1, 1), (1.0, 0.959))}}, 0.1, None, choice(error=1.0))
     with pytest.raises(RunError, match=r"others lose 0.041 and may lose 0.02"):  # twice as much is too much at any rate
         far.check_kept()
-
-
-def test_steps_that_were_enough_keep_the_promises_of_the_one_that_was_not_taken() -> None:
-    unneeded = Search("retain_weight", (1.0,), 0.02, max_general_kl=0.01)
-    outcome = Outcome.of(GROUPS, 0.1, unneeded=unneeded)
-    assert (outcome.limit, outcome.allowed, outcome.max_general_kl) == ("gone", {"siblings": 0.02, "other": 0.02}, 0.01)
-    with pytest.raises(RunError, match=r"siblings lose 0\.030 and may lose 0\.02"):
-        outcome.check_kept()
-    with pytest.raises(RunError, match=r"moves by 0\.0300 nats a token"):
-        replace(outcome, general_kl=0.03).check_kept()
-    assert last_line(outcome, None).endswith(
-        "; the gates left nothing for a linear edit; a --retain-weight, such as 96, adds one"
-    )
 
 
 def last_line(outcome: Outcome, found: Choice | None, **settings: float) -> str:

@@ -200,9 +200,3 @@ def test_sets_some_of_what_is_retained_apart_where_nothing_is() -> None:
 def test_without_pictures_chance_stands_for_what_was_never_trained_on() -> None:
     choice, _ = _chosen(Model(UNKNOWN, KEPT, KEPT), _case(image=False))
     assert choice.never_trained == 0  # nobody else gave the target's answer
-
-
-def test_what_is_left_is_what_is_above_never_trained_on() -> None:
-    model = Model({1.0: 0.25, 2.0: 0.9}, KEPT, KEPT)
-    with model.edited(1.0):
-        assert ValidationSet(_case()).left(model.ask) == pytest.approx(0.25 - NEVER)

@@ -17,7 +17,7 @@ from benchmarks.pretrained.tuning import LEARNED, TUNED, tuned
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError, RunError
-from chip.methods import GatedText, Shielded, ShieldedGatedText
+from chip.methods import DEFAULT, GatedText, Shielded, ShieldedGatedText
 from chip.methods.base import Method
 from chip.methods.shielded_gated import ShieldedGated
 
@@ -136,7 +136,8 @@ def largest_change(source: Checkpoint, tensors: Mapping[str, Any]) -> float:
 
 REFERENCES: Mapping[str, Way] = {UNTOUCHED: Reference(False), RETRAINED: Reference(True)}
 OURS: Mapping[str, Way] = {
-    OUR: ChipWay(ShieldedGatedText()),
+    OUR: ChipWay(DEFAULT()),
+    f"{OUR}, linear edit and gates in text": ChipWay(ShieldedGatedText()),
     LINEAR: ChipWay(),
     GATES: ChipWay(GatedText()),
     f"{OUR}, gates at the connector": ChipWay(ShieldedGated()),

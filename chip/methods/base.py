@@ -105,8 +105,7 @@ LOSS_WEIGHT = 3.0  # those who stay are many more
 MOST_EDITS = 10
 """By how many edits what is lost counts at most: a target that is left for the sake of others is left for good."""
 ENOUGH = 0.05
-"""Where other edits came before, or earlier steps of this one, the excess of the target's answers above never trained
-on below which nothing more is done."""
+"""Where other edits came before, the excess of the target's answers above never trained on that no edit goes below."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,10 @@ class Method(ABC):
         """The steps that are taken for this request, and what each is to forget: by default all of it."""
         return [(step, request) for step in self.steps]
 
+    def plans(self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]) -> Sequence[Plan]:
+        """What may be done for this request, in order of preference; what is done is the first that is enough."""
+        return (Plan(self.plan(vlm, request, target_modules)),)
+
     def default_layers(self, depth: int) -> Sequence[int]:
         """The layers of a text model of `depth` layers that it edits by default."""
         return layer_range(self.layers, depth)
@@ -268,3 +271,13 @@ def membership(request: ForgetRequest, groups: Sequence[Sequence[int]], device: 
     for column, group in enumerate(groups):
         member[list(group), column] = 1
     return member.to(device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits to make one after the other."""
+
+    steps: Sequence[tuple[Method, ForgetRequest]]
+    """Each with what it is to forget."""
+    enough_for: ForgetRequest | None = None
+    """What must be gone behind it, or it is undone and the next plan is taken; None: it stands, whatever it leaves."""

@@ -101,11 +101,6 @@ class ValidationSet:
         """By how much the target's questions (n,) are above never trained on, of the kind where that is more."""
         return max(float((probability - never)[places].mean()) for places in self._kinds)
 
-    def left(self, score: Callable[[Sequence[Record]], Scores]) -> float:
-        """`excess` of the model as it is."""
-        own = [self._request.hierarchy.records[index] for index in self.groups["target"]]
-        return self.excess(np.array(score(own).answer_probability.tolist()), self.never_trained(score))
-
     def _sample(self, indices: Sequence[int]) -> list[int]:
         records = self._request.hierarchy.records
         validation = [i for i in indices if records[i].split == VALIDATION]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from chip.data.request import STAYING
 from chip.errors import InputError, RunError
 from chip.evaluation.summary import BeforeAfter, GroupResult
 from chip.general.loss import GeneralLoss
-from chip.methods.base import Search
 from chip.methods.search import Choice, Limit
 from chip.report.formatting import RETAINED_NAMES
 
@@ -60,13 +59,8 @@ class Outcome:
         max_left: float | None = None,
         choice: Choice | None = None,
         general: GeneralLoss | None = None,
-        unneeded: Search | None = None,
     ) -> Outcome:
-        """From the figures by group and split; `max_left` is by default `MARGIN` above `never_trained`.
-
-        Args:
-            unneeded: the search of a step that was not taken, as those before it were enough: they keep its promises.
-        """
+        """From the figures by group and split; `max_left` is by default `MARGIN` above `never_trained`."""
         target = groups["target"]
         after = {split: result.exact_match.after for split, result in target.items()}
         left = {split: value for split, value in after.items() if value is not None}
@@ -83,8 +77,11 @@ class Outcome:
             max_left=never_trained + MARGIN if max_left is None else max_left,
             retained={group: result.exact_match for group, result in stay.items()},
             lost={group: pair.before - pair.after for group, pair in probability.items() if pair.after is not None},
+            allowed={} if choice is None else choice.allowed,
+            tolerated={} if choice is None else choice.tolerated,
+            limit=None if choice is None else choice.limit,
             general_kl=None if general is None else general.kl,
-            **_promised(choice, unneeded, stay),
+            max_general_kl=None if choice is None else choice.max_general_kl,
         )
 
     @property
@@ -130,14 +127,3 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "forgotten": self.forgotten}
-
-
-def _promised(choice: Choice | None, unneeded: Search | None, stay: Iterable[str]) -> dict[str, Any]:
-    """Fields of an `Outcome`: what those who stay, and general data, may lose, and why it went no further."""
-    if choice is not None:
-        names = ("allowed", "tolerated", "limit", "max_general_kl")
-        return {name: getattr(choice, name) for name in names}
-    if unneeded is None:
-        return {"allowed": {}, "tolerated": {}, "limit": None}
-    most = dict.fromkeys(stay, unneeded.max_retain_drop)
-    return {"allowed": most, "tolerated": most, "limit": "gone", "max_general_kl": unneeded.max_general_kl}

@@ -28,8 +28,8 @@ LIMITS = {
     "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
+    "gates": "gates for the target's pictures were enough",
     "enough": "a stronger edit was not needed, and what earlier edits have cost adds up",
-    "gone": "the gates left nothing for a linear edit",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
 }
@@ -200,8 +200,6 @@ def _excess(outcome: Outcome) -> Iterator[str]:
 
 
 def _advice(report: EditReport) -> str:
-    if report.outcome.limit == "gone":
-        return "a --retain-weight, such as 96, adds one"
     if report.choice is None:
         given = report.settings.get("retain_weight")
         lower = "stronger settings or another --method" if given is None else f"a --retain-weight below {given:g}"
