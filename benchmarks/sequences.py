@@ -40,14 +40,16 @@ from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
+FORMER_DEFAULT = "shielded+gated_text"
+"""The method of rows that name none."""
 START, SEQUENCE, UNION = "start", "sequence", "union"
 KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
 COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
-"""`edit`: as `chip.edit` was called, empty for the defaults; `setting`: the retain weight that a search chose. Norms
-are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions: `targets`
-of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this step's who
-are in no request; `others`: of all who are in none, before it of their trained questions, behind it their answers' mean
-probability."""
+"""`edit`: as `chip.edit` was called, or the default method's name; `setting`: the retain weight that a search chose.
+Norms are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions:
+`targets` of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this
+step's who are in no request; `others`: of all who are in none, before it of their trained questions, behind it their
+answers' mean probability."""
 Row = dict[str, Any]
 
 
@@ -135,7 +137,7 @@ class Run:
     def key(self) -> Row:
         world, method = self.world, self.edit.method or DEFAULT()
         of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
-        return {**of_world, "edit": self.edit.text, "version": method.version}
+        return {**of_world, "edit": self.edit.text or method.name, "version": method.version}
 
     def _folder(self, step: int) -> Path:
         name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self.edit.text.replace(' ', '_')}"
@@ -217,7 +219,7 @@ def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         of_world = f"{row['world']}, {row['requests']} × {row['level']}"
-        groups.setdefault(f"{of_world}: {row['edit'] or DEFAULT.name}, version {row['version']}", []).append(row)
+        groups.setdefault(f"{of_world}: {row['edit'] or FORMER_DEFAULT}, version {row['version']}", []).append(row)
     return groups
 
 
