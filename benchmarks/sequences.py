@@ -25,12 +25,11 @@ from typing import Annotated, Any
 
 import typer
 from matplotlib.figure import Figure
-from PIL import Image
 
 import chip
 from benchmarks import crowded
 from benchmarks.drawn.edits import EditArguments
-from benchmarks.reporting import RESULTS, known_rows, print_table, store_rows
+from benchmarks.reporting import RESULTS, known_rows, print_table, save_picture, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.cli.console import quiet_libraries
@@ -239,9 +238,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=2, fontsize=6)
-    figure.savefig(file, dpi=80)
-    with Image.open(file) as image:  # a few colors take half of the bytes
-        image.convert("RGB").quantize(128).save(file, optimize=True)
+    save_picture(figure, file, dpi=80)
 
 
 def main(
