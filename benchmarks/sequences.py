@@ -26,12 +26,11 @@ from typing import Annotated, Any
 
 import typer
 from matplotlib.figure import Figure
-from PIL import Image
 
 import chip
 from benchmarks import crowded
 from benchmarks.drawn.edits import EditArguments
-from benchmarks.reporting import RESULTS, known_rows, print_table, store_rows
+from benchmarks.reporting import RESULTS, known_rows, print_table, save_picture, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.cli.console import quiet_libraries
@@ -42,12 +41,14 @@ from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
+FORMER_DEFAULT = "shielded+gated_text"
+"""The method of rows that name none."""
 START, SEQUENCE, UNION, GUARD = "start", "sequence", "union", "guard"
 KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
 COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
-"""`edit`: as `chip.edit` was called, empty for the defaults, `guard` where there was one; `setting`: the retain weight
-that a search chose. Norms are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of
-paraphrased questions: `targets` of each node of the sequence so far, in their order, and of all at the start;
+"""`edit`: as `chip.edit` was called, or the default method's name, and `guard` where there was one; `setting`: the
+retain weight that a search chose. Norms are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact
+match of paraphrased questions: `targets` of each node of the sequence so far, in their order, and of all at the start;
 `siblings`: of those of this step's who are in no request; `others`: of all who are in none, before it of their trained
 questions, behind it their answers' mean probability."""
 Row = dict[str, Any]
@@ -142,7 +143,8 @@ class Run:
 
     @property
     def _text(self) -> str:
-        return f"{self.edit.text} {GUARD}".strip() if self.guard else self.edit.text
+        text = self.edit.text or DEFAULT.name
+        return f"{text} {GUARD}" if self.guard else text
 
     def _folder(self, step: int) -> Path:
         name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self._text.replace(' ', '_')}"
@@ -236,7 +238,7 @@ def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         of_world = f"{row['world']}, {row['requests']} × {row['level']}"
-        groups.setdefault(f"{of_world}: {row['edit'] or DEFAULT.name}, version {row['version']}", []).append(row)
+        groups.setdefault(f"{of_world}: {row['edit'] or FORMER_DEFAULT}, version {row['version']}", []).append(row)
     return groups
 
 
@@ -255,9 +257,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=2, fontsize=6)
-    figure.savefig(file, dpi=80)
-    with Image.open(file) as image:  # a few colors take half of the bytes
-        image.convert("RGB").quantize(128).save(file, optimize=True)
+    save_picture(figure, file, dpi=80)
 
 
 def main(
