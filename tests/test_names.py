@@ -162,6 +162,8 @@ FILES: dict[str, tuple[str, Callable[[str], bytes]]] = {
         lambda text: f"<b>{text.replace('_', '&nbsp;')}</b>".encode("ascii", "xmlcharrefreplace"),
     ),
     "a table of a page": ("report.html", lambda text: f"<td>{text.replace('_', '</td><td>')}</td>".encode()),
+    "a tag within a word": ("report.html", lambda text: f"<b>{text[0]}</b>{text[1:]}".encode()),
+    "an address within one": ("links.txt", lambda text: f"?to={quote(quote(text.replace('_', ' ')))}".encode()),
     "Markdown": ("README.md", lambda text: f"**{text[:3]}**{text[3:]}".replace("_", "\\_").encode()),
     "an address": ("links.txt", lambda text: f"https://host/{quote(text.replace('_', ' '))}/x".encode()),
     "UTF-16": ("notes.txt", lambda text: text.encode("utf-16")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
 from chip.data.hierarchy import Node
@@ -17,7 +18,8 @@ from chip.report.formatting import RETAINED_NAMES, count
 MARGIN = 0.10
 """How much more of a target's answers may be left than in a model that was never trained on it, by default."""
 MIN_KNOWN = 0.05
-"""How much more of a target's answers a model must give than one never trained on it, so that it can forget it."""
+"""How much more of a target's answers a model must give at least than one never trained on it, so that it can forget
+it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Outcome:
     """KL to the unedited model on held-out general data, nats a token; None where it was not measured."""
     max_general_kl: float | None = None
     """What it may be; None where no search promised anything."""
+    lucky: float = 0.0
+    """The most of `known` that a model which was never trained on the target may give by luck."""
 
     @classmethod
     def of(
@@ -95,6 +99,7 @@ class Outcome:
         retained = {group: result.exact_match for group, result in stay.items()}
         return cls(
             known=target["trained"].exact_match.before,
+            lucky=never_trained + _luck(never_trained, target["trained"].count),
             left=left.get(worst),
             left_of=count(target[worst].count, f"{worst} question"),
             never_trained=never_trained,
@@ -116,7 +121,7 @@ class Outcome:
     @property
     def is_known(self) -> bool:
         """Whether the unedited model knew the target at all."""
-        return self.known > self.never_trained + MIN_KNOWN
+        return self.known > self.lucky
 
     @property
     def forgotten(self) -> bool | None:
@@ -142,8 +147,9 @@ class Outcome:
         if not self.is_known:
             message = (
                 f"the model does not know it: it answers {self.known:.2f} of the trained questions, and one that was "
-                f"never trained on them would answer {self.never_trained:.2f}, as asking them about others' images "
-                "estimates it; give the model that was trained on these records, or force the edit"
+                f"never trained on them would answer {self.never_trained:.2f}, by luck up to {self.lucky:.2f}, as "
+                "asking them about others' images estimates it; give the model that was trained on these records, or "
+                "force the edit"
             )
             raise InputError(message, argument="forget", value=", ".join(map(str, targets)))
 
@@ -164,3 +170,10 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "forgotten": self.forgotten}
+
+
+def _luck(never_trained: float, questions: int) -> float:
+    """By how much the exact match of a model that was never trained on a target may be above its mean: two standard
+    errors of so many questions. Of a few that is as much as they can show, so that half of what is left is enough."""
+    error = sqrt(never_trained * (1 - never_trained) / questions)
+    return max(MIN_KNOWN, min(2 * error, (1 - never_trained) / 2))
