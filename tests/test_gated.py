@@ -36,6 +36,7 @@ from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
 from chip.methods.apply import default_modules, edit_model
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import side_by_side
+from chip.methods.gated_stand_ins import stand_in_images
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
 from chip.model.activations import activation_behind
@@ -254,22 +255,46 @@ def test_gates_stay_closed_for_all_that_is_retained_and_open_for_the_target(seed
 
 @settings(max_examples=3)
 @given(SEEDS)
-def test_retained_outputs_stay_and_the_targets_go_to_the_mean_at_their_place(seed: int) -> None:
+def test_retained_outputs_stay_and_the_targets_go_to_the_stand_ins_at_their_place(seed: int) -> None:
     connector = _Connector(seed, method=Gated(views=0, closed=6.0, max_change=1e9))  # far below 0 GELU is 0
     updates = connector.solve()
     before, after = connector.output(connector.retained), connector.output(connector.retained, updates)
     spread = torch.linalg.norm(before - before.mean(0))
     assert torch.linalg.norm(after - before) < 2e-3 * spread  # the idle units gave so much
-    means = before.view(-1, EACH, D_OUT).mean(0)
+    stand_in = before[:EACH]  # the sibling's: all answers are alike
     moved = connector.output(connector.target, updates)
     first, second = (updates[module] for module in MODULES)
     gates = _new_units(connector, first)
     activations = connector.hidden_by(first, connector.target)[:, gates]
-    wanted = means - (moved - activations @ second.weight[:, gates].T)
+    wanted = stand_in - (moved - activations @ second.weight[:, gates].T)
     best = wanted - activations @ torch.linalg.lstsq(activations, wanted).solution
-    remaining = torch.linalg.norm(moved - means)
-    assert remaining < 0.5 * torch.linalg.norm(connector.output(connector.target) - means)
+    remaining = torch.linalg.norm(moved - stand_in)
+    assert remaining < 0.5 * torch.linalg.norm(connector.output(connector.target) - stand_in)
     assert remaining < 1.2 * torch.linalg.norm(best) + 0.02 * torch.linalg.norm(wanted)  # it has a ridge
+
+
+def test_the_stand_in_is_the_image_that_shares_the_fewest_answers_and_is_asked_about_as_much() -> None:
+    answers = {"target": "abc", "sibling": "abx", "far": "xyz", "farther": "x"}
+    records = [
+        Record(f"{n}?", said, path, path[1].encode()) for path in PATHS for n, said in enumerate(answers[path[1]])
+    ]
+    records.append(Record("where?", "a", ("i",), b"target"))  # of the institution, which shows the target's picture
+    request = ForgetRequest.of(Hierarchy(records), ["target"])
+    assert stand_in_images(request, {b"target": 0}) == {b"target": b"far"}
+    alike = [replace(record, answer="a") for record in records]
+    assert stand_in_images(ForgetRequest.of(Hierarchy(alike), ["target"]), {b"target": 0}) == {b"target": b"sibling"}
+    alone = [record if record.path[1:] == ("target",) else replace(record, image=None) for record in records]
+    assert stand_in_images(ForgetRequest.of(Hierarchy(alone), ["target"]), {b"target": 0}) == {}
+
+
+def test_places_that_the_stand_in_has_not_go_to_the_mean() -> None:
+    connector = _Connector(0)
+    weights = connector.method.record_weights(connector.request, CPU)
+    seen = GatedStatistics(weights, D_IN)
+    for record, count in enumerate((EACH, 5, EACH, EACH)):
+        seen.update(_tokens(connector.x[record * EACH :][:count], record))
+    others = connector.x.view(-1, EACH, D_IN)[2:]
+    torch.testing.assert_close(seen.destinations, torch.cat((connector.x[EACH : EACH + 5], others[:, 5:].mean(0))))
 
 
 @settings(max_examples=3)

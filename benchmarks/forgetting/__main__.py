@@ -3,7 +3,7 @@
     python -m benchmarks.forgetting [--world hospital] [--level patient] [--method chip] [--workers 2] [--report]
 
 Everything measured is stored below `~/.cache/chip`, so that a run may be stopped at any time and the next one goes on.
-`--quick` does a little of all of it in minutes, from nothing.
+`--quick` does a little of all of it in minutes, from nothing, and shows it; what is committed stays as it is.
 """
 
 from __future__ import annotations
@@ -196,10 +196,10 @@ def main(
         run = Run(scope, context, train and not report, not report)
         if not report:
             do_all(run, count, Path(folder), device, not quick)
-        written = out or RESULTS
+        written = out or (Path(folder) / "results" if quick else RESULTS)
         write(written, run)
-    if quick:
-        Console(width=200).print(Markdown((written / "tables.md").read_text()))
+        if quick:
+            Console(width=200).print(Markdown((written / "tables.md").read_text()))
 
 
 if __name__ == "__main__":

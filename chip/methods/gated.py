@@ -50,8 +50,9 @@ class Gated(Method):
        that the pre-activation is −`closed` where the retained respond highest, and `opened` at x.
     3. They take the places of the hidden units that move the output of the retained least. W₂ and b₂ are fitted again
        without these: ridge regression on the moments of the retained.
-    4. What gates add, their columns of W₂, takes the target's tokens to the mean output of the retained at their place:
-       ridge regression on the target's tokens.
+    4. What gates add, their columns of W₂, takes the target's tokens to the outputs of another picture's at their
+       place: ridge regression on the target's tokens. It is the retained picture whose questions share the fewest
+       answers with the target's.
 
     So what is retained stays as it is up to the residual of step 3, however many tokens it has; nothing outside the
     connector changes; and what is asked without the image is not reached. Gates that answer to single wrong outputs
@@ -59,7 +60,7 @@ class Gated(Method):
     """
 
     name: ClassVar[str] = "gated"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Needs] = Needs(whole_connectors=True, looks=2 + NEAREST_LOOKS)
     target_modules: ClassVar[tuple[str, ...]] = ("connector",)
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)

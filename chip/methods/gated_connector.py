@@ -78,10 +78,9 @@ def build_gates(first: MeasuredModule, second: MeasuredModule, count: int, limit
 
 
 def _moves(second: MeasuredModule) -> Tensor:
-    """(n, d_out): from the output of each of the target's tokens to the mean one of the retained at its place."""
+    """(n, d_out): from the output of each of the target's tokens to that of the stand-in at its place."""
     hidden: GatedStatistics = second.statistics.seen
-    means = hidden.retained_means.mean_at(hidden.target.places)
-    moves: Tensor = (means - hidden.target.inputs) @ second.weight.to(means.dtype).T
+    moves: Tensor = (hidden.destinations - hidden.target.inputs) @ second.weight.to(hidden.mean.dtype).T
     return moves
 
 
@@ -132,10 +131,10 @@ def _replace_units(
     weight, bias = first.weight.to(dtype)[order], _or_zeros(first.bias, first.weight).to(dtype)[order]
     behind = behind[:, order]
     weight[place], bias[place] = gates.weight, gates.bias
-    # What gates add takes the target's tokens to the mean output of the retained ones at their place.
+    # What gates add takes the target's tokens to the output of the stand-in's at their place.
     activations = _activated(first, target.inputs @ weight.T + bias)  # (n, h)
-    means = hidden.retained_means.mean_at(target.places) @ second.weight.to(dtype).T + old_bias
-    moves = (means - activations @ behind.T - old_bias - shift)[gates.covered]
+    wanted = hidden.destinations @ second.weight.to(dtype).T
+    moves = (wanted - activations @ behind.T - shift)[gates.covered]
     largest = limits.max_change * float(torch.linalg.norm(second.weight.to(dtype)))
     behind[:, place] = output_columns(moves, activations[gates.covered][:, place], COLUMN_RIDGE, largest)
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import InputError
 from chip.kernels.gram import accumulation_dtype
+from chip.methods.gated_stand_ins import stand_in_images
 from chip.methods.shielded_statistics import FORGET, RETAINED, ShieldedWeights
 from chip.methods.statistics import FirstMoment, GroupedMean, SecondMoment
 from chip.model.tokens import TokenRole, Tokens
@@ -34,6 +35,10 @@ class GatedWeights:
     """(records,) int64: the number of the target's image that a record shows, altered ones last; else −1."""
     retained: Tensor
     """(records,) fp32, 1 or 0."""
+    stand_in: Tensor
+    """(records,) int64: the number of the stand-in that a record shows; else −1."""
+    stand_in_of: Tensor
+    """(images,) int64: the number of the stand-in of each of the target's images; −1 where nobody else has an image."""
     originals: int
     """How many of the target's images are not altered ones."""
 
@@ -44,16 +49,26 @@ class GatedWeights:
         trained = torch.tensor([not record.held_out for record in request.records])
         forgotten = (counts[:, FORGET] > 0) & trained
         images = own_images(request, forgotten.nonzero()[:, 0].tolist())
+        taken_for = stand_in_images(request, images)
+        numbers = {image: number for number, image in enumerate(dict.fromkeys(taken_for.values()))}
+        stand_in = [numbers.get(record.image, -1) if record.image is not None else -1 for record in request.records]
         altered = len(images) * views
         image = torch.full((len(request.records) + altered,), -1)
         for index in forgotten.nonzero()[:, 0].tolist():
             image[index] = images.get(request.records[index].image, -1)
         image[len(request.records) :] = torch.arange(altered) + len(images)
         retained = torch.cat((counts[:, RETAINED] > 0, torch.zeros(altered, dtype=torch.bool)))
-        return cls(image.to(device), retained.float().to(device), len(images))
+        of_originals = torch.tensor([numbers[taken_for[image]] if taken_for else -1 for image in images])
+        return cls(
+            image.to(device),
+            retained.float().to(device),
+            torch.tensor(stand_in + [-1] * altered).to(device),
+            of_originals.repeat(1 + views).to(device),
+            len(images),
+        )
 
 
-def own_images(request: ForgetRequest, forgotten: Sequence[int]) -> dict[object, int]:
+def own_images(request: ForgetRequest, forgotten: Sequence[int]) -> dict[Hashable, int]:
     """The images of these records, each with its number.
 
     Raises:
@@ -107,15 +122,17 @@ class GatedStatistics:
 
     def __init__(self, record_weights: GatedWeights, d_in: int) -> None:
         self.record_weights, device = record_weights, record_weights.image.device
-        self.target = HeldTokens(d_in, device)
+        self.target, self.stand_ins = HeldTokens(d_in, device), HeldTokens(d_in, device)
         self.retained, self._sum = SecondMoment(d_in, device), FirstMoment(1, d_in, device)
         self.retained_means = GroupedMean(d_in, device)
         """Of the retained at each place in an image."""
 
     def update(self, tokens: Tokens) -> None:
         image, retained = roles_of(tokens, self.record_weights)
-        own = image >= 0
+        own, stand_in = image >= 0, image_numbers(tokens, self.record_weights.stand_in)
         self.target.update(tokens.inputs[own], image[own] * PLACES + tokens.ids[own])
+        shown = retained & (stand_in >= 0)
+        self.stand_ins.update(tokens.inputs[shown], stand_in[shown] * PLACES + tokens.ids[shown])
         if len(self.target.keys) > MOST_TOKENS:
             message = f"more than {MOST_TOKENS:,} image tokens of the target; give fewer --views, or forget fewer nodes"
             raise InputError(message, argument="method", value="gated")
@@ -125,8 +142,20 @@ class GatedStatistics:
         self.retained_means.update(x, tokens.ids[retained], ones)
 
     def merge(self, distributed: DistributedContext) -> None:
-        for part in (self.target, self.retained, self._sum, self.retained_means):
+        for part in (self.target, self.stand_ins, self.retained, self._sum, self.retained_means):
             part.merge(distributed)
+
+    @property
+    def destinations(self) -> Tensor:
+        """(n, d_in): the stand-in's token at the place of each of the target's; where it has none there, the mean of
+        the retained at this place."""
+        target, held = self.target, self.stand_ins
+        means = self.retained_means.mean_at(target.places)
+        if not len(held.keys):
+            return means
+        wanted = self.record_weights.stand_in_of[target.images] * PLACES + target.places
+        row = torch.searchsorted(held.keys, wanted).clamp(max=len(held.keys) - 1)
+        return torch.where((held.keys[row] == wanted)[:, None], held.inputs[row], means)
 
     @property
     def mean(self) -> Tensor:
@@ -225,8 +254,14 @@ def roles_of(tokens: Tokens, weights: GatedWeights) -> tuple[Tensor, Tensor]:
 
     What is both stands for what is retained.
     """
+    image = image_numbers(tokens, weights.image)
+    retained = tokens.owners.total(weights.retained)[tokens.segments] > 0
+    return torch.where(retained, -1, image), retained
+
+
+def image_numbers(tokens: Tokens, of_records: Tensor) -> Tensor:
+    """(n,) int64: of each token the number that `of_records` (records,) gives to what shows it; else −1."""
     owners = tokens.owners
-    image = torch.full((owners.count,), -1, dtype=torch.int64, device=tokens.ids.device)
-    image.scatter_reduce_(0, owners.segments, weights.image[owners.records], "amax")
-    retained = owners.total(weights.retained)[tokens.segments] > 0
-    return torch.where(retained, -1, image[tokens.segments]), retained
+    numbers = torch.full((owners.count,), -1, dtype=torch.int64, device=tokens.ids.device)
+    numbers.scatter_reduce_(0, owners.segments, of_records[owners.records], "amax")
+    return numbers[tokens.segments]

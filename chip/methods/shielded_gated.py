@@ -19,7 +19,7 @@ class ShieldedGated(Shielded, Gated):  # type: ignore[misc]  # it only has the s
     """
 
     name: ClassVar[str] = "shielded+gated"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def steps(self) -> tuple[Method, ...]:
