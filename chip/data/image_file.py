@@ -23,8 +23,8 @@ _PNG_EXIF = (b"eXIf", b"exif", b"xmp")
 """What marks the chunks of a PNG file that can hold an orientation."""
 
 Image.core.set_block_size(1 << 30)
-"""A picture is one block of memory, and goes back to the system as one. Pillow's own blocks of 16 MB would stay with the
-thread that has decoded it."""
+"""A picture is one block of memory, and goes back to the system as one. Pillow's own blocks of 16 MB would stay with
+the thread that has decoded it."""
 
 _ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
 
