@@ -33,6 +33,7 @@ PATHS = (
     "text",
     [
         *("patient_17", "Patient 17", "PATIENT-17", "patient17", "Patient\n17", "(patient__17)", "patient\u00a017's"),
+        *("patient = '17'", '<run patient="17">', "{'patient' : '17'}", "patient: \u201c17\u201d"),
         *("Patient #17", "patient no. 17", "patient: 17", '{"patient": "17"}', "patient_\u0661\u0667", "Study Nr. 4"),
         *(
             "patient\u201117",

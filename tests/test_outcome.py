@@ -142,7 +142,7 @@ def test_a_target_is_known_where_never_trained_is_clearly_less() -> None:
 def test_what_a_search_promised_is_held_against_all_that_was_trained() -> None:
     Outcome.of(GROUPS, 0.1).check_kept()  # nobody promised anything
     broken = Outcome.of(GROUPS, 0.1, None, choice())
-    assert [(loss.group, loss.lost) for loss in broken.excess] == [("siblings", pytest.approx(0.03))]
+    assert {loss.group: loss.lost for loss in broken.excess} == {"siblings": pytest.approx(0.03)}
     with pytest.raises(RunError, match=r"siblings lose 0.030 of their answers' probability and may lose 0.02: "):
         broken.check_kept()
     Outcome.of(GROUPS, 0.1, None, choice(error=0.006)).check_kept()  # two errors more are within what was tried
@@ -156,7 +156,7 @@ def test_exact_answers_are_promised_too(exact: float, lost: float | None) -> Non
     """Of ten questions one may go at any rate."""
     groups = GROUPS | {"siblings": {"trained": result((1.0, exact), (1.0, 1.0))}}
     outcome = Outcome.of(groups, 0.1, None, choice())
-    assert [(loss.group, loss.lost) for loss in outcome.excess] == ([("siblings", pytest.approx(lost))] if lost else [])
+    assert {loss.group: loss.lost for loss in outcome.excess} == ({"siblings": pytest.approx(lost)} if lost else {})
     if lost == 0.05:
         with pytest.raises(RunError, match=r"siblings lose 0.050 of their exact answers and may lose 0.02"):
             outcome.check_kept()

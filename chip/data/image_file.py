@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, _imaging
 
 from chip.data.dicom import decode_dicom, dicom_size, is_dicom
 from chip.data.embedded_image import ImageSource, content_of
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _PNG_EXIF = (b"eXIf", b"exif", b"xmp")
 """What marks the chunks of a PNG file that can hold an orientation."""
 
-Image.core.set_block_size(1 << 30)
+_imaging.set_block_size(1 << 30)
 """A picture is one block of memory, and goes back to the system as one. Pillow's own blocks of 16 MB would stay with
 the thread that has decoded it."""
 
