@@ -80,7 +80,7 @@ def edit(
         records: a file or folder, or a `RecordSource`; by default those beside the checkpoint, else `CHIP_RECORDS`.
         keep: what no record holds and is to stay: files, folders of images, `auto` or `none`; see `Keep`.
         out: folder to write; by default the checkpoint's name (its adapter's) with `-edited`, beside it, or here.
-        method: method and settings; by default `ShieldedGatedText()`.
+        method: method and settings; by default `Combined()`.
         dry_run: compute the edit, and write nothing.
         ledger: gets an entry of what was done, or that it failed; the nodes' requests are in it. Never in the output.
         options: see `EditOptions`: where the model runs, what of it is edited, and how that is written.

@@ -119,8 +119,8 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default CKPT-edited.")] = None,
     method: Annotated[
         str,
-        typer.Option(help="shielded+gated_text, shielded, gated_text, gated, shielded+gated, or chip as published."),
-    ] = "shielded+gated_text",
+        typer.Option(help="combined, shielded, gated, gated_text, two of them with a +, or chip as published."),
+    ] = "combined",
     keeping: Keeping,
     editing: Editing,
     running: Running,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from chip.errors import InputError
 from chip.methods.base import Method, Needs, WeightUpdate, membership
 from chip.methods.chip import Chip
+from chip.methods.combined import Combined
 from chip.methods.gated import Gated
 from chip.methods.gated_text import GatedText
 from chip.methods.settings import setting, settings_of
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT",
     "METHODS",
     "Chip",
+    "Combined",
     "Gated",
     "GatedText",
     "Method",
@@ -35,7 +37,7 @@ __all__ = [
     "setting",
 ]
 
-DEFAULT = ShieldedGatedText
+DEFAULT = Combined
 """What `edit` takes where no method is given."""
 METHODS: dict[str, type[Method]] = {}
 """Name, as `--method` takes it -> class."""
@@ -54,7 +56,7 @@ def register_method(method: type[Method]) -> type[Method]:
     return method
 
 
-for _method in (Shielded, Gated, GatedText, ShieldedGated, ShieldedGatedText, Chip):
+for _method in (Combined, Shielded, Gated, GatedText, ShieldedGated, ShieldedGatedText, Chip):
     register_method(_method)
 
 

@@ -16,9 +16,9 @@ from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.general.loss import GeneralReference
-from chip.methods.base import Method, Search
+from chip.methods.base import Method, Plan, Search
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
-from chip.methods.search import Choice, hold_general, run_search
+from chip.methods.search import Choice, hold_general, judge_gates, run_search
 from chip.methods.source import StatisticsSource, can_keep, check_general
 from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.batching.batch_size import BatchSize
@@ -82,20 +82,11 @@ def edit_model(
         vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights, spent or Spent()
     )
     check_general(method, request.general)
-    patch = Patch(shares_images=vlm.shares_images)
-    steps = method.plan(vlm, request, target_modules)
-    for step, part in steps:
-        if not step.has_work(part):
-            if len(steps) == 1:
-                message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
-                warnings.warn(message, ChipWarning, stacklevel=2)
-            continue
-        modules = step.select(target_modules)
-        if not modules:
-            message = f"method {step.name} edits none of these modules; choose others"
-            raise InputError(message, argument="target_modules")
-        patch = patch.then(_edit_step(context, step, part, modules), checkpoint)
-    return patch
+    *first, last = method.plans(vlm, request, target_modules)
+    for plan in first:
+        if (patch := _follow_if_enough(context, method, plan, target_modules)) is not None:
+            return patch
+    return _follow(context, last, target_modules)
 
 
 @dataclass(frozen=True)
@@ -112,6 +103,59 @@ class _Context:
     weights: Weights
     spent: Spent
 
+    def editor(self, target_modules: Sequence[TargetModule]) -> WeightEditor:
+        return WeightEditor(self.vlm, self.checkpoint, target_modules, self.distributed, self.precision, self.weights)
+
+
+def _follow(context: _Context, plan: Plan, target_modules: Sequence[TargetModule]) -> Patch:
+    """One edit after the other, each of the model that the one before has left."""
+    patch = Patch(shares_images=context.vlm.shares_images)
+    for step, part in plan.steps:
+        if not step.has_work(part):
+            if len(plan.steps) == 1:
+                message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
+                warnings.warn(message, ChipWarning, stacklevel=2)
+            continue
+        modules = step.select(target_modules)
+        if not modules:
+            message = f"method {step.name} edits none of these modules; choose others"
+            raise InputError(message, argument="target_modules")
+        patch = patch.then(_edit_step(context, step, part, modules), context.checkpoint)
+    return patch
+
+
+def _follow_if_enough(
+    context: _Context, method: Method, plan: Plan, target_modules: Sequence[TargetModule]
+) -> Patch | None:
+    """The plan's edit, if those who stay keep what the method's search promises them and the target is gone; else the
+    model is as it was."""
+    assert plan.enough_for is not None
+    assert method.search is not None
+    questions = ValidationSet(hold_out_validation(plan.enough_for))
+    editor = context.editor(target_modules)
+    patch, values = Patch(), dict[str, Tensor]()
+
+    @contextmanager
+    def edited() -> Iterator[None]:
+        nonlocal patch
+        with editor.restoring():
+            patch = _follow(context, plan, target_modules)
+            yield
+            values.update(editor.copies(patch.target_modules))
+
+    score = partial(score_records, context.vlm, size=context.size, distributed=context.distributed)
+    compare = None if context.general is None else partial(context.general.compare, context.vlm)
+    units = float(getattr(method, "units", 0.0))
+    enough, choice = judge_gates(units, method.search, questions, score, edited(), compare)
+    if not enough:
+        message = f"gates alone are not enough: {choice.reason}; a linear edit takes their place"
+        warnings.warn(message, ChipWarning, stacklevel=2)
+        return None
+    questions.warn_if_few()
+    editor.set(values)
+    settings = asdict(method) | {"rank": context.precision.rank}
+    return replace(patch, choice=patch.choice or choice, settings=settings)
+
 
 def _edit_step(
     context: _Context, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
@@ -125,8 +169,7 @@ def _edit_step(
     source = StatisticsSource(vlm, method, request, target_modules, context.size, distributed)
     trained = [index for index in request.partition.forget if not request.records[index].held_out]
     check_pass(vlm, request.records, trained, source.stages, method.needs.outputs)
-    editor = WeightEditor(vlm, context.checkpoint, target_modules, distributed, context.precision, context.weights)
-    choice = None
+    editor, choice = context.editor(target_modules), None
     if search is not None:
         if can_keep(vlm, method, target_modules, distributed):
             source.keep(progress)  # else each trial measures again

@@ -192,6 +192,10 @@ class Method(ABC):
         """The steps that are taken for this request, and what each is to forget: by default all of it."""
         return [(step, request) for step in self.steps]
 
+    def plans(self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]) -> Sequence[Plan]:
+        """What may be done for this request, in order of preference; what is done is the first that is enough."""
+        return (Plan(self.plan(vlm, request, target_modules)),)
+
     def default_layers(self, depth: int) -> Sequence[int]:
         """The layers of a text model of `depth` layers that it edits by default."""
         return layer_range(self.layers, depth)
@@ -267,3 +271,13 @@ def membership(request: ForgetRequest, groups: Sequence[Sequence[int]], device: 
     for column, group in enumerate(groups):
         member[list(group), column] = 1
     return member.to(device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits to make one after the other."""
+
+    steps: Sequence[tuple[Method, ForgetRequest]]
+    """Each with what it is to forget."""
+    enough_for: ForgetRequest | None = None
+    """What must be gone behind it, or it is undone and the next plan is taken; None: it stands, whatever it leaves."""

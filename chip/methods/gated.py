@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,14 +23,19 @@ from chip.methods.gated_statistics import (
     HighestStatistics,
     NearestStatistics,
     own_images,
+    showing_own_images,
 )
 from chip.methods.gated_views import ALTERATIONS, altered_images
 from chip.methods.settings import setting
-from chip.methods.shielded_statistics import FORGET, ShieldedWeights
 from chip.methods.statistics import SecondMoment
+from chip.model.activations import activation_behind
 from chip.model.target_modules import Component, TargetModule
-from chip.model.tokens import Statistics, TokenRole
+from chip.model.tokens import Statistics
 
+if TYPE_CHECKING:
+    from chip.model.loading import VLM
+
+NO_PAIR = "gates need two linear maps with an activation between"
 NEAREST_LOOKS = 3
 """In how many passes the nearest of what is retained are looked for: along Fisher's directions, then along those that
 are the widest as far as is known."""
@@ -83,12 +88,38 @@ class Gated(Method):
     def can_edit(self, module: TargetModule) -> bool:
         return module.component is Component.CONNECTOR
 
+    def unfit(self, vlm: VLM, modules: Sequence[TargetModule]) -> str | None:
+        """Why there can be no gates in the connectors among these modules; None where there can."""
+        own = self.select(modules)
+        if not own:
+            return "there is no connector among the target modules"
+        for number in dict.fromkeys(module.connector for module in own):
+            maps = [module for module in own if module.connector == number]
+            if not any(
+                first.shape(vlm.model)[0] == second.shape(vlm.model)[1]
+                and activation_behind(vlm.model, first) is not None
+                for first, second in pairwise(maps)
+            ):
+                return f"{maps[0].name}: {NO_PAIR}"
+        return None
+
+    def split(self, request: ForgetRequest) -> tuple[ForgetRequest, ForgetRequest]:
+        """To forget only what is asked with an image that is the target's alone; and only the rest."""
+        records = request.records
+        own = {records[index].image for index in showing_own_images(request) if not records[index].more_images}
+        own -= {
+            image for index in request.partition.forget if (more := records[index]).more_images for image in more.images
+        }
+
+        def shows_own(record: Record) -> bool:
+            return record.image in own
+
+        return request.part(shows_own), request.part(lambda record: not shows_own(record))
+
     def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
         """The target's own images, each in its altered forms."""
-        records = request.records
-        counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE, FORGET]
-        forgotten = [index for index in counts.nonzero()[:, 0].tolist() if not records[index].held_out]
-        first = {records[index].image: records[index] for index in reversed(forgotten)}
+        records, forgotten = request.records, showing_own_images(request)
+        first: dict[Hashable, Record] = {records[index].image: records[index] for index in reversed(forgotten)}
         return tuple(
             Record(first[image].question, first[image].answer, first[image].path, altered, where=first[image].where)
             for image in own_images(request, forgotten)
@@ -156,7 +187,7 @@ def _pair(modules: Mapping[TargetModule, MeasuredModule]) -> tuple[TargetModule,
         if fits and modules[first].activation is not None:
             return first, second
     raise InputError(
-        f"{names[0].name}: gates need two linear maps with an activation between; use --method shielded",
+        f"{names[0].name}: {NO_PAIR}; use --method shielded",
         argument="method",
         value="gated",
     )

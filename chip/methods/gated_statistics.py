@@ -45,19 +45,18 @@ class GatedWeights:
     @classmethod
     def of(cls, request: ForgetRequest, views: int, device: torch.device) -> GatedWeights:
         """`views`: how many altered forms of each image stand behind the request's records, each in one of its own."""
-        counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE]
-        trained = torch.tensor([not record.held_out for record in request.records])
-        forgotten = (counts[:, FORGET] > 0) & trained
-        images = own_images(request, forgotten.nonzero()[:, 0].tolist())
+        counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE, RETAINED]
+        forgotten = showing_own_images(request)
+        images = own_images(request, forgotten)
         taken_for = stand_in_images(request, images)
         numbers = {image: number for number, image in enumerate(dict.fromkeys(taken_for.values()))}
         stand_in = [numbers.get(record.image, -1) if record.image is not None else -1 for record in request.records]
         altered = len(images) * views
         image = torch.full((len(request.records) + altered,), -1)
-        for index in forgotten.nonzero()[:, 0].tolist():
+        for index in forgotten:
             image[index] = images.get(request.records[index].image, -1)
         image[len(request.records) :] = torch.arange(altered) + len(images)
-        retained = torch.cat((counts[:, RETAINED] > 0, torch.zeros(altered, dtype=torch.bool)))
+        retained = torch.cat((counts > 0, torch.zeros(altered, dtype=torch.bool)))
         of_originals = torch.tensor([numbers[taken_for[image]] if taken_for else -1 for image in images])
         return cls(
             image.to(device),
@@ -66,6 +65,13 @@ class GatedWeights:
             of_originals.repeat(1 + views).to(device),
             len(images),
         )
+
+
+def showing_own_images(request: ForgetRequest) -> list[int]:
+    """The trained records with an image that is the target's alone."""
+    counts = ShieldedWeights.of(request, 0.0, torch.device("cpu")).of_records[:, TokenRole.IMAGE, FORGET]
+    records = request.records
+    return [i for i in counts.nonzero()[:, 0].tolist() if records[i].image is not None and not records[i].held_out]
 
 
 def own_images(request: ForgetRequest, forgotten: Sequence[int]) -> dict[Hashable, int]:

@@ -202,6 +202,18 @@ class WeightEditor:
                 stack.enter_context(self.weights.restoring(self.parameters))
             yield
 
+    def copies(self, target_modules: Sequence[TargetModule]) -> dict[str, Tensor]:
+        """Parameters of these modules as they are, on the CPU."""
+        names = [name for module in target_modules for name in module.parameter_names]
+        return {name: self.weights.parameter(name).detach().to("cpu", copy=True) for name in names}
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Give parameters of the model these values."""
+        for name, value in values.items():
+            self.weights.set_parameter(name, value)
+            if self._measured_apart:
+                self.vlm.set_parameter(name, value)
+
     def apply(self, solutions: Sequence[Solution], patch: Patch) -> None:
         """Give the model's parameters their new values, and note in the patch what changes on disk."""
         for solution in solutions:

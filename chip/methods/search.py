@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from chip.data.record import Record
 from chip.data.request import STAYING
 from chip.errors import InputError
 from chip.general.loss import GeneralLoss
-from chip.methods.base import Method, Search
+from chip.methods.base import ENOUGH, Method, Search
 from chip.methods.validation import Answers, ValidationSet
 from chip.model.scoring import Scores
 
@@ -27,13 +27,21 @@ TIGHTENINGS = 4
 
 
 Limit = Literal[
-    "max_retain_drop", "max_general_kl", "general_ends", "never_trained", "small_gain", "enough", "strongest", "weakest"
+    "max_retain_drop",
+    "max_general_kl",
+    "general_ends",
+    "never_trained",
+    "small_gain",
+    "enough",
+    "gates",
+    "strongest",
+    "weakest",
 ]
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
 on general data, or not ended its general answers, the target would have become less probable than if it had never been
 trained on, those who stay would have lost more than the target, so much is forgotten that behind other edits nothing
-stronger is wanted, or the grid ended, at the strongest forgetting or, where even that made the target too improbable,
-at the weakest."""
+stronger is wanted, gates were enough and nothing was searched for, or the grid ended, at the strongest forgetting or,
+where even that made the target too improbable, at the weakest."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,33 @@ def run_search(
     )
 
 
+def judge_gates(
+    units: float,
+    search: Search,
+    questions: ValidationSet,
+    score: Callable[[Sequence[Record]], Scores],
+    edited: AbstractContextManager[None],
+    general: Callable[[], GeneralLoss] | None = None,
+) -> tuple[bool, Choice]:
+    """Whether one edit, with gates as they are set, is as much as is wanted.
+
+    Args:
+        units: as `Gated` has it.
+        search: what may be lost; other arguments as `run_search` has them.
+    """
+    before, never = questions.ask(score), questions.never_trained(score)
+    with edited:
+        after, loss = questions.ask(score), None if general is None else general()
+    wanted = replace(search, enough=ENOUGH)
+    trial = _trial(units, before, after, questions.excess(after["target"].probability, never), loss)
+    means = {group: float(answers.probability.mean()) for group, answers in before.items()}
+    expected = float(never.mean())
+    reason = f"{_effect(trial)}; never trained on, they would have {expected:.2f}"
+    most = None if general is None else search.max_general_kl
+    choice = Choice("units", units, search.max_retain_drop, means, expected, (trial,), "gates", reason, most)
+    return trial.suffices(wanted) and trial.exceeded(wanted) is None, choice
+
+
 def _by_halves(search: Search, trial: Callable[[float], Trial], acceptable: Callable[[float], bool]) -> Trial:
     """Tries what leads to the strongest value that is acceptable, and one half a step further; where none is, gives the
     weakest."""
@@ -253,9 +288,7 @@ def _trial(
 
 
 def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -> tuple[Limit, str]:
-    effect = ", ".join(
-        (f"the target's answers fall to a probability of {best.forget_probability:.2f}", _drops(best), _general(best))
-    ).removesuffix(", ")
+    effect = _effect(best)
     if best.forget_excess < 0:
         return "weakest", f"{effect}; never trained on, they would have {never:.2f}, but nothing weaker was tried"
     if best.suffices(search):
@@ -270,6 +303,11 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
     if stronger.forget_excess >= 0:
         return "small_gain", f"{effect}; {further}, but {_drops(stronger)}"
     return "never_trained", f"{effect}; {further}, and never trained on they would have {never:.2f}"
+
+
+def _effect(trial: Trial) -> str:
+    fall = f"the target's answers fall to a probability of {trial.forget_probability:.2f}"
+    return ", ".join(filter(None, (fall, _drops(trial), _general(trial))))
 
 
 def _value(trial: Trial) -> float:

@@ -1,4 +1,4 @@
-"""The default: a linear edit, and gates for what is asked by name, where a linear edit would harm the model's text."""
+"""A linear edit, and gates for what is asked by name, where a linear edit would harm the model's text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Linear(Shielded):
+class Linear(Shielded):
     """`Shielded`, which leaves the projections to the gates that only these change."""
 
     def can_edit(self, module: TargetModule) -> bool:
@@ -45,13 +45,13 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     optional_steps: ClassVar[tuple[str, ...]] = (GatedText.name,)
 
     @property
-    def steps(self) -> tuple[_Linear, GatedText]:
-        return self.only(_Linear), self.only(GatedText)
+    def steps(self) -> tuple[Method, ...]:
+        return self.only(Linear), self.only(GatedText)
 
     def plan(
         self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]
     ) -> Sequence[tuple[Method, ForgetRequest]]:
-        linear, gates = self.steps
+        linear, gates = self.only(Linear), self.only(GatedText)
         pictured = request.part(lambda record: record.image is not None)
         if not (request.general and gates.has_work(request) and linear.has_work(pictured)):
             return [(linear, request)]

@@ -28,6 +28,7 @@ LIMITS = {
     "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
+    "gates": "gates for the target's pictures were enough",
     "enough": "a stronger edit was not needed, and what earlier edits have cost adds up",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
