@@ -148,11 +148,14 @@ def _measures(entry: Mapping[str, Any]) -> list[float]:
 
 
 def random_update(source: Checkpoint, relative_change: Mapping[str, float]) -> dict[str, Tensor]:
-    """Random changes of the same norms: does the direction matter, or the damage?"""
+    """Random changes of the weights of the same norms: does the direction matter, or the damage? Not of biases, which
+    are near zero at first: what gates make of them is many times their norm."""
     generator = torch.Generator().manual_seed(SEED)
     tensors = {}
     for name, size in relative_change.items():
         old = source.read(name).double()
+        if old.dim() < 2:
+            continue
         noise = torch.randn(old.shape, generator=generator, dtype=torch.float64)
         tensors[name] = old + noise * size * torch.linalg.norm(old) / torch.linalg.norm(noise)
     return tensors

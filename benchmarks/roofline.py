@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from benchmarks.reporting import save_picture
 from chip.kernels.gram import accumulation_dtype
 
 
@@ -77,7 +78,7 @@ def draw(path: Path, points: Sequence[Point], ceilings: Ceilings, device: str, t
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(STYLES), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path, dpi=150)
 
 
 def _draw_ceilings(axes: Any, ceilings: Ceilings, device: str, left: float, right: float) -> float:

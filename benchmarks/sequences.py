@@ -25,12 +25,11 @@ from typing import Annotated, Any
 
 import typer
 from matplotlib.figure import Figure
-from PIL import Image
 
 import chip
 from benchmarks import crowded
 from benchmarks.drawn.edits import EditArguments
-from benchmarks.reporting import RESULTS, known_rows, print_table, store_rows
+from benchmarks.reporting import RESULTS, known_rows, print_table, save_picture, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.measure import measure
 from chip.cli.console import quiet_libraries
@@ -41,14 +40,16 @@ from chip.methods import DEFAULT
 from chip.model.loading import load_vlm
 from chip.model.scoring import Scores, score_records
 
+FORMER_DEFAULT = "shielded+gated_text"
+"""The method of rows that name none."""
 START, SEQUENCE, UNION = "start", "sequence", "union"
 KEY = ("world", "level", "requests", "seed", "edit", "version", "kind", "step")
 COLUMNS = (*KEY, "target", "setting", "seconds", "change", "distance", "targets", "siblings", "others")
-"""`edit`: as `chip.edit` was called, empty for the defaults; `setting`: the retain weight that a search chose. Norms
-are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions: `targets`
-of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this step's who
-are in no request; `others`: of all who are in none, before it of their trained questions, behind it their answers' mean
-probability."""
+"""`edit`: as `chip.edit` was called, or the default method's name; `setting`: the retain weight that a search chose.
+Norms are shares of ‖W_0‖, `change` of W_n − W_{n−1}, `distance` of W_n − W_0. Exact match of paraphrased questions:
+`targets` of each node of the sequence so far, in their order, and of all at the start; `siblings`: of those of this
+step's who are in no request; `others`: of all who are in none, before it of their trained questions, behind it their
+answers' mean probability."""
 Row = dict[str, Any]
 
 
@@ -136,7 +137,7 @@ class Run:
     def key(self) -> Row:
         world, method = self.world, self.edit.method or DEFAULT()
         of_world = {"world": world.name, "level": world.level, "requests": world.requests, "seed": world.seed}
-        return {**of_world, "edit": self.edit.text, "version": method.version}
+        return {**of_world, "edit": self.edit.text or method.name, "version": method.version}
 
     def _folder(self, step: int) -> Path:
         name = f"{self.world.level}_{self.world.requests}_{self.world.seed}_{self.edit.text.replace(' ', '_')}"
@@ -218,7 +219,7 @@ def sequences(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         of_world = f"{row['world']}, {row['requests']} × {row['level']}"
-        groups.setdefault(f"{of_world}: {row['edit'] or DEFAULT.name}, version {row['version']}", []).append(row)
+        groups.setdefault(f"{of_world}: {row['edit'] or FORMER_DEFAULT}, version {row['version']}", []).append(row)
     return groups
 
 
@@ -237,9 +238,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside lower center", ncols=2, fontsize=6)
-    figure.savefig(file, dpi=80)
-    with Image.open(file) as image:  # a few colors take half of the bytes
-        image.convert("RGB").quantize(128).save(file, optimize=True)
+    save_picture(figure, file, dpi=80)
 
 
 def main(

@@ -448,6 +448,33 @@ FURTHER: dict[str, Family] = {
         begins=True,
         see=_tiles(tokens=4, tiled=True),
     ),
+    "fast_vlm": Family(
+        "FastVlm",
+        config={
+            "text_config": QWEN2,
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_mci3",
+                "do_pooling": True,
+                "global_pool": "avg",
+                "hidden_size": 64,
+                "initializer_range": 0.1,
+                "model_args": {
+                    "inference_mode": True,
+                    "layers": [1, 1, 1, 1, 1],
+                    "embed_dims": [8, 16, 16, 32, 32],
+                },
+            },
+            "image_seq_length": 4,
+        },
+        image_processor={},
+        token_ids={"image_token_index": "<image>"},
+        tokens={},
+        more_tokens=(*IM_TOKENS, "<image>"),
+        chat=_im_chat("<image>\n"),
+        end="<|im_end|>",
+        see=_tiles(tokens=4, side=128),
+    ),
     "gemma3n": Family(
         "Gemma3n",
         config={

@@ -27,6 +27,7 @@ from chip.errors import ChipWarning, InputError
 from chip.inspection import inspect
 from chip.methods import Shielded
 from chip.model import adapters
+from chip.model.adapter_names import PREFIX
 from chip.model.adapters import open_checkpoint
 from chip.model.loading import VLM, load_vlm
 from chip.model.scoring import score_records
@@ -174,6 +175,12 @@ def pickled(folder: Path) -> None:
     (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
 
 
+def moved_inside(folder: Path) -> None:
+    moved = folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    moved.rename(folder / "medical")
+
+
 def renamed(old: str, new: str) -> Callable[[Path], None]:
     return lambda folder: rewrite_weights(
         folder, lambda tensors: {name.replace(old, new): value for name, value in tensors.items()}
@@ -204,6 +211,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokens": (changed(trainable_token_indices=[1, 2]), "'trainable_token_indices' is set"),
     "replicated layers": (changed(layer_replication=[[0, 2]]), "'layer_replication' is set"),
     "a setting of tomorrow": (changed(use_xora=True), "'use_xora' is set"),
+    "a tensor by two names": (
+        with_tensors(language_model__model__layers__0__self_attn__q_proj__lora_A__weight=torch.zeros(4, 128)),
+        "two of its tensors are one by the names of today",
+    ),
     "a broken setting": (changed(target_modules="("), "peft cannot add it to this base"),
     "another depth": (renamed("layers.3.", "layers.9."), "4 tensors without a place in the model"),
     "a tensor too few": (
@@ -220,8 +231,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "embeddings": (
         with_tensors(model__language_model__embed_tokens__weight=torch.zeros(990, 128)),
-        "holds 1 weight of the base itself .*resized embeddings",
+        "holds a weight of the base, and not as that has it .*resized embeddings",
     ),
+    "more than the adapter": (
+        lambda folder: (folder / "non_lora_state_dict.bin").touch(),
+        "weights lie beside the adapter .'non_lora_state_dict.bin'.; merge all of it",
+    ),
+    "a folder of adapters": (moved_inside, "no adapter itself, though one lies in it; give '.*/medical'"),
 }
 
 
@@ -232,6 +248,67 @@ def test_what_cannot_be_merged_is_refused_in_one_line(trouble: str, base: Path, 
     with pytest.raises(InputError, match=message) as error:
         open_checkpoint(base, adapter)
     assert "\n" not in str(error.value)
+
+
+def test_what_lies_along_with_an_adapter_and_is_none_of_it_changes_nothing(
+    base: Path, trained: Path, adapter: Path
+) -> None:
+    """The base's embeddings, as peft saves them along with a change of them; the state of the training."""
+    embeddings = "model.language_model.embed_tokens.weight"
+    source = Checkpoint.open(base)
+    with_tensors(**{embeddings: source.read(key_map(source)[embeddings])})(adapter)
+    for name in ("training_args.bin", "optimizer.pt", "sampler_1.bin", "adapter_model.bin"):
+        (adapter / name).touch()
+    assert set(open_checkpoint(base, adapter).merged) == set(open_checkpoint(base, trained).merged)
+
+
+OLD_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "model.multi_modal": "multi_modal",
+    "lm_head": "language_model.lm_head",
+}
+"""Modules of LLaVA, as transformers called them before 4.52."""
+
+
+def with_old_names(folder: Path, names: dict[str, str], **settings: object) -> Path:
+    def renamed(name: str) -> str:
+        own = name.removeprefix(PREFIX)
+        return PREFIX + next((old + own.removeprefix(new) for new, old in names.items() if own.startswith(new)), own)
+
+    rewrite_weights(folder, lambda tensors: {renamed(name): value for name, value in tensors.items()})
+    rewrite_config(folder, **settings)
+    return folder
+
+
+def test_names_of_an_older_transformers_are_those_of_today(base: Path, model: Any, tmp_path: Path) -> None:
+    layer = r"language_model\.model\.layers\.1\..*"
+    settings = KINDS["everything"] | {
+        "modules_to_save": ["multi_modal_projector", "lm_head"],
+        "alpha_pattern": {"down_proj": 3},
+    }
+    source = open_checkpoint(base, make_adapter(model, tmp_path / "new", settings))
+    folder = shutil.copytree(tmp_path / "new", tmp_path / "old")
+    regex = r"language_model\.model\..*\.(q_proj|down_proj)"
+    old = open_checkpoint(base, with_old_names(folder, OLD_NAMES, target_modules=regex, rank_pattern={layer: 2}))
+    assert set(old.merged) == set(source.merged)
+    for name, value in source.merged.items():
+        assert torch.equal(old.read(name), value), name
+
+
+@pytest.mark.slow
+def test_an_adapter_to_an_older_qwen_is_merged(tmp_path: Path) -> None:
+    folder = build(tmp_path / "base", "qwen2_vl")
+    adapter = make_adapter(load_vlm(folder, "cpu").model, tmp_path / "new", {"r": 4, "target_modules": "all-linear"})
+    expected = open_checkpoint(folder, adapter)
+    names = {"model.language_model.": "model.", "model.visual.": "visual."}
+    old = open_checkpoint(folder, with_old_names(shutil.copytree(adapter, tmp_path / "old"), names))
+    assert set(old.merged) == set(expected.merged)
+    assert all(torch.equal(old.read(name), value) for name, value in expected.merged.items())
+
+
+def test_a_folder_of_adapters_alone_names_one(trained: Path) -> None:
+    with pytest.raises(InputError, match="no adapter itself, though one lies in it"):
+        open_checkpoint(trained.parent)
 
 
 def test_nothing_works_on_tied_weights(base: Path, model: Any, adapter: Path, tmp_path: Path) -> None:

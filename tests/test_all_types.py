@@ -23,7 +23,6 @@ from chip.model.stages import in_data_order
 from tests.all_types import (
     NAMES,
     NEEDS,
-    NO_SMALL_MODEL,
     OWN,
     PAGE,
     README,
@@ -47,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_SMALL_MODEL])
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_edited_right_or_refused_in_one_line(name: str, folder: Path) -> None:
     if name in OWN and not known(OWN[name]):
         pytest.skip("it needs a newer transformers")

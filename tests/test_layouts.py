@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -247,6 +248,39 @@ def test_a_conversation_that_is_none_is_refused_with_its_row(folder: Path, row: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_tables_is_read_by_its_files_names(folder: Path) -> None:
+    """One file a split, as SLAKE and LLaMA-Factory have them; its list of data sets is none."""
+    (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "slake_train.json"}}))
+    names = {"slake_train": "train", "validate": "validation", "vqa-test_2": "test"}
+    for kind in ("json", "jsonl", "csv"):
+        (parted := folder / kind).mkdir()
+        (parted / "images").symlink_to(folder / "images")
+        if kind == "json":
+            shutil.copy(folder / "dataset_info.json", parted)
+        for name in names:
+            write_rows([{**ROW, "answer": name, "institution": "i"}], parted, kind, name)
+        with ANY_SAID():
+            assert {r.answer: r.split for r in read_records(parted)} == names
+    with pytest.raises(InputError, match=r"dataset_info\.json: no reader knows its columns \(mine\)"):
+        read_records(folder / "dataset_info.json")
+    wide = write_rows([{f"{number:03d}\n": "x" * 99 for number in range(300)}], folder, "jsonl")
+    with pytest.raises(InputError, match=r"columns \(000\\n, .*019\\n, \.\.\.\); there are"):
+        read_records(wide)
+
+
+def test_an_object_over_several_lines_is_no_list_of_records(folder: Path) -> None:
+    (folder / "train.json").write_text(json.dumps({"data": [ROW]}, indent=1))
+    with pytest.raises(InputError, match=r"train\.json: one object over several lines; give a list of records"):
+        read_records(folder / "train.json")
+
+
+@ANY
+def test_plain_text_of_trl_is_asked_without_the_space_between(folder: Path) -> None:
+    row = {"prompt": "The sky is ", "completion": " blue.", "images": "[]", "tools": "[]", **OWNER}
+    (record,) = read_records(write_rows([row], folder, "csv"))
+    assert (record.question, record.answer, record.images) == ("The sky is", "blue.", ())
+
+
 # --- benchmarks ---
 
 
@@ -289,9 +323,10 @@ def test_mimic_cxr_vqa_names_its_patients(folder: Path) -> None:
         "question": "Which?",
         "answer": ["left", "right"],
     }
-    file = write_rows([row, {**row, "question": "What?", "answer": []}], folder, "json")
+    file = write_rows([row, {**row, "question": "What?", "answer": [], "split": "valid"}], folder, "json")
     with pytest.warns(ChipWarning, match="3 keys are not used: "):
         records = read_records(file)
+    assert [r.split for r in records] == ["train", "validation"]
     assert [(r.path, r.answer) for r in records] == [
         (("mimic-cxr", "10", "50"), "left, right"),
         (("mimic-cxr", "10", "50"), "none"),
@@ -355,12 +390,17 @@ def test_each_form_of_a_map(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("owners", "says"),
     [
-        ({"institution": "hospital"}, "train.jsonl:1: nothing there says its institution, mapped to hospital"),
+        (
+            {"institution": "hospital"},
+            "train.jsonl:1: nothing there says its institution, mapped to hospital, as it has no 'hospital', "
+            "only answer, image, question; correct either",
+        ),
         ({"institution": r"image:/p(\d{8})/"}, "train.jsonl:1: nothing there says its institution"),
         ({"institution": "@t.csv:image:of"}, "has no column 'image', only file, of"),
         ({"institution": "@t.csv:file:of"}, "train.jsonl:1: nothing there says its institution"),
         ({"institution": "@none.csv:file:of"}, "map='institution=@none.csv:file:of': no table "),
         ({"institution": "@t.csv:file"}, "a table is @FILE:COLUMN:COLUMN"),
+        ({"institution": "@twice.csv:image:of"}, "twice.csv:3: of is '2' there, and was another for 'a' before"),
         ({"institution": "image:/(/"}, "map='institution=image:/(/': no regular expression"),
         ({"institution": "dicom:Patient"}, "DICOM has no such keyword"),
         ({"institution": "dicom:PatientID"}, "train.jsonl:1: images/study_1.png is no DICOM file"),
@@ -373,6 +413,7 @@ def test_each_form_of_a_map(folder: Path) -> None:
 )
 def test_a_map_that_does_not_say_whose_a_row_is_is_refused(folder: Path, owners: dict[str, str], says: str) -> None:
     (folder / "t.csv").write_text("file,of\nx,007\n")
+    (folder / "twice.csv").write_text("image,of\na,1\na,2\n")
     file = write_rows([ROW], folder, "jsonl")
     with pytest.raises(InputError) as caught:
         read_records(RecordSource(file, owners))
@@ -457,6 +498,14 @@ def test_without_datasets_the_package_is_named(folder: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'chip-unlearning\[datasets\]'"):
         read_records(folder / "train.arrow")
+
+
+def test_an_arrow_file_may_have_a_table_of_contents(folder: Path) -> None:
+    table = pa.Table.from_pylist([{**ROW, **OWNER}])
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    (record,) = read_records(folder / "train.arrow")
+    assert (record.question, record.where) == ("Who?", "train.arrow:row 0")
 
 
 def test_a_broken_arrow_file_is_refused(folder: Path) -> None:

@@ -487,7 +487,7 @@ def test_a_folder_keeps_what_its_files_share_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no \.parquet file"):
+    with pytest.raises(InputError, match=r"no \.parquet, \.json, \.jsonl, \.csv file"):
         read_records(tmp_path)
 
 

@@ -21,6 +21,7 @@ from benchmarks.forgetting.summaries import (
     best,
     tables,
 )
+from benchmarks.reporting import save_picture
 
 PANEL = (2.9, 2.5)  # inches
 COLUMNS = 4
@@ -55,8 +56,8 @@ def draw(rows: Iterable[ResultRow], folder: Path) -> None:
     """Write `plane.png` and `ladder.png`."""
     by_place = tables(rows)
     attacked = {place: table for place, table in by_place.items() if OUR in table and _attacks(table[OUR])}
-    _figure(by_place, _plane, legend=True).savefig(folder / "plane.png", dpi=DPI)
-    _figure(attacked, _ladder).savefig(folder / "ladder.png", dpi=DPI)
+    save_picture(_figure(by_place, _plane, legend=True), folder / "plane.png", DPI)
+    save_picture(_figure(attacked, _ladder), folder / "ladder.png", DPI)
 
 
 def _figure(by_place: Mapping[Place, Table], panel: Callable[[Axes, Table], None], legend: bool = False) -> Figure:

@@ -17,12 +17,12 @@ from benchmarks.pretrained.tuning import LEARNED, TUNED, tuned
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError, RunError
-from chip.methods import Shielded, ShieldedGatedText
+from chip.methods import DEFAULT, GatedText, Shielded, ShieldedGatedText
 from chip.methods.base import Method
 from chip.methods.shielded_gated import ShieldedGated
 
 UNTOUCHED, RETRAINED, OUR = "untouched", "retrained", "chip edit"
-LINEAR = f"{OUR}, linear edit alone"
+LINEAR, GATES = f"{OUR}, linear edit alone", f"{OUR}, gates in text alone"
 NO_TEXT: tuple[Path, ...] = ()
 """What `chip.edit` takes for: keep nothing but the records."""
 CONTROLLED = 96.0
@@ -70,7 +70,7 @@ class ChipWay:
     """`chip.edit`. Where it refuses, the weakest edit that its search may choose is written and measured all the same:
     what would it have cost?"""
 
-    method: Shielded = field(default_factory=Shielded)
+    method: Method = field(default_factory=Shielded)
     keep: str | None = None
     """A file of `Options.texts_folder`; empty: nothing, whatever `chip.edit` takes by default. None: its default."""
 
@@ -136,8 +136,10 @@ def largest_change(source: Checkpoint, tensors: Mapping[str, Any]) -> float:
 
 REFERENCES: Mapping[str, Way] = {UNTOUCHED: Reference(False), RETRAINED: Reference(True)}
 OURS: Mapping[str, Way] = {
-    OUR: ChipWay(ShieldedGatedText()),
+    OUR: ChipWay(DEFAULT()),
+    f"{OUR}, linear edit and gates in text": ChipWay(ShieldedGatedText()),
     LINEAR: ChipWay(),
+    GATES: ChipWay(GatedText()),
     f"{OUR}, gates at the connector": ChipWay(ShieldedGated()),
     f"{LINEAR}, keep sampled text": ChipWay(keep="sampled.jsonl"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from chip.checkpoint.header import FLOATS, TensorEntry, read_header
 from chip.checkpoint.hub import checkpoint_folder, is_hub_id
 from chip.checkpoint.json_file import read_json
 from chip.checkpoint.layout import ADAPTER_CONFIG, INDEX, SINGLE, read_tensor
-from chip.checkpoint.paths import input_error, quoted, resolve_inside
+from chip.checkpoint.paths import input_error, listed, quoted, resolve_inside
 from chip.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ PROCESSOR_FILES = CHAT_TEMPLATES | {
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 }
 """Names under which transformers saves a processor, that a training leaves beside its adapter."""
+
+_TRAINING = re.compile(r"(adapter_model|training_args|dl_state_dict|(optimizer|scheduler|sampler)(_\d+)?)\.bin")
+"""Files beside an adapter that look like weights, and hold none but it: its training's state, or the same again."""
 
 _LORA = "LORA"
 _MERGE = "merge it with peft (merge_and_unload), and save the whole model"
@@ -53,18 +57,20 @@ class Adapter:
         """Read `adapter_config.json` and the header of the weights.
 
         Raises:
-            InputError: there is no adapter, it is of another kind than LoRA, its weights are a pickle or no floats, or
-                a file is damaged or lies elsewhere.
+            InputError: there is no adapter, it is of another kind than LoRA, its weights are a pickle or no floats,
+                more was trained than they hold, or a file is damaged or lies elsewhere.
         """
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
             raise input_error(folder, "no such folder, or none you may read", "give the local folder of an adapter")
         if not os.path.lexists(folder / ADAPTER_CONFIG):
+            check_no_adapter_inside(folder)
             raise input_error(folder, f"no {ADAPTER_CONFIG}", "give the folder that peft's save_pretrained wrote")
         signatures: dict[str, FileSignature] = {}
         config, signatures[ADAPTER_CONFIG] = read_json(folder, ADAPTER_CONFIG)
         if (kind := config.get("peft_type")) != _LORA:
             raise input_error(folder, f"an adapter of the kind {quoted(str(kind))}, and chip merges LoRA alone", _MERGE)
         _check_is_safetensors(folder)
+        _check_is_all(folder)
         entries, signatures[ADAPTER_WEIGHTS] = read_header(folder, ADAPTER_WEIGHTS)
         if not entries:
             raise input_error(folder / ADAPTER_WEIGHTS, "it holds no tensor", "save the adapter again")
@@ -103,6 +109,12 @@ def holds_adapter(folder: Path) -> bool:
     return os.path.lexists(folder / ADAPTER_CONFIG) and not model
 
 
+def check_no_adapter_inside(folder: Path) -> None:
+    """Raise `InputError` for a folder that holds the folders of adapters, where peft saves those that have a name."""
+    if inside := sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}")):
+        raise input_error(folder, "no adapter itself, though one lies in it", f"give {quoted(str(inside[0]))}")
+
+
 def find_base(adapter: Adapter) -> Path:
     """The folder of the model that the adapter says it was trained on: a path, or a repository on the Hub.
 
@@ -137,3 +149,11 @@ def _check_is_safetensors(folder: Path) -> None:
     if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl")):
         raise input_error(folder, "its weights are a pickle", "save it with peft as safetensors (save_pretrained)")
     raise input_error(folder, f"no {ADAPTER_WEIGHTS}", "give the folder that peft's save_pretrained wrote")
+
+
+def _check_is_all(folder: Path) -> None:
+    """Raise `InputError` where weights lie beside the adapter's, as some trainers save what they trained besides."""
+    weights = (path.name for path in folder.iterdir() if path.suffix in (".bin", ".safetensors"))
+    if beside := sorted(name for name in weights if name != ADAPTER_WEIGHTS and not _TRAINING.fullmatch(name)):
+        hint = "merge all of it with what trained it, and save the whole model; or move away what the model has not"
+        raise input_error(folder, f"weights lie beside the adapter ({listed(beside)})", hint)

@@ -97,7 +97,7 @@ class Checkpoint:
             check_not_half_replaced(folder)
             raise input_error(folder, "no such folder, or none you may read", "give the local folder of a checkpoint")
         if os.path.lexists(folder / ADAPTER_CONFIG):
-            raise input_error(folder, "an adapter lies here", "merge it into its model first (peft: merge_and_unload)")
+            raise input_error(folder, "an adapter lies here", "give its base, or merge it (peft: merge_and_unload)")
         signatures: Signatures = {}
         config = _read_config(folder, signatures, quantized)
         shards, weight_map = _find_shards(folder, signatures)

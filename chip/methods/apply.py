@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import isfinite
 
 from torch import Tensor
 
@@ -146,8 +147,14 @@ def _follow_if_enough(
     score = partial(score_records, context.vlm, size=context.size, distributed=context.distributed)
     compare = None if context.general is None else partial(context.general.compare, context.vlm)
     units = float(getattr(method, "units", 0.0))
-    enough, choice = judge_gates(units, method.search, questions, score, edited(), compare)
+    try:
+        enough, choice = judge_gates(units, method.search, questions, score, edited(), compare)
+    except InputError as error:  # what is wrong beside the gates is found again without them
+        warnings.warn(f"gates are left out: {error}; a linear edit takes their place", ChipWarning, stacklevel=2)
+        return None
     if not enough:
+        if not isfinite(choice.never_trained):  # of which the linear edit says where it comes from
+            return None
         message = f"gates alone are not enough: {choice.reason}; a linear edit takes their place"
         warnings.warn(message, ChipWarning, stacklevel=2)
         return None

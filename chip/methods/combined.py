@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from chip.model.loading import VLM
 
 
+MOST_PICTURES = 16
+"""Of the target's own, for which gates are tried: each takes many of a connector's hidden units."""
+
+
 @dataclass(frozen=True)
 class Combined(ShieldedGatedText, Gated):  # type: ignore[misc]  # it only has the settings of all
     """`Gated` for what hangs on pictures that are the target's alone, and `ShieldedGatedText` for all else.
 
     Gates in a connector take from those who stay nothing that can be measured, where they meet the target's pictures;
     whether they do is seen by asking. Where they leave more of what is asked with these pictures than a model that was
-    never trained on it would say, or cost more than an edit may, `ShieldedGatedText` alone takes all. So it does in a
-    connector that has no place for gates, and where somebody gives the linear edit's strength.
+    never trained on it would say, or cost more than an edit may, `ShieldedGatedText` alone takes all. So it does where
+    the target has more than `MOST_PICTURES`, in a connector that has no place for gates, and where somebody gives the
+    linear edit's strength.
     """
 
     name: ClassVar[str] = "combined"
@@ -40,7 +45,10 @@ class Combined(ShieldedGatedText, Gated):  # type: ignore[misc]  # it only has t
         """Gates come last: a linear edit behind them would change what they give."""
         without, gates = self.only(ShieldedGatedText).plan(vlm, request, target_modules), self.only(Gated)
         pictured, _ = gates.split(request)
-        if self.search is None or not pictured.partition.forget or gates.unfit(vlm, target_modules) is not None:
+        records = request.records
+        pictures = {records[index].image for index in pictured.partition.forget}
+        few = 0 < len(pictures) <= MOST_PICTURES
+        if self.search is None or not few or gates.unfit(vlm, target_modules) is not None:
             return (Plan(without),)
         others = [(step, gates.split(part)[1] if isinstance(step, Linear) else part) for step, part in without]
         worked = [(step, part) for step, part in others if step.has_work(part)]

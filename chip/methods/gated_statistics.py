@@ -150,6 +150,9 @@ class GatedStatistics:
     def merge(self, distributed: DistributedContext) -> None:
         for part in (self.target, self.stand_ins, self.retained, self._sum, self.retained_means):
             part.merge(distributed)
+        if len(self.target.keys) > MOST_TOKENS:  # said here, in all processes at once
+            message = f"more than {MOST_TOKENS:,} image tokens of the target; give fewer --views, or forget fewer nodes"
+            raise InputError(message, argument="method", value="gated")
 
     @property
     def destinations(self) -> Tensor:

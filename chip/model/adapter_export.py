@@ -18,11 +18,10 @@ from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.paths import counted, hub_name, listed
 from chip.errors import ChipWarning, InputError
 from chip.kernels.low_rank import low_rank_factors
+from chip.model.adapter_names import PREFIX
 from chip.model.skeleton import build_skeleton
 from chip.model.tensor_names import key_map
 from chip.progress import ProgressCallback, silent
-
-_PREFIX = "base_model.model."
 
 
 def export_adapter(
@@ -61,7 +60,7 @@ def export_adapter(
     if whole:
         message = f"more than a linear layer's weight changes in {counted(whole, 'module')} ({listed(whole)})"
         warnings.warn(f"{message}: in the adapter as a whole", ChipWarning, stacklevel=2)
-    prefixed = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
+    prefixed = {f"{PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     write_adapter(folder, _config(source, ranks, whole), prefixed)
 
 

@@ -6,6 +6,7 @@ merged tensors in the places of the stored ones.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip.checkpoint.adapter import Adapter, find_base, holds_adapter
+from chip.checkpoint.adapter import Adapter, check_no_adapter_inside, find_base, holds_adapter
 from chip.checkpoint.config_checks import find_scheme
 from chip.checkpoint.hub import checkpoint_folder
-from chip.checkpoint.layout import ADAPTER_CONFIG, Checkpoint
+from chip.checkpoint.layout import ADAPTER_CONFIG, CONFIG, Checkpoint
 from chip.checkpoint.paths import counted, hub_name, input_error, listed, quoted
 from chip.checkpoint.plain import open_plain
 from chip.checkpoint.writer import round_once
 from chip.errors import ChipWarning, InputError
+from chip.model.adapter_names import PREFIX, in_own_names
 from chip.model.loading_options import LoadingOptions
 from chip.model.quiet import refusing
 from chip.model.skeleton import build_skeleton
-from chip.model.tensor_names import disk_names
+from chip.model.tensor_names import disk_names, key_map
 from chip.progress import ProgressCallback, silent
 
 _MERGED = frozenset(
@@ -50,7 +52,6 @@ _WITHOUT_EFFECT = frozenset(
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; others take a part out of it first, as PiSSA does."""
 _NAME = "default"
-_PREFIX = "base_model.model."
 _HINT = "merge it with peft (merge_and_unload), and save the whole model"
 _OTHER_BASE = "it belongs to another base, or to one with resized embeddings: give its own, or merge it there with peft"
 
@@ -92,6 +93,8 @@ def open_checkpoint(
         if base is not None:
             message = "goes with an adapter, whose base it is; the model here is no adapter"
             raise InputError(message, argument="base", value=base)
+        if not os.path.lexists(folder / CONFIG):
+            check_no_adapter_inside(folder)
         return _opened(folder, rounded, progress)
     if adapter is None:
         opened = Adapter.open(folder)
@@ -173,8 +176,11 @@ class MergedTensors(Mapping[str, Tensor]):
         return len(self._merges)
 
 
-def lora_config(adapter: Adapter) -> Any:
+def lora_config(adapter: Adapter, renamed: Mapping[str, Any]) -> Any:
     """The adapter's settings as PEFT has them.
+
+    Args:
+        renamed: those that take the place of others, as `in_own_names` gives them.
 
     Raises:
         InputError: one is set that changes the weights in another way than plain LoRA, rsLoRA or DoRA.
@@ -193,7 +199,7 @@ def lora_config(adapter: Adapter) -> Any:
         raise input_error(path, what, "save it with peft as plain LoRA (path_initial_model_for_weight_conversion)")
     settings = {name: value for name, value in given.items() if name in _MERGED}
     with refusing(path, "peft cannot follow it", "save the adapter again"):
-        return LoraConfig(**settings, init_lora_weights=False, inference_mode=True)
+        return LoraConfig(**{**settings, **renamed}, init_lora_weights=False, inference_mode=True)
 
 
 def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
@@ -204,26 +210,43 @@ def _with_adapter(base: Checkpoint, adapter: Adapter) -> Any:
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
-    config, skeleton = lora_config(adapter), build_skeleton(base.folder, len(base.entries))
+    skeleton = build_skeleton(base.folder, len(base.entries))
+    names, renamed = in_own_names(skeleton, adapter)
+    config = lora_config(adapter, renamed)
     _fill(skeleton)
     of_base = {id(value) for value in skeleton.parameters()}
     with refusing(adapter.folder, "peft cannot add it to this base", _OTHER_BASE):
         model = get_peft_model(skeleton, config, _NAME).eval()
-    if plain := sorted(adapter.entries.keys() & model.state_dict().keys()):
-        what = f"holds {counted(plain, 'weight')} of the base itself ({listed(plain)})"
-        raise input_error(adapter.folder, what, _OTHER_BASE)
+    for name in _saved_along(base, adapter, model, names):
+        del names[name]
     added = {name: value for name, value in model.named_parameters() if id(value) not in of_base}
     for value in added.values():
         value.data.fill_(torch.nan)  # to see what no tensor of the adapter fills
     with refusing(adapter.folder, "peft cannot load it into this base", _OTHER_BASE):
-        result = set_peft_model_state_dict(model, {name: adapter.read(name) for name in adapter.entries}, _NAME)
+        result = set_peft_model_state_dict(model, {name: adapter.read(stored) for name, stored in names.items()}, _NAME)
     if unknown := sorted(result.unexpected_keys):
         what = f"{counted(unknown, 'tensor')} without a place in the model ({listed(unknown)})"
         raise input_error(adapter.folder, what, _OTHER_BASE)
-    if lacking := sorted(name.removeprefix(_PREFIX) for name, value in added.items() if value.isnan().any()):
+    if lacking := sorted(name.removeprefix(PREFIX) for name, value in added.items() if value.isnan().any()):
         what = f"{counted(lacking, 'place')} without a value, or with one that is NaN ({listed(lacking)})"
         raise input_error(adapter.folder, what, "save the adapter again")
     return model.get_base_model()
+
+
+def _saved_along(base: Checkpoint, adapter: Adapter, model: nn.Module, names: Mapping[str, str]) -> set[str]:
+    """Those of the `names` that are weights of the base, which peft saves along with a change of embeddings.
+
+    Raises:
+        InputError: one is not as in the base.
+    """
+    along = names.keys() & model.state_dict().keys()
+    disk = key_map(base) if along else {}
+    for name in sorted(along):
+        of_base = disk.get(name.removeprefix(PREFIX).replace(".base_layer.", "."))
+        if of_base is None or not torch.equal(base.read(of_base).float(), adapter.read(names[name]).float()):
+            what = f"holds a weight of the base, and not as that has it ({quoted(names[name])})"
+            raise input_error(adapter.folder, what, _OTHER_BASE)
+    return along
 
 
 def _fill(skeleton: nn.Module) -> None:

@@ -96,6 +96,17 @@ def plan_loading(checkpoint: Checkpoint, model: PreTrainedModel) -> LoadPlan:
     return LoadPlan(taken, frozenset(patterns), unexpected, ignored, missing, origins)
 
 
+def own_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Names of parameters in checkpoints, older ones too -> names of the model's; those that it has not stay."""
+    expected: dict[str, Tensor] = model.state_dict()
+    renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+    own: dict[str, str] = {}
+    for name in names:
+        target, _ = rename_source_key(name, renamings, [], model.base_model_prefix, expected)
+        own[name] = target if name not in expected and target in expected else name
+    return own
+
+
 def is_recomputed(name: str) -> bool:
     """Whether a tensor that is not loaded is a buffer that the model computes by itself."""
     return re.search(_RECOMPUTED, name) is not None

@@ -17,6 +17,9 @@ SAVED = ("state.json", "dataset_info.json")
 SAVED_SPLITS = "dataset_dict.json"
 """The file that names the splits of a folder that `DatasetDict.save_to_disk` has written."""
 
+_WITH_CONTENTS = b"ARROW1"
+"""How an Arrow file begins that is no stream."""
+
 _ROWS = 64  # of a parquet file, at once
 _INSTALL = "pip install 'chip-unlearning[datasets]'"
 
@@ -70,8 +73,18 @@ def _dataset(path: Path) -> Any:
     """Mapped into memory; rows come as Arrow has them, so that no image is decoded, in whatever list it stands."""
     datasets = _datasets()
     with foreign_code(path, "is no Arrow file or saved dataset that can be read", "save it again"):
-        dataset = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_file(str(path))
+        dataset = datasets.load_from_disk(str(path)) if path.is_dir() else _of_file(path, datasets)
         return dataset.with_format("arrow")
+
+
+def _of_file(path: Path, datasets: Any) -> Any:
+    """Of an Arrow file in either form: a stream, as `datasets` writes it, or with a table of contents, as others do."""
+    import pyarrow as pa
+
+    with path.open("rb") as file:
+        if file.read(len(_WITH_CONTENTS)) != _WITH_CONTENTS:
+            return datasets.Dataset.from_file(str(path))
+    return datasets.Dataset(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Entry:
         """
         if self.row.keys().isdisjoint(keys):
             return NO_IMAGES
-        given = [key for key in keys if key in self.row and not (key.endswith("s") and self.row[key] == [])]
+        given = [key for key in keys if key in self.row and not (key.endswith("s") and self.row[key] in ([], "[]"))]
         if len(given) > 1:
             raise InputError(f"{self.where}: {given[0]} and {given[1]} both hold images; leave one of them out")
         return read_images(self.row[given[0]], self.file.images, self.where) if given else Images()

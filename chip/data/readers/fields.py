@@ -8,15 +8,17 @@ import re
 import unicodedata
 import warnings
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from chip.data.record import LEVELS, TASKS, VALIDATION
-from chip.errors import ChipWarning, InputError, one_line
+from chip.errors import ChipWarning, InputError, one_line, printable
 
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories of characters that show nothing: controls, spaces, marks such as a zero-width space."""
+
+_MOST_NAMES, _LONGEST_NAME = 20, 60  # of columns, in a message
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -127,6 +129,12 @@ def encoded_image(value: object, where: str) -> bytes | None:
     if value is not None and not isinstance(value, bytes):
         raise InputError(f"{where}: the column image must hold encoded bytes, or be null")
     return value
+
+
+def listed_columns(names: Collection[str]) -> str:
+    """The first of the names of columns, for a message: on one line, of a length that one can read."""
+    shown = [printable(name)[:_LONGEST_NAME] for name in sorted(names)[:_MOST_NAMES]]
+    return ", ".join([*shown, *(["..."] if len(names) > _MOST_NAMES else [])]) or "none"
 
 
 def warn_of_unused(name: str, unused: Mapping[str, int], total: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chip.data.dicom import header_value, is_keyword
-from chip.data.readers.fields import parse_json
+from chip.data.readers.fields import listed_columns, parse_json
 from chip.data.readers.images import Images
 from chip.data.readers.records_file import OWN, RecordsFile
 from chip.errors import InputError, one_line
@@ -71,8 +71,11 @@ class OwnerMap:
         values = {level: source.value(row, images, where) for level, source in self.sources.items()}
         for level, value in values.items():
             if value is None or value == "":
+                column = self.sources[level].column
+                known = column is None or column in row
+                lacks = "" if known else f", as it has no {column!r}, only {listed_columns(row)}"
                 raise InputError(
-                    f"{where}: nothing there says its {level}, mapped to {self.written[level]}; correct either"
+                    f"{where}: nothing there says its {level}, mapped to {self.written[level]}{lacks}; correct either"
                 )
         return values
 
@@ -149,8 +152,8 @@ class Table:
     def _values(self) -> dict[str, object]:
         table = RecordsFile(self.file)
         if lacking := {self.key, self.taken} - table.columns:
-            columns = ", ".join(sorted(table.columns)) or "none"
-            raise InputError(f"{self.file}: has no column {sorted(lacking)[0]!r}, only {columns}", argument="map")
+            what = f"has no column {sorted(lacking)[0]!r}, only {listed_columns(table.columns)}"
+            raise InputError(f"{self.file}: {what}", argument="map")
         values: dict[str, object] = {}
         for row, where in table.rows((self.key, self.taken)):
             key, value = row.get(self.key), row.get(self.taken)

@@ -14,6 +14,7 @@ from chip.data.readers.arrow_tables import SAVED_SPLITS, saved_splits
 from chip.data.readers.chat_marks import without_marks
 from chip.data.readers.consistency import warn_of_repeats
 from chip.data.readers.csv_table import DELIMITERS
+from chip.data.readers.fields import listed_columns
 from chip.data.readers.records_file import ARROW, JSON_LINES, PARQUET, RecordsFile
 from chip.data.readers.registry import READERS, find_reader
 from chip.data.readers.source import KEPT, RecordSource
@@ -22,8 +23,14 @@ from chip.errors import ChipWarning, InputError, one_line
 
 _TABLES = (PARQUET, *JSON_LINES, *DELIMITERS, ARROW)
 BESIDE = ("records.jsonl", "records.parquet")  # looked for next to a checkpoint folder, in this order
-_SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")  # how the hub names the files of a split
-_HELD_OUT = {"test": "test", "eval": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION)}
+_HELD_OUT = {
+    **dict.fromkeys(("test", "eval"), "test"),
+    **dict.fromkeys(("validation", "validate", "valid", "val", "dev"), VALIDATION),
+}
+_WORD = re.compile(r"[^\W\d_]+")
+_LISTS = ("dataset_info.json", "dataset_infos.json")  # of data sets: LLaMA-Factory's, and of `datasets`
+_IN_FOLDERS = (PARQUET, ".json", ".jsonl", ".csv")
+"""Kinds of files that are looked for in a folder: the first that is there."""
 _OF_IMAGES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # beside the images of a folder
 
 
@@ -103,19 +110,17 @@ def _read(file: RecordsFile) -> list[Record]:
     if file.path.is_dir():
         return _read_folder(file)
     if file.kind in _TABLES:
-        columns = ", ".join(sorted(file.columns)) or "none"
-        raise InputError(
-            f"{file.path}: no reader knows its columns ({columns}); there are {', '.join(READERS)}, and records have "
-            "question, answer and institution"
-        )
+        what = f"no reader knows its columns ({listed_columns(file.columns)})"
+        hint = f"there are {', '.join(READERS)}, and records have question, answer and institution"
+        raise InputError(f"{file.path}: {what}; {hint}")
     raise InputError(f"{file.path}: not a kind of records file; use .jsonl, .csv, .parquet or a folder of such files")
 
 
 def _read_folder(folder: RecordsFile) -> list[Record]:
     files = list(_files_in(folder.path))
     if not files:
-        message = f"{folder.path}: no .parquet file in this folder, and no .json file; name the records file itself"
-        raise InputError(message)
+        message = f"no {', '.join(_IN_FOLDERS)} file in this folder; name the records file itself"
+        raise InputError(f"{folder.path}: {message}")
     read = {path for path, _ in files}
     tables = sorted(path for path in folder.path.iterdir() if path.suffix in _TABLES and not path.name.endswith(KEPT))
     if unread := [path.name for path in tables if path not in read and path.name != SAVED_SPLITS]:
@@ -141,13 +146,21 @@ def _files_in(folder: Path) -> Iterator[tuple[Path, str]]:
         path for name in _OF_IMAGES for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_file()
     ]:
         return ((path, "train" if path.parent == folder else _split(path.parent.name)) for path in of_images)
-    for pattern in (f"*{PARQUET}", f"data/*{PARQUET}", "*.json"):
-        if paths := sorted(path for path in folder.glob(pattern) if not path.name.endswith(KEPT)):
-            shards = [(path, _SHARD.fullmatch(path.stem)) for path in paths]
-            return ((path, "train" if shard is None else _split(shard[1])) for path, shard in shards)
+    for pattern in (f"{place}*{kind}" for kind in _IN_FOLDERS for place in ("", "data/")):
+        if paths := sorted(path for path in folder.glob(pattern) if _is_table(path)):
+            return ((path, _split(path.stem)) for path in paths)
     return iter(())
 
 
+def _is_table(path: Path) -> bool:
+    return not path.name.endswith(KEPT) and path.name not in _LISTS
+
+
 def _split(name: str) -> str:
-    """What records call the split that a dataset calls so; whatever is not known to be held out was trained on."""
-    return _HELD_OUT.get(name, "train")
+    """What records call the split that a file, folder or dataset of this name holds, as `datasets` reads it.
+
+    One word of it says so: `test`, `test-00000-of-00001`, `vqa_val`. What is not known to be held out was trained on.
+    """
+    words = _WORD.findall(name.casefold())
+    held_out = (_HELD_OUT[word] for word in words if word in _HELD_OUT)
+    return "train" if "train" in words else next(held_out, "train")

@@ -26,7 +26,9 @@ class Records:
     """
 
     def matches(self, file: RecordsFile) -> bool:
-        return file.kind in JSON_LINES or {"question", "answer"} <= file.columns
+        if file.kind in JSON_LINES:  # one of the two may be misspelled; an empty file is for the reader to refuse
+            return not file.columns or not file.columns.isdisjoint(("question", "answer"))
+        return {"question", "answer"} <= file.columns
 
     def read(self, file: RecordsFile) -> Iterator[Record]:
         for entry in entries(file, KEYS):

@@ -30,7 +30,7 @@ PARQUET = ".parquet"
 ARROW = ".arrow"
 _LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is read as a whole
 _LONGEST_LINE = 1 << 26  # bytes of a record
-_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # what pandas leaves beside the columns
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|")  # what pandas leaves beside the columns
 
 
 class Owners(Protocol):
@@ -193,6 +193,9 @@ class RecordsFile:
         if self.path.stat().st_size > _LARGEST_ARRAY:
             raise InputError(f"{self.path}: has more than {_LARGEST_ARRAY:,} bytes; write one record a line, as .jsonl")
         text = decode_text(self.path.read_bytes(), self.path.name)
+        if text.lstrip().partition("\n")[0].strip() == "{":
+            what = "one object over several lines; give a list of records, or one record a line"
+            raise InputError(f"{self.path}: {what}")
         if not text.lstrip().startswith("["):
             return None
         entries = parse_json(text, self.path.name)

@@ -33,7 +33,8 @@ class PromptCompletion:
 
 
 def _turns(entry: Entry, key: str, role: str) -> tuple[list[Turn], Images]:
-    return ([Turn(role, entry.text(key))], Images()) if _is_text(entry, key) else parse_turns(entry, key)
+    """Of a text a turn, without the space between prompt and completion: what stands there the chat format writes."""
+    return ([Turn(role, entry.text(key).strip())], Images()) if _is_text(entry, key) else parse_turns(entry, key)
 
 
 def _is_text(entry: Entry, key: str) -> bool:

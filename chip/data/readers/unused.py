@@ -89,7 +89,7 @@ class Unused:
         images = any("image" in key or "img" in key for key in row.keys() & known)
         for key in (key for key in row if key not in known and key not in self._mapped):
             name = key.strip().casefold()
-            if name in _MAY_BE_EMPTY and row[key] in ([], ""):
+            if name in _MAY_BE_EMPTY and row[key] in ([], "[]", ""):
                 continue
             if (hint := DATA_KEYS.get(name) or DATA_KEYS.get(_data_word(key))) is not None:
                 raise InputError(f"{where}: the key {of}{key} is not read; {hint}")

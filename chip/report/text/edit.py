@@ -28,7 +28,7 @@ LIMITS = {
     "small_gain": "a stronger edit would have taken more from those who stay than from the target",
     "general_ends": "after a stronger edit the model would not end its answers to general questions as before",
     "never_trained": "a stronger edit would have made the answers less probable than never trained on",
-    "gates": "gates for the target's pictures were enough",
+    "gates": "by gates alone, so that of the target's pictures it says what it says of somebody else's",
     "enough": "a stronger edit was not needed, and what earlier edits have cost adds up",
     "strongest": "nothing stronger was tried",
     "weakest": "nothing weaker was tried",
@@ -42,7 +42,7 @@ def print_edit(report: EditReport, console: Console) -> None:
     if report.general is not None:
         console.print(_general(report.general))
     console.print(_changes(report))
-    if report.choice is not None:
+    if report.choice is not None and report.choice.limit != "gates":
         console.print(_trials(report.choice))
     for note in _notes(report):
         console.print(escaped(note, "dim"))
@@ -103,7 +103,9 @@ def _trials(choice: Choice) -> Table:
 
 def _notes(report: EditReport) -> Iterator[str]:
     yield f"{report.method}: {settings_line(report.settings)}"
-    if report.choice is not None:
+    if report.choice is not None and report.choice.limit == "gates":
+        yield f"gates were enough in the trial, no strength was searched for: {report.choice.reason}"
+    elif report.choice is not None:
         setting = report.choice.setting.replace("_", " ")
         yield f"{setting} {report.choice.value:g} was chosen: {report.choice.reason}"
     if report.sampled is not None:
@@ -203,6 +205,8 @@ def _advice(report: EditReport) -> str:
         given = report.settings.get("retain_weight")
         lower = "stronger settings or another --method" if given is None else f"a --retain-weight below {given:g}"
         return f"{lower} may forget more"
+    if report.choice.limit == "gates":
+        return "--method shielded, a linear edit, may forget more"
     option = f"--{report.choice.setting.replace('_', '-')}"
     allow = "allow more with --max-retain-drop, or " if report.outcome.limit == "max_retain_drop" else ""
     return f"to forget more, {allow}give another {option} than {report.choice.value:g}"
