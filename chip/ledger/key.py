@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -42,6 +43,8 @@ class LedgerKey:
             return None if given is None else cls._of(given.encode("utf-8", "surrogateescape"), ENVIRONMENT)
         check_outside_models(file, "key")
         try:
+            if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe waits for who writes into it
+                raise OSError(errno.EINVAL, "no regular file")
             with file.open("rb") as content:
                 secret = content.read(_LONGEST + 1)
                 mode = os.fstat(content.fileno()).st_mode
