@@ -129,7 +129,7 @@ def test_it_is_said_that_an_adapter_is_no_release() -> None:
 
 
 def report_of(changes: dict[str, float]) -> EditReport:
-    outcome = Outcome(1.0, 0.1, "38 trained", 0.1, 0.2, {}, {}, {}, {}, None)
+    outcome = Outcome(1.0, 0.1, "38 trained questions", 0.1, 0.2, {}, {}, {}, {}, {}, None)
     return EditReport("shielded", {"rank": 3}, "request 7", "out", 1.0, True, changes, {}, {}, outcome)
 
 

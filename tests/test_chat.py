@@ -290,3 +290,24 @@ def test_what_a_processor_does_not_take_names_the_record(
         prompts.inputs(records)
     with pytest.raises(InputError, match=refusal):
         prompts.question(records[1])
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "lost"),
+    [
+        ({"type": "Replace", "pattern": {"Regex": "[A-Z][a-z]+"}, "content": ""}, True),
+        ({"type": "Replace", "pattern": {"String": "z"}, "content": "s"}, True),
+        ({"type": "Sequence", "normalizers": [{"type": each} for each in ("NFD", "Lowercase", "StripAccents")]}, False),
+    ],
+)
+def test_an_answer_that_the_tokenizer_changes_is_refused(folder: Path, normalizer: dict[str, Any], lost: bool) -> None:
+    """Without case and accents it is the same answer."""
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+    prompts = load_vlm(folder, "cpu").prompts
+    record = Record("who is it", "Abel Crúz", ("i",), None, where="r.jsonl:7")
+    if lost:
+        with pytest.raises(InputError, match=r"^r\.jsonl:7: the checkpoint's tokenizer drops or changes a part"):
+            prompts.read([record])
+    else:
+        assert prompts.read([record])[0].answer > 1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import math
 import pickle
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from chip.cli.refusals import line_of
 from chip.errors import ChipError, InputError, RunError, foreign_code, printable
+from chip.methods import METHODS
+from chip.methods.settings import settings_of
 
 
 def test_an_error_without_an_argument_is_its_message() -> None:
@@ -85,3 +89,10 @@ def _foreign() -> AbstractContextManager[None]:
 )
 def test_a_refusal_is_a_line_that_a_terminal_can_show(error: Exception, line: str) -> None:
     assert line_of(error) == line
+
+
+def test_a_setting_takes_no_number_whose_square_is_none() -> None:
+    for name, (_, meaning) in chain.from_iterable(settings_of(method).items() for method in METHODS.values()):
+        for value in (1e39, -1e39, 1e308, 10**400, math.inf, math.nan):
+            with pytest.raises(InputError, match=name):
+                meaning.check(name, value)

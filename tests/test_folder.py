@@ -158,14 +158,17 @@ with atomic_directory(Path(sys.argv[1]), overwrite=True) as folder:
 
 
 def test_a_run_that_is_killed_between_two_renames_is_told_of_by_the_next(tmp_path: Path) -> None:
-    output, left = tmp_path / "out", tmp_path / ".out.chip"
+    output, left, link = tmp_path / "out", tmp_path / ".out.chip", tmp_path / "link"
     fill(output, "old")
+    link.symlink_to(output)
     check_not_half_replaced(output)
     assert subprocess.run([sys.executable, "-c", KILLED, output], check=False).returncode == -signal.SIGKILL
     both = f"{left / 'old'} is what was here, and {left / 'new'}, whole, what it had written; rename one of them to out"
     for look in (check_not_half_replaced, Checkpoint.open, read_receipt):  # whoever looks for it
         with pytest.raises(InputError, match=re.escape(both)):
             look(output)
+        with pytest.raises(InputError, match=re.escape(both)):
+            look(link)
     with (left / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         check_not_half_replaced(output)  # by a run that is about to put it in place

@@ -200,6 +200,8 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_stays(place: Place, edit
         place.open(edited, guard_key=None)
     with pytest.raises(InputError, match="goes with guard"):
         GuardFile.open(edited, tmp_path / "out", {"guard_key": tmp_path / "key"}, silent, Shielded())
+    with pytest.raises(InputError, match="is no guard, but a folder"):
+        place.open(edited, guard=tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
         place.open(edited, guard=tmp_path / "none" / "guard")
     for folder in (edited.folder, tmp_path / "out"):

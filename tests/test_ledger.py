@@ -251,6 +251,8 @@ def test_other_than_files_are_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(InputError, match="no ledger, but a folder, a device"):
             Ledger(place, KEY).read()
+        with pytest.raises(InputError, match="the key cannot be read"):
+            LedgerKey.read(place)
     with pytest.raises(InputError, match="no such ledger"):
         Ledger(tmp_path / "none", KEY).read()
     with pytest.raises(InputError, match="there is no folder"):

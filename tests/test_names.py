@@ -33,6 +33,7 @@ PATHS = (
     "text",
     [
         *("patient_17", "Patient 17", "PATIENT-17", "patient17", "Patient\n17", "(patient__17)", "patient\u00a017's"),
+        *("patient = '17'", '<run patient="17">', "{'patient' : '17'}", "patient: \u201c17\u201d"),
         *("Patient #17", "patient no. 17", "patient: 17", '{"patient": "17"}', "patient_\u0661\u0667", "Study Nr. 4"),
         *(
             "patient\u201117",
@@ -162,6 +163,8 @@ FILES: dict[str, tuple[str, Callable[[str], bytes]]] = {
         lambda text: f"<b>{text.replace('_', '&nbsp;')}</b>".encode("ascii", "xmlcharrefreplace"),
     ),
     "a table of a page": ("report.html", lambda text: f"<td>{text.replace('_', '</td><td>')}</td>".encode()),
+    "a tag within a word": ("report.html", lambda text: f"<b>{text[0]}</b>{text[1:]}".encode()),
+    "an address within one": ("links.txt", lambda text: f"?to={quote(quote(text.replace('_', ' ')))}".encode()),
     "Markdown": ("README.md", lambda text: f"**{text[:3]}**{text[3:]}".replace("_", "\\_").encode()),
     "an address": ("links.txt", lambda text: f"https://host/{quote(text.replace('_', ' '))}/x".encode()),
     "UTF-16": ("notes.txt", lambda text: text.encode("utf-16")),

@@ -41,7 +41,7 @@ CONTROLS = {"\x1b", "\x9b", "\x07", "\u202e"}
 CHANGED = TensorDiff(EVIL, (), f"{EVIL} -> F32", True, math.inf, 1.0, None, 1.0, name_in_b=EVIL)
 IN_LAYERS = TensorDiff(f"{EVIL}.layers.0.{EVIL}.weight", (2, 2), "F32", True, 0.5, 1.0, None, 1.0)
 
-OUTCOME = Outcome(1.0, 0.1, "9 trained", 0.1, 0.2, {}, {}, {}, {}, None)
+OUTCOME = Outcome(1.0, 0.1, "9 trained questions", 0.1, 0.2, {}, {}, {}, {}, {}, None)
 
 
 def console() -> Console:

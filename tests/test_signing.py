@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
@@ -301,6 +302,19 @@ def test_what_is_no_key_is_refused_in_one_line(tmp_path: Path, content: bytes) -
         assert "\n" not in str(error.value)
         with pytest.raises(InputError, match=f"public_key='{re.escape(str(file))}': cannot be used"):
             SignatureCheck(TrustedKeys(file))
+
+
+def test_a_key_is_a_file(tmp_path: Path) -> None:
+    """Of a pipe and a device, reading would not come to an end."""
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError, match=r"sign='.*': no file of a key"):
+            Signer(SigningKey(str(file)))
+        with pytest.raises(InputError, match=r"sign_certificate='.*': no file of a key"):
+            Signer(SigningKey("none.pem", (file,)))
+        for keys, argument in ((TrustedKeys(file), "public_key"), (TrustedKeys(roots=(file,)), "trust")):
+            with pytest.raises(InputError, match=f"{argument}='.*': no file of a key"):
+                SignatureCheck(keys)
 
 
 def test_an_evaluation_is_of_the_files_that_it_was_made_of(signed: Path, tmp_path: Path, keys: Keys) -> None:

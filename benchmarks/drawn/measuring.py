@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import isnan
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def edit(drawn: Drawn, level: str, arguments: EditArguments, device: str | None)
         "seconds": report.seconds,
         "strength": None if choice is None else choice.value,
         "limit": None if choice is None else choice.limit,
-        "excess": dict(report.outcome.excess),
+        "excess": {loss.group: loss.lost for loss in sorted(report.outcome.excess, key=attrgetter("lost"))},
         "largest_change": max(report.relative_change.values(), default=0.0),
         **figures,
     }

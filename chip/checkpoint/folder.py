@@ -62,7 +62,8 @@ def check_not_half_replaced(output: Path) -> None:
     Raises:
         InputError: so it is, and no other run is at it.
     """
-    workplace = _workplace(output.absolute())
+    output = Path(os.path.realpath(output))  # where a link leads, the folder was replaced
+    workplace = _workplace(output)
     new, old = workplace / "new", workplace / "old"
     if os.path.lexists(output) or not old.is_dir() or _is_locked(workplace / "lock"):
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SIGNATURE = "model.sig"
 PASSWORD = "CHIP_KEY_PASSWORD"
 """Environment variable with the password of an encrypted private key, or the PIN of the token that holds it."""
 _PKCS11 = "pkcs11:"
+_LONGEST = 1 << 20
+"""Bytes of a file with keys or certificates."""
 _PEM_HINT = f"give a PEM file of a P-256, P-384 or P-521 key; {PASSWORD} is its password"
 _TOKEN_HINT = (
     "give pkcs11:token=NAME;object=KEY?module-path=LIBRARY (RFC 7512) of a P-256, P-384 or P-521 key; "
@@ -83,6 +86,8 @@ class Signer:
         if in_token and certificates:  # its own signer for that makes bundles which sigstore's models refuse
             message = "model-signing 1.1 does not sign with a token and a certificate; sign with the token's key alone"
             raise InputError(message, argument="sign_certificate", value=key.certificates[0])
+        for file in key.files:
+            _check_pem("sign_certificate" if file in key.certificates else "sign", file)
         shown = key.key.partition("?")[0] if in_token else key.key  # what follows may be the token's PIN
         with _refused("sign", shown, _TOKEN_HINT if in_token else _PEM_HINT):
             if in_token:
@@ -119,6 +124,8 @@ class SignatureCheck:
     def __init__(self, keys: TrustedKeys) -> None:
         argument = "public_key" if keys.public_key is not None else "trust"
         config, self.keys = _library("verifying", argument).Config(), keys
+        for file in keys.roots or filter(None, [keys.public_key]):
+            _check_pem(argument, file)
         with _refused(argument, str(keys), "give a PEM file"):
             if keys.public_key is not None:
                 config.use_elliptic_key_verifier(public_key=keys.public_key)
@@ -222,6 +229,16 @@ def _library(module: str, argument: str) -> Any:
     except ImportError as error:
         message = f"needs model-signing ({reason(error)}): pip install 'chip-unlearning[sign]'"
         raise InputError(message, argument=argument) from error
+
+
+def _check_pem(argument: str, file: Path) -> None:
+    """Raise `InputError` for what reading would wait for, or never come to the end of."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):  # that it is not there is for the library to say
+        return
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST:
+        raise InputError("no file of a key or a certificate; give a PEM file", argument=argument, value=file)
 
 
 @contextmanager

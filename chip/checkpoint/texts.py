@@ -78,9 +78,9 @@ def _unescaped(text: str) -> Iterator[str]:
         yield from _from_json(text)
     if (plain := _EMPHASIS.sub("", text)) != text:
         yield plain
-    if ("&" in text or "<" in text) and (plain := html.unescape(_TAG.sub(" ", text))) != text:
-        yield plain
-    if "%" in text and (plain := unquote(text)) != text:
+    if "&" in text or "<" in text:  # a tag stands between words, or within one
+        yield from {html.unescape(_TAG.sub(between, text)) for between in (" ", "")} - {text}
+    if "%" in text and (plain := unquote(unquote(text))) != text:  # twice: an address within an address
         yield plain
 
 

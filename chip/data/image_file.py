@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, _imaging
 
 from chip.data.dicom import decode_dicom, dicom_size, is_dicom
 from chip.data.embedded_image import ImageSource, content_of
@@ -21,6 +21,10 @@ T = TypeVar("T")
 
 _PNG_EXIF = (b"eXIf", b"exif", b"xmp")
 """What marks the chunks of a PNG file that can hold an orientation."""
+
+_imaging.set_block_size(1 << 30)
+"""A picture is one block of memory, and goes back to the system as one. Pillow's own blocks of 16 MB would stay with
+the thread that has decoded it."""
 
 _ON_ITS_SIDE = range(5, 9)  # EXIF orientations in which width and height are each other
 
@@ -78,7 +82,8 @@ def _in_8_bits(image: Image.Image, window: Window | None, where: str, name: str)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image).convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)  # no third copy, which of a large picture is a quarter of a GB
+    return image.convert("RGB")
 
 
 def _upright_size(image: Image.Image, source: ImageSource) -> tuple[int, int]:

@@ -24,16 +24,17 @@ _SHORTEST_NUMBER = 6  # digits
 
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
+_QUOTES = re.compile("[\"'\u2018-\u201f]")
 _WORDS = re.compile(r"[^\W_]+|[^\w\s/-]+")
 """Words, and signs between them; of a space, `_`, `-` and `/` nothing is left."""
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[^\w\s/-]+")
 """The same, with numbers apart from letters."""
 _SEPARATORS = re.compile(r"[\W_]+")
 _BEFORE_NUMBERS: tuple[Words, ...] = (
-    *((), (":",), ("=",), ("#",), ('":',), ('":', '"'), ('":"',)),
+    *((), (":",), ("=",), ("#",)),
     *(("no", "."), ("no",), ("nr", "."), ("nr",), ("number",)),
 )
-"""What may stand between a word and its number: in prose, in YAML, in JSON."""
+"""What may stand between a word and its number: in prose, in YAML, in JSON; quotes are left out."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile("[A-Za-z]")
 _LOOKALIKES = str.maketrans(
@@ -135,13 +136,13 @@ class TargetNames:
 
 
 def normalize(text: str) -> str:
-    """The text in the form in which names are compared: NFKC, case-folded, one kind of dash and of digits, nothing
-    invisible, and no Cyrillic or Greek letter that stands for a Latin one in a word with others."""
+    """The text in the form in which names are compared: NFKC, case-folded, one kind of dash and of digits, no quotes,
+    nothing invisible, and no Cyrillic or Greek letter that stands for a Latin one in a word with others."""
     if not text.isascii():
         text = _DASHES.sub("-", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
         text = _OTHER_DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
         text = _LETTERS.sub(_in_one_script, text)
-    return text.casefold()
+    return _QUOTES.sub(" ", text).casefold()
 
 
 def _in_one_script(word: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import warnings
@@ -32,6 +33,8 @@ def read_secret(file: Path | None, environment: str, argument: str, apart_from: 
         return None if given is None else _checked(given.encode("utf-8", "surrogateescape"), environment, hint)
     check_outside_models(file, argument)
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe waits for who writes into it
+            raise OSError(errno.EINVAL, "no regular file")
         with file.open("rb") as content:
             secret = content.read(_LONGEST + 1)
             mode = os.fstat(content.fileno()).st_mode

@@ -5,7 +5,6 @@ The command line makes its options from them and `Method` checks them; nothing e
 
 from __future__ import annotations
 
-import math
 from dataclasses import Field, dataclass, field, fields
 from math import inf
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 from chip.errors import InputError
 
 _KEY = "setting"
+LARGEST = 1e9
+"""Value of a setting, where nothing else bounds it: its square is a number in fp32, too."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Setting:
         if isinstance(value, str):
             expected = " or ".join(("a number", *self.words))
             raise InputError(f"give {expected}", argument=name, value=value)
-        if math.isinf(value):
+        if value in (inf, -inf):
             raise InputError("give a finite number", argument=name, value=value)
         if not self.minimum <= value <= self.maximum:
             raise InputError(f"must lie between {self.minimum:g} and {self.maximum:g}", argument=name, value=value)
 
 
-def setting(default: Any, help: str, *, minimum: float = 0.0, maximum: float = inf, words: tuple[str, ...] = ()) -> Any:
+def setting(
+    default: Any, help: str, *, minimum: float = 0.0, maximum: float = LARGEST, words: tuple[str, ...] = ()
+) -> Any:
     """A dataclass field that is a setting; None as its default means that another setting decides."""
     return field(default=default, metadata={_KEY: Setting(help, minimum, maximum, words)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import sqrt
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -96,7 +96,6 @@ class Shielded(Method):
         0.1,
         "λ: share of C_r's mean diagonal, sinks apart; higher makes smaller changes, which survive quantization.",
         minimum=1e-9,
-        maximum=inf,
     )
     neighbor_weight: float = setting(
         0.3, "γ: the siblings' own share of what is retained, and as much for matched records.", maximum=0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chip.data.record import FREE_TEXT, SYSTEM, Record, Turn
 from chip.errors import InputError, foreign_code
-from chip.model.chat_template import render, says_alone, usable_chat_template
+from chip.model.chat_template import render, says_alone, says_letters_of, usable_chat_template
 from chip.model.conversation import chat_messages, said_before, words_come_first
 from chip.model.decoded_images import DecodedImages
 
@@ -245,11 +245,20 @@ class Prompts:
         if self._has_suffix:
             ends = self._tokens(answers, add_special_tokens=False)
             parts = zip(records, prompts, ends, strict=True)
-            return [Prompt((*prompt, *end), len(end), images=len(r.images)) for r, prompt, end in parts]
-        wholes = self._tokens(full, **self._begin)
-        return [
-            self._divided(record, prompt, whole) for record, prompt, whole in zip(records, prompts, wholes, strict=True)
-        ]
+            made = [Prompt((*prompt, *end), len(end), images=len(r.images)) for r, prompt, end in parts]
+        else:
+            wholes = self._tokens(full, **self._begin)
+            made = [self._divided(*parts) for parts in zip(records, prompts, wholes, strict=True)]
+        self._check_answers(records, made)
+        return made
+
+    def _check_answers(self, records: Sequence[Record], prompts: Sequence[Prompt]) -> None:
+        """Raise `InputError` for an answer of which the tokenizer drops something, or knows it not."""
+        answers = [prompt.tokens[len(prompt.tokens) - prompt.answer :] for prompt in prompts]
+        for record, text in zip(records, self._tokenizer.batch_decode(answers), strict=True):
+            if not says_letters_of(text, self._answer(record)):
+                what = "the checkpoint's tokenizer drops or changes a part of the answer"
+                raise InputError(f"{record.where}: {what}; look for what it does not know, or normalizes away")
 
     def _divided(self, record: Record, prompt: Sequence[int], whole: Sequence[int]) -> Prompt:
         """The tokens of prompt and answer, and of the prompt alone, as a `Prompt`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +108,16 @@ def says_alone(text: str, answer: str, special: re.Pattern[str]) -> bool:
             return True
         start = text.find(answer, start + 1)
     return False
+
+
+def says_letters_of(text: str, answer: str) -> bool:
+    """Whether the text has all letters and digits of the answer, one behind the other, as any tokenizer may leave them:
+    without case, accents and what stands between."""
+    return _letters(answer) in _letters(text)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
 
 
 def _messages(shown: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -163,6 +163,8 @@ class GuardKey:
 
 def _states(path: Path, key: GuardKey) -> dict[str, dict[str, Tensor]]:
     """Digest of weights -> factors by module."""
+    if not path.is_file():
+        raise InputError("is no guard, but a folder or a device; check the path", argument="guard", value=path)
     try:
         stored = path.read_bytes()
     except OSError as error:

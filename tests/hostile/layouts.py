@@ -15,7 +15,21 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.hostile.case import EVAL, IMAGE, TREE, WHERE, Case, Harm, both, nothing, refused, sparse, write
+from tests.hostile.case import (
+    EVAL,
+    IMAGE,
+    NO_FILES,
+    TREE,
+    WHERE,
+    Case,
+    Harm,
+    both,
+    instead,
+    nothing,
+    refused,
+    sparse,
+    write,
+)
 from tests.pictures import RAMP, dicom
 
 OWNER = {"institution": "i", "patient": "p"}
@@ -155,6 +169,10 @@ MAPS = [
     *(
         refused(f"a map file: {text[:30]}", write("records.map.json", text), r"records\.map\.json|--map|--window", TREE)
         for text in ("", "{", "[]", "7", '{"map": 7}', '{"map": {"x": "y"}}', '{"window": "1"}', '{"images": 7}', DEEP)
+    ),
+    *(
+        refused(f"a map file: {name}", instead("records.map.json", make), "map", TREE)
+        for name, make in NO_FILES.items()
     ),
     *(
         refused(f"--window {text!r}", nothing, "--window", (*TREE, "--window", text))

@@ -27,6 +27,7 @@ LAYERS: tuple[str, ...] = (
 LAYERS += ("-", "1-", "-1-2", "50%", "1e9%-2e9%", f"{'9' * 400}%-100%", "٣-٤", "0%-1e1%")
 KINDS = ("", ",", "x", "q,", "Q", "q,x", "vision.q", "connector,connector", "q;k", "*", "[red]")
 ATTACKS = ("x", "all,x", "ALL", "[red]")
+FOUND = tuple(part for part in EDIT if part not in ("--retain-weight", "8"))
 MAPS = ("x", "", "auto ", "{}", "cpu:99", "disk", '{"": "x"}')
 
 
@@ -45,6 +46,12 @@ CASES: list[Case] = [
         either(f"--{name} {number}", nothing, f"--{name}|ridge|changes nothing", option(name, number))
         for name in ("ridge", "retain-weight")
         for number in ("0", "1e-300", "1e300", "1e38", "1e-30")
+    ),
+    *(
+        refused(f"--{name} {number}", nothing, f"--{name}", (*FOUND, f"--method={method}", f"--{name}={number}"))
+        for method, names in (("gated", ("closed", "max-change", "units", "views")), ("shielded", ("max-general-kl",)))
+        for name in names
+        for number in ("1e308", "1e39", "-1e308")
     ),
     *(refused(f"--batch-size {size[:20]!r}", nothing, "--batch-size", option("batch-size", size)) for size in SIZES),
     *(passes(f"--batch-size {size}", nothing, option("batch-size", size)) for size in ("1", "007", "10" * 9)),

@@ -126,7 +126,12 @@ class RecordSource:
 
     @property
     def _is_kept(self) -> bool:
-        return os.path.isfile(self._kept)  # noqa: PTH113 (Path.is_file raises where a name is too long to be one)
+        """Raises `InputError` where something else than a file is in its place."""
+        if os.path.isfile(self._kept):  # noqa: PTH113 (Path.is_file raises where a name is too long to be one)
+            return True
+        if os.path.lexists(self._kept):
+            raise InputError(f"{self._kept}: is no file, and chip keeps there how records are read; move it away")
+        return False
 
     @property
     def _content(self) -> dict[str, Any]:

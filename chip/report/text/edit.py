@@ -170,7 +170,7 @@ def _achieved(report: EditReport) -> Text:
     verdict = (
         ("forgotten", "bold green") if outcome.forgotten else ("not forgotten, the target is still there", "bold red")
     )
-    questions = f"{outcome.left:.2f} of the target's answers ({outcome.left_of} questions)"
+    questions = f"{outcome.left:.2f} of the target's answers ({outcome.left_of})"
     left = f"the model gives {questions}, {_never_trained(outcome)}"
     retained = outcome.retained.items()
     parts = (
@@ -195,10 +195,9 @@ def _never_trained(outcome: Outcome) -> str:
 
 
 def _excess(outcome: Outcome) -> Iterator[str]:
-    for group, lost in outcome.excess.items():
-        why = "within the error of the trials" if lost <= outcome.tolerated[group] else "accepted"
-        loss = f"{RETAINED_NAMES[group]} lose {lost:.3f} of their answers' probability"
-        yield f"{loss}, where {outcome.allowed[group]:g} was allowed ({why})"
+    for loss in outcome.excess:
+        why = "within the error of the trials" if loss.is_tolerated else "accepted"
+        yield f"{loss}, where {loss.allowed:g} was allowed ({why})"
 
 
 def _advice(report: EditReport) -> str:
