@@ -89,7 +89,7 @@ def edit_model(
     *first, last = method.plans(vlm, request, target_modules)
     if guard is not None:
         check_guarded(method)
-        first = [plan for plan in first if any(step.needs.guard for step, _ in plan.steps)]
+        first = []  # of what gates take nothing would be guarded
     for plan in first:
         if (patch := _follow_if_enough(context, method, plan, target_modules)) is not None:
             return patch

@@ -12,7 +12,7 @@ from typing import Any
 from chip.errors import InputError
 
 _KEY = "setting"
-LARGEST = 1e9
+LARGEST = 1e15
 """Value of a setting, where nothing else bounds it: its square is a number in fp32, too."""
 
 
