@@ -171,3 +171,9 @@ def test_a_receipt_is_a_statement_of_in_toto(edits: list[Path]) -> None:
     assert {each.name: each.digest["sha256"] for each in message.subject} == {
         name: file.sha256 for name, file in receipt.files.items()
     }
+
+
+def test_biases_that_gates_need_are_no_distance() -> None:
+    drift = {"w.weight": Drift(1.0, 2.0), "w.bias": Drift(9.0, 0.1)}
+    sequence = EditSequence(1, [], {}, drift)
+    assert (sequence.total, sequence.worst) == (0.5, ("w.weight", 0.5))

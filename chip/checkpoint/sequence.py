@@ -49,17 +49,19 @@ class EditSequence:
 
     @property
     def total(self) -> float | None:
-        """The bound on ‖W_n − W_0‖ over all changed tensors together, as a share of their ‖W_0‖."""
+        """The bound on ‖W_n − W_0‖ over all changed weights together, as a share of their ‖W_0‖; biases, which are near
+        zero in many models and which gates need, apart."""
         if self.drift is None:
             return None
-        bound = hypot(*(each.bound for each in self.drift.values()))
-        norm = hypot(*(each.norm for each in self.drift.values()))
+        weights = [each for name, each in self.drift.items() if not name.endswith(".bias")]
+        bound, norm = hypot(*(each.bound for each in weights)), hypot(*(each.norm for each in weights))
         return bound / norm if norm else None
 
     @property
     def worst(self) -> tuple[str, float] | None:
-        """The tensor of which the bound is the largest share of its own ‖W_0‖, and that share."""
-        shares = {name: each.bound / each.norm for name, each in (self.drift or {}).items() if each.norm}
+        """The weight of which the bound is the largest share of its own ‖W_0‖, and that share."""
+        weights = {name: each for name, each in (self.drift or {}).items() if not name.endswith(".bias")}
+        shares = {name: each.bound / each.norm for name, each in weights.items() if each.norm}
         return max(shares.items(), key=lambda item: item[1], default=None)
 
     @classmethod
