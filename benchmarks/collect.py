@@ -68,7 +68,9 @@ METHODS: dict[str, Method] = {"chip": Chip(), "shielded": Shielded(retain_weight
 def run_ours(subject: Subject, method: Method, observe: Callable[[Any], None] = lambda _: None) -> None:
     """Everything up to the method's solutions; statistics are shown to somebody else instead."""
 
-    def show(_: WeightEditor, __: Method, statistics: Mapping[TargetModule, Statistics]) -> list[Solution]:
+    def show(
+        _: WeightEditor, __: Method, statistics: Mapping[TargetModule, Statistics], *___: object
+    ) -> list[Solution]:
         for each in statistics.values():
             observe(each)
         return []

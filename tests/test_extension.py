@@ -222,7 +222,7 @@ def test_a_method_from_outside_brings_its_options_and_edits(ended: dict[str, End
     assert ended["edit otherwise"] == (
         2,
         "",
-        "chip: --share 0.5: not a setting of method shielded+gated_text; drop it\n",
+        "chip: --share 0.5: not a setting of method combined; drop it\n",
     )
 
 

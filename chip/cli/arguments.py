@@ -205,8 +205,20 @@ class Signing:
         return None if self.sign is None else SigningKey(self.sign, tuple(self.sign_certificate or ()))
 
 
+def _given_path(text: str) -> Path:
+    """An empty one, as an unset variable leaves it, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("is empty; give records, a file or folder")
+    return Path(text)
+
+
 RecordsFile = Annotated[
-    Path | None, typer.Option(help="Records file or folder; by default records.jsonl or .parquet beside CKPT.")
+    Path | None,
+    typer.Option(
+        help="Records file or folder; by default records.jsonl or .parquet beside CKPT.",
+        parser=_given_path,
+        metavar="PATH",
+    ),
 ]
 
 
