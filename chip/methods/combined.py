@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.methods.base import Method, Plan
 from chip.methods.gated import Gated
@@ -44,12 +45,18 @@ class Combined(ShieldedGatedText, Gated):  # type: ignore[misc]  # it only has t
     def plans(self, vlm: VLM, request: ForgetRequest, target_modules: Sequence[TargetModule]) -> Sequence[Plan]:
         """Gates come last: a linear edit behind them would change what they give."""
         without, gates = self.only(ShieldedGatedText).plan(vlm, request, target_modules), self.only(Gated)
-        pictured, _ = gates.split(request)
-        records = request.records
-        pictures = {records[index].image for index in pictured.partition.forget}
+        pictures = gates.own_pictures(request)
         few = 0 < len(pictures) <= MOST_PICTURES
         if self.search is None or not few or gates.unfit(vlm, target_modules) is not None:
             return (Plan(without),)
-        others = [(step, gates.split(part)[1] if isinstance(step, Linear) else part) for step, part in without]
+
+        def shows_own(record: Record) -> bool:
+            return record.image in pictures
+
+        pictured = request.part(shows_own)
+        others = [
+            (step, part.part(lambda record: not shows_own(record)) if isinstance(step, Linear) else part)
+            for step, part in without
+        ]
         worked = [(step, part) for step, part in others if step.has_work(part)]
         return Plan((*worked, (gates, pictured)), enough_for=pictured), Plan(without)

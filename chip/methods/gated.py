@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from chip.data.embedded_image import ImageSource
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
@@ -103,18 +104,14 @@ class Gated(Method):
                 return f"{maps[0].name}: {NO_PAIR}"
         return None
 
-    def split(self, request: ForgetRequest) -> tuple[ForgetRequest, ForgetRequest]:
-        """To forget only what is asked with an image that is the target's alone; and only the rest."""
+    def own_pictures(self, request: ForgetRequest) -> set[ImageSource | None]:
+        """The images that are the target's alone, and that none of its records shows beside others."""
         records = request.records
         own = {records[index].image for index in showing_own_images(request) if not records[index].more_images}
         own -= {
             image for index in request.partition.forget if (more := records[index]).more_images for image in more.images
         }
-
-        def shows_own(record: Record) -> bool:
-            return record.image in own
-
-        return request.part(shows_own), request.part(lambda record: not shows_own(record))
+        return own
 
     def extra_records(self, request: ForgetRequest) -> tuple[Record, ...]:
         """The target's own images, each in its altered forms."""
