@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,8 @@ _START = "let torchrun start the processes, or unset RANK and WORLD_SIZE"
 _DIGITS = 9
 _GONE = "another process of this run has stopped; nothing was written"
 _LEFT = b"left"
+_COLLECTIVE = "chip-collective"
+"""The name of the threads that wait for other processes."""
 
 
 class DistributedContext:
@@ -191,7 +194,7 @@ class _Heartbeat:
                 failed.append(error)
             done.set()
 
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=run, name=_COLLECTIVE, daemon=True).start()
         while not done.wait(BEAT):
             if self.peer_is_gone:
                 raise RunError(_GONE)
@@ -264,6 +267,18 @@ def local_device(device: str) -> str:
     """`device`, or, for `cuda` under torchrun, the one of this process: `cuda:LOCAL_RANK`."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device
+
+
+def exit_process(code: int | str | None = 0) -> NoReturn:
+    """End this process as `sys.exit` does; at once, where a thread was left that waits for a process that is gone.
+
+    Gloo raises there as soon as the connection breaks, which may be while the interpreter ends: it aborts then.
+    """
+    if isinstance(code, int) and any(thread.name == _COLLECTIVE for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def is_main_process() -> bool:

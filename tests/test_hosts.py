@@ -75,6 +75,35 @@ def test_one_that_leaves_in_order_is_not_missed(hearts: list[_Heartbeat]) -> Non
     assert not ours.peer_is_gone
 
 
+_LEFT_BEHIND = """
+import time
+from datetime import timedelta
+from torch._C._distributed_c10d import HashStore
+from chip import distributed
+from chip.errors import RunError
+
+class Busy:  # what a process does on its way out, for longer than the connection holds
+    def __del__(self, monotonic=time.monotonic):
+        until = monotonic() + 0.5
+        while monotonic() < until:
+            pass
+
+store, alive, distributed.BEAT = HashStore(), distributed._Heartbeat.__new__(distributed._Heartbeat), 0.05
+alive.peer_is_gone, distributed.kept = True, Busy()
+try:
+    alive.call(lambda: store.wait(["never"], timedelta(seconds=0.3)))
+except RunError:
+    print("told")
+    distributed.exit_process(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_left_waiting_does_not_abort_the_process_on_its_way_out() -> None:
+    ended = subprocess.run([sys.executable, "-c", _LEFT_BEHIND], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "told\n", "")
+
+
 @dataclass(frozen=True)
 class Host:
     """A network namespace with one interface, `eth0`."""

@@ -83,5 +83,9 @@ def main() -> None:
         if os.environ.get("CHIP_DEBUG"):
             raise
         print(f"chip: {line_of(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", InputError.exit_code))
+        code = getattr(error, "exit_code", InputError.exit_code)
+    if "WORLD_SIZE" in os.environ:  # else torch.distributed need not be loaded
+        from chip.distributed import exit_process
+
+        exit_process(code)
     sys.exit(code)
