@@ -17,7 +17,7 @@ from chip.checkpoint.output import check_output
 from chip.checkpoint.paths import hub_name, hub_revision
 from chip.checkpoint.receipt import RECEIPT
 from chip.checkpoint.signing import Signer, SigningKey
-from chip.checkpoint.texts import lists_words, texts_of
+from chip.checkpoint.texts import lists_words, readings, texts_of
 from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
 from chip.data.overlap import count_overlap
@@ -116,7 +116,7 @@ def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
 def _check_not_named(source: Checkpoint, request: ForgetRequest, label: str | None) -> None:
     """Raise `InputError` where the label, or what would be copied, names the target."""
     names = TargetNames.of(request.hierarchy, request.partition.targets)
-    if label is not None and (name := names.find_in_label(label)):
+    if label is not None and (name := next(filter(None, map(names.find_in_label, readings(label))), None)):
         raise InputError(f"names {name}, which is to be forgotten; choose another", argument="label", value=label)
     if (revision := hub_revision(source.given)) and (name := names.find(revision)):
         hint = "copy it into a folder of another name, and give that"
@@ -148,7 +148,7 @@ def _find_name(
         written: files that chip has written: a single word or number in them is not taken for a name.
     """
     for path, relative in files:
-        if name := names.find(str(relative)):
+        if name := next(filter(None, map(names.find, readings(str(relative)))), None):
             return path, name
         vocabulary = lists_words(path) or str(relative) in written
         for text in texts_of(path):

@@ -188,6 +188,7 @@ TELLING = {
     "a study": ("notes/visits.csv", "visits\nSTUDY-1\n"),
     "settings": ("args.json", '{"run": "/data/patient\\u005f1/7"}'),
     "a file's name": ("notes/patient_1.txt", "A visit."),
+    "a file's name as an address": ("notes/patient%5F1.txt", "A visit."),
 }
 
 

@@ -46,6 +46,7 @@ PATHS = (
             "pati\u0435nt 17",
         ),
         *("study_4", "STUDY 5", "clinic_3/patient_17/study_4"),
+        *("Patient17Study4", "runPatient17", "runs/Patient17Run3"),
     ],
 )
 def test_a_name_is_found_however_it_is_written(text: str) -> None:
@@ -59,6 +60,7 @@ def test_a_name_is_found_however_it_is_written(text: str) -> None:
     "text",
     [
         *("patient_170", "patient_1", "patient 7", "inpatient_17", "patient_17a", "patient.17", "17 patients", "17"),
+        *("Patient170Study6", "runInpatient17", "Patient17A"),
         *(
             "findings",
             "study_6",
@@ -164,6 +166,7 @@ FILES: dict[str, tuple[str, Callable[[str], bytes]]] = {
     ),
     "a table of a page": ("report.html", lambda text: f"<td>{text.replace('_', '</td><td>')}</td>".encode()),
     "a tag within a word": ("report.html", lambda text: f"<b>{text[0]}</b>{text[1:]}".encode()),
+    "a line that goes on": ("train.yaml", lambda text: f'run: "{text[:3]}\\\n    {text[3:]}"'.encode()),
     "an address within one": ("links.txt", lambda text: f"?to={quote(quote(text.replace('_', ' ')))}".encode()),
     "Markdown": ("README.md", lambda text: f"**{text[:3]}**{text[3:]}".replace("_", "\\_").encode()),
     "an address": ("links.txt", lambda text: f"https://host/{quote(text.replace('_', ' '))}/x".encode()),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from urllib.parse import quote
 from chip.checkpoint.hashing import digest
 from chip.checkpoint.json_file import parse_json_object, read_json
 from chip.checkpoint.paths import resolve_inside
-from chip.errors import InputError, foreign_code, printable, reason
+from chip.errors import InputError, foreign_code, one_line, printable, reason
+from chip.regular_file import check_regular_file
 
 SIGNATURE = "model.sig"
 """As the tools of model signing call it."""
@@ -232,13 +232,17 @@ def _library(module: str, argument: str) -> Any:
 
 
 def _check_pem(argument: str, file: Path) -> None:
-    """Raise `InputError` for what reading would wait for, or never come to the end of."""
+    """Raise `InputError` for what is no regular file, or too long for one of a key."""
+    what = "no file of a key or a certificate"
     try:
-        status = file.stat()
-    except (OSError, ValueError):  # that it is not there is for the library to say
+        size = check_regular_file(file).st_size
+    except (FileNotFoundError, ValueError):  # that it is not there is for the library to say
         return
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST:
-        raise InputError("no file of a key or a certificate; give a PEM file", argument=argument, value=file)
+    except OSError as error:
+        message = f"{what} ({one_line(error)}); give a PEM file"
+        raise InputError(message, argument=argument, value=file) from error
+    if size > _LONGEST:
+        raise InputError(f"{what}; give a PEM file", argument=argument, value=file)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ _BYTE_ORDER_MARKS = {
 _ESCAPED_CHARACTERS = re.compile(r"(?:\\+u[0-9a-fA-F]{4})+")
 _EMPHASIS = re.compile(r"\*+|`+|\\(?=_|[^\w\s])")
 """Of Markdown: signs of emphasis and code, and what keeps a sign from being one."""
+_CONTINUATION = re.compile(r"\\\r?\n[ \t]*")
+"""Of YAML and of shells: a line ends in the middle of what it says."""
 _TAG = re.compile(r"<[^<>]*>")
 _ESCAPED_SPACE = re.compile(r"\\+[nrtbf]")
 
@@ -41,18 +43,18 @@ def texts_of(path: Path) -> Iterator[str]:
     Of a vocabulary, which is long, once; of weights in safetensors, the header; of what is no text, its bytes as
     Latin-1. Raises `OSError`.
     """
-    readings = _from_json if lists_words(path) else _unescaped
+    read = _from_json if lists_words(path) else readings
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             size = int.from_bytes(file.read(_HEADER), "little")
-            yield from readings(file.read(min(size, _BLOCK)).decode("utf-8", "replace"))
+            yield from read(file.read(min(size, _BLOCK)).decode("utf-8", "replace"))
             return
         encoding = _encoding(file.read(_BLOCK))
         file.seek(0)
         rest = ""
         with io.TextIOWrapper(file, encoding, errors="replace") as text:
             while block := text.read(_BLOCK):
-                yield from readings(rest + block)
+                yield from read(rest + block)
                 rest = block[-_OVERLAP:]
 
 
@@ -71,11 +73,11 @@ def _encoding(beginning: bytes) -> str:
     return "utf-8"
 
 
-def _unescaped(text: str) -> Iterator[str]:
-    """The text, and what it says in JSON, in Markdown, in HTML and in an address."""
+def readings(text: str) -> Iterator[str]:
+    """The text, and what it says in JSON, in a line that goes on in the next, in Markdown, HTML and in an address."""
     yield text
     if "\\" in text:
-        yield from _from_json(text)
+        yield from _from_json(_CONTINUATION.sub("", text))
     if (plain := _EMPHASIS.sub("", text)) != text:
         yield plain
     if "&" in text or "<" in text:  # a tag stands between words, or within one

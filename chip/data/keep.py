@@ -13,12 +13,12 @@ import numpy as np
 
 from chip.data.answers import canonical_answer, tokenize_words
 from chip.data.embedded_image import ImageSource
-from chip.data.files import check_readable
 from chip.data.naming import naming_phrases
 from chip.data.overlap import shown_among
 from chip.data.record import FREE_TEXT, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
+from chip.regular_file import check_regular_file
 
 PATH = ("general",)
 """Where general data is filed: it belongs to no node of the hierarchy."""
@@ -66,8 +66,7 @@ def _content(file: Path, argument: str) -> str | None:
     try:
         if file.is_dir():
             return None
-        check_readable(file)
-        if file.stat().st_size > LARGEST:
+        if check_regular_file(file).st_size > LARGEST:
             raise InputError(f"has more than {LARGEST:,} bytes; give less of it", argument=argument, value=file)
         if file.suffix == ".json":
             raise InputError("would be read as prose; give JSON lines, as .jsonl", argument=argument, value=file)

@@ -35,6 +35,8 @@ _BEFORE_NUMBERS: tuple[Words, ...] = (
     *(("no", "."), ("no",), ("nr", "."), ("nr",), ("number",)),
 )
 """What may stand between a word and its number: in prose, in YAML, in JSON; quotes are left out."""
+_HUMPS = re.compile("(?<=[a-z0-9])(?=[A-Z][a-z])")
+"""Where a word begins within camel case: `runPatient17Study4`."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile("[A-Za-z]")
 _LOOKALIKES = str.maketrans(
@@ -81,6 +83,11 @@ class TargetNames:
         Args:
             vocabulary: the text lists words one by one, which are nobody's: a name is what takes several of them.
         """
+        if not vocabulary and (spaced := _HUMPS.sub(" ", text)) != text and (name := self._find(spaced)):
+            return name
+        return self._find(text, vocabulary)
+
+    def _find(self, text: str, vocabulary: bool = False) -> str | None:
         text = normalize(text)
         words = _WORDS.findall(text.replace("\n", " , ") if vocabulary else text)
         for length, names in self._sequences.items():

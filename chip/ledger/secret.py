@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from chip.errors import ChipWarning, InputError, one_line
 from chip.ledger.place import check_outside_models
+from chip.regular_file import check_regular_file
 
 _SHORTEST = 32  # bytes: as many as HMAC-SHA256 gives, and AES-256 takes; a guessed key gives every node away
 _LONGEST = 4096
@@ -33,8 +33,7 @@ def read_secret(file: Path | None, environment: str, argument: str, apart_from: 
         return None if given is None else _checked(given.encode("utf-8", "surrogateescape"), environment, hint)
     check_outside_models(file, argument)
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe waits for who writes into it
-            raise OSError(errno.EINVAL, "no regular file")
+        check_regular_file(file)
         with file.open("rb") as content:
             secret = content.read(_LONGEST + 1)
             mode = os.fstat(content.fileno()).st_mode

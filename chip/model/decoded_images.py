@@ -8,13 +8,16 @@ from threading import Lock
 
 from PIL import Image
 
-from chip.data.embedded_image import ImageSource
+from chip.data.embedded_image import EmbeddedImage, ImageSource
 from chip.data.image_file import header_pixels
-from chip.data.record import NOWHERE, Record, open_image
+from chip.data.record import NOWHERE, Record, image_size, open_image
 from chip.data.window import Window
+from chip.model.lazy_image import LazyImage
 
 MOST_PIXELS = 1 << 26
 """Of all that stay, together: 200 MB. The last one stays in any case."""
+LARGE = 1 << 22
+"""Pixels from which on an image is decoded only where it must be."""
 
 
 class DecodedImages:
@@ -23,13 +26,14 @@ class DecodedImages:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[ImageSource, Window | None], Image.Image] = OrderedDict()
         self._pixels: dict[ImageSource, int] = {}
+        self._sizes: dict[ImageSource | None, tuple[int, int]] = {}
         self._lock = Lock()  # batches are made ahead in a thread
 
     def open(self, record: Record) -> list[Image.Image]:
-        """All images of the record, as `open_image` gives the first.
+        """All images of the record, as `open_image` gives the first; `LARGE` ones as `LazyImage`.
 
         Raises:
-            InputError: as `open_image`.
+            InputError: as `open_image`; where an image is lazy, when it is loaded.
         """
         return [self._open(replace(record, image=image, more_images=())) for image in record.images]
 
@@ -45,6 +49,14 @@ class DecodedImages:
         return sum(self._pixels[image] for image in record.images)
 
     def _open(self, record: Record) -> Image.Image:
+        if self.pixels(record) < LARGE:
+            return self._decoded(record)
+        if record.image not in self._sizes:
+            self._sizes[record.image] = image_size(record)
+        source = record.image.digest if isinstance(record.image, EmbeddedImage) else record.image
+        return LazyImage((source, record.window), self._sizes[record.image], lambda: self._decoded(record))
+
+    def _decoded(self, record: Record) -> Image.Image:
         assert record.image is not None
         key = record.image, record.window
         with self._lock:

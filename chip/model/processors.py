@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from chip.checkpoint.contents import folder_contents
 from chip.checkpoint.layout import Checkpoint
 from chip.errors import InputError, foreign_code, reason
+from chip.model.lazy_image import remember_results
 from chip.model.quiet import quiet
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -54,6 +55,8 @@ def load_checkpoint_processor(checkpoint: Checkpoint) -> Any:
 def load_processor(folder: Path) -> Any:
     """The checkpoint's processor; where torchvision is missing, without its part for videos.
 
+    What it made of large images it need not make again: see `remember_results`.
+
     Code that comes with the checkpoint is never run.
 
     Raises:
@@ -65,7 +68,9 @@ def load_processor(folder: Path) -> Any:
         processor = _load(folder, class_name)
     if not isinstance(processor, ProcessorMixin):  # transformers then takes the tokenizer, or what it can get
         raise InputError(f"{folder}: {_BROKEN} ({class_name or 'none'} is no processor transformers knows); {_HINT}")
-    _check_sizes(folder, getattr(processor, "image_processor", None))
+    if (image_processor := getattr(processor, "image_processor", None)) is not None:
+        _check_sizes(folder, image_processor)
+        remember_results(image_processor)
     return processor
 
 

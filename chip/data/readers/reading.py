@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chip.data.files import check_readable
 from chip.data.readers.arrow_tables import SAVED_SPLITS, saved_splits
 from chip.data.readers.chat_marks import without_marks
 from chip.data.readers.consistency import warn_of_repeats
@@ -20,6 +19,7 @@ from chip.data.readers.registry import READERS, find_reader
 from chip.data.readers.source import KEPT, RecordSource
 from chip.data.record import VALIDATION, Record
 from chip.errors import ChipWarning, InputError, one_line
+from chip.regular_file import check_regular_file
 
 _TABLES = (PARQUET, *JSON_LINES, *DELIMITERS, ARROW)
 BESIDE = ("records.jsonl", "records.parquet")  # looked for next to a checkpoint folder, in this order
@@ -84,7 +84,7 @@ def read_records(given: Path | RecordSource) -> list[Record]:
     source = given if isinstance(given, RecordSource) else RecordSource(given)
     file = source.path
     try:
-        check_readable(file)
+        check_regular_file(file, or_folder=True)
         source = source.with_kept()
         read = _read(RecordsFile(file, source.images_folder, source.owners()))
         records = list(without_marks(read, file.name))
@@ -100,7 +100,7 @@ def read_records(given: Path | RecordSource) -> list[Record]:
 
 
 def _read(file: RecordsFile) -> list[Record]:
-    check_readable(file.path)
+    check_regular_file(file.path, or_folder=True)
     reader = find_reader(file)
     if reader is not None:
         records = list(reader.read(file))
