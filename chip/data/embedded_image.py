@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import io
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +45,14 @@ ImageSource = Path | bytes | EmbeddedImage
 def content_of(source: ImageSource) -> bytes:
     """The encoded bytes."""
     return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def content_digest(source: ImageSource) -> bytes:
+    """SHA-256 of the encoded bytes."""
+    if isinstance(source, EmbeddedImage):
+        return source.digest
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def encoded_size(source: ImageSource) -> int:

@@ -19,8 +19,10 @@ from chip.errors import InputError, foreign_code
 
 T = TypeVar("T")
 
-_PNG_EXIF = (b"eXIf", b"exif", b"xmp")
-"""What marks the chunks of a PNG file that can hold an orientation."""
+_PNG_SIGNATURE, _PNG_CHECKSUM = 8, 4  # bytes, at the file's beginning and at the end of each chunk
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_EXIF = (b"exif", b"xmp")
+"""What stands in a text of a PNG file that can hold an orientation."""
 
 _imaging.set_block_size(1 << 30)
 """A picture is one block of memory, and goes back to the system as one. Pillow's own blocks of 16 MB would stay with
@@ -90,12 +92,27 @@ def _upright_size(image: Image.Image, source: ImageSource) -> tuple[int, int]:
     if image.format == "TIFF":  # whether it is turned when it is loaded depends on its layout
         return ImageOps.exif_transpose(image).size
     width, height = image.size
-    if image.format == "PNG":  # may hold its EXIF behind its pixels, which would all be decoded to look for it
-        content = content_of(source)
-        if not any(mark in content for mark in _PNG_EXIF):
-            return width, height
+    # A PNG may hold its EXIF behind its pixels, which would all be decoded to look for it.
+    if image.format == "PNG" and not _png_holds_exif(source):
+        return width, height
     on_its_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
     return (height, width) if on_its_side else (width, height)
+
+
+def _png_holds_exif(source: ImageSource) -> bool:
+    """Whether one of its chunks may hold an orientation; those of pixels are passed over."""
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(content_of(source)) as file:
+        file.seek(_PNG_SIGNATURE)
+        while len(header := file.read(8)) == 8:
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if kind == b"eXIf":
+                return True
+            if kind in _PNG_TEXT:
+                text, length = file.read(length), 0
+                if any(mark in text for mark in _PNG_EXIF):
+                    return True
+            file.seek(length + _PNG_CHECKSUM, io.SEEK_CUR)
+    return False
 
 
 def _called(source: ImageSource) -> str:

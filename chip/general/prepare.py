@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from chip.data.embedded_image import ImageSource
+from chip.data.embedded_image import ImageSource, content_digest
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
@@ -50,18 +50,16 @@ def digest_of(records: Sequence[Record]) -> bytes | None:
     """
     whole = hashlib.sha256()
     for record in records:
-        images = [hashlib.sha256(_bytes_of(image)).hexdigest() for image in record.images]
+        images = [_digest_of_image(image).hex() for image in record.images]
         history = [astuple(turn) for turn in record.history]
         shown = (record.task, record.question, record.answer, history, images, record.window)
         whole.update(f"{json.dumps(shown)}\n".encode())
     return whole.digest() if records else None
 
 
-def _bytes_of(image: ImageSource) -> bytes:
-    if isinstance(image, bytes):
-        return image
+def _digest_of_image(image: ImageSource) -> bytes:
     try:
-        return image.read_bytes()
+        return content_digest(image)
     except OSError as error:
         raise InputError(f"{image}: {one_line(error)}; give an image that can be read") from error
 

@@ -8,7 +8,7 @@ from threading import Lock
 
 from PIL import Image
 
-from chip.data.embedded_image import EmbeddedImage, ImageSource
+from chip.data.embedded_image import ImageSource, content_digest
 from chip.data.image_file import header_pixels
 from chip.data.record import NOWHERE, Record, image_size, open_image
 from chip.data.window import Window
@@ -26,7 +26,7 @@ class DecodedImages:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[ImageSource, Window | None], Image.Image] = OrderedDict()
         self._pixels: dict[ImageSource, int] = {}
-        self._sizes: dict[ImageSource | None, tuple[int, int]] = {}
+        self._large: dict[ImageSource, tuple[bytes, tuple[int, int]]] = {}
         self._lock = Lock()  # batches are made ahead in a thread
 
     def open(self, record: Record) -> list[Image.Image]:
@@ -51,10 +51,11 @@ class DecodedImages:
     def _open(self, record: Record) -> Image.Image:
         if self.pixels(record) < LARGE:
             return self._decoded(record)
-        if record.image not in self._sizes:
-            self._sizes[record.image] = image_size(record)
-        source = record.image.digest if isinstance(record.image, EmbeddedImage) else record.image
-        return LazyImage((source, record.window), self._sizes[record.image], lambda: self._decoded(record))
+        assert record.image is not None
+        if record.image not in self._large:
+            self._large[record.image] = content_digest(record.image), image_size(record)
+        digest, size = self._large[record.image]
+        return LazyImage((digest, record.window), size, lambda: self._decoded(record))
 
     def _decoded(self, record: Record) -> Image.Image:
         assert record.image is not None

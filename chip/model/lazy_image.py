@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 MOST_BYTES = 1 << 28
-"""Of all results that stay."""
+"""Of all results that stay in this process."""
 
 
 class LazyImage(Image.Image):
@@ -34,39 +34,57 @@ class LazyImage(Image.Image):
     def load(self) -> Image.core.PixelAccess | None:
         if self._decode is not None:
             image, self._decode = self._decode(), None
-            self.im, self._size, self.readonly = (
-                image.im,
-                image.size,
-                1,
-            )  # others have the same pixels: not to be changed
+            self.im, self._size = image.im, image.size
+            self.readonly = 1  # others share the pixels: they are copied before a change
         return super().load()
 
 
-def remember_results(image_processor: Any) -> None:
+class Results:
+    """What image processors made of large images.
+
+    The first ones stay, and not the latest, as each pass goes over the same records from their beginning.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Any] = {}
+        self._bytes = 0
+        self._lock = Lock()  # batches are made ahead in a thread
+
+    def get(self, key: bytes | None) -> Any:
+        """A copy, as processors take parts out of what they get; None where nothing is there."""
+        return deepcopy(self._kept.get(key)) if key is not None else None
+
+    def add(self, key: bytes | None, result: Any) -> None:
+        size = _bytes(result)
+        with self._lock:
+            if key is not None and key not in self._kept and self._bytes + size <= MOST_BYTES:
+                self._kept[key] = deepcopy(result)
+                self._bytes += size
+
+
+_RESULTS = Results()
+
+
+def remember_results(image_processor: Any, results: Results = _RESULTS) -> None:
     """Have an image processor of transformers' give what it made of a `LazyImage` again, without decoding it.
 
-    What it makes depends on all images of a call and on its options: both must be the same, and in the same lists. The
-    first results stay, and not the latest, as each pass goes over the same records from their beginning.
+    What it makes depends on its settings, on all images of a call and on the call's options: all must be the same, and
+    the images in the same lists. Another processor of the same settings knows the results too.
     """
-    image_processor.preprocess = _remembering(image_processor.preprocess)
+    if (settings := _key(image_processor)) is not None:
+        image_processor.preprocess = _remembering(image_processor.preprocess, settings, results)
 
 
-def _remembering(preprocess: Callable[..., Any]) -> Callable[..., Any]:
-    kept: dict[bytes, Any] = {}
-    sizes: list[int] = []
-    lock = Lock()  # batches are made ahead in a thread
-
+def _remembering(preprocess: Callable[..., Any], settings: bytes, results: Results) -> Callable[..., Any]:
     @wraps(preprocess)
     def remembering(images: Any, *args: Any, **kwargs: Any) -> Any:
-        has_large = any(isinstance(image, LazyImage) for image in _leaves(images))
-        key = _key((images, args, kwargs)) if has_large else None
-        if key in kept:
-            return deepcopy(kept[key])  # processors take parts out of what they get
+        if not any(isinstance(image, LazyImage) for image in _leaves(images)):
+            return preprocess(images, *args, **kwargs)
+        key = _key((settings, images, args, kwargs))
+        if (known := results.get(key)) is not None:
+            return known
         result = preprocess(images, *args, **kwargs)
-        with lock:
-            if key is not None and sum(sizes) + (size := _bytes(result)) <= MOST_BYTES:
-                kept[key] = deepcopy(result)
-                sizes.append(size)
+        results.add(key, result)
         return result
 
     return remembering
@@ -77,11 +95,11 @@ class _Pickler(pickle.Pickler):
         return obj.key if isinstance(obj, LazyImage) else None
 
 
-def _key(call: object) -> bytes | None:
-    """SHA-256 of what a call is given, by value; None where something cannot be pickled."""
+def _key(given: object) -> bytes | None:
+    """SHA-256 of something by its value; None where it cannot be pickled."""
     written = io.BytesIO()
     try:
-        _Pickler(written).dump(call)
+        _Pickler(written).dump(given)
     except (pickle.PicklingError, AttributeError, TypeError):  # what pickle raises of functions, locks and the like
         return None
     return hashlib.sha256(written.getbuffer()).digest()
