@@ -20,7 +20,6 @@ from chip.data.request import ForgetRequest
 from chip.data.sample import sample_to_ask
 from chip.distributed import DistributedContext, distributed_context
 from chip.edit_options import Arguments, EditOptions, Terms
-from chip.errors import InputError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import exact_match_intervals, summarize
 from chip.general.collect import AUTO, Keep
@@ -47,12 +46,14 @@ from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.report.spent import spent_before
 from chip.request_checks import (
+    check_effect,
     check_written_names_nobody,
     resolve_keep,
     resolve_output,
     resolve_records,
     resolve_request,
     resolve_signer,
+    warn_of_copies,
 )
 from chip.saving import Saving, output_folder, resolve_saving
 
@@ -198,9 +199,8 @@ class _Run:
         patch = edit_model(
             seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent, guard
         )
-        if not patch.relative_change:
-            message = "changes nothing of this model for this target, and would write it unedited; take another"
-            raise InputError(message, argument="method", value=self.method.name)
+        warn_of_copies(request, vlm.prompts.images.same_pixels)
+        check_effect(self.method, patch.relative_change)
         before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
         environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)
         if self.source.quantized is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from chip.checkpoint.signing import Signer, SigningKey
 from chip.checkpoint.texts import lists_words, readings, texts_of
 from chip.data.hierarchy import Hierarchy
 from chip.data.names import TargetNames
-from chip.data.overlap import count_overlap
+from chip.data.overlap import SameImage, count_overlap
 from chip.data.readers import RecordSource, find_source, read_records
 from chip.data.record import SYSTEM
 from chip.data.request import ForgetRequest
@@ -93,6 +93,23 @@ def resolve_request(
         message = f"{overlap:,} of the target's records are also retained ones: the same question, image and answer; "
         warnings.warn(f"{message}it cannot be forgotten there and kept here", ChipWarning, stacklevel=3)
     return request
+
+
+def warn_of_copies(request: ForgetRequest, same_pixels: SameImage) -> None:
+    """Say what can only be said of images that were decoded: which are others', saved anew."""
+    if copies := count_overlap(request, same_pixels) - count_overlap(request):
+        message = (
+            f"{copies:,} of the target's records are also retained ones: the same question and answer, and an image "
+        )
+        note = f"{message}of other bytes and the same pixels; it cannot be forgotten there and kept here"
+        warnings.warn(note, ChipWarning, stacklevel=3)
+
+
+def check_effect(method: Method, relative_change: Mapping[str, float]) -> None:
+    """Refuse an edit that changes no tensor."""
+    if not relative_change:
+        message = "changes nothing of this model for this target, and would write it unedited; take another"
+        raise InputError(message, argument="method", value=method.name)
 
 
 def resolve_keep(source: Checkpoint, keep: Keep | Sequence[Path | str], method: Method) -> GivenKeep:

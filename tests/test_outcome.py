@@ -6,9 +6,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from chip.checkpoint.sequence import Drift, EditSequence, Spent
@@ -17,14 +19,16 @@ from chip.data.hierarchy import Hierarchy, Node
 from chip.data.overlap import count_overlap
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
-from chip.errors import InputError, RunError
+from chip.errors import ChipWarning, InputError, RunError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import BeforeAfter, GroupResult
 from chip.methods.search import Choice, Trial
+from chip.model.decoded_images import DecodedImages
 from chip.model.scoring import Scores
 from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome
 from chip.report.text.edit import print_edit
+from chip.request_checks import warn_of_copies
 
 
 def request(images: bool = True) -> ForgetRequest:
@@ -83,15 +87,37 @@ def test_records_of_both_are_counted(tmp_path: Path) -> None:
         Record(q, "yes", ("i", "a"), image) for q, image in (("q", tmp_path / "a.png"), ("r", None), ("s", b"two"))
     ]
 
-    def overlap(*others: tuple[str, str, Path | bytes | None]) -> int:
+    def overlap(*others: tuple[str, str, Path | bytes | None], **options: Any) -> int:
         retained = [Record(question, answer, ("i", "b"), image) for question, answer, image in others]
-        return count_overlap(ForgetRequest.of(Hierarchy([*target, *retained]), ["a"]))
+        return count_overlap(ForgetRequest.of(Hierarchy([*target, *retained]), ["a"]), **options)
 
     assert overlap(("Q", "Yes.", tmp_path / "copy.png")) == 1  # the same, for a model
     assert overlap(("r", "yes", None), ("r", "yes", None), ("s", "yes", tmp_path / "b.png")) == 2
     images = (tmp_path / "b.png", tmp_path / "c.png", tmp_path / "missing.png", tmp_path, None)
     assert overlap(*(("q", "yes", image) for image in images)) == 0
     assert overlap(("q", "no", tmp_path / "a.png"), ("other", "yes", tmp_path / "a.png")) == 0
+    assert overlap(("q", "yes", tmp_path / "c.png"), ("s", "yes", b"2"), or_same=lambda _, other: other == b"2") == 1
+
+
+def test_an_image_saved_anew_is_said_to_be_the_same(tmp_path: Path) -> None:
+    picture = Image.linear_gradient("L").convert("RGB")
+    files = [tmp_path / name for name in ("a.png", "anew.png", "anew.tif", "lossy.jpg", "larger.png")]
+    for file, each in zip(files, (*[picture] * 4, picture.resize((256, 512))), strict=True):
+        each.save(file, **({"compress_level": 1} if file.stem == "anew" and file.suffix == ".png" else {}))
+    records = [Record("q", "yes", ("i", "a" if file is files[0] else file.name), file) for file in files]
+    images, asked = DecodedImages(), ForgetRequest.of(Hierarchy(records), ["a"])
+    warn_of_copies(asked, images.same_pixels)  # nothing was decoded, and nothing is known
+    for record in (records[0], *records[3:]):
+        images.open(record)
+    warn_of_copies(asked, images.same_pixels)
+    for record in records[1:3]:
+        assert not images.same_pixels(files[0], record.images[0])
+        images.open(record)
+        assert images.same_pixels(files[0], record.images[0])
+    with pytest.warns(
+        ChipWarning, match=r"^1 of the target's records are also retained .* other bytes and the same pix"
+    ):
+        warn_of_copies(asked, images.same_pixels)
 
 
 def result(exact: tuple[float, float | None], probability: tuple[float, float | None] = (1.0, 1.0)) -> GroupResult:

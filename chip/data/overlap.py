@@ -12,12 +12,17 @@ from chip.data.embedded_image import ImageSource, content_of, encoded_size
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 
+SameImage = Callable[[ImageSource, ImageSource], bool]
 
-def count_overlap(request: ForgetRequest) -> int:
+
+def count_overlap(request: ForgetRequest, or_same: SameImage = lambda *_: False) -> int:
     """How many of the target's records ask a retained record's question about the same image, and have its answer.
 
     No edit can take one and leave the other. Images are the same where their bytes are, wherever they lie; files are
     read only where they have one size.
+
+    Args:
+        or_same: tells of other bytes whether they are the same image.
     """
     records = request.hierarchy.records
     targets = [records[index] for index in request.partition.forget]
@@ -25,7 +30,7 @@ def count_overlap(request: ForgetRequest) -> int:
     for index in request.partition.retained:
         if (words := _words(records[index])) in retained:
             retained[words].append(records[index])
-    same = cache(_same_image)
+    same = cache(lambda one, other: _same_image(one, other) or or_same(one, other))
     return sum(
         any(
             len(record.images) == len(other.images) and all(map(same, record.images, other.images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import replace
 from threading import Lock
@@ -27,6 +28,8 @@ class DecodedImages:
         self._kept: OrderedDict[tuple[ImageSource, Window | None], Image.Image] = OrderedDict()
         self._pixels: dict[ImageSource, int] = {}
         self._large: dict[ImageSource, tuple[bytes, tuple[int, int]]] = {}
+        self._shown: dict[ImageSource, bytes] = {}
+        """Image -> SHA-256 of its pixels, of all that were decoded."""
         self._lock = Lock()  # batches are made ahead in a thread
 
     def open(self, record: Record) -> list[Image.Image]:
@@ -48,6 +51,10 @@ class DecodedImages:
                 self._pixels[image] = header_pixels(image, record.where or NOWHERE)
         return sum(self._pixels[image] for image in record.images)
 
+    def same_pixels(self, one: ImageSource, other: ImageSource) -> bool:
+        """Whether two images that were decoded look the same to the last bit, however they were saved."""
+        return one in self._shown and self._shown[one] == self._shown.get(other)
+
     def _open(self, record: Record) -> Image.Image:
         if self.pixels(record) < LARGE:
             return self._decoded(record)
@@ -66,6 +73,8 @@ class DecodedImages:
                 return self._kept[key]
         image = open_image(record)
         assert image is not None
+        if record.image not in self._shown:
+            self._shown[record.image] = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
         with self._lock:
             self._kept[key] = image
             while len(self._kept) > 1 and sum(i.width * i.height for i in self._kept.values()) > MOST_PIXELS:
