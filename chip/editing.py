@@ -28,7 +28,7 @@ from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
 from chip.methods import DEFAULT, Method
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules, edit_model
 from chip.methods.patch import Patch, Precision
 from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_with
@@ -195,9 +195,8 @@ class _Run:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
         guard = None if self.guard is None else self.guard.guard
-        patch = edit_model(
-            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent, guard
-        )
+        context = EditContext(seen, self.source, *shared, watched, precision, vlm.weights, spent, guard)
+        patch = edit_model(context, self.method, request, modules)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)

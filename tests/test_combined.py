@@ -14,7 +14,7 @@ from chip.data.keep import text_record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning
 from chip.methods import Combined, Gated, GatedText, ShieldedGatedText
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules, edit_model
 from chip.methods.patch import Patch
 from chip.methods.shielded_gated_text import Linear
 from chip.model.batching.batch_size import BatchSize
@@ -36,7 +36,7 @@ def forget_request(hierarchy: Hierarchy) -> ForgetRequest:
 
 def _edited(vlm: VLM, hospital: Path, method: ShieldedGatedText, request: ForgetRequest) -> Patch:
     source, modules = Checkpoint.open(hospital / "ckpt"), default_modules(vlm, method)
-    return edit_model(vlm, source, method, request, modules, BatchSize(64))
+    return edit_model(EditContext(vlm, source, BatchSize(64)), method, request, modules)
 
 
 def _in_pictures(request: ForgetRequest) -> ForgetRequest:

@@ -20,7 +20,7 @@ from chip.kernels.gram import accumulation_dtype
 from chip.kernels.low_rank import leading_outputs
 from chip.methods.base import MeasuredModule, Method, Removed, WeightUpdate
 from chip.methods.guard import Guard
-from chip.methods.search import Choice
+from chip.methods.trial import Choice
 from chip.model.activations import activation_behind
 from chip.model.experts import OutputMap
 from chip.model.loading import VLM
