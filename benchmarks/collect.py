@@ -51,8 +51,9 @@ from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Device, JsonFile, Rounds, Timing, report
 from chip.data.readers import read_records
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Solution, WeightEditor
+from chip.methods.plans import edit_model
 from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.model.target_modules import TargetModule
 from chip.model.tokens import Statistics

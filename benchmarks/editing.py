@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.request import ForgetRequest
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import Method
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 

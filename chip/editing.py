@@ -28,8 +28,9 @@ from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
 from chip.methods import DEFAULT, Method
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch, Precision
+from chip.methods.plans import edit_model
 from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_with
 from chip.model.copies import open_copy

@@ -19,9 +19,10 @@ from chip.data.request import ForgetRequest, Partition
 from chip.distributed import DistributedContext
 from chip.errors import InputError, RunError
 from chip.methods import Chip, Shielded
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import Method
 from chip.methods.chip import ChipStatistics
+from chip.methods.plans import edit_model
 from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.methods.statistics import SecondMoment
 from chip.model.batching.batch import Batch

@@ -20,8 +20,9 @@ from chip.data.readers import read_records
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import DEFAULT, GatedText, Shielded
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import check_removed
+from chip.methods.plans import edit_model
 from chip.model.experts import OutputMap, block_output, check_block, find_blocks
 from chip.model.forward.trace import Call
 from chip.model.loading import VLM, load_vlm

@@ -20,8 +20,9 @@ from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
 from chip.methods import METHODS, Chip, Shielded
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch, check_removed
+from chip.methods.plans import edit_model
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches

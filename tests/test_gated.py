@@ -33,12 +33,13 @@ from chip.kernels.gates import (
     widest_directions,
 )
 from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import side_by_side
 from chip.methods.gated_stand_ins import stand_in_images
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
+from chip.methods.plans import edit_model
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM, load_vlm
 from chip.model.stages import by_connector

@@ -24,7 +24,7 @@ from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import constant_map, detectors
 from chip.methods import GatedText, ShieldedGatedText, gated_text, make_method
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_text_tokens import (
     MOST_BEHIND,
@@ -35,6 +35,7 @@ from chip.methods.gated_text_tokens import (
     rare_behind,
     words_of_nodes,
 )
+from chip.methods.plans import edit_model
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM
 from chip.model.stages import by_mlp

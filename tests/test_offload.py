@@ -22,8 +22,9 @@ from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import Shielded, apply
 from chip.methods import source as statistics_source
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model.batching.batch_size import BatchSize
 from chip.model.families import find_language
 from chip.model.forward.collector import Collector

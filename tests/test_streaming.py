@@ -26,8 +26,9 @@ from chip.data.readers import read_records
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.methods import METHODS, Method, Shielded
-from chip.methods.apply import EditContext, default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model import streaming
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward import tower

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 
 from torch import Tensor
 
@@ -15,13 +13,13 @@ from chip.checkpoint.sequence import Spent
 from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import ChipWarning, InputError
+from chip.errors import InputError
 from chip.general.loss import GeneralLoss, GeneralReference
-from chip.methods.base import Method, Plan, Search
-from chip.methods.guard import Guard, check_guarded
+from chip.methods.base import Method, Search
+from chip.methods.guard import Guard
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
-from chip.methods.search import hold_general, judge_gates, run_search
-from chip.methods.source import StatisticsSource, can_keep, check_general
+from chip.methods.search import hold_general, run_search
+from chip.methods.source import StatisticsSource, can_keep
 from chip.methods.trial import Baseline, Choice
 from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.batching.batch_size import BatchSize
@@ -85,88 +83,13 @@ class EditContext:
         return None if self.general is None else self.general.compare(self.vlm)
 
 
-def edit_model(
+def edit_step(
     context: EditContext, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
 ) -> Patch:
-    """Run the trained records through the model, and let the method edit it module by module.
+    """Measure, find the setting that is to be found, solve and edit, with one step of a method.
 
-    The model in memory is edited too, with the rounded weights: what is seen later is what will be written.
-
-    Raises:
-        InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
-            stages does not show what the model computes; or the method has no use for a guard.
-        RunError: a system has no trustworthy solution, or a record does not fit into memory.
+    Raises: as `chip.methods.plans.edit_model`.
     """
-    check_general(method, request.general)
-    *first, last = method.plans(context.vlm, request, target_modules)
-    if context.guard is not None:
-        check_guarded(method)
-        first = []  # of what gates take nothing would be guarded
-    for plan in first:
-        if (patch := _follow_if_enough(context, method, plan, target_modules)) is not None:
-            return patch
-    return _follow(context, last, target_modules)
-
-
-def _follow(context: EditContext, plan: Plan, target_modules: Sequence[TargetModule]) -> Patch:
-    """One edit after the other, each of the model that the one before has left."""
-    patch = Patch(shares_images=context.vlm.shares_images)
-    for step, part in plan.steps:
-        if not step.has_work(part):
-            if len(plan.steps) == 1:
-                message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
-                warnings.warn(message, ChipWarning, stacklevel=2)
-            continue
-        modules = step.select(target_modules)
-        if not modules:
-            message = f"method {step.name} edits none of these modules; choose others"
-            raise InputError(message, argument="target_modules")
-        patch = patch.then(_edit_step(context, step, part, modules), context.checkpoint)
-    return patch
-
-
-def _follow_if_enough(
-    context: EditContext, method: Method, plan: Plan, target_modules: Sequence[TargetModule]
-) -> Patch | None:
-    """The plan's edit, if those who stay keep what the method's search promises them and the target is gone; else the
-    model is as it was."""
-    assert plan.enough_for is not None
-    assert method.search is not None
-    questions = ValidationSet(hold_out_validation(plan.enough_for))
-    editor = context.editor(target_modules)
-    patch, values = Patch(), dict[str, Tensor]()
-
-    @contextmanager
-    def edited() -> Iterator[None]:
-        nonlocal patch
-        with editor.restoring():
-            patch = _follow(context, plan, target_modules)
-            yield
-            values.update(editor.copies(patch.target_modules))
-
-    baseline = Baseline(method.search, questions, context.score, context.general_loss)
-    units = float(getattr(method, "units", 0.0))
-    try:
-        enough, choice = judge_gates(baseline, units, edited())
-    except InputError as error:  # what is wrong beside the gates is found again without them
-        warnings.warn(f"gates are left out: {error}; a linear edit takes their place", ChipWarning, stacklevel=2)
-        return None
-    if not enough:
-        if not isfinite(choice.never_trained):  # of which the linear edit says where it comes from
-            return None
-        message = f"gates alone are not enough: {choice.reason}; a linear edit takes their place"
-        warnings.warn(message, ChipWarning, stacklevel=2)
-        return None
-    questions.warn_if_few()
-    editor.set(values)
-    settings = asdict(method) | {"rank": context.precision.rank}
-    return replace(patch, choice=patch.choice or choice, settings=settings)
-
-
-def _edit_step(
-    context: EditContext, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
-) -> Patch:
-    """`edit_model` with one of the method's steps."""
     vlm, distributed, progress, search = context.vlm, context.distributed, context.progress, method.search
     if search is not None:
         search, request = search.after(context.spent), hold_out_validation(request)

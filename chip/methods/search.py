@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from math import sqrt
 
 from chip.errors import InputError
-from chip.methods.base import ENOUGH, Method, Search
+from chip.methods.base import Method, Search
 from chip.methods.trial import Baseline, Choice, Limit, Trial
 
 STRIDE = 4
@@ -53,20 +52,6 @@ def run_search(
     stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, baseline.expected)
     return baseline.choice(search.setting, best, tuple(trials.values()), limit, reason)
-
-
-def judge_gates(baseline: Baseline, units: float, edited: AbstractContextManager[None]) -> tuple[bool, Choice]:
-    """Whether one edit, with gates as they are set, is as much as is wanted.
-
-    Args:
-        units: as `Gated` has it.
-    """
-    with edited:
-        trial = baseline.compare(units)
-    wanted = replace(baseline.search, enough=ENOUGH)
-    reason = f"{trial.effect}; never trained on, they would have {baseline.expected:.2f}"
-    enough = trial.suffices(wanted) and trial.exceeded(wanted) is None
-    return enough, baseline.choice("units", trial, (trial,), "gates", reason)
 
 
 def _by_halves(search: Search, trial: Callable[[float], Trial], acceptable: Callable[[float], bool]) -> Trial:
