@@ -22,7 +22,7 @@ from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError, RunError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import BeforeAfter, GroupResult
-from chip.methods.search import Choice, Trial
+from chip.methods.trial import Choice, Trial
 from chip.model.decoded_images import DecodedImages
 from chip.model.scoring import Scores
 from chip.report.edit_report import EditReport, Sampled
