@@ -199,7 +199,7 @@ class _Run:
         guard = None if self.guard is None else self.guard.guard
         context = EditContext(seen, self.source, *shared, watched, precision, vlm.weights, spent, guard)
         patch = edit_model(context, self.method, request, modules)
-        warn_of_copies(request, vlm.prompts.images.same_pixels)
+        warn_of_copies(request, seen.prompts.images.same_pixels)
         check_effect(self.method, patch.relative_change)
         before.check_numbers(self.to_ask.hierarchy.records)  # behind the edit, which says in which module they begin
         environment, count = environment_of(vlm, self.distributed), len(request.hierarchy.records)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, CLIPImageProcessorPil, Qwen2VLImageProcessorPil
 
 from chip.data import record
 from chip.data.record import Record
@@ -122,6 +122,27 @@ def test_a_processor_of_the_same_settings_knows_what_another_made(records: list[
     records[0].image.write_bytes(records[1].images[0].read_bytes())  # type: ignore[union-attr]
     changed = second(DecodedImages().open(records[0]))["pixel_values"]
     assert torch.equal(changed, first(DecodedImages().open(records[1]))["pixel_values"])
+
+
+def test_a_processor_of_transformers_remembers_and_is_saved_as_it_was(
+    records: list[Record], decoded: list[str], tmp_path: Path
+) -> None:
+    makers = (
+        (lambda: CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})),
+        (lambda: Qwen2VLImageProcessorPil(patch_size=2, min_pixels=64, max_pixels=256)),
+    )
+    for number, make in enumerate(makers):
+        plain, processor, images = make(), make(), DecodedImages()
+        remember_results(processor, Results())
+        expected = plain([record.open_images(r) for r in records[:2]], return_tensors="pt")
+        for again in (False, True):
+            decoded.clear()
+            result = processor([images.open(r) for r in records[:2]], return_tensors="pt")
+            assert set(decoded) == (set() if again else {"0.jpg", "1.png"})
+            assert result.keys() == expected.keys()
+            assert all(torch.equal(result[name], expected[name]) for name in expected)
+        processor.save_pretrained(tmp_path / str(number))
+        assert type(plain).from_pretrained(tmp_path / str(number)).to_dict() == plain.to_dict()
 
 
 def test_small_images_and_what_cannot_be_compared_are_made_again(records: list[Record], decoded: list[str]) -> None:

@@ -72,18 +72,20 @@ def remember_results(image_processor: Any, results: Results = _RESULTS) -> None:
     the images in the same lists. Another processor of the same settings knows the results too.
     """
     if (settings := _key(image_processor)) is not None:
-        image_processor.preprocess = _remembering(image_processor.preprocess, settings, results)
+        known = type(image_processor)  # of a class of its own, as what stands in the object itself is saved with it
+        own = {"preprocess": _remembering(known.preprocess, settings, results), "__module__": known.__module__}
+        image_processor.__class__ = type(known.__name__, (known,), own)
 
 
 def _remembering(preprocess: Callable[..., Any], settings: bytes, results: Results) -> Callable[..., Any]:
     @wraps(preprocess)
-    def remembering(images: Any, *args: Any, **kwargs: Any) -> Any:
+    def remembering(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(image, LazyImage) for image in _leaves(images)):
-            return preprocess(images, *args, **kwargs)
+            return preprocess(self, images, *args, **kwargs)
         key = _key((settings, images, args, kwargs))
         if (known := results.get(key)) is not None:
             return known
-        result = preprocess(images, *args, **kwargs)
+        result = preprocess(self, images, *args, **kwargs)
         results.add(key, result)
         return result
 
