@@ -91,6 +91,7 @@ def test_space_around_a_key_is_not_sent(server: Any) -> None:
         (f"https://host/v1?api-key={KEY}", "'https://host/v1?…'"),
         (f"https://host/v1#{KEY}", "'https://host/v1?…'"),
         (f"me:{KEY}@host", "'…@host'"),
+        (KEY, "'…'"),
         ("http://", "'http://'"),
         ("http://a b", "'http://a b'"),
         ("http://host:port", "'http://host:port'"),

@@ -160,7 +160,9 @@ def _is_plain(text: str) -> bool:
 
 
 def _without_secrets(address: str) -> str:
-    """As much of an address as may be shown."""
+    """As much of an address as may be shown; nothing of a word that is none, which may be the key."""
+    if not re.search("[:/.]", address):
+        return "…"
     without_password = re.sub(r"^([a-z]+://)?.*@", r"\1…@", address, flags=re.DOTALL | re.IGNORECASE)
     return re.sub(r"[?#].*", "?…", without_password, flags=re.DOTALL)
 
