@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import BatchFeature, CLIPImageProcessorPil, Qwen2VLImageProcessorPil
 
 from chip.data import record
+from chip.data.image_file import decode_image
 from chip.data.record import Record
 from chip.errors import InputError
 from chip.model import decoded_images, lazy_image
@@ -56,11 +58,10 @@ def records(tmp_path: Path) -> list[Record]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were decoded since, by name."""
     names: list[str] = []
-    decode = record.decode_image
 
     def counting(source: Any, *args: Any) -> Image.Image:
         names.append(source.name)
-        return decode(source, *args)
+        return decode_image(source, *args)
 
     monkeypatch.setattr(record, "decode_image", counting)
     monkeypatch.setattr(decoded_images, "LARGE", 100)
@@ -127,7 +128,7 @@ def test_a_processor_of_the_same_settings_knows_what_another_made(records: list[
 def test_a_processor_of_transformers_remembers_and_is_saved_as_it_was(
     records: list[Record], decoded: list[str], tmp_path: Path
 ) -> None:
-    makers = (
+    makers: tuple[Callable[[], Any], ...] = (
         (lambda: CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})),
         (lambda: Qwen2VLImageProcessorPil(patch_size=2, min_pixels=64, max_pixels=256)),
     )

@@ -103,7 +103,7 @@ def test_an_image_saved_anew_is_said_to_be_the_same(tmp_path: Path) -> None:
     picture = Image.linear_gradient("L").convert("RGB")
     files = [tmp_path / name for name in ("a.png", "anew.png", "anew.tif", "lossy.jpg", "larger.png")]
     for file, each in zip(files, (*[picture] * 4, picture.resize((256, 512))), strict=True):
-        each.save(file, **({"compress_level": 1} if file.stem == "anew" and file.suffix == ".png" else {}))
+        each.save(file, compress_level=1 if file.name == "anew.png" else 6)
     records = [Record("q", "yes", ("i", "a" if file is files[0] else file.name), file) for file in files]
     images, asked = DecodedImages(), ForgetRequest.of(Hierarchy(records), ["a"])
     warn_of_copies(asked, images.same_pixels)  # nothing was decoded, and nothing is known

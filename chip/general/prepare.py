@@ -58,6 +58,8 @@ def digest_of(records: Sequence[Record]) -> bytes | None:
 
 
 def _digest_of_image(image: ImageSource) -> bytes:
+    if isinstance(image, bytes):
+        return content_digest(image)
     try:
         return content_digest(image)
     except OSError as error:

@@ -31,7 +31,7 @@ class LazyImage(Image.Image):
         self._mode, self._size = "RGB", size
         self._decode: Callable[[], Image.Image] | None = decode
 
-    def load(self) -> Image.core.PixelAccess | None:
+    def load(self) -> Any:
         if self._decode is not None:
             image, self._decode = self._decode(), None
             self.im, self._size = image.im, image.size

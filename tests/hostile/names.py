@@ -64,6 +64,9 @@ SPELLINGS = (
         "patient_1, patient_2",
         "(patient_1)",
         "patient_1's",
+        "Patient1Study1",
+        "runPatient1",
+        "pati\\\n  ent_1",
     ),
 )
 OTHERS = (
@@ -76,6 +79,7 @@ OTHERS = (
         "patient.1",
         "study 10",
         "version 1",
+        "Patient10Study10",
     ),
     *("findings", "the findings and the impression", "institution_1", "layers 1-4", "p. 1"),
     "\u0430\u0435\u043e 1",
@@ -90,7 +94,7 @@ CASES: list[Case] = [
     *(refused(f"in {each}", holds("n.txt", "Für patient_1.", each), AT) for each in ("latin-1", "cp1252", "utf-8-sig")),
     *(
         refused(f"a file called {name}", holds(name, "x"), AT)
-        for name in ("Patient 1.txt", "PATIENT-1/a.txt", "study_1")
+        for name in ("Patient 1.txt", "PATIENT-1/a.txt", "study_1", "patient%5F1.txt", "runPatient1.txt")
     ),
     *(
         refused(f"{name}: {key}", put(f"ckpt/{name}", key, value), AT)
