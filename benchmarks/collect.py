@@ -51,8 +51,9 @@ from benchmarks.qwen import Shape, VisionShape
 from benchmarks.reporting import Device, JsonFile, Rounds, Timing, report
 from chip.data.readers import read_records
 from chip.methods import Chip, Method, Shielded
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Solution, WeightEditor
+from chip.methods.plans import edit_model
 from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.model.target_modules import TargetModule
 from chip.model.tokens import Statistics
@@ -76,7 +77,7 @@ def run_ours(subject: Subject, method: Method, observe: Callable[[Any], None] = 
         return []
 
     with patch.object(WeightEditor, "solve", show):
-        edit_model(subject.vlm, subject.source, method, subject.request, default_modules(subject.vlm, method))
+        edit(subject, method)
 
 
 def our_moments(subject: Subject, method: Method) -> Moments:
@@ -102,9 +103,9 @@ def _by_node(statistics: Any) -> dict[str, Tensor]:
     return moments
 
 
-def edit(subject: Subject) -> None:
-    method = METHODS["shielded"]
-    edit_model(subject.vlm, subject.source, method, subject.request, default_modules(subject.vlm, method))
+def edit(subject: Subject, method: Method = METHODS["shielded"]) -> None:
+    context = EditContext(subject.vlm, subject.source)
+    edit_model(context, method, subject.request, default_modules(subject.vlm, method))
 
 
 def full_pass(subject: Subject) -> None:

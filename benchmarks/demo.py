@@ -3,8 +3,8 @@
     python -m benchmarks.demo [--workers N] [--json FILE] [--resume]
 
 Each edit is written to disk, loaded again and asked every question; then its weights are rounded to 4 bits (round to
-nearest, groups of 32) and it is asked again. Compared are the default method, the published one with its defaults and
-with the best of a grid, and random changes of the same size as the control.
+nearest, groups of 32) and it is asked again. Compared are the default method, its linear edit alone, the published one
+with its defaults and with the best of a grid, and random changes of the linear edit's size as the control.
 
 The file has a row for each edit, found again by method, version, settings and target; tables are means over targets.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks import schedule
 from benchmarks.demo_rows import COLUMNS, GROUPS, MEASURES, DemoRow, best_of_grid, key, key_of, show, value
 from benchmarks.editing import edited
-from benchmarks.reporting import RESULTS, known_rows, store_rows
+from benchmarks.reporting import RESULTS, known_rows, largest_change, store_rows
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.data.hierarchy import Hierarchy
@@ -39,7 +39,7 @@ from chip.demo import write_demo
 from chip.evaluation.attacks.quantization import quantize_linears
 from chip.evaluation.rows import SPLITS
 from chip.evaluation.summary import summarize
-from chip.methods import Chip, Method, Shielded
+from chip.methods import DEFAULT, Chip, Method, Shielded
 from chip.model.loading import VLM, default_device, load_vlm
 from chip.model.scoring import Scores, score_records
 
@@ -126,7 +126,7 @@ def measure(task: Task) -> DemoRow:
         "level": LEVELS[task.target.count("/")],
         "target": task.target,
         "seconds": seconds,
-        "largest_change": max(patch.relative_change.values(), default=0.0),
+        "largest_change": largest_change(patch.relative_change),
         "groups": groups,
         "groups_4bit": groups_4bit,
     }
@@ -196,9 +196,7 @@ def main(
     most: Annotated[int | None, typer.Option("--targets", help="Of each level, at most; by default all.")] = None,
     levels: Annotated[list[str] | None, typer.Option(help="By default all.")] = None,
     grid_size: Annotated[int, typer.Option("--grid", help="Settings tried for the published method.")] = len(GRID),
-    retain_weight: Annotated[
-        float | None, typer.Option(help="Of the default method; by default found by trials.")
-    ] = None,
+    retain_weight: Annotated[float | None, typer.Option(help="Of the linear edit; by default found by trials.")] = None,
 ) -> None:
     """Measure all of it."""
     known = {key_of(row): row for row in known_rows(json_file)} if resume else {}
@@ -214,6 +212,7 @@ def main(
     layers = best.pop("layers")
     shielded = Shielded() if retain_weight is None else Shielded(retain_weight=retain_weight)
     methods: list[tuple[str, Method, str | None, list[str]]] = [
+        (DEFAULT.name, DEFAULT(), None, nodes),
         ("shielded", shielded, None, nodes),
         ("control", shielded, None, some),
         ("chip", Chip(), None, nodes),

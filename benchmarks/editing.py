@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from chip.checkpoint.layout import Checkpoint
 from chip.data.request import ForgetRequest
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import Method
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model.loading import VLM
 from chip.model.restoring import restoring
 
@@ -30,4 +31,4 @@ def edited(
     """
     target_modules = default_modules(vlm, method, kinds, layers)
     with restoring(vlm, [name for module in target_modules for name in module.parameter_names]):
-        yield edit_model(vlm, source, method, request, target_modules)
+        yield edit_model(EditContext(vlm, source), method, request, target_modules)

@@ -99,6 +99,11 @@ def save_picture(figure: Figure, file: Path, dpi: int) -> None:
         image.convert("RGB").quantize(COLORS).save(file, optimize=True)
 
 
+def largest_change(changes: Mapping[str, float]) -> float:
+    """The largest ‖W′ − W‖ / ‖W‖ of a weight, by name; of a bias, which is near zero at first, it says nothing."""
+    return max((change for name, change in changes.items() if not name.endswith(".bias")), default=0.0)
+
+
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], **header: object) -> None:
     """Write a file of results, a line for each row; numbers are rounded to `DIGITS`.
 

@@ -28,8 +28,9 @@ from chip.general.loss import GeneralLoss
 from chip.general.prepare import General, GivenKeep, base_texts, prepare_general
 from chip.ledger import Ledger
 from chip.methods import DEFAULT, Method
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch, Precision
+from chip.methods.plans import edit_model
 from chip.methods.record_sample import sample_request
 from chip.model.adapters import open_with
 from chip.model.copies import open_copy
@@ -195,9 +196,8 @@ class _Run:
             seen = replace(load(self.measured), processor=vlm.processor)
             watched = None if watched is None else watched.of(seen)
         guard = None if self.guard is None else self.guard.guard
-        patch = edit_model(
-            seen, self.source, self.method, request, modules, *shared, watched, precision, vlm.weights, spent, guard
-        )
+        context = EditContext(seen, self.source, *shared, watched, precision, vlm.weights, spent, guard)
+        patch = edit_model(context, self.method, request, modules)
         if not patch.relative_change:
             message = "changes nothing of this model for this target, and would write it unedited; take another"
             raise InputError(message, argument="method", value=self.method.name)

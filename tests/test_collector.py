@@ -19,9 +19,10 @@ from chip.data.request import ForgetRequest, Partition
 from chip.distributed import DistributedContext
 from chip.errors import InputError, RunError
 from chip.methods import Chip, Shielded
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import Method
 from chip.methods.chip import ChipStatistics
+from chip.methods.plans import edit_model
 from chip.methods.shielded_statistics import ShieldedStatistics
 from chip.methods.statistics import SecondMoment
 from chip.model.batching.batch import Batch
@@ -378,7 +379,8 @@ def test_such_a_model_is_edited_the_same_in_batches_of_any_size(
         request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find("patient_1")]))
         modules = default_modules(vlm, GIVEN["shielded"], ["connector", "down"], "all")
         source = Checkpoint.open(folder)
-        edited.append(edit_model(vlm, source, GIVEN["shielded"], request, modules, BatchSize(size)).tensors)
+        context = EditContext(vlm, source, BatchSize(size))
+        edited.append(edit_model(context, GIVEN["shielded"], request, modules).tensors)
     for name, tensor in edited[0].items():
         change = torch.linalg.norm(tensor.double() - source.read(name).double())
         assert torch.linalg.norm(tensor.double() - edited[1][name].double()) <= 1e-3 * change
@@ -473,7 +475,7 @@ def _edit(hospital: Path, records: Sequence[Record], size: int) -> dict[str, Ten
     """The demo's model edited with the defaults and a given β; the tensors that change, as they would be written."""
     vlm, hierarchy, method = load_vlm(hospital / "ckpt", "cpu"), Hierarchy(records), Shielded(retain_weight=32.0)
     modules, source = default_modules(vlm, method), Checkpoint.open(hospital / "ckpt")
-    return dict(edit_model(vlm, source, method, _case(hierarchy), modules, BatchSize(size)).tensors)
+    return dict(edit_model(EditContext(vlm, source, BatchSize(size)), method, _case(hierarchy), modules).tensors)
 
 
 def test_an_edit_is_the_same_bit_for_bit_whatever_the_order_of_the_records(hospital: Path, part: list[Record]) -> None:

@@ -14,11 +14,14 @@ from chip.data.keep import text_record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning
 from chip.methods import Combined, Gated, GatedText, ShieldedGatedText
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
+from chip.methods.base import Search
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.methods.shielded_gated_text import Linear
 from chip.model.batching.batch_size import BatchSize
 from chip.model.loading import VLM
+from chip.model.tensor_names import disk_names
 
 GATES = {f"multi_modal_projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
 
@@ -36,7 +39,7 @@ def forget_request(hierarchy: Hierarchy) -> ForgetRequest:
 
 def _edited(vlm: VLM, hospital: Path, method: ShieldedGatedText, request: ForgetRequest) -> Patch:
     source, modules = Checkpoint.open(hospital / "ckpt"), default_modules(vlm, method)
-    return edit_model(vlm, source, method, request, modules, BatchSize(64))
+    return edit_model(EditContext(vlm, source, BatchSize(64)), method, request, modules)
 
 
 def _in_pictures(request: ForgetRequest) -> ForgetRequest:
@@ -81,19 +84,21 @@ def test_gates_stay_where_they_are_enough(vlm: VLM, hospital: Path, forget_reque
     assert patch.choice.limit == "gates"
     assert patch.tensors.keys() == GATES
     assert patch.settings["retain_weight"] == "auto"
+    source = Checkpoint.open(hospital / "ckpt")
     for name, value in patch.tensors.items():
         torch.testing.assert_close(vlm.parameter(f"model.{name}").to(value.dtype), value, rtol=0, atol=0)
+        assert not torch.equal(value, source.read(name))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:few questions", "ignore:model.multi_modal")
-def test_else_they_are_undone_and_the_linear_edit_takes_all(
+def test_a_linear_edit_takes_the_place_of_gates_that_leave_more(
     vlm: VLM, hospital: Path, forget_request: ForgetRequest
 ) -> None:
     before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
     request = _in_pictures(forget_request)
     with pytest.warns(ChipWarning, match="gates alone are not enough: the target's answers fall to .* a linear edit"):
-        patch = _edited(vlm, hospital, Combined(max_change=1e-3, max_retain_drop=0.5), request)
+        patch = _edited(vlm, hospital, Combined(units=0.05, max_retain_drop=0.5), request)
     after = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
     for name, value in before.items():
         vlm.parameter(name).copy_(value)
@@ -101,3 +106,31 @@ def test_else_they_are_undone_and_the_linear_edit_takes_all(
     assert patch.choice == alone.choice
     assert patch.tensors.keys() == alone.tensors.keys()
     assert all(torch.equal(vlm.parameter(name), value) for name, value in after.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("allowed", "why"), [(1.0, "costs more than it takes: "), (0.02, "is refused: .*: even with a retain weight of 2 ")]
+)
+@pytest.mark.filterwarnings("ignore:few questions", "ignore:model.multi_modal")
+def test_gates_that_are_not_enough_stay_where_a_linear_edit_is_worse(
+    allowed: float,
+    why: str,
+    vlm: VLM,
+    hospital: Path,
+    forget_request: ForgetRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harmful = Search("retain_weight", (1.0, 2.0), allowed)
+    monkeypatch.setattr(Linear, "search", harmful)
+    with pytest.warns(ChipWarning, match=f"gates alone are not enough: .*; but a linear edit in their place {why}"):
+        patch = _edited(vlm, hospital, Combined(units=0.05, max_retain_drop=allowed), _in_pictures(forget_request))
+    assert patch.choice is not None
+    assert patch.choice.limit == "gates"
+    assert patch.tensors.keys() == GATES
+    source = Checkpoint.open(hospital / "ckpt")
+    assert not any(torch.equal(value, source.read(name)) for name, value in patch.tensors.items())
+    for module in default_modules(vlm, Combined()):
+        for name, stored in disk_names(source, module.parameter_names).items():
+            expected = patch.tensors.get(stored, source.read(stored))
+            torch.testing.assert_close(vlm.parameter(name).to(expected.dtype), expected, rtol=0, atol=0)

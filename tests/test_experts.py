@@ -20,8 +20,9 @@ from chip.data.readers import read_records
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import DEFAULT, GatedText, Shielded
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import check_removed
+from chip.methods.plans import edit_model
 from chip.model.experts import OutputMap, block_output, check_block, find_blocks
 from chip.model.forward.trace import Call
 from chip.model.loading import VLM, load_vlm
@@ -125,7 +126,7 @@ def edited(source: Path, folder: Path, method: str) -> tuple[VLM, Any]:
     vlm = load_vlm(source, "cpu")
     kinds = ["down"] if method == "chip" else None
     modules = default_modules(vlm, GIVEN[method], kinds, "all")
-    return vlm, edit_model(vlm, Checkpoint.open(source), GIVEN[method], request, modules)
+    return vlm, edit_model(EditContext(vlm, Checkpoint.open(source)), GIVEN[method], request, modules)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from chip.data.record import Record
 from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError, RunError
 from chip.methods import METHODS, Chip, Shielded
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch, check_removed
+from chip.methods.plans import edit_model
 from chip.model.batching.batch import Batch
 from chip.model.batching.batch_size import BatchSize
 from chip.model.batching.batches import Batches
@@ -130,7 +131,7 @@ def patch_of(vlm: VLM, source: Checkpoint, records: list[Record], name: str, bat
     hierarchy = Hierarchy(records)
     request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
     method = GIVEN[name]
-    return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(batch_size))
+    return edit_model(EditContext(vlm, source, BatchSize(batch_size)), method, request, default_modules(vlm, method))
 
 
 def batches_of(vlm: VLM, records: list[Record], size: int, indices: Sequence[int] | None = None) -> list[Batch]:

@@ -33,12 +33,13 @@ from chip.kernels.gates import (
     widest_directions,
 )
 from chip.methods import Gated, ShieldedGated, gated_statistics, make_method
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_connector import side_by_side
 from chip.methods.gated_stand_ins import stand_in_images
 from chip.methods.gated_statistics import GatedStatistics, GatedWeights, HeldTokens
 from chip.methods.gated_views import ALTERATIONS, altered_images
+from chip.methods.plans import edit_model
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM, load_vlm
 from chip.model.stages import by_connector
@@ -457,13 +458,13 @@ def test_connectors_of_every_family_are_edited_or_refused(family: str, tmp_path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChipWarning)
         if family in GATED_FAMILIES:
-            patch = edit_model(vlm, source, method, request, modules)
+            patch = edit_model(EditContext(vlm, source), method, request, modules)
             expected = {disk for module in modules for disk in disk_names(source, module.parameter_names).values()}
             assert set(patch.tensors) == expected
             assert all(tensor.isfinite().all() for tensor in patch.tensors.values())
         else:
             with pytest.raises(InputError, match="gates need two linear maps with an activation between"):
-                edit_model(vlm, source, method, request, modules)
+                edit_model(EditContext(vlm, source), method, request, modules)
 
 
 @pytest.fixture(scope="module")
@@ -481,9 +482,8 @@ def test_the_demos_connector_is_edited_and_nothing_else(
     method = Gated(views=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChipWarning)
-        patch = edit_model(
-            vlm, Checkpoint.open(hospital / "ckpt"), method, forget_request, default_modules(vlm, method)
-        )
+        context = EditContext(vlm, Checkpoint.open(hospital / "ckpt"))
+        patch = edit_model(context, method, forget_request, default_modules(vlm, method))
     changed = {name for name, parameter in vlm.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {f"model.multi_modal_projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
     assert all(patch.relative_change[name] < 2 for name, value in patch.tensors.items() if value.dim() > 1)
@@ -516,4 +516,4 @@ def test_settings_go_to_the_step_that_has_them() -> None:
 def test_gates_without_a_connector_are_refused(vlm: VLM, hospital: Path, forget_request: ForgetRequest) -> None:
     modules = default_modules(vlm, Gated(), ["down"], "0")
     with pytest.raises(InputError, match="method gated edits none of these modules"):
-        edit_model(vlm, Checkpoint.open(hospital / "ckpt"), Gated(), forget_request, modules)
+        edit_model(EditContext(vlm, Checkpoint.open(hospital / "ckpt")), Gated(), forget_request, modules)

@@ -24,7 +24,7 @@ from chip.distributed import DistributedContext
 from chip.errors import ChipWarning, InputError
 from chip.kernels.gates import constant_map, detectors
 from chip.methods import GatedText, ShieldedGatedText, gated_text, make_method
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.base import MeasuredModule, WeightUpdate
 from chip.methods.gated_text_tokens import (
     MOST_BEHIND,
@@ -35,6 +35,7 @@ from chip.methods.gated_text_tokens import (
     rare_behind,
     words_of_nodes,
 )
+from chip.methods.plans import edit_model
 from chip.model.activations import activation_behind
 from chip.model.loading import VLM
 from chip.model.stages import by_mlp
@@ -293,7 +294,7 @@ def test_only_units_of_the_chosen_layers_change(vlm: VLM, hospital: Path, forget
     method = GatedText()
     modules = default_modules(vlm, method)
     assert {module.layer for module in modules} == {1, 2}  # of four
-    patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, forget_request, modules)
+    patch = edit_model(EditContext(vlm, Checkpoint.open(hospital / "ckpt")), method, forget_request, modules)
     changed = {name for name, parameter in vlm.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
     assert changed <= {module.weight_name for module in modules}
@@ -309,7 +310,7 @@ def test_a_linear_edit_and_gates_follow_each_other(vlm: VLM, hospital: Path, for
     method = make_method("shielded+gated_text", {"retain_weight": 8.0})
     modules = default_modules(vlm, method)
     request = replace(forget_request, general=(text_record("The fox ran over the hill.", "here"),))
-    patch = edit_model(vlm, Checkpoint.open(hospital / "ckpt"), method, request, modules)
+    patch = edit_model(EditContext(vlm, Checkpoint.open(hospital / "ckpt")), method, request, modules)
     assert set(patch.target_modules) == set(modules)
     by_kind = {kind: {m.layer for m in modules if m.kind == kind} for kind in ("connector", "gate", "up", "down")}
     assert by_kind == {"connector": {None}, "gate": {1, 2}, "up": {1, 2}, "down": set(range(4))}
@@ -357,7 +358,7 @@ def test_a_target_of_pictures_only_changes_nothing(vlm: VLM, hospital: Path, for
     pictures = ForgetRequest.of(Hierarchy(records), ["/".join(shown.path[:2])])
     source, method = Checkpoint.open(hospital / "ckpt"), GatedText()
     with pytest.warns(ChipWarning, match="gated_text: nothing of the target is where it edits"):
-        patch = edit_model(vlm, source, method, pictures, default_modules(vlm, method))
+        patch = edit_model(EditContext(vlm, source), method, pictures, default_modules(vlm, method))
     assert patch.tensors == {}
 
 

@@ -22,8 +22,9 @@ from chip.data.request import ForgetRequest, Partition
 from chip.errors import InputError
 from chip.methods import Shielded, apply
 from chip.methods import source as statistics_source
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model.batching.batch_size import BatchSize
 from chip.model.families import find_language
 from chip.model.forward.collector import Collector
@@ -106,7 +107,7 @@ def device_map(folder: Path, family: str, elsewhere: str = "disk") -> dict[str, 
 def patch_of(vlm: VLM, source: Checkpoint, method_name: str) -> Patch:
     hierarchy, method = Hierarchy(records_of(source)), GIVEN[method_name]
     request = ForgetRequest(hierarchy, Partition.of(hierarchy, [hierarchy.find(TARGET)]))
-    return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
+    return edit_model(EditContext(vlm, source, BatchSize(8)), method, request, default_modules(vlm, method))
 
 
 def records_of(source: Checkpoint) -> list[Record]:
@@ -140,7 +141,7 @@ def test_a_trial_measures_again_behind_an_edited_connector_only_unless_there_is_
 
     def patch() -> Patch:
         vlm = load_vlm(source.folder, "cpu")
-        return edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
+        return edit_model(EditContext(vlm, source, BatchSize(8)), method, request, default_modules(vlm, method))
 
     monkeypatch.setattr(Collector, "collect", counted)
     monkeypatch.setattr(apply, "check_pass", lambda *_: None)  # measures too
@@ -173,7 +174,7 @@ def test_a_trial_of_a_section_measures_nothing_again(folder: Path, monkeypatch: 
     monkeypatch.setattr(Collector, "collect", counted)
     monkeypatch.setattr(apply, "check_pass", lambda *_: None)  # measures too
     vlm = load_vlm(source.folder, "cpu")
-    patch = edit_model(vlm, source, method, request, default_modules(vlm, method), BatchSize(8))
+    patch = edit_model(EditContext(vlm, source, BatchSize(8)), method, request, default_modules(vlm, method))
     assert patch.choice is not None
     assert len(patch.choice.trials) > 1
     assert set(stages.values()) == {1}

@@ -20,7 +20,7 @@ from chip.data.request import ForgetRequest
 from chip.errors import InputError, RunError
 from chip.evaluation.never_trained import never_trained_accuracy
 from chip.evaluation.summary import BeforeAfter, GroupResult
-from chip.methods.search import Choice, Trial
+from chip.methods.trial import Choice, Trial
 from chip.model.scoring import Scores
 from chip.report.edit_report import EditReport, Sampled
 from chip.report.outcome import Outcome

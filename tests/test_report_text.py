@@ -22,7 +22,7 @@ from chip.data.hierarchy import Hierarchy
 from chip.data.record import Record
 from chip.evaluation.rows import NO_ATTACK, WORST, Evaluation, ResultRow
 from chip.inspection import Inspection, TargetModuleRow
-from chip.methods.search import Choice
+from chip.methods.trial import Choice
 from chip.model.target_modules import Component
 from chip.report.edit_report import EditReport
 from chip.report.html.diff import diff_page

@@ -16,8 +16,9 @@ from chip.data.record import VALIDATION, Record
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.methods.base import Search
-from chip.methods.search import Choice, Trial, run_search
+from chip.methods.search import run_search
 from chip.methods.shielded import GRID
+from chip.methods.trial import Baseline, Choice, Trial
 from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.scoring import Scores
 
@@ -67,7 +68,8 @@ def _case(image: bool = True) -> ForgetRequest:
 def _chosen(model: Model, request: ForgetRequest | None = None, spent: Spent | None = None) -> tuple[Choice, int]:
     trials: list[None] = []
     search = Search("retain_weight", GRID, MAX_RETAIN_DROP).after(spent or Spent())
-    choice = run_search(search, ValidationSet(request or _case()), model.ask, model.edited, lambda: trials.append(None))
+    baseline = Baseline(search, ValidationSet(request or _case()), model.ask)
+    choice = run_search(baseline, model.edited, lambda: trials.append(None))
     return choice, len(trials)
 
 

@@ -26,8 +26,9 @@ from chip.data.readers import read_records
 from chip.data.request import ForgetRequest
 from chip.errors import ChipWarning, InputError
 from chip.methods import METHODS, Method, Shielded
-from chip.methods.apply import default_modules, edit_model
+from chip.methods.apply import EditContext, default_modules
 from chip.methods.patch import Patch
+from chip.methods.plans import edit_model
 from chip.model import streaming
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward import tower
@@ -90,7 +91,7 @@ def streamed(folder: Path) -> tuple[VLM, WeightStream]:
 def edit(vlm: VLM, folder: Path, method: Method) -> Patch:
     request = ForgetRequest.of(Hierarchy(read_records(folder.parent / "records.jsonl")), [TARGET])
     source, modules = Checkpoint.open(folder), default_modules(vlm, method)
-    return edit_model(vlm, source, method, request, modules, BatchSize(8))
+    return edit_model(EditContext(vlm, source, BatchSize(8)), method, request, modules)
 
 
 def ask(vlm: VLM, folder: Path, most: int | None = None) -> Scores:

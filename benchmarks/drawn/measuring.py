@@ -32,6 +32,7 @@ from benchmarks.forgetting.models import remaining, texts_of, untrained, write_m
 from benchmarks.forgetting.store import atomic_write
 from benchmarks.forgetting.worlds import World
 from benchmarks.forgetting.worlds.files import write
+from benchmarks.reporting import largest_change
 from chip.data.chance import mean_over
 from chip.data.record import TASKS
 from chip.errors import ChipError, ChipWarning
@@ -181,7 +182,7 @@ def edit(drawn: Drawn, level: str, arguments: EditArguments, device: str | None)
         "strength": None if choice is None else choice.value,
         "limit": None if choice is None else choice.limit,
         "excess": {loss.group: loss.lost for loss in sorted(report.outcome.excess, key=attrgetter("lost"))},
-        "largest_change": max(report.relative_change.values(), default=0.0),
+        "largest_change": largest_change(report.relative_change),
         **figures,
     }
 

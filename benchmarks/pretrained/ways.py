@@ -14,6 +14,7 @@ from benchmarks.forgetting.methods.edits import ShieldedEdit
 from benchmarks.pretrained.ablations import ShieldedWithSinks
 from benchmarks.pretrained.subjects import PretrainedSubject
 from benchmarks.pretrained.tuning import LEARNED, TUNED, tuned
+from benchmarks.reporting import largest_change
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.writer import write_patched
 from chip.errors import ChipError, RunError
@@ -101,7 +102,7 @@ class ChipWay:
             report.outcome.check_kept()
         except RunError as error:
             refused = str(error)
-        change = max(report.relative_change.values(), default=0.0)
+        change = largest_change(report.relative_change)
         return Edited(scratch / "edited", report.settings, report.seconds, change, refused)
 
     def _texts(self, subject: PretrainedSubject) -> dict[str, Any]:
@@ -123,15 +124,14 @@ class MethodWay:
             method = replace(method, like=ShieldedEdit(retain_weight=CONTROLLED))
         applied = measured(method, subject.vlm, subject.source, request, seed=0)
         write_patched(subject.source, scratch / "edited", applied.tensors, overwrite=True)
-        change = largest_change(subject.source, applied.tensors)
+        change = largest_change(relative_change(subject.source, applied.tensors))
         return Edited(scratch / "edited", method.settings, applied.seconds, change)
 
 
-def largest_change(source: Checkpoint, tensors: Mapping[str, Any]) -> float:
-    """‖W′ − W‖ / ‖W‖ (Frobenius) of a tensor, the largest."""
+def relative_change(source: Checkpoint, tensors: Mapping[str, Any]) -> dict[str, float]:
+    """‖W′ − W‖ / ‖W‖ (Frobenius) by tensor."""
     originals = {name: source.read(name).double() for name in tensors}
-    changes = (float((tensors[name].double() - old).norm() / old.norm()) for name, old in originals.items())
-    return max(changes, default=0.0)
+    return {name: float((tensors[name].double() - old).norm() / old.norm()) for name, old in originals.items()}
 
 
 REFERENCES: Mapping[str, Way] = {UNTOUCHED: Reference(False), RETRAINED: Reference(True)}

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from math import isfinite
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
 
 from chip.checkpoint.layout import Checkpoint
 from chip.checkpoint.sequence import Spent
+from chip.data.record import Record
 from chip.data.request import ForgetRequest
 from chip.distributed import DistributedContext
-from chip.errors import ChipWarning, InputError
-from chip.general.loss import GeneralReference
-from chip.methods.base import Method, Plan, Search
-from chip.methods.guard import Guard, check_guarded
+from chip.errors import InputError
+from chip.general.loss import GeneralLoss, GeneralReference
+from chip.methods.base import Method, Search
+from chip.methods.guard import Guard
 from chip.methods.patch import Patch, Precision, Solution, WeightEditor
-from chip.methods.search import Choice, hold_general, judge_gates, run_search
-from chip.methods.source import StatisticsSource, can_keep, check_general
+from chip.methods.search import hold_general, run_search
+from chip.methods.source import StatisticsSource, can_keep
+from chip.methods.trial import Baseline, Choice
 from chip.methods.validation import ValidationSet, hold_out_validation
 from chip.model.batching.batch_size import BatchSize
 from chip.model.forward.self_check import check_pass
 from chip.model.loading import VLM
-from chip.model.scoring import score_records
+from chip.model.scoring import Scores, score_records
 from chip.model.target_modules import TargetModule, available_modules, parse_layers, select_modules
 from chip.model.weights import Weights
 from chip.progress import ProgressCallback, silent
@@ -50,132 +49,47 @@ def default_modules(
     return [module for module in available_modules(vlm.model) if module in chosen]
 
 
-def edit_model(
-    vlm: VLM,
-    checkpoint: Checkpoint,
-    method: Method,
-    request: ForgetRequest,
-    target_modules: Sequence[TargetModule],
-    size: BatchSize | None = None,
-    progress: ProgressCallback = silent,
-    distributed: DistributedContext | None = None,
-    general: GeneralReference | None = None,
-    precision: Precision | None = None,
-    weights: Weights | None = None,
-    spent: Spent | None = None,
-    guard: Guard | None = None,
-) -> Patch:
-    """Run the trained records through the model, and let the method edit it module by module.
-
-    The model in memory is edited too, with the rounded weights: what is seen later is what will be written.
-
-    Args:
-        general: what a search watches beside the records.
-        precision: how exactly new weights are kept; by default as they are stored.
-        weights: what is edited, the checkpoint's; by default those of `vlm`, which else is a copy of it to measure on.
-        spent: what earlier edits have cost, where the checkpoint is an edited one.
-        guard: what they took out, of which nothing is to come back; the patch then has what the next edit is to leave.
-
-    Raises:
-        InputError: a setting was to be found, and every value costs what is retained more than it may; or the pass in
-            stages does not show what the model computes; or the method has no use for a guard.
-        RunError: a system has no trustworthy solution, or a record does not fit into memory.
-    """
-    shared = size or BatchSize(), progress, distributed or DistributedContext()
-    context = _Context(
-        vlm, checkpoint, *shared, general, precision or Precision(), weights or vlm.weights, spent or Spent(), guard
-    )
-    check_general(method, request.general)
-    *first, last = method.plans(vlm, request, target_modules)
-    if guard is not None:
-        check_guarded(method)
-        first = []  # of what gates take nothing would be guarded
-    for plan in first:
-        if (patch := _follow_if_enough(context, method, plan, target_modules)) is not None:
-            return patch
-    return _follow(context, last, target_modules)
-
-
 @dataclass(frozen=True)
-class _Context:
-    """What all steps of a method share."""
+class EditContext:
+    """What all steps of an edit share."""
 
     vlm: VLM
+    """The model that is measured and edited, in memory."""
     checkpoint: Checkpoint
-    size: BatchSize
-    progress: ProgressCallback
-    distributed: DistributedContext
-    general: GeneralReference | None
-    precision: Precision
-    weights: Weights
-    spent: Spent
-    guard: Guard | None
+    """Where it comes from: names on disk, and the dtypes that new weights are rounded to."""
+    size: BatchSize = field(default_factory=BatchSize)
+    progress: ProgressCallback = silent
+    distributed: DistributedContext = field(default_factory=DistributedContext)
+    general: GeneralReference | None = None
+    """What a search watches beside the records."""
+    precision: Precision = field(default_factory=Precision)
+    weights: Weights | None = None
+    """What is edited, the checkpoint's; by default those of `vlm`, which else is a copy of it to measure on."""
+    spent: Spent = field(default_factory=Spent)
+    """What earlier edits have cost, where the checkpoint is an edited one."""
+    guard: Guard | None = None
+    """What they took out, of which nothing is to come back; the patch then has what the next edit is to leave."""
 
     def editor(self, target_modules: Sequence[TargetModule]) -> WeightEditor:
         shared = self.distributed, self.precision, self.weights, self.guard
         return WeightEditor(self.vlm, self.checkpoint, target_modules, *shared)
 
+    def score(self, records: Sequence[Record]) -> Scores:
+        """What the model as it is answers."""
+        return score_records(self.vlm, records, self.size, distributed=self.distributed)
 
-def _follow(context: _Context, plan: Plan, target_modules: Sequence[TargetModule]) -> Patch:
-    """One edit after the other, each of the model that the one before has left."""
-    patch = Patch(shares_images=context.vlm.shares_images)
-    for step, part in plan.steps:
-        if not step.has_work(part):
-            if len(plan.steps) == 1:
-                message = f"method {step.name}: nothing of the target is where it edits; the model stays as it is"
-                warnings.warn(message, ChipWarning, stacklevel=2)
-            continue
-        modules = step.select(target_modules)
-        if not modules:
-            message = f"method {step.name} edits none of these modules; choose others"
-            raise InputError(message, argument="target_modules")
-        patch = patch.then(_edit_step(context, step, part, modules), context.checkpoint)
-    return patch
+    def general_loss(self) -> GeneralLoss | None:
+        """What the model as it is has lost of general data; None where none is watched."""
+        return None if self.general is None else self.general.compare(self.vlm)
 
 
-def _follow_if_enough(
-    context: _Context, method: Method, plan: Plan, target_modules: Sequence[TargetModule]
-) -> Patch | None:
-    """The plan's edit, if those who stay keep what the method's search promises them and the target is gone; else the
-    model is as it was."""
-    assert plan.enough_for is not None
-    assert method.search is not None
-    questions = ValidationSet(hold_out_validation(plan.enough_for))
-    editor = context.editor(target_modules)
-    patch, values = Patch(), dict[str, Tensor]()
-
-    @contextmanager
-    def edited() -> Iterator[None]:
-        nonlocal patch
-        with editor.restoring():
-            patch = _follow(context, plan, target_modules)
-            yield
-            values.update(editor.copies(patch.target_modules))
-
-    score = partial(score_records, context.vlm, size=context.size, distributed=context.distributed)
-    compare = None if context.general is None else partial(context.general.compare, context.vlm)
-    units = float(getattr(method, "units", 0.0))
-    try:
-        enough, choice = judge_gates(units, method.search, questions, score, edited(), compare)
-    except InputError as error:  # what is wrong beside the gates is found again without them
-        warnings.warn(f"gates are left out: {error}; a linear edit takes their place", ChipWarning, stacklevel=2)
-        return None
-    if not enough:
-        if not isfinite(choice.never_trained):  # of which the linear edit says where it comes from
-            return None
-        message = f"gates alone are not enough: {choice.reason}; a linear edit takes their place"
-        warnings.warn(message, ChipWarning, stacklevel=2)
-        return None
-    questions.warn_if_few()
-    editor.set(values)
-    settings = asdict(method) | {"rank": context.precision.rank}
-    return replace(patch, choice=patch.choice or choice, settings=settings)
-
-
-def _edit_step(
-    context: _Context, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
+def edit_step(
+    context: EditContext, method: Method, request: ForgetRequest, target_modules: Sequence[TargetModule]
 ) -> Patch:
-    """`edit_model` with one of the method's steps."""
+    """Measure, find the setting that is to be found, solve and edit, with one step of a method.
+
+    Raises: as `chip.methods.plans.edit_model`.
+    """
     vlm, distributed, progress, search = context.vlm, context.distributed, context.progress, method.search
     if search is not None:
         search, request = search.after(context.spent), hold_out_validation(request)
@@ -188,14 +102,42 @@ def _edit_step(
     if search is not None:
         if can_keep(vlm, method, target_modules, distributed):
             source.keep(progress)  # else each trial measures again
-        trials = _Trials(source, editor, context.size, context.general)
-        if context.general is not None:
-            method = hold_general(method, search, trials.divergence)
-        choice = trials.find(search, method, ValidationSet(request), progress)
-        method = method.resolve_search(choice.value)
+        questions = ValidationSet(request)
+        choice, method = _search(context, search, questions, method, source, editor)
     patch = edit_stages(method, source, editor, progress, last=True)
     settings = asdict(method) | {"rank": context.precision.rank}
     return replace(patch, choice=choice, settings=settings, target_modules=tuple(target_modules))
+
+
+def _search(
+    context: EditContext,
+    search: Search,
+    questions: ValidationSet,
+    method: Method,
+    source: StatisticsSource,
+    editor: WeightEditor,
+) -> tuple[Choice, Method]:
+    """The value of the setting that nobody gave, and the method with it. The model is afterwards as it was."""
+
+    @contextmanager
+    def edited(method: Method) -> Iterator[None]:
+        with editor.restoring():
+            edit_stages(method, source, editor)
+            yield
+
+    if (general := context.general) is not None:
+
+        def divergence(method: Method) -> float:
+            with edited(method):
+                return general.divergence(context.vlm)
+
+        method = hold_general(method, search, divergence)
+    questions.warn_if_few()
+    what = f"choosing the {search.setting.replace('_', ' ')}"
+    with context.progress(what, len(search.grid).bit_length()) as advance:
+        baseline = Baseline(search, questions, context.score, context.general_loss)
+        choice = run_search(baseline, lambda value: edited(method.resolve_search(value)), lambda: advance(1))
+    return choice, method.resolve_search(choice.value)
 
 
 def edit_stages(
@@ -228,42 +170,3 @@ def edit_stages(
                 waiting += solutions
     editor.apply(waiting, patch)
     return patch
-
-
-@dataclass(frozen=True)
-class _Trials:
-    """Edits of the model in memory, which is afterwards as it was."""
-
-    source: StatisticsSource
-    editor: WeightEditor
-    size: BatchSize
-    general: GeneralReference | None
-
-    @contextmanager
-    def edited(self, method: Method) -> Iterator[None]:
-        with self.editor.restoring():
-            edit_stages(method, self.source, self.editor)
-            yield
-
-    def divergence(self, method: Method) -> float:
-        """KL on general data."""
-        assert self.general is not None
-        with self.edited(method):
-            return self.general.divergence(self.editor.vlm)
-
-    def find(self, search: Search, method: Method, questions: ValidationSet, progress: ProgressCallback) -> Choice:
-        """Try values of the setting that nobody gave."""
-        questions.warn_if_few()
-        vlm = self.editor.vlm
-        score = partial(score_records, vlm, size=self.size, distributed=self.editor.distributed)
-        compare = None if self.general is None else partial(self.general.compare, vlm)
-        what = f"choosing the {search.setting.replace('_', ' ')}"
-        with progress(what, len(search.grid).bit_length()) as advance:
-            return run_search(
-                search,
-                questions,
-                score,
-                lambda value: self.edited(method.resolve_search(value)),
-                lambda: advance(1),
-                compare,
-            )

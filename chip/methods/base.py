@@ -290,4 +290,4 @@ class Plan:
     steps: Sequence[tuple[Method, ForgetRequest]]
     """Each with what it is to forget."""
     enough_for: ForgetRequest | None = None
-    """What must be gone behind it, or it is undone and the next plan is taken; None: it stands, whatever it leaves."""
+    """What must be gone behind it, or the next plan is tried too, and the better stands; None: it stands anyway."""

@@ -28,13 +28,13 @@ class Combined(ShieldedGatedText, Gated):  # type: ignore[misc]  # it only has t
 
     Gates in a connector take from those who stay nothing that can be measured, where they meet the target's pictures;
     whether they do is seen by asking. Where they leave more of what is asked with these pictures than a model that was
-    never trained on it would say, or cost more than an edit may, `ShieldedGatedText` alone takes all. So it does where
-    the target has more than `MOST_PICTURES`, in a connector that has no place for gates, and where somebody gives the
-    linear edit's strength.
+    never trained on it would say, `ShieldedGatedText` edits the model as it was, and of the two that one stays which
+    leaves and costs less. It takes all where gates cost more than an edit may, where the target has more than
+    `MOST_PICTURES`, in a connector that has no place for gates, and where somebody gives the linear edit's strength.
     """
 
     name: ClassVar[str] = "combined"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     target_modules: ClassVar[tuple[str, ...]] = ShieldedGatedText.target_modules
     optional_steps: ClassVar[tuple[str, ...]] = (Gated.name, GatedText.name)
 

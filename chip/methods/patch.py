@@ -20,11 +20,10 @@ from chip.kernels.gram import accumulation_dtype
 from chip.kernels.low_rank import leading_outputs
 from chip.methods.base import MeasuredModule, Method, Removed, WeightUpdate
 from chip.methods.guard import Guard
-from chip.methods.search import Choice
+from chip.methods.trial import Choice
 from chip.model.activations import activation_behind
 from chip.model.experts import OutputMap
 from chip.model.loading import VLM
-from chip.model.restoring import restoring
 from chip.model.target_modules import TargetModule
 from chip.model.tensor_names import stored_tensors
 from chip.model.tokens import Statistics
@@ -210,13 +209,12 @@ class WeightEditor:
         return torch.stack([round_once(single.multiplied(matrix, expert), dtype) for expert in value])
 
     @contextmanager
-    def restoring(self) -> Iterator[None]:
-        """Afterwards all that is edited is as before, also after an error."""
+    def restoring(self) -> Iterator[Callable[[], object]]:
+        """Afterwards all that is edited is as before, also after an error; but not if what this gives is called."""
         with ExitStack() as stack:
-            stack.enter_context(restoring(self.vlm, self.parameters))
-            if self._measured_apart:
-                stack.enter_context(self.weights.restoring(self.parameters))
-            yield
+            for weights in dict.fromkeys((self.vlm.weights, self.weights)):
+                stack.callback(weights.snapshot(self.parameters))
+            yield stack.pop_all
 
     def copies(self, target_modules: Sequence[TargetModule]) -> dict[str, Tensor]:
         """Parameters of these modules as they are, on the CPU."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from chip.model.loading import VLM
 
 
-def restoring(vlm: VLM, names: Iterable[str] | None = None) -> AbstractContextManager[None]:
+@contextmanager
+def restoring(vlm: VLM, names: Iterable[str] | None = None) -> Iterator[None]:
     """Afterwards these parameters, by default all, are as before, bit for bit, also after an error."""
-    return vlm.weights.restoring([name for name, _ in vlm.model.named_parameters()] if names is None else names)
+    names = [name for name, _ in vlm.model.named_parameters()] if names is None else names
+    restore = vlm.weights.snapshot(names)
+    try:
+        yield
+    finally:
+        restore()
 
 
 @contextmanager

@@ -6,9 +6,8 @@ else a layer is read once a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
@@ -111,19 +110,19 @@ class WeightStream:
     def hold(self, value: Tensor) -> Tensor:
         return in_file(value.detach().cpu())
 
-    @contextmanager
-    def restoring(self, names: Iterable[str]) -> Iterator[None]:
+    def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
         always_there = [name for name in names if self._ties.get(name, name) not in self._origins]
         originals = {name: self.parameter(name).detach().to("cpu", copy=True) for name in always_there}
         values = dict(self._values)
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             for name, value in originals.items():
                 self.set_parameter(name, value)
             if len(self._values) != len(values) or any(self._values[name] is not v for name, v in values.items()):
                 self._values, self._coming = values, None
                 self._leave()
+
+        return restore
 
     def _enter(self, unit: Unit) -> None:
         """Have the unit's parameters there, and start reading what ran after it the last time."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +34,8 @@ class Weights(Protocol):
     def hold(self, value: Tensor) -> Tensor:
         """A new value that is to last as long as the model, held where there is room for all of them."""
 
-    def restoring(self, names: Iterable[str]) -> AbstractContextManager[None]:
-        """Afterwards these parameters are as before, bit for bit, also after an error."""
+    def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
+        """These parameters as they are now: whoever calls it has them back, bit for bit."""
 
 
 class ResidentWeights:
@@ -63,12 +62,12 @@ class ResidentWeights:
     def hold(self, value: Tensor) -> Tensor:
         return value
 
-    @contextmanager
-    def restoring(self, names: Iterable[str]) -> Iterator[None]:
-        """Meanwhile a copy of them lies in the host's memory."""
+    def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
+        """A copy of them in the host's memory."""
         originals = {name: self.parameter(name).detach().to("cpu", copy=True) for name in names}
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             for name, value in originals.items():
                 self.set_parameter(name, value)
+
+        return restore

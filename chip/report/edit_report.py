@@ -9,7 +9,7 @@ from typing import Any
 from chip.checkpoint.sequence import EditSequence, Spent
 from chip.evaluation.summary import GroupResult
 from chip.general.loss import GeneralLoss
-from chip.methods.search import Choice
+from chip.methods.trial import Choice
 from chip.report.outcome import Outcome
 
 

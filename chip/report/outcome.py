@@ -12,7 +12,7 @@ from chip.data.request import STAYING
 from chip.errors import InputError, RunError
 from chip.evaluation.summary import BeforeAfter, GroupResult
 from chip.general.loss import GeneralLoss
-from chip.methods.search import Choice, Limit
+from chip.methods.trial import Choice, Limit
 from chip.report.formatting import RETAINED_NAMES, count
 
 MARGIN = 0.10

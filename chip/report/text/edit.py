@@ -18,7 +18,7 @@ from chip.report.text.elements import escaped, plain_table
 
 if TYPE_CHECKING:  # these bring torch
     from chip.general.loss import GeneralLoss
-    from chip.methods.search import Choice
+    from chip.methods.trial import Choice
     from chip.report.edit_report import EditReport, Sampled
     from chip.report.outcome import Outcome
 
