@@ -1,11 +1,13 @@
 """A small hospital in a mixture of experts, and in its dense twin: is as much forgotten, and as much kept?
 
     python -m benchmarks.experts --cache DIR [--json FILE] [--only dense|experts|...] [--tokens 4|16] [--rank R]
+                                [--method shielded|combined|...]
 
 Two models learn the same world from the same seed: a Qwen3-VL, and one whose MLPs are four experts of half the width,
 of which the router takes two. So do two of Qwen3.5, the second with four experts of a quarter of the width and a shared
-one of half of it. Each patient is then forgotten by itself with the defaults, and the written checkpoint is asked in
-words that nothing was trained on. Models and rows that are there are kept.
+one of half of it. Each patient is then forgotten by itself, by the linear method unless told otherwise, since gates
+hardly touch experts, and the written checkpoint is asked in words that nothing was trained on. Models and rows that are
+there are kept.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from chip.cli.console import quiet_libraries
 from chip.demo.images import SIZE
 from chip.demo.kinds import INSTITUTION_KINDS, PATIENT_KINDS, STUDY_KINDS
 from chip.errors import ChipWarning
+from chip.methods import Method, Shielded, make_method
 
 SEED, STEPS = 17, 150
 SIZES, KINDS = (3, 4, 2), (INSTITUTION_KINDS[:2], PATIENT_KINDS[:2], STUDY_KINDS[:4])
@@ -58,7 +61,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> its classes, and what its text model has beside the dense one's."""
 TARGETS = tuple(f"patient_{number}" for number in (2, 5, 8, 11, 1, 3, 4, 6, 7, 9, 10, 12))
 GROUPS = ("target", "siblings", "other")
-COLUMNS = ("tokens", "model", "rank", "target", "strength", "before", "after")
+OF_A_MEAN = ("tokens", "model", "method", "rank")
+COLUMNS = (*OF_A_MEAN, "target", "strength", "before", "after")
 
 
 def family_of(name: str, tokens: int) -> Family:
@@ -94,7 +98,7 @@ _OF_TEXT = (
 _OF_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
 
 
-def measure(checkpoint: Path, records: Path, target: str, rank: int | None) -> dict[str, Any]:
+def measure(checkpoint: Path, records: Path, target: str, method: Method, rank: int | None) -> dict[str, Any]:
     """Forget the target, in at most so many directions a weight: exact match on paraphrased questions, by group."""
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", ChipWarning)
@@ -103,6 +107,7 @@ def measure(checkpoint: Path, records: Path, target: str, rank: int | None) -> d
             [target],
             records=records,
             out=Path(folder) / "edited",
+            method=method,
             device="cpu",
             batch_size=64,
             rank=rank,
@@ -121,6 +126,7 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="File for the rows.")] = RESULTS / "experts.json",
     only: Annotated[list[str] | None, typer.Option(help="Model; repeat. By default all.")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Of a picture: 4 or 16; by default both.")] = None,
+    methods: Annotated[list[str] | None, typer.Option("--method", help="Repeat. By default shielded.")] = None,
     ranks: Annotated[list[int] | None, typer.Option("--rank", help="Of an edit; repeat. By default any.")] = None,
     most: Annotated[int, typer.Option("--targets", help="Patients to forget, at most.")] = len(TARGETS),
 ) -> None:
@@ -131,21 +137,25 @@ def main(
     rows = known_rows(json_file)
     train = partial(learn, steps=STEPS, seed=SEED, seconds=inf)
     all_ranks: list[int | None] = [*(ranks or ())] or [None]
-    for size, name, rank in product(tokens or TOKENS, only or MODELS, all_ranks):
+    for size, name, method, rank in product(tokens or TOKENS, only or MODELS, methods or [Shielded.name], all_ranks):
         checkpoint = write_learned(cache / f"{name}-{size}", records, family_of(name, size), SEED, train)
         for target in TARGETS[:most]:
-            about = {"tokens": size, "model": name, "rank": rank, "target": target}
+            about = {"tokens": size, "model": name, "method": method, "rank": rank, "target": target}
             if not any(about.items() <= row.items() for row in rows):
-                rows.append(about | measure(checkpoint, records, target, rank))
+                rows.append(about | measure(checkpoint, records, target, make_method(method, {}), rank))
                 print(json.dumps(rows[-1]), flush=True)
                 store_rows(json_file, COLUMNS, rows, "cpu", groups=GROUPS, seed=SEED)
-    for size, name, rank in sorted({(row["tokens"], row["model"], row["rank"]) for row in rows}, key=str):
-        if own := [row for row in rows if (row["tokens"], row["model"], row["rank"]) == (size, name, rank)]:
-            means = (
-                f"{group} {_mean(own, 'before', i):.2f} → {_mean(own, 'after', i):.2f}"
-                for i, group in enumerate(GROUPS)
-            )
-            print(f"{size} tokens, {name}, rank {rank or 'any'}: {', '.join(means)}")
+    _print_means(rows)
+
+
+def _print_means(rows: Sequence[dict[str, Any]]) -> None:
+    for kind in sorted({tuple(row[key] for key in OF_A_MEAN) for row in rows}, key=str):
+        own = [row for row in rows if tuple(row[key] for key in OF_A_MEAN) == kind]
+        means = (
+            f"{group} {_mean(own, 'before', i):.2f} → {_mean(own, 'after', i):.2f}" for i, group in enumerate(GROUPS)
+        )
+        size, name, method, rank = kind
+        print(f"{size} tokens, {name}, {method}, rank {rank or 'any'}: {', '.join(means)}")
 
 
 def _mean(rows: Sequence[dict[str, Any]], which: str, group: int) -> float:

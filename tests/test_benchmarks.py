@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import benchmarks
 from benchmarks import demo, demo_rows, schedule, sequences
+from benchmarks.experts import OF_A_MEAN
 from benchmarks.large import work
 from benchmarks.measuring import median_seconds
 from benchmarks.qwen import Shape, VisionShape
@@ -103,17 +104,25 @@ def test_committed_timings_are_rows(name: str) -> None:
     check_timings(RESULTS / f"{name}.json")
 
 
-def test_a_mixture_of_experts_forgets_as_its_dense_twin() -> None:
+@pytest.mark.parametrize(
+    ("dense", "experts", "tokens", "method"),
+    [
+        *(("dense", "experts", tokens, "shielded") for tokens in (4, 16)),
+        *(("dense Qwen3.5", "shared expert", 16, method) for method in ("shielded", "combined")),
+    ],
+)
+def test_a_mixture_of_experts_forgets_as_its_dense_twin(dense: str, experts: str, tokens: int, method: str) -> None:
     _, rows = read_rows(RESULTS / "experts.json")
-    for tokens in (4, 16):
-        after = {
-            model: torch.tensor(
-                [row["after"] for row in rows if (row["tokens"], row["model"], row["rank"]) == (tokens, model, None)]
-            )
-            for model in ("dense", "experts")
-        }
-        assert all(len(values) == 12 for values in after.values())
-        assert (after["dense"].mean(0) - after["experts"].mean(0)).abs().max() < 0.05
+    left, lost = [], []
+    for model in (dense, experts):
+        kind = (tokens, model, method, None)
+        own = [row for row in rows if tuple(row[key] for key in OF_A_MEAN) == kind]
+        assert len(own) == 12
+        before, after = (torch.tensor([row[which] for row in own]).mean(0) for which in ("before", "after"))
+        left.append(after[0])
+        lost.append((before - after)[1:])
+    assert (left[0] - left[1]).abs() < 0.05
+    assert (lost[0] - lost[1]).abs().max() < 0.05
 
 
 def test_committed_results_are_small() -> None:
