@@ -97,7 +97,8 @@ def resolve_request(
 
 def warn_of_copies(request: ForgetRequest, same_pixels: SameImage) -> None:
     """Say what can only be said of images that were decoded: which are others', saved anew."""
-    if copies := count_overlap(request, same_pixels) - count_overlap(request):
+    both = count_overlap(request, same_pixels)
+    if both and (copies := both - count_overlap(request)):
         message = (
             f"{copies:,} of the target's records are also retained ones: the same question and answer, and an image "
         )
