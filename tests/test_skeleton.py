@@ -129,7 +129,7 @@ def test_broken_defaults_of_generation_are_refused(folder: Path, content: str) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", "cuda:99", "mkldnn"])
 def test_a_device_that_torch_does_not_know_is_refused(folder: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"device='{device}': torch finds no such device here") as caught:
         load_vlm(folder, device)

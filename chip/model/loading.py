@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -261,8 +262,10 @@ def load_vlm(
 def _device(name: str | None) -> torch.device:
     """The device of this name, by default the best there is; of several processes, this one's own."""
     try:
-        device = torch.device(local_device(default_device() if name is None else name))
-        torch.zeros(1, device=device).cpu()  # some are known by name, and not there
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is no longer used as device type", UserWarning)
+            device = torch.device(local_device(default_device() if name is None else name))
+            torch.zeros(1, device=device).cpu()  # some are known by name, and not there
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         message = "torch finds no such device here; take cpu, cuda, cuda:1 or mps"
         raise InputError(message, argument="device", value=name) from error
