@@ -596,7 +596,7 @@ def test_every_committed_row_is_found_again() -> None:
 
 
 def test_keys_are_what_they_were() -> None:
-    ours = {"method": "shielded", "version": 3, "settings": [None, "auto", 0.1, 0.3]}
+    ours = {"method": "shielded", "version": 4, "settings": [None, "auto", 0.1, 0.3]}
     assert method_key(ShieldedEdit()) == ours
     assert method_key(ShieldedEdit(max_retain_drop=0.01)) != ours
     control = {"method": "random change", "version": 1, "settings": [ours]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,14 @@ def test_sets_some_of_what_is_retained_apart_where_nothing_is() -> None:
 def test_without_pictures_chance_stands_for_what_was_never_trained_on() -> None:
     choice, _ = _chosen(Model(UNKNOWN, KEPT, KEPT), _case(image=False))
     assert choice.never_trained == 0  # nobody else gave the target's answer
+
+
+def test_to_guess_a_letter_is_to_be_sure_of_all_of_an_answer_but_the_letter() -> None:
+    plain = _case()
+    records = [replace(record, question="q A) yes B) no C) both D) none") for record in plain.hierarchy.records]
+
+    def always(asked: Sequence[Record]) -> Scores:
+        return Scores(*(torch.full((len(asked),), 0.9, dtype=torch.float64) for _ in range(2)))
+
+    for request, expected in ((plain, 0.9), (ForgetRequest.of(Hierarchy(records), ["target"]), 0.25**0.5)):
+        assert ValidationSet(request).never_trained(always).tolist() == pytest.approx([expected])

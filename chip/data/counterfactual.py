@@ -45,7 +45,11 @@ class Counterfactuals:
         return [with_images(record, images[i]) for i in drawn]
 
     def estimate(
-        self, indices: Sequence[int], measure: Callable[[Sequence[Record]], Sequence[float]], chance: Sequence[float]
+        self,
+        indices: Sequence[int],
+        measure: Callable[[Sequence[Record]], Sequence[float]],
+        chance: Sequence[float],
+        letter_tokens: int = 1,
     ) -> list[float]:
         """Of each of the records at `indices` the mean over the others it is asked about; chance where there are none.
 
@@ -55,15 +59,18 @@ class Counterfactuals:
         Args:
             measure: a figure for each question, of all of them at once.
             chance: by index.
+            letter_tokens: of an answer where options are listed, if `measure` is normalized by their number: to who
+                guesses among k letters each of n tokens is k^(−1/n) probable, as all but the letter are certain.
         """
         about_others = [self.of(index) for index in indices]
         questions = [record for others in about_others for record in others]
         values = iter(measure(questions) if questions else ())
+        options = [max(count_options(self._records[index].question), 1) for index in indices]
         return [
-            min(fmean(islice(values, len(others))), 1 / max(count_options(self._records[index].question), 1))
+            min(fmean(islice(values, len(others))), count ** (-1 / letter_tokens))
             if others
-            else chance[index]
-            for index, others in zip(indices, about_others, strict=True)
+            else chance[index] ** (1 / letter_tokens if count > 1 else 1)
+            for index, others, count in zip(indices, about_others, options, strict=True)
         ]
 
     def _questions_like(self, record: Record) -> list[str]:

@@ -84,7 +84,7 @@ class Shielded(Method):
     """
 
     name: ClassVar[str] = "shielded"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[Needs] = Needs(outputs=False, general=True, guard=True, connector="composed")
     target_modules: ClassVar[tuple[str, ...]] = ("connector", "down")
     layers: ClassVar[tuple[float, float]] = (0.0, 1.0)

@@ -19,7 +19,7 @@ class ShieldedGated(Shielded, Gated):  # type: ignore[misc]  # it only has the s
     """
 
     name: ClassVar[str] = "shielded+gated"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     @property
     def steps(self) -> tuple[Method, ...]:

@@ -40,7 +40,7 @@ class ShieldedGatedText(Shielded, GatedText):  # type: ignore[misc]  # it only h
     """
 
     name: ClassVar[str] = "shielded+gated_text"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     target_modules: ClassVar[tuple[str, ...]] = (*Shielded.target_modules, "gate", "up")
     optional_steps: ClassVar[tuple[str, ...]] = (GatedText.name,)
 

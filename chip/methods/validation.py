@@ -20,6 +20,8 @@ from chip.model.scoring import Scores
 
 MIN_QUESTIONS = 20
 """Questions of a group, below which a figure says little."""
+LETTER_TOKENS = 2
+"""Of an answer where options are listed: the letter, and what ends the turn."""
 VALIDATION_FRACTION = 1 / 8
 """The part of the trained retained questions that is held out, where no record has the split `validation`."""
 
@@ -95,7 +97,7 @@ class ValidationSet:
             values: list[float] = score(questions).answer_probability.tolist()
             return values
 
-        return np.array(self._others.estimate(self.groups["target"], measure, chance))
+        return np.array(self._others.estimate(self.groups["target"], measure, chance, LETTER_TOKENS))
 
     def excess(self, probability: NDArray[np.float64], never: NDArray[np.float64]) -> float:
         """By how much the target's questions (n,) are above never trained on, of the kind where that is more."""
