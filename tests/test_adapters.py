@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -293,6 +294,14 @@ def test_names_of_an_older_transformers_are_those_of_today(base: Path, model: An
     assert set(old.merged) == set(source.merged)
     for name, value in source.merged.items():
         assert torch.equal(old.read(name), value), name
+
+
+@pytest.mark.slow
+def test_the_command_says_nothing_but_its_own(base: Path, trained: Path) -> None:
+    command = (sys.executable, "-m", "chip", "inspect", str(base), "--adapter", str(trained))
+    shown = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    assert "an adapter is merged into the base" in shown.stdout
 
 
 @pytest.mark.slow

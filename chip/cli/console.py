@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -20,6 +21,7 @@ def quiet_libraries() -> None:
     """Keep advice that is meant for developers of transformers off the user's terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that is gone is a page of C++ frames
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft loads, and which misses kernels of its own
     keep_libraries_offline()
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="pydicom")
