@@ -227,7 +227,7 @@ def test_a_tiny_run_of_the_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch
     options = (*small, "--json", str(tmp_path / "rows.json"))
     printed = run("demo", *options)
     _, rows = read_rows(tmp_path / "rows.json")
-    assert [row["method"] for row in rows] == ["shielded", "control", "chip", "chip best", "chip grid"]
+    assert [row["method"] for row in rows] == ["combined", "shielded", "control", "chip", "chip best", "chip grid"]
     assert "the best of the grid" in printed
     assert "1/" not in run("demo", *options, "--resume")
     assert read_rows(tmp_path / "rows.json")[1] == rows
