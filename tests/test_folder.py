@@ -55,6 +55,28 @@ def test_nothing_is_left_of_a_block_that_raises(tmp_path: Path, error: BaseExcep
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_lock_is_taken_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    lock = folder_module._lock
+
+    def interrupted(*arguments: Path) -> int:
+        descriptor = lock(*arguments)
+        signal.raise_signal(number)
+        return descriptor
+
+    monkeypatch.setattr(folder_module, "_lock", interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path / "out", "text")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_system_refuses_is_one_line_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"out: No space left on device; free some space, or choose another folder$"):
         stage(tmp_path / "out", "text", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))

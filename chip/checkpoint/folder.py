@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,18 +91,45 @@ def _new_parents(output: Path) -> Iterator[None]:
 @contextmanager
 def _locked(workplace: Path, output: Path) -> Iterator[None]:
     """Holds `workplace` for this process; the lock goes with the process, however that ends."""
-    lock = workplace / "lock"
-    descriptor = _lock(lock, output)
+    lock, descriptor = workplace / "lock", None
+    try:
+        with _signals_deferred():  # else one could leave a lock that nobody knows of
+            descriptor = _lock(lock, output)
+        yield
+    finally:
+        if descriptor is not None:
+            _unlock(lock, descriptor)
+
+
+def _unlock(lock: Path, descriptor: int) -> None:
+    lock.unlink(missing_ok=True)  # before it is released, so that a run that waits for it sees it is gone
+    try:
+        lock.parent.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the next run has put its own lock there
+            raise
+    os.close(descriptor)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Ctrl+C and a request to terminate wait until the block ends, and act then."""
+    if threading.current_thread() is not threading.main_thread():  # no signal is handled there
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not None  # set from outside of Python, and not to be put back
+    }
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is released, so that a run that waits for it sees it is gone
-        try:
-            workplace.rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the next run has put its own lock there
-                raise
-        os.close(descriptor)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def _lock(lock: Path, output: Path) -> int:
