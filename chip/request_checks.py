@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,11 +99,9 @@ def warn_of_copies(request: ForgetRequest, same_pixels: SameImage) -> None:
     """Say what can only be said of images that were decoded: which are others', saved anew."""
     both = count_overlap(request, same_pixels)
     if both and (copies := both - count_overlap(request)):
-        message = (
-            f"{copies:,} of the target's records are also retained ones: the same question and answer, and an image "
-        )
-        note = f"{message}of other bytes and the same pixels; it cannot be forgotten there and kept here"
-        warnings.warn(note, ChipWarning, stacklevel=3)
+        what = f"{copies:,} of the target's records are also retained ones: the same question and answer"
+        message = f"{what}, and an image of other bytes and the same pixels; it cannot be forgotten there and kept here"
+        warnings.warn(message, ChipWarning, stacklevel=3)
 
 
 def check_effect(method: Method, relative_change: Mapping[str, float]) -> None:
@@ -134,7 +132,7 @@ def _check_outside(source: Checkpoint, paths: Iterable[Path]) -> None:
 def _check_not_named(source: Checkpoint, request: ForgetRequest, label: str | None) -> None:
     """Raise `InputError` where the label, or what would be copied, names the target."""
     names = TargetNames.of(request.hierarchy, request.partition.targets)
-    if label is not None and (name := next(filter(None, map(names.find_in_label, readings(label))), None)):
+    if label is not None and (name := _first_name(names.find_in_label, label)):
         raise InputError(f"names {name}, which is to be forgotten; choose another", argument="label", value=label)
     if (revision := hub_revision(source.given)) and (name := names.find(revision)):
         hint = "copy it into a folder of another name, and give that"
@@ -157,6 +155,11 @@ def check_written_names_nobody(folder: Path, request: ForgetRequest) -> None:
         raise RunError(f"{path.name}: what was written names {name}; the source may have changed meanwhile, try again")
 
 
+def _first_name(find: Callable[[str], str | None], text: str) -> str | None:
+    """What `find` finds in the text as it stands, or in what its escapes say."""
+    return next(filter(None, map(find, readings(text))), None)
+
+
 def _find_name(
     files: Iterable[tuple[Path, Path]], names: TargetNames, written: Collection[str] = ()
 ) -> tuple[Path, str] | None:
@@ -166,7 +169,7 @@ def _find_name(
         written: files that chip has written: a single word or number in them is not taken for a name.
     """
     for path, relative in files:
-        if name := next(filter(None, map(names.find, readings(str(relative)))), None):
+        if name := _first_name(names.find, str(relative)):
             return path, name
         vocabulary = lists_words(path) or str(relative) in written
         for text in texts_of(path):

@@ -78,7 +78,7 @@ def main() -> None:
         sys.stdout.flush()
     except _Interrupted as interrupted:
         print("chip: interrupted", file=sys.stderr)
-        sys.exit(128 + interrupted.args[0])
+        code = 128 + interrupted.args[0]
     except (ChipError, UsageError, OSError, MemoryError) as error:
         if os.environ.get("CHIP_DEBUG"):
             raise

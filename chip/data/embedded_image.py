@@ -47,11 +47,16 @@ def content_of(source: ImageSource) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
+def open_content(source: ImageSource) -> io.BufferedReader | io.BytesIO:
+    """The encoded bytes, to be read from their beginning."""
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(content_of(source))
+
+
 def content_digest(source: ImageSource) -> bytes:
     """SHA-256 of the encoded bytes."""
     if isinstance(source, EmbeddedImage):
         return source.digest
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as content:
+    with open_content(source) as content:
         return hashlib.file_digest(content, "sha256").digest()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, _imaging
 
 from chip.data.dicom import decode_dicom, dicom_size, is_dicom
-from chip.data.embedded_image import ImageSource, content_of
+from chip.data.embedded_image import ImageSource, content_of, open_content
 from chip.data.image_bounds import check_bounds, has_more_than_8_bits, known_formats
 from chip.data.window import Window, gray
 from chip.errors import InputError, foreign_code
@@ -101,7 +101,7 @@ def _upright_size(image: Image.Image, source: ImageSource) -> tuple[int, int]:
 
 def _png_holds_exif(source: ImageSource) -> bool:
     """Whether one of its chunks may hold an orientation; those of pixels are passed over."""
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(content_of(source)) as file:
+    with open_content(source) as file:
         file.seek(_PNG_SIGNATURE)
         while len(header := file.read(8)) == 8:
             length, kind = int.from_bytes(header[:4], "big"), header[4:]

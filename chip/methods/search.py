@@ -51,7 +51,7 @@ def run_search(
     best = min(kept, key=lambda each: (each.cost(search), -each.value), default=best)
     stronger = max((each for each in trials.values() if each.value < best.value), key=_value, default=None)
     limit, reason = _reason(search, best, stronger, baseline.expected)
-    return baseline.choice(search.setting, best, tuple(trials.values()), limit, reason)
+    return baseline.choice(search.setting, best, [*trials.values()], limit, reason)
 
 
 def _by_halves(search: Search, trial: Callable[[float], Trial], acceptable: Callable[[float], bool]) -> Trial:
@@ -121,10 +121,7 @@ def _reason(search: Search, best: Trial, stronger: Trial | None, never: float) -
     if best.forget_excess < 0:
         return "weakest", f"{expected}, but nothing weaker was tried"
     if best.suffices(search):
-        return (
-            "enough",
-            f"{expected}, and earlier edits have cost too",
-        )
+        return "enough", f"{expected}, and earlier edits have cost too"
     if stronger is None:
         return "strongest", f"{best.effect}; nothing stronger was tried"
     exceeded = stronger.exceeded(search)

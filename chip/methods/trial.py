@@ -77,11 +77,15 @@ class Trial:
             general,
         )
 
+    @property
+    def lost(self) -> Mapping[str, float]:
+        """What each group that is to stay has lost, of its answers' probability or of its exact answers."""
+        return {group: max(drop, self.exact_drop[group], 0.0) for group, drop in self.retain_drop.items()}
+
     def cost(self, search: Search) -> float:
         """What is left of the target, and what those who stay lose."""
-        lost = (max(drop, self.exact_drop[group], 0.0) for group, drop in self.retain_drop.items())
         left = self.forget_probability if search.enough is None else max(self.forget_excess, search.enough)
-        return left + search.loss_weight * sum(lost)
+        return left + search.loss_weight * sum(self.lost.values())
 
     def suffices(self, search: Search) -> bool:
         """Whether nothing is won by a stronger edit, whatever that costs."""
@@ -107,8 +111,7 @@ class Trial:
     def losses(self) -> str:
         """What siblings and others lose, in words."""
         names = {"siblings": "siblings", "other": "others"}
-        lost = {group: max(drop, self.exact_drop[group], 0.0) for group, drop in self.retain_drop.items()}
-        return " and ".join(f"{names[group]} lose {drop:.3f}" for group, drop in lost.items())
+        return " and ".join(f"{names[group]} lose {drop:.3f}" for group, drop in self.lost.items())
 
     @property
     def general_loss(self) -> str:
@@ -192,6 +195,14 @@ class Baseline:
     def choice(self, setting: str, best: Trial, trials: Sequence[Trial], limit: Limit, reason: str) -> Choice:
         """What was found, of all the trials."""
         means = {group: float(answers.probability.mean()) for group, answers in self._before.items()}
-        most = None if best.general is None else self.search.max_general_kl
-        found = best.value, self.search.max_retain_drop, means, self.expected, tuple(trials), limit, reason, most
-        return Choice(setting, *found)
+        return Choice(
+            setting,
+            best.value,
+            self.search.max_retain_drop,
+            means,
+            self.expected,
+            tuple(trials),
+            limit,
+            reason,
+            None if best.general is None else self.search.max_general_kl,
+        )
