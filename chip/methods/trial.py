@@ -32,7 +32,7 @@ Limit = Literal[
 """Why a search went no further: those who stay would have lost more than they may, the model would have moved too far
 on general data, or not ended its general answers, the target would have become less probable than if it had never been
 trained on, those who stay would have lost more than the target, so much is forgotten that behind other edits nothing
-stronger is wanted, gates were enough and nothing was searched for, or the grid ended, at the strongest forgetting or,
+stronger is wanted, gates were enough or better than a search, or the grid ended, at the strongest forgetting or,
 where even that made the target too improbable, at the weakest."""
 
 

@@ -104,7 +104,11 @@ def _trials(choice: Choice) -> Table:
 def _notes(report: EditReport) -> Iterator[str]:
     yield f"{report.method}: {settings_line(report.settings)}"
     if report.choice is not None and report.choice.limit == "gates":
-        yield f"gates were enough in the trial, no strength was searched for: {report.choice.reason}"
+        from chip.methods.base import ENOUGH  # which brings torch
+
+        (trial,) = report.choice.trials
+        which = "were enough in the trial, no strength was searched for" if trial.forget_excess <= ENOUGH else "stay"
+        yield f"gates {which}: {report.choice.reason}"
     elif report.choice is not None:
         setting = report.choice.setting.replace("_", " ")
         yield f"{setting} {report.choice.value:g} was chosen: {report.choice.reason}"
